@@ -1,0 +1,66 @@
+"""NumPy or CuPy behind one name: the array namespace `xp` that all numeric code is handed.
+
+CuPy is imported here and nowhere else, and only when the CUDA provider is in use. Numeric
+code asks an array for its namespace (`namespace_of`) instead of importing one, so the same
+lines run on the host, on the GPU and, in the tests, under array-api-strict.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.errors import UnsupportedError
+
+Array = Any  # a NumPy, CuPy or array-api-strict array
+
+
+def array_module(device: str) -> Any:
+    """The array namespace for `device` ('cpu' or 'cuda')."""
+    if device == "cpu":
+        return np
+    try:
+        cupy = importlib.import_module("cupy")
+        namespace = importlib.import_module("array_api_compat.cupy")
+    except ImportError:
+        raise UnsupportedError(
+            "device 'cuda' needs CuPy: install the extra with `pip install 'pcns-onnx[cuda]'`, or use --device cpu"
+        ) from None
+    if not cupy.cuda.is_available():
+        raise UnsupportedError("device 'cuda' was asked for but no CUDA device is visible; use --device cpu")
+    return namespace
+
+
+def namespace_of(*arrays: Array) -> Any:
+    """The namespace that the arrays belong to; NumPy if all are NumPy."""
+    for array in arrays:
+        if array is not None and not isinstance(array, np.ndarray):
+            module = type(array).__module__.partition(".")[0]
+            return array_module("cuda") if module == "cupy" else array.__array_namespace__()
+    return np
+
+
+def to_numpy(array: Array) -> NDArray[Any]:
+    """A host copy of an array of any backend (no copy for NumPy)."""
+    if isinstance(array, np.ndarray):
+        return array
+    get = getattr(array, "get", None)
+    return np.asarray(get() if get is not None else array)
+
+
+def synchronize() -> None:
+    """Wait for the GPU's queued work, before another library reads the same memory."""
+    importlib.import_module("cupy").cuda.get_current_stream().synchronize()
+
+
+def wrap_device_memory(pointer: int, nbytes: int, shape: tuple[int, ...], dtype: Any, owner: object) -> Array:
+    """A CuPy array over memory that onnxruntime's CUDA provider owns: no copy is made.
+
+    `owner` is kept alive by the array.
+    """
+    cupy = importlib.import_module("cupy")
+    memory = cupy.cuda.UnownedMemory(pointer, nbytes, owner)
+    return cupy.ndarray(shape, dtype=dtype, memptr=cupy.cuda.MemoryPointer(memory, 0))

@@ -1,0 +1,192 @@
+"""Running models over samples: whole prefixes, or segment by segment behind a moving cut.
+
+A `Tape` walks one graph from its inputs to its outputs while layers further on may still be
+rewritten. At each stop it runs only the segment since the last one, from the tensors that are
+still alive there; those are kept in memory up to a budget and on disk beyond it, so a whole
+sequential re-fit costs one forward pass and the memory does not grow with the samples.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.backend import Array, to_numpy
+from pcns_onnx.data import Batch, Dataset
+from pcns_onnx.errors import InputError
+from pcns_onnx.graph import Graph
+from pcns_onnx.runtime import Engine
+
+Tensors = dict[str, Array]
+
+_FINITE_CHECK = "a hidden tensor"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A dataset as one model takes it: in batches of `batch`, whole ones only if `fixed`."""
+
+    data: Dataset
+    batch: int
+    fixed: bool = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.data.batches(self.batch):
+            if not self.fixed or batch.size == self.batch:
+                yield batch
+
+    @property
+    def count(self) -> int:
+        """Samples that are used; reads the data once where its length is not known."""
+        if self.data.count is None:
+            return sum(batch.size for batch in self)
+        return self.data.count - (self.data.count % self.batch if self.fixed else 0)
+
+
+def run_batches(engine: Engine, graph: Graph, samples: Samples, outputs: Sequence[str]) -> Iterator[Tensors]:
+    """The named tensors of `graph`, batch by batch; only what they need is computed."""
+    inputs = [spec.name for spec in graph.inputs]
+    computed = [name for name in outputs if name not in inputs]
+    session = engine.session(graph.extract(inputs, computed).serialize()) if computed else None
+    for batch in samples:
+        feeds = {name: engine.xp.asarray(array) for name, array in batch.feeds.items() if name in outputs}
+        made = session.run(batch.feeds) if session is not None else {}
+        yield {name: made[name] if name in made else feeds[name] for name in outputs}
+
+
+class Tape:
+    """Live tensors of one graph over all samples, at a cut that moves forward."""
+
+    def __init__(self, engine: Engine, samples: Samples, budget: int) -> None:
+        self._engine, self._samples = engine, samples
+        self._store = _Store(budget)
+        self._live: tuple[str, ...] | None = None
+
+    def advance(self, graph: Graph, before: str, wanted: str, later: Sequence[str]) -> Iterator[Tensors]:
+        """Move the cut in front of node `before` (its key) and yield `wanted` for every batch.
+
+        `later` are the tensors that will be wanted further on: only what they need stays alive.
+        `wanted` may also be made by `before` itself, whose node is then run too.
+        """
+        inputs = tuple(spec.name for spec in graph.inputs)
+        given = inputs if self._live is None else self._live
+        live = _live_at(graph, before, wanted, later)
+        computed = [name for name in dict.fromkeys((*live, wanted)) if name not in given]
+        session = None
+        if computed:
+            session = self._engine.session(graph.extract(given, computed).serialize())
+        first = self._live is None
+        source: Iterator[Tensors] = (b.feeds for b in self._samples) if first else self._store.read()
+        for index, tensors in enumerate(source):
+            made = session.run(tensors) if session is not None else {}
+            current = {**tensors, **made}
+            self._store.write(index, {name: current[name] for name in live})
+            yield {wanted: self._engine.xp.asarray(current[wanted])}
+        self._live = live
+
+    def close(self) -> None:
+        """Remove what was written to disk."""
+        self._store.close()
+
+
+def _live_at(graph: Graph, before: str, wanted: str, later: Sequence[str]) -> tuple[str, ...]:
+    """Tensors made in front of the cut that `later` still needs, in a fixed order."""
+    inputs = {spec.name for spec in graph.inputs}
+    made_by = graph.producers
+    done: set[str] = set()
+    for node in graph.nodes:
+        if node.key == before:
+            break
+        done.add(node.key)
+    if wanted in made_by:
+        done.add(made_by[wanted].key)
+    live: dict[str, None] = {}
+    seen: set[str] = set()
+    pending = list(later)
+    while pending:
+        name = pending.pop()
+        if name in seen or not name:
+            continue
+        seen.add(name)
+        node = made_by.get(name)
+        if name in inputs or (node is not None and node.key in done):
+            if not graph.is_constant(name):
+                live[name] = None
+        elif node is not None:
+            pending += [*node.inputs, *node.captures]
+    return tuple(sorted(live))
+
+
+class _Store:
+    """Batches of named tensors: in memory up to `budget` bytes, as .npy files beyond it."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget, self._used = budget, 0
+        self._batches: list[dict[str, Array | Path]] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def write(self, index: int, tensors: Tensors) -> None:
+        if index == len(self._batches):
+            self._batches.append({})
+        self._forget(self._batches[index])
+        kept: dict[str, Array | Path] = {}
+        for name, array in tensors.items():
+            size = int(array.nbytes)
+            if self._used + size <= self._budget:
+                self._used += size
+                kept[name] = array
+            else:
+                kept[name] = self._spill(index, len(kept), array)
+        self._batches[index] = kept
+
+    def read(self) -> Iterator[Tensors]:
+        for batch in self._batches:
+            yield {name: np.load(item) if isinstance(item, Path) else item for name, item in batch.items()}
+
+    def close(self) -> None:
+        self._batches.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _forget(self, batch: dict[str, Array | Path]) -> None:
+        for item in batch.values():
+            if isinstance(item, Path):
+                item.unlink()
+            else:
+                self._used -= int(item.nbytes)
+
+    def _spill(self, index: int, position: int, array: Array) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="pcns-onnx-")
+        path = Path(self._folder.name) / f"{index}-{position}.npy"
+        try:
+            np.save(path, to_numpy(array))
+        except OSError as error:
+            raise InputError(
+                f"cannot spill activations to '{path.parent}': {error.strerror or error}; set TMPDIR to a larger disk"
+            ) from None
+        return path
+
+
+class Positions:
+    """Which output positions of a layer are sampled in each batch: seeded, the same for any run.
+
+    `per_sample` positions of the `available` ones are drawn anew for every batch.
+    """
+
+    def __init__(self, available: int, wanted_rows: int, samples: int, seed: tuple[int, ...]) -> None:
+        self.available = available
+        self.per_sample = min(available, max(1, -(-wanted_rows // max(samples, 1))))
+        self._seed = seed
+
+    def draw(self, batch: int) -> NDArray[np.int64] | None:
+        """Sorted positions for one batch; None means all of them."""
+        if self.per_sample == self.available:
+            return None
+        generator = np.random.default_rng([*self._seed, batch])
+        return np.sort(generator.choice(self.available, self.per_sample, replace=False)).astype(np.int64)

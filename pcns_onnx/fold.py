@@ -1,0 +1,131 @@
+"""BatchNormalization folded into its neighbour, where that is exact.
+
+At inference y = a*(x - mean) + B with a = scale / sqrt(var + epsilon). Behind a linear layer
+the rows of W are scaled and the bias shifted. In front of one, its columns are scaled and
+W (B - a*mean) goes into its bias; that needs a layer without zero padding (the border would
+see a shifted zero), or a shift of zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.graph import Graph, Node
+
+_WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}
+
+
+def fold_batch_norms(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
+    """A copy of `graph` with every exactly foldable BatchNormalization gone, and their names."""
+    folded: list[str] = []
+    result = graph.copy()
+    while True:
+        node = next((n for n in result.nodes if _is_inference_norm(result, n) and _fold(result, n)), None)
+        if node is None:
+            return (result if folded else graph), tuple(folded)
+        folded.append(node.label)
+
+
+def _is_inference_norm(graph: Graph, node: Node) -> bool:
+    return (
+        node.op == "BatchNormalization"
+        and not node.domain
+        and not node.attrs.get("training_mode", 0)
+        and len([o for o in node.outputs if o]) == 1
+        and all(graph.is_constant(name) for name in node.inputs[1:5])
+    )
+
+
+def _fold(graph: Graph, norm: Node) -> bool:
+    scale, shift = _affine(graph, norm)
+    before = graph.producers.get(norm.inputs[0])
+    if before is not None and _can_scale(graph, before) and _only_reader(graph, norm.inputs[0], norm):
+        _scale_rows(graph, before, scale, shift)
+        graph.bypass(norm.key)
+        return True
+    readers = graph.consumers.get(norm.key, ())
+    if len(readers) == 1 and _only_reader(graph, norm.key, readers[0]) and _can_shift(graph, readers[0], shift):
+        _scale_columns(graph, readers[0], scale, shift)
+        graph.drop_into_reader(norm.key)
+        return True
+    return False
+
+
+def _affine(graph: Graph, norm: Node) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    gamma, beta, mean, var = (_value(graph, name) for name in norm.inputs[1:5])
+    scale = gamma / np.sqrt(var + float(norm.attrs.get("epsilon", 1e-5)))
+    return scale, beta - scale * mean
+
+
+def _value(graph: Graph, name: str) -> NDArray[np.float64]:
+    value = graph.constant(name)
+    assert value is not None, "the caller checked that it is constant"
+    return value.astype(np.float64)
+
+
+def _only_reader(graph: Graph, name: str, reader: Node) -> bool:
+    alone = [n.key for n in graph.consumers.get(name, ())] == [reader.key]
+    return alone and list(reader.inputs).count(name) == 1 and name not in {o.name for o in graph.outputs}
+
+
+def _can_scale(graph: Graph, node: Node) -> bool:
+    bias_known = len(node.inputs) < 3 or not node.inputs[2] or _bias_is_vector(graph, node)
+    return node.op in _WEIGHTED and not node.domain and graph.is_constant(node.inputs[1]) and bias_known
+
+
+def _bias_is_vector(graph: Graph, node: Node) -> bool:
+    value = graph.constant(node.inputs[2])
+    return value is not None and (value.ndim < 2 or value.shape[0] == 1)
+
+
+def _can_shift(graph: Graph, node: Node, shift: NDArray[np.float64]) -> bool:
+    if node.op not in ("Conv", "Gemm") or not _can_scale(graph, node) or node.attrs.get("group", 1) != 1:
+        return False
+    if node.op == "Gemm" and node.attrs.get("transA", 0):
+        return False
+    auto = node.attrs.get("auto_pad", b"NOTSET")
+    unpadded = auto in (b"NOTSET", b"VALID") and not any(node.attrs.get("pads", ()))
+    return node.op == "Gemm" or unpadded or not shift.any()
+
+
+def _bias(graph: Graph, node: Node, width: int) -> NDArray[np.float64]:
+    """The bias that the layer really adds, shape (width,)."""
+    if len(node.inputs) < 3 or not node.inputs[2]:
+        return np.zeros(width)
+    beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
+    return np.broadcast_to(_value(graph, node.inputs[2]).reshape(-1) * beta, (width,))
+
+
+def _set(graph: Graph, node: Node, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
+    graph.set_input(node.key, 1, weight)
+    graph.set_input(node.key, 2, bias)
+    if node.op == "Gemm":
+        graph.set_attributes(node.key, beta=1.0)
+
+
+def _scale_rows(graph: Graph, node: Node, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
+    weight = _value(graph, node.inputs[1])
+    bias = _bias(graph, node, len(scale)) * scale + shift
+    if node.op == "ConvTranspose":  # (C, K/groups, *kernel): each group of C has its own outputs
+        groups = node.attrs.get("group", 1)
+        parts = weight.reshape(groups, -1, *weight.shape[1:])
+        weight = (parts * scale.reshape(groups, 1, -1, *(1,) * (weight.ndim - 2))).reshape(weight.shape)
+    elif node.op == "Gemm" and not node.attrs.get("transB", 0):
+        weight = weight * scale
+    else:
+        weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    _set(graph, node, weight, bias)
+
+
+def _scale_columns(graph: Graph, node: Node, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
+    weight = _value(graph, node.inputs[1])
+    alpha = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
+    if node.op == "Gemm":
+        matrix = weight if node.attrs.get("transB", 0) else weight.T
+        bias = _bias(graph, node, len(matrix)) + alpha * matrix @ shift
+        scaled = matrix * scale
+        _set(graph, node, scaled if node.attrs.get("transB", 0) else scaled.T, bias)
+        return
+    bias = _bias(graph, node, len(weight)) + np.tensordot(weight.sum(tuple(range(2, weight.ndim))), shift, 1)
+    _set(graph, node, weight * scale.reshape(1, -1, *(1,) * (weight.ndim - 2)), bias)

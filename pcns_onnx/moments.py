@@ -1,0 +1,143 @@
+"""Streaming first and second moments of a layer's inputs and outputs.
+
+Blocks of rows are centred on their own means and merged with the parallel-variance formula
+
+    S = S_a + S_b + (n_a n_b / n) (m_a - m_b)(m_a - m_b)ᵀ
+
+(Chan, Golub and LeVeque 1979), so nothing cancels as XᵀX - n m mᵀ would. Sums are float64;
+the matrix products inside one block are float32 beyond `WIDE` columns, where they dominate the
+run time and a relative ridge well above their rounding is used anyway. Memory is one n*n
+matrix whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.backend import Array, namespace_of
+
+WIDE = 1024
+"""Columns beyond which the products inside a block are float32."""
+_BLOCK = 4096
+
+
+class Moments:
+    """Centred second moments of rows x (n wide) with themselves and with targets y (k wide).
+
+    Blocks are collected until they are as tall as the matrix is wide, so that the products and
+    not the sums of n*n matrices set the pace; reading a result flushes what is left.
+    """
+
+    def __init__(self, n: int, k: int, xp: Any = np) -> None:
+        self.xp = xp
+        self._n = n
+        self._counted = 0
+        self._mean_x = xp.zeros(n, dtype=xp.float64)
+        self._mean_y = xp.zeros(k, dtype=xp.float64)
+        self._xx = xp.zeros((n, n), dtype=xp.float64)
+        self._yx = xp.zeros((k, n), dtype=xp.float64)
+        self._yy = xp.zeros(k, dtype=xp.float64)
+        self._waiting: list[tuple[Array, Array | None]] = []
+        self._waiting_rows = 0
+
+    def update(self, x: Array, y: Array | None = None) -> None:
+        """Add a block of rows x (R, n) and, if targets are wanted, y (R, k)."""
+        if int(x.shape[0]) == 0:
+            return
+        self._waiting.append((x, y))
+        self._waiting_rows += int(x.shape[0])
+        if self._waiting_rows >= max(self._n, _BLOCK):
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        xp = self.xp
+        x = xp.concat([x for x, _ in self._waiting], axis=0)
+        targets = [y for _, y in self._waiting if y is not None]
+        self._waiting, self._waiting_rows = [], 0
+        rows = int(x.shape[0])
+        dtype = xp.float32 if self._n > WIDE else xp.float64
+        mean_x = xp.sum(x, axis=0, dtype=xp.float64) / rows
+        x = xp.astype(x, dtype) - xp.astype(mean_x, dtype)
+        share = rows * self._counted / (rows + self._counted)
+        step_x = mean_x - self._mean_x
+        self._xx += xp.astype(x.T @ x, xp.float64)
+        self._xx += share * (step_x[:, None] * step_x[None, :])
+        if targets:
+            y = xp.concat(targets, axis=0)
+            mean_y = xp.sum(y, axis=0, dtype=xp.float64) / rows
+            y = xp.astype(y, dtype) - xp.astype(mean_y, dtype)
+            step_y = mean_y - self._mean_y
+            self._yx += xp.astype(y.T @ x, xp.float64) + share * (step_y[:, None] * step_x[None, :])
+            self._yy += xp.sum(y * y, axis=0, dtype=xp.float64) + share * step_y * step_y
+            self._mean_y = self._mean_y + step_y * (rows / (rows + self._counted))
+        self._mean_x = self._mean_x + step_x * (rows / (rows + self._counted))
+        self._counted += rows
+
+    def merge(self, other: Moments) -> None:
+        """Add another accumulator's rows; associative up to rounding."""
+        self._flush()
+        if other.rows == 0:
+            return
+        total = self._counted + other.rows
+        share = self._counted * other.rows / total
+        step_x, step_y = other.mean_x - self._mean_x, other.mean_y - self._mean_y
+        self._xx += other._xx
+        self._xx += share * (step_x[:, None] * step_x[None, :])
+        self._yx += other._yx + share * (step_y[:, None] * step_x[None, :])
+        self._yy += other._yy + share * step_y * step_y
+        self._mean_x = self._mean_x + step_x * (other.rows / total)
+        self._mean_y = self._mean_y + step_y * (other.rows / total)
+        self._counted = total
+
+    def only(self, targets: NDArray[np.int64]) -> Moments:
+        """The same rows with some of the targets; shares the inputs' moments."""
+        self._flush()
+        if len(targets) == int(self._mean_y.shape[0]):
+            return self
+        part = Moments(0, 0, self.xp)
+        index = self.xp.asarray(targets)
+        part._n, part._counted, part._mean_x, part._xx = self._n, self._counted, self._mean_x, self._xx
+        part._mean_y = self.xp.take(self._mean_y, index, axis=0)
+        part._yx = self.xp.take(self._yx, index, axis=0)
+        part._yy = self.xp.take(self._yy, index, axis=0)
+        return part
+
+    @property
+    def rows(self) -> int:
+        """Rows seen."""
+        return self._counted + self._waiting_rows
+
+    @property
+    def mean_x(self) -> Array:
+        """Mean of x, (n,)."""
+        self._flush()
+        return self._mean_x
+
+    @property
+    def mean_y(self) -> Array:
+        """Mean of y, (k,)."""
+        self._flush()
+        return self._mean_y
+
+    @property
+    def covariance(self) -> Array:
+        """Covariance of x, (n, n)."""
+        self._flush()
+        return self._xx / max(self._counted, 1)
+
+    @property
+    def cross(self) -> Array:
+        """Covariance of y with x, (k, n)."""
+        self._flush()
+        return self._yx / max(self._counted, 1)
+
+    @property
+    def variance_y(self) -> Array:
+        """Variance of each target, (k,)."""
+        self._flush()
+        return self._yy / max(self._counted, 1)

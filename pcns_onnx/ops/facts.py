@@ -1,0 +1,219 @@
+"""What an operator may state about channels, and the table of operators that do.
+
+A *label* is a number that names one channel (one neuron). The labels of a tensor are an
+integer array with the tensor's rank whose axes have the tensor's size where the channel
+varies along them and size 1 elsewhere; -1 marks positions that belong to no channel. So the
+labels of a Conv output N,C,H,W have the shape 1,C,1,1, and after Flatten 1,C*H*W: data
+movement acts on labels exactly as it acts on data.
+
+A rule looks at one node (`Site`) and returns what is true of it (`Flow`). It never walks the
+graph and never edits it: `groups` walks, `rewrite` edits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.graph import Array, Node, Shape
+
+Labels = NDArray[np.int64]
+
+Kind = Literal["pointwise", "affine", "linear", "channelwise", "move", "reader", "opaque"]
+"""How a node treats channels: one scalar function for all ('pointwise'), per-channel constants
+('affine'), commutes with any mixing of channels ('linear'), per channel but not linear
+('channelwise', e.g. MaxPool), relabels only ('move'), solved for ('reader'), unknown ('opaque')."""
+
+
+class LinearOp(Protocol):
+    """The numeric face of a linear layer: y = V x + c at every position."""
+
+    @property
+    def taps(self) -> int:
+        """Columns of V per input channel of the weight: k*k for Conv, 1 otherwise."""
+
+    @property
+    def padded(self) -> bool:
+        """Whether positions near a border see zeros that no channel made."""
+
+    def matrix(self, weight: Array) -> Array:
+        """The weight as V, shape (K, C*taps)."""
+
+    def weight(self, matrix: Array, like: Array) -> Array:
+        """V back in the layout of the weight `like` (whose widths may differ)."""
+
+    def owners(self, reads: Labels) -> Labels:
+        """Which channel each column of V reads, from the labels `reads` of the weight's inputs."""
+
+    def positions(self, x_shape: tuple[int, ...]) -> int:
+        """Output positions per sample for an input of this shape."""
+
+    def inputs(self, x: Any, at: NDArray[np.int64] | None) -> Any:
+        """Rows x (R, C*taps), sample-major, at the output positions `at` of each sample (None: all)."""
+
+    def outputs(self, y: Any, at: NDArray[np.int64] | None) -> Any:
+        """The rows y (R, K) that belong to them, from the output or any tensor of its shape."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A layer whose weight can be solved for.
+
+    `weight` and `bias` are input positions (bias None: no such input can exist). `reads` labels
+    the input channels of V (before taps), `writes` its rows. `resets` are attributes that must
+    be set when the weight is replaced, since V has absorbed them.
+    """
+
+    op: LinearOp
+    weight: int
+    weight_axes: tuple[int, int]
+    bias: int | None
+    reads: Labels
+    writes: Labels
+    bias_scale: float = 1.0
+    resets: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Ride:
+    """Constant input `position` of the node has these labels: it is sliced along with them."""
+
+    position: int
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class Size:
+    """Element `element` of constant input `position` of node `key` is the length of an axis."""
+
+    key: str
+    position: int
+    element: int
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """These channels must stay, for this reason."""
+
+    labels: Labels
+    reason: str
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Everything a rule states about one node. `macs` is for the whole inferred batch."""
+
+    outputs: tuple[Labels | None, ...] = ()
+    kind: Kind = "opaque"
+    rides: tuple[Ride, ...] = ()
+    sizes: tuple[Size, ...] = ()
+    frozen: tuple[Frozen, ...] = ()
+    linear: Linear | None = None
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class Site:
+    """One node with what is known of its surroundings.
+
+    Per input: `labels` (None: carries no channels), `shapes` (None: not inferred), `constants`
+    (None: computed). `fresh(n)` makes n new labels; `producer(i)` and `readers(i)` look one node
+    up or down; `constant_of(node, i)` is the value of another node's input.
+    """
+
+    node: Node
+    labels: tuple[Labels | None, ...]
+    shapes: tuple[Shape | None, ...]
+    outputs: tuple[Shape | None, ...]
+    constants: tuple[Array | None, ...]
+    opset: int
+    fresh: Callable[[int], Labels]
+    producer: Callable[[int], Node | None]
+    readers: Callable[[int], tuple[Node, ...]]
+    constant_of: Callable[[Node, int], Array | None]
+
+    def constant(self, position: int) -> Array | None:
+        """Constant input `position`, None if absent or computed."""
+        return self.constants[position] if position < len(self.constants) else None
+
+    def attr(self, name: str, default: Any) -> Any:
+        """An attribute or its default."""
+        return self.node.attrs.get(name, default)
+
+    def known_shape(self, position: int) -> tuple[int, ...] | None:
+        """Shape of input `position` if every axis is known."""
+        return _complete(self.shapes[position]) if position < len(self.shapes) else None
+
+    def known_output(self, position: int = 0) -> tuple[int, ...] | None:
+        """Shape of output `position` if every axis is known."""
+        return _complete(self.outputs[position])
+
+
+Rule = Callable[[Site], Flow]
+_RULES: dict[tuple[str, str], Rule] = {}
+
+
+def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
+    """Register a rule for these operator types."""
+
+    def register(function: Rule) -> Rule:
+        for op in ops:
+            _RULES[domain, op] = function
+        return function
+
+    return register
+
+
+def rules() -> Mapping[tuple[str, str], Rule]:
+    """(domain, operator) -> rule, for every operator that is understood."""
+    return dict(_RULES)
+
+
+def flow_of(site: Site) -> Flow:
+    """What is true of the node; an operator without a rule freezes all channels that touch it."""
+    known = _RULES.get((site.node.domain, site.node.op))
+    if known is None:
+        return freeze(site, f"{describe(site.node)} is not understood")
+    return known(site)
+
+
+def freeze(site: Site, reason: str, *, macs: int = 0) -> Flow:
+    """All channels that enter the node must stay; its outputs carry none."""
+    frozen = tuple(Frozen(labels, reason) for labels in site.labels if labels is not None)
+    return Flow(outputs=(None,) * len(site.node.outputs), frozen=frozen, macs=macs)
+
+
+def describe(node: Node) -> str:
+    """The operator and the node's label, as reasons name them."""
+    op = f"{node.domain}.{node.op}" if node.domain else node.op
+    return f"{op} '{node.label}'"
+
+
+def axes_of(labels: Labels) -> tuple[int, ...]:
+    """Axes along which the channel varies."""
+    return tuple(axis for axis, size in enumerate(labels.shape) if size > 1)
+
+
+def along(labels: Labels, axis: int, rank: int) -> Labels | None:
+    """Labels as a vector if they vary along `axis` only, else None."""
+    if labels.ndim != rank or any(a != axis % rank for a in axes_of(labels)):
+        return None
+    return labels.reshape(-1)
+
+
+def spread(vector: Labels, axis: int, rank: int) -> Labels:
+    """A vector of labels laid along `axis` of a tensor of `rank`."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return vector.reshape(shape)
+
+
+def _complete(shape: Shape | None) -> tuple[int, ...] | None:
+    if shape is None or any(d is None for d in shape):
+        return None
+    return tuple(int(d) for d in shape if d is not None)

@@ -1,0 +1,267 @@
+"""Conv, Gemm and MatMul: the layers that are solved for.
+
+Each is y = V x + c per output position: for Gemm and MatMul x is a row, for Conv the patch
+under the kernel (zero padding included, so border effects are in the moments).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.backend import namespace_of
+from pcns_onnx.graph import Array
+from pcns_onnx.ops.facts import Flow, Labels, Linear, Site, along, describe, freeze, rule, spread
+
+
+@dataclass(frozen=True)
+class ConvOp:
+    """An ungrouped convolution with any number of spatial axes."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...] | None
+    auto_pad: str
+
+    @property
+    def taps(self) -> int:
+        """Kernel positions."""
+        return prod(self.kernel)
+
+    @property
+    def padded(self) -> bool:
+        """Whether zeros are added around the input."""
+        if self.auto_pad.startswith("SAME"):
+            return any(k > 1 for k in self.kernel)
+        return any(self.pads or ())
+
+    def matrix(self, weight: Array) -> Array:
+        """(K, C, *kernel) -> (K, taps*C)."""
+        return np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
+
+    def weight(self, matrix: Array, like: Array) -> Array:
+        """(K, taps*C) -> (K, C, *kernel)."""
+        return np.moveaxis(matrix.reshape(matrix.shape[0], *like.shape[2:], -1), -1, 1)
+
+    def owners(self, reads: Labels) -> Labels:
+        """Tap-major: all channels of the first tap, then of the second."""
+        return np.tile(reads, self.taps)
+
+    def positions(self, x_shape: tuple[int, ...]) -> int:
+        """Output positions per sample."""
+        return prod(self._out(x_shape[2:]))
+
+    def inputs(self, x: Any, at: NDArray[np.int64] | None) -> Any:
+        """Patches (R, taps*C) of x (N, C, *size) at flat output positions, the same for all samples.
+
+        Channels are moved last first, so that a patch is gathered as `taps` contiguous runs.
+        """
+        xp = namespace_of(x)
+        n, c, *size = (int(s) for s in x.shape)
+        pads = self._pads(size)
+        padded_size = tuple(s + a + b for s, a, b in zip(size, pads, pads[len(size) :], strict=False))
+        padded = xp.zeros((n, *padded_size, c), dtype=x.dtype)
+        inner = tuple(slice(a, a + s) for s, a in zip(size, pads, strict=False))
+        padded[(slice(None), *inner, slice(None))] = xp.moveaxis(x, 1, -1)
+        index = xp.asarray(self._index(tuple(size), padded_size, at))
+        patches = xp.take(xp.reshape(padded, (n, -1, c)), index, axis=1)
+        return xp.reshape(patches, (-1, self.taps * c))
+
+    def outputs(self, y: Any, at: NDArray[np.int64] | None) -> Any:
+        """(R, K) of y (N, K, *out)."""
+        xp = namespace_of(y)
+        n, k = int(y.shape[0]), int(y.shape[1])
+        y = xp.reshape(y, (n, k, -1))
+        if at is not None:
+            y = xp.take(y, xp.asarray(at), axis=2)
+        return xp.reshape(xp.permute_dims(y, (0, 2, 1)), (-1, k))
+
+    def _index(
+        self, size: tuple[int, ...], padded: tuple[int, ...], at: NDArray[np.int64] | None
+    ) -> NDArray[np.int64]:
+        """Flat indices into the padded input, position-major, one per (position, tap)."""
+        out = self._out(size)
+        flat = np.arange(prod(out)) if at is None else at
+        corners = np.unravel_index(flat, out)
+        taps = np.unravel_index(np.arange(self.taps), self.kernel)
+        where = [
+            corner[:, None] * s + tap[None, :] * d
+            for corner, tap, s, d in zip(corners, taps, self.strides, self.dilations, strict=True)
+        ]
+        return np.asarray(np.ravel_multi_index(where, padded), dtype=np.int64).reshape(-1)
+
+    def _spans(self) -> tuple[int, ...]:
+        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
+
+    def _out(self, size: Sequence[int]) -> tuple[int, ...]:
+        pads, half = self._pads(size), len(self.kernel)
+        return tuple(
+            (s + pads[i] + pads[i + half] - span) // stride + 1
+            for i, (s, span, stride) in enumerate(zip(size, self._spans(), self.strides, strict=True))
+        )
+
+    def _pads(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Explicit (begin..., end...) padding; resolves auto_pad for an input of `size`."""
+        if not self.auto_pad.startswith("SAME"):
+            return self.pads or (0,) * (2 * len(self.kernel))
+        total = [
+            max((-(-s // stride) - 1) * stride + span - s, 0)
+            for s, span, stride in zip(size, self._spans(), self.strides, strict=True)
+        ]
+        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+        upper = self.auto_pad == "SAME_UPPER"
+        return (*small, *large) if upper else (*large, *small)
+
+
+@dataclass(frozen=True)
+class RowOp:
+    """Gemm or MatMul on rows: V is `scale` times the (transposed) weight."""
+
+    transposed: bool
+    scale: float = 1.0
+    rows_first: bool = True
+
+    taps = 1
+    padded = False
+
+    def matrix(self, weight: Array) -> Array:
+        """(C, K), or (K, C) when `transposed`, -> (K, C)."""
+        return (weight if self.transposed else weight.T) * self.scale
+
+    def weight(self, matrix: Array, like: Array) -> Array:
+        """(K, C) -> the weight's own layout, with a scale of one."""
+        return matrix if self.transposed else matrix.T
+
+    def owners(self, reads: Labels) -> Labels:
+        """One column per channel."""
+        return reads
+
+    def positions(self, x_shape: tuple[int, ...]) -> int:
+        """Rows per sample."""
+        return prod(x_shape[1:-1])
+
+    def inputs(self, x: Any, at: NDArray[np.int64] | None) -> Any:
+        """Rows (R, C); `at` picks positions within each sample."""
+        xp = namespace_of(x)
+        return _rows(x if self.rows_first else xp.permute_dims(x, (1, 0)), at)
+
+    def outputs(self, y: Any, at: NDArray[np.int64] | None) -> Any:
+        """Rows (R, K)."""
+        return _rows(y, at)
+
+
+def _rows(x: Any, at: NDArray[np.int64] | None) -> Any:
+    xp = namespace_of(x)
+    width = int(x.shape[-1])
+    if at is not None:
+        x = xp.take(xp.reshape(x, (int(x.shape[0]), -1, width)), xp.asarray(at), axis=1)
+    return xp.reshape(x, (-1, width))
+
+
+@rule("Conv")
+def conv(site: Site) -> Flow:
+    """Conv: mixes channels on axis 1; groups are left alone."""
+    shape, out = site.known_shape(1), site.known_output()
+    if shape is None:
+        return freeze(site, f"{describe(site.node)} has a weight of unknown shape")
+    macs = prod(out) * prod(shape[1:]) if out else 0
+    weight = site.constant(1)
+    if site.attr("group", 1) != 1:
+        return freeze(site, f"{describe(site.node)} is a grouped or depthwise Conv", macs=macs)
+    if weight is None:
+        return freeze(site, f"{describe(site.node)} has a weight that is computed, not stored", macs=macs)
+    spatial = weight.ndim - 2
+    reads = _read(site, axis=1, rank=weight.ndim, width=shape[1])
+    if reads is None:
+        return freeze(site, f"{describe(site.node)} reads channels along another axis", macs=macs)
+    if len(site.node.inputs) > 2 and site.node.inputs[2] and site.constant(2) is None:
+        return freeze(site, f"{describe(site.node)} has a bias that is computed, not stored", macs=macs)
+    pads = site.attr("pads", None)
+    op = ConvOp(
+        kernel=tuple(weight.shape[2:]),
+        strides=tuple(site.attr("strides", (1,) * spatial)),
+        dilations=tuple(site.attr("dilations", (1,) * spatial)),
+        pads=tuple(pads) if pads else None,
+        auto_pad=_text(site.attr("auto_pad", b"NOTSET")),
+    )
+    writes = site.fresh(shape[0])
+    linear = Linear(op, weight=1, weight_axes=(0, 1), bias=2, reads=reads, writes=writes)
+    return Flow((spread(writes, 1, weight.ndim),), "reader", linear=linear, macs=macs)
+
+
+@rule("ConvTranspose")
+def conv_transpose(site: Site) -> Flow:
+    """ConvTranspose: counted, not yet solved for."""
+    x, shape = site.known_shape(0), site.known_shape(1)
+    macs = prod(x) * prod(shape[1:]) if x and shape else 0
+    return freeze(site, f"{describe(site.node)} is not supported yet", macs=macs)
+
+
+@rule("Gemm")
+def gemm(site: Site) -> Flow:
+    """Gemm: alpha and the transposes are absorbed into V, beta scales the bias."""
+    weight, shape, out = site.constant(1), site.known_shape(1), site.known_output()
+    trans_b, trans_a = bool(site.attr("transB", 0)), bool(site.attr("transA", 0))
+    k = shape[0 if trans_b else 1] if shape else 0
+    c = shape[1 if trans_b else 0] if shape else 0
+    macs = prod(out) * c if out else 0
+    if weight is None or shape is None:
+        return freeze(site, f"{describe(site.node)} multiplies two computed matrices", macs=macs)
+    reads = _read(site, axis=0 if trans_a else 1, rank=2, width=c)
+    if reads is None:
+        return freeze(site, f"{describe(site.node)} reads channels along its rows", macs=macs)
+    has_bias = len(site.node.inputs) > 2 and bool(site.node.inputs[2])
+    bias = site.constant(2)
+    if has_bias and (bias is None or bias.size not in (1, k) or (bias.ndim == 2 and bias.shape[0] not in (1,))):
+        return freeze(site, f"{describe(site.node)} has a bias that is not one value per neuron", macs=macs)
+    writes = site.fresh(k)
+    axes = (0, 1) if trans_b else (1, 0)
+    linear = Linear(
+        RowOp(trans_b, float(site.attr("alpha", 1.0)), rows_first=not trans_a),
+        weight=1,
+        weight_axes=axes,
+        bias=2,
+        reads=reads,
+        writes=writes,
+        bias_scale=float(site.attr("beta", 1.0)),
+        resets=(("alpha", 1.0), ("beta", 1.0)),
+    )
+    return Flow((spread(writes, 1, 2),), "reader", linear=linear, macs=macs)
+
+
+@rule("MatMul")
+def matmul(site: Site) -> Flow:
+    """MatMul by a stored matrix; a bias, if any, is the Add behind it."""
+    x, shape, out = site.known_shape(0), site.known_shape(1), site.known_output()
+    macs = prod(out) * x[-1] if out and x else 0
+    weight = site.constant(1)
+    if weight is None or weight.ndim != 2 or shape is None:
+        return freeze(site, f"{describe(site.node)} does not multiply by one stored matrix", macs=macs)
+    if site.shapes[0] is None:
+        return freeze(site, f"{describe(site.node)} has an input of unknown rank", macs=macs)
+    rank = len(site.shapes[0])
+    reads = _read(site, axis=rank - 1, rank=rank, width=shape[0])
+    if reads is None or rank < 2:
+        return freeze(site, f"{describe(site.node)} reads channels along another axis", macs=macs)
+    writes = site.fresh(shape[1])
+    linear = Linear(RowOp(False), weight=1, weight_axes=(1, 0), bias=None, reads=reads, writes=writes)
+    return Flow((spread(writes, rank - 1, rank),), "reader", linear=linear, macs=macs)
+
+
+def _read(site: Site, *, axis: int, rank: int, width: int) -> Labels | None:
+    """Labels of the `width` input channels, all -1 where the input carries none."""
+    labels = site.labels[0]
+    if labels is None:
+        return np.full(width, -1, dtype=np.int64)
+    vector = along(labels, axis, rank)
+    return None if vector is None else np.broadcast_to(vector, (width,)).copy()
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,160 @@
+"""onnxruntime behind a small door: sessions, providers, device arrays.
+
+This is the only module that imports onnxruntime. On CUDA, inputs and outputs are bound to
+device memory and handed over as CuPy arrays, so activations never cross to the host.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pcns_onnx.backend import Array, array_module, synchronize, wrap_device_memory
+from pcns_onnx.errors import InputError, UnsupportedError
+
+
+def _onnxruntime() -> Any:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError:
+        raise UnsupportedError(
+            "onnxruntime is not installed: `pip install 'pcns-onnx[cpu]'` for CPU or `pip install 'pcns-onnx[cuda]'` "
+            "for NVIDIA GPUs (one of the two, never both)"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where models run: `device` is 'cpu' or 'cuda', `threads` 0 means onnxruntime's default."""
+
+    device: str = "cpu"
+    threads: int = 0
+
+    @property
+    def xp(self) -> Any:
+        """The array namespace that captured tensors live in."""
+        return array_module(self.device)
+
+    @property
+    def provider(self) -> str:
+        """The onnxruntime execution provider's name."""
+        return "CUDAExecutionProvider" if self.device == "cuda" else "CPUExecutionProvider"
+
+    def session(self, model: bytes) -> Session:
+        """Compile a serialised model; raises `InputError` if onnxruntime refuses it."""
+        return Session(model, self)
+
+
+def choose_engine(device: str, threads: int = 0) -> Engine:
+    """Resolve 'auto', 'cpu' or 'cuda' to an engine that this machine can really run."""
+    ort = _onnxruntime()
+    available = "CUDAExecutionProvider" in ort.get_available_providers()
+    if device == "auto":
+        if not available:
+            return Engine("cpu", threads)
+        try:
+            array_module("cuda")
+        except UnsupportedError:
+            return Engine("cpu", threads)
+        return Engine("cuda", threads)
+    if device == "cuda":
+        if not available:
+            raise UnsupportedError(
+                "device 'cuda' was asked for but this onnxruntime has no CUDA provider: install the extra with "
+                "`pip install 'pcns-onnx[cuda]'` (and uninstall onnxruntime first), or use --device cpu"
+            )
+        array_module("cuda")
+    return Engine(device, threads)
+
+
+def versions() -> dict[str, str]:
+    """Version of onnxruntime, for reports."""
+    return {"onnxruntime": str(_onnxruntime().__version__)}
+
+
+class Session:
+    """One compiled model on one engine."""
+
+    def __init__(self, model: bytes, engine: Engine) -> None:
+        ort = _onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.use_deterministic_compute = True
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if engine.threads:
+            options.intra_op_num_threads = engine.threads
+        providers = [engine.provider]
+        if engine.device == "cuda":
+            providers.append("CPUExecutionProvider")
+        try:
+            self._session = ort.InferenceSession(model, options, providers=providers)
+        except Exception as error:  # onnxruntime raises its own untyped family
+            raise InputError(f"onnxruntime cannot load the model: {_first_line(error)}") from None
+        if engine.provider not in self._session.get_providers():
+            raise UnsupportedError(f"onnxruntime could not start its {engine.provider}; use --device cpu")
+        self._engine = engine
+        self.inputs = tuple(i.name for i in self._session.get_inputs())
+        self.outputs = tuple(o.name for o in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs for one batch, as arrays of the engine's namespace."""
+        wanted = {name: feeds[name] for name in self.inputs}
+        try:
+            if self._engine.device == "cuda":
+                return self._run_bound(wanted)
+            return dict(zip(self.outputs, self._session.run(None, wanted), strict=True))
+        except UnsupportedError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in wanted.items())
+            raise InputError(f"onnxruntime failed on a batch of {shapes}: {_first_line(error)}") from None
+
+    def _run_bound(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        ort = _onnxruntime()
+        binding = self._session.io_binding()
+        kept = []
+        for name, array in feeds.items():
+            if isinstance(array, np.ndarray):
+                value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
+                binding.bind_ortvalue_input(name, value)
+                kept.append(value)
+            else:
+                array = self._engine.xp.asarray(array, order="C")
+                kept.append(array)
+                binding.bind_input(name, "cuda", 0, array.dtype.type, array.shape, array.data.ptr)
+        if any(not isinstance(array, np.ndarray) for array in feeds.values()):
+            synchronize()
+        for name in self.outputs:
+            binding.bind_output(name, "cuda", 0)
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return {name: _wrap(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+_ELEMENT_TYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+def _wrap(value: Any) -> Array:
+    kind = value.data_type()
+    shape = tuple(value.shape())
+    if kind not in _ELEMENT_TYPES or value.device_name() != "cuda" or 0 in shape:
+        return array_module("cuda").asarray(value.numpy())
+    dtype = np.dtype(_ELEMENT_TYPES[kind])
+    return wrap_device_memory(value.data_ptr(), int(np.prod(shape)) * dtype.itemsize, shape, dtype, value)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,149 @@
+"""The re-fit: a layer's new weights by least squares, from the shrunk model to the original.
+
+With x' the layer's inputs in the shrunk model and y its outputs in the original,
+
+    min over V, b of  E|y - V x' - b|²  +  r |V - V₀|² s,      s = mean diag cov(x')
+
+    V = V₀ + (cov(y, x') - V₀ cov(x')) (cov(x') + r s I)⁻¹,    b = mean(y) - V mean(x')
+
+V₀ are the original weights, in which every removed channel is replaced by its least-squares
+mixture of the kept ones (one N x M matrix shared over all taps). So full width is a no-op, and
+where rows are few the answer falls back on that mixture. The relative ridge r is the one that
+predicts a fifth of the samples best when it is solved on the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.backend import Array, namespace_of
+from pcns_onnx.capture import Positions
+from pcns_onnx.linalg import add_ridge, solve_spd
+from pcns_onnx.moments import Moments
+from pcns_onnx.ops import LinearOp
+
+RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+VALID = 5
+"""One sample in so many is kept aside to choose the ridge."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A solved layer: V (K, n) and b (K,) float64, and how well it does.
+
+    Errors are relative: the share of the targets' variance that is missed, on the samples it was
+    solved on and on those that chose the ridge (NaN where there were none). `scale` is the
+    targets' root mean square deviation.
+    """
+
+    matrix: Array
+    bias: Array
+    ridge: float
+    rows: int
+    error: float
+    held_out_error: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Moments of one layer: the part that is solved on and the part that chooses the ridge."""
+
+    train: Moments
+    valid: Moments
+
+    def only(self, rows: NDArray[np.int64]) -> Evidence:
+        """The same evidence for some of the targets."""
+        return Evidence(self.train.only(rows), self.valid.only(rows))
+
+    def merged(self) -> Moments:
+        """All rows together (adds the second part into the first)."""
+        self.train.merge(self.valid)
+        return self.train
+
+
+def gather(
+    op: LinearOp, columns: int, width: int, pairs: Iterable[tuple[Array, Array]], positions: Positions
+) -> Evidence:
+    """Moments of a layer from batches of (input, output) tensors."""
+    evidence: Evidence | None = None
+    for index, (x, y) in enumerate(pairs):
+        if evidence is None:
+            xp = namespace_of(x)
+            evidence = Evidence(Moments(columns, width, xp), Moments(columns, width, xp))
+        at = positions.draw(index)
+        rows_x, rows_y = op.inputs(x, at), op.outputs(y, at)
+        per_sample = int(rows_x.shape[0]) // int(x.shape[0])
+        aside = (int(x.shape[0]) // VALID) * per_sample
+        if not aside and index % VALID == VALID - 1:
+            evidence.valid.update(rows_x, rows_y)
+            continue
+        evidence.valid.update(rows_x[:aside], rows_y[:aside])
+        evidence.train.update(rows_x[aside:], rows_y[aside:])
+    assert evidence is not None, "a dataset without samples is refused when it is opened"
+    return evidence
+
+
+def fit(evidence: Evidence, prior: Array, guess: float | None = None) -> Fit:
+    """Solve for V and b, towards `prior` (K, n). `guess` is where the search for the ridge starts."""
+    ridge, held_out = _choose_ridge(evidence, prior, guess)
+    moments = evidence.merged()
+    system = _System(moments, prior)
+    matrix, bias = system.solve(ridge)
+    xp = namespace_of(prior)
+    scale = float(xp.mean(moments.variance_y)) ** 0.5
+    return Fit(matrix, bias, ridge, moments.rows, system.error(matrix, bias), held_out, scale)
+
+
+class _System:
+    """The normal equations of one layer, solved for as many ridges as are asked for."""
+
+    def __init__(self, moments: Moments, prior: Array) -> None:
+        self._moments, self._prior = moments, prior
+        self._covariance = moments.covariance
+        self._miss = (moments.cross - prior @ self._covariance).T
+
+    def solve(self, ridge: float) -> tuple[Array, Array]:
+        """V (K, n) and b (K,)."""
+        matrix = self._prior + solve_spd(add_ridge(self._covariance, ridge), self._miss).T
+        return matrix, self._moments.mean_y - matrix @ self._moments.mean_x
+
+    def error(self, matrix: Array, bias: Array) -> float:
+        """Share of the targets' variance that V x + b misses on these moments."""
+        xp = namespace_of(matrix)
+        moments = self._moments
+        off = moments.mean_y - matrix @ moments.mean_x - bias
+        change = matrix - self._prior
+        # E|y - Vx|² around the prior: |y|² - <V0, 2 yx - V0 xx> - <D, 2 miss - D xx>, D = V - V0
+        base = xp.sum(self._prior * (self._miss.T + moments.cross))
+        gain = xp.sum(change * (2.0 * self._miss.T - change @ self._covariance))
+        total = float(xp.sum(moments.variance_y))
+        return max(total - float(base) - float(gain) + float(xp.sum(off * off)), 0.0) / max(total, 1e-300)
+
+
+def _choose_ridge(evidence: Evidence, prior: Array, guess: float | None) -> tuple[float, float]:
+    """Walk the grid downhill on the held-out error: the ridge and its error (NaN without samples)."""
+    ample = evidence.train.rows / max(int(prior.shape[1]), 1)
+    at = 2 if ample > 100 else 4 if ample > 10 else 5 if ample > 1 else 6
+    if guess is not None:
+        at = RIDGES.index(guess)
+    if not evidence.valid.rows:
+        return RIDGES[at], float("nan")
+    train, valid = _System(evidence.train, prior), _System(evidence.valid, prior)
+    errors: dict[int, float] = {}
+
+    def error(index: int) -> float:
+        if index not in errors:
+            errors[index] = valid.error(*train.solve(RIDGES[index]))
+        return errors[index]
+
+    while True:
+        around = [i for i in (at - 1, at, at + 1) if 0 <= i < len(RIDGES)]
+        best = min(around, key=error)
+        if best == at:
+            return RIDGES[at], errors[at]
+        at = best
