@@ -26,12 +26,20 @@ class UnsupportedError(PcnsError):
 
 
 class NothingToShrinkError(PcnsError):
-    """No layer could be narrowed; the message says why, layer by layer in the report."""
+    """No layer could be narrowed; `reasons` holds (layer, why) for each."""
 
     exit_code: ClassVar[int] = 3
 
+    def __init__(self, message: str, reasons: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+
 
 class GateError(PcnsError):
-    """The shrunk model differs from the original by more than the caller allows."""
+    """The models differ by more than the caller allows; `report` has the figures."""
 
     exit_code: ClassVar[int] = 4
+
+    def __init__(self, message: str, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report

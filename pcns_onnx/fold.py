@@ -1,9 +1,14 @@
-"""BatchNormalization folded into its neighbour, where that is exact.
+"""The graph put into the form that is solved: norms folded, every layer with a bias.
+
+A BatchNormalization is folded into its neighbour where that is exact.
 
 At inference y = a*(x - mean) + B with a = scale / sqrt(var + epsilon). Behind a linear layer
 the rows of W are scaled and the bias shifted. In front of one, its columns are scaled and
 W (B - a*mean) goes into its bias; that needs a layer without zero padding (the border would
 see a shifted zero), or a shift of zero.
+
+A MatMul has no bias of its own. Where no Add follows it, one with zeros is put there for the
+time of the solve; those that are still zero afterwards go again.
 """
 
 from __future__ import annotations
@@ -25,6 +30,35 @@ def fold_batch_norms(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
         if node is None:
             return (result if folded else graph), tuple(folded)
         folded.append(node.label)
+
+
+def explicit_biases(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
+    """A copy in which an Add follows every MatMul by a stored matrix; keys of the new Adds."""
+    result, added = graph, list[str]()
+    for node in graph.nodes:
+        weight = graph.constant(node.inputs[1]) if node.op == "MatMul" and not node.domain else None
+        if weight is not None and weight.ndim == 2 and bias_add(graph, node, weight.shape[1]) is None:
+            result = graph.copy() if result is graph else result
+            result.append_add(node.key, np.zeros(weight.shape[1]))
+            added.append(node.key)
+    return result, tuple(added)
+
+
+def drop_zero_biases(graph: Graph, added: tuple[str, ...]) -> None:
+    """Take out, in place, the Adds of `explicit_biases` that the solve left at zero."""
+    for key in added:
+        value = graph.constant(graph.node(key).inputs[1])
+        if value is not None and not value.any():
+            graph.bypass(key)
+
+
+def bias_add(graph: Graph, node: Node, width: int) -> Node | None:
+    """The Add behind a MatMul that holds one stored value per output column, if there is one."""
+    readers = graph.consumers.get(node.key, ())
+    if len(readers) != 1 or readers[0].op != "Add" or any(o.name == node.key for o in graph.outputs):
+        return None
+    value = graph.constant(readers[0].inputs[1 - list(readers[0].inputs).index(node.key)])
+    return readers[0] if value is not None and value.shape[-1:] == (width,) and value.size == width else None
 
 
 def _is_inference_norm(graph: Graph, node: Node) -> bool:

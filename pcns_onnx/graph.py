@@ -326,14 +326,19 @@ class Graph:
         self._changed()
 
     def prune(self) -> None:
-        """Drop initializers that no node reads and `value_info` that no longer holds."""
+        """Drop initializers that no node reads and bring `value_info` up to date."""
         graph = self.proto.graph
         used = {*self.consumers, *(o.name for o in graph.output)}
         unused = {t.name for t in graph.initializer} - used
         _keep(graph.initializer, lambda t: t.name not in unused)
         _keep(graph.input, lambda v: v.name not in unused)
-        _keep(graph.value_info, lambda _: False)
         self._changed()
+        inferred = {v.name: v for v in shape_inference.infer_shapes(_skeleton(self.proto)).graph.value_info}
+        stale = [v for v in graph.value_info if v.name not in inferred]
+        for value in graph.value_info:
+            if value.name in inferred and _shape(value) != _shape(inferred[value.name]):
+                value.type.CopyFrom(inferred[value.name].type)
+        _keep(graph.value_info, lambda v: v not in stale)
 
     def set_metadata(self, key: str, value: str) -> None:
         """Set one entry of the model's `metadata_props`."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 
 import numpy as np
 
+from pcns_onnx.fold import bias_add
 from pcns_onnx.graph import Array, Graph, Node, Shape
 from pcns_onnx.ops import Flow, Kind, Labels, Linear, Ride, Site, Size, flow_of
 
@@ -37,7 +37,7 @@ class Layer:
     source: str
     output: str
     linear: Linear
-    bias: Bias | None
+    bias: Bias
     macs: int
     parameters: int
 
@@ -177,10 +177,10 @@ def _layers(walk: _Walk) -> Iterator[Layer]:
         weight = graph.constant(node.inputs[flow.linear.weight])
         assert weight is not None, "a rule states `linear` for stored weights only"
         bias = _bias(graph, node, flow.linear)
-        output = bias.key if bias is not None else node.key
-        stored = 0 if bias is None or bias.absent else len(flow.linear.writes)
+        output = bias.key
+        stored = 0 if bias.absent else len(flow.linear.writes)
         yield Layer(
-            name=node.label,
+            name=node.name or output,
             kind=node.op,
             key=node.key,
             source=node.inputs[0],
@@ -192,20 +192,14 @@ def _layers(walk: _Walk) -> Iterator[Layer]:
         )
 
 
-def _bias(graph: Graph, node: Node, linear: Linear) -> Bias | None:
-    """The node's own bias input, or the Add behind it; None where one must be inserted."""
+def _bias(graph: Graph, node: Node, linear: Linear) -> Bias:
+    """The node's own bias input, or the Add behind it (`fold` puts one where there is none)."""
     if linear.bias is not None:
         absent = len(node.inputs) <= linear.bias or not node.inputs[linear.bias]
         return Bias(node.key, linear.bias, linear.bias_scale, absent)
-    readers = graph.consumers.get(node.key, ())
-    if len(readers) != 1 or readers[0].op != "Add" or any(o.name == node.key for o in graph.outputs):
-        return None
-    add = readers[0]
-    position = 1 - list(add.inputs).index(node.key)
-    value = graph.constant(add.inputs[position])
-    if value is None or value.shape[-1:] != (len(linear.writes),) or prod(value.shape[:-1]) != 1:
-        return None
-    return Bias(add.key, position, 1.0, absent=False)
+    add = bias_add(graph, node, len(linear.writes))
+    assert add is not None, "fold.explicit_biases ran before the survey"
+    return Bias(add.key, 1 - list(add.inputs).index(node.key), 1.0, absent=False)
 
 
 def _group(walk: _Walk, layer: Layer, layers: Sequence[Layer]) -> Group:

@@ -143,13 +143,14 @@ def channel_major(layer: Layer, labels: Labels) -> tuple[NDArray[np.int64], int]
     return columns, len(columns) // len(labels)
 
 
-def mixed_prior(graph: Graph, group: Group, layer: Layer, read: Reading, keep: NDArray[np.int64]) -> Array:
+def mixed_prior(graph: Graph, group: Group, layer: Layer, covariance: Array, keep: NDArray[np.int64]) -> Array:
     """V (K, n') over the kept columns, removed channels replaced by their mixture of the kept ones.
 
-    `keep` (M,) indexes the group's channels. Columns are in the order of the narrowed layer.
+    `covariance` (N, N) is that of the channels; `keep` (M,) indexes them. Columns are in the
+    order of the narrowed layer.
     """
-    xp = namespace_of(read.covariance)
-    mix = mixing(read.channel_covariance(), keep)
+    xp = namespace_of(covariance)
+    mix = mixing(covariance, keep)
     columns, taps = channel_major(layer, group.labels)
     matrix = layer.linear.op.matrix(stored_weight(graph, layer))
     split = xp.reshape(xp.asarray(matrix[:, columns]), (-1, group.width, taps))

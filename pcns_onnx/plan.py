@@ -91,7 +91,8 @@ def load_plan(path: str | Path, graph: Graph) -> Plan:
 class Costs:
     """Cost of the model as a function of the widths of its groups."""
 
-    def __init__(self, census: Census, total_params: int) -> None:
+    def __init__(self, census: Census, params: int, original_params: int) -> None:
+        """`params` is what the surveyed graph holds, `original_params` what budgets are fractions of."""
         self._layers: list[tuple[str | None, str | None, NDArray[np.float64]]] = []
         names = {g.name for g in census.groups}
         layered = 0
@@ -101,8 +102,8 @@ class Costs:
             base = np.array([layer.macs, layer.parameters], dtype=np.float64)
             layered += layer.parameters
             self._layers.append((reads.name if reads else None, layer.name if layer.name in names else None, base))
-        self._fixed = np.array([fixed_macs, max(total_params - layered, 0)])
-        self.total = self({})
+        self._fixed = np.array([fixed_macs, max(params - layered, 0)])
+        self.total = np.array([self({})[0], original_params])
 
     def __call__(self, fractions: Mapping[str, float]) -> NDArray[np.float64]:
         """(MACs, parameters) when each group keeps this fraction of its width."""

@@ -19,7 +19,6 @@ class Progress:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._nested = False
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -31,5 +30,6 @@ class Progress:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def track(self, items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
-        """Pass items through, showing how many of `total` are done."""
-        yield from items
+        """Pass items through, showing how many of `total` are done; counts as stage `title`."""
+        with self.stage(title):
+            yield from items

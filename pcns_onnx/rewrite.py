@@ -49,22 +49,7 @@ class SetAttributes:
         return f"attributes of '{self.key}' := {dict(self.attributes)}"
 
 
-@dataclass(frozen=True)
-class AppendAdd:
-    """A bias behind node `key`, which has no input for one."""
-
-    key: str
-    value: Array = field(repr=False)
-
-    def apply(self, graph: Graph) -> None:
-        """Make the edit."""
-        graph.append_add(self.key, self.value)
-
-    def __str__(self) -> str:
-        return f"Add {tuple(self.value.shape)} behind '{self.key}'"
-
-
-Edit = SetInput | SetAttributes | AppendAdd
+Edit = SetInput | SetAttributes
 Patch = tuple[Edit, ...]
 
 
@@ -79,11 +64,12 @@ def apply(graph: Graph, patch: Patch) -> Graph:
 def narrow(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> Patch:
     """Slice everything that carries a channel not in `keep` (group name -> labels that stay)."""
     kept = _mask(census, keep)
+    biases = {layer.bias.key for layer in census.layers}
     edits: list[Edit] = []
     for layer in census.layers:
         edits += _narrow_layer(graph, layer, kept)
     for key, ride in census.rides:
-        if any(layer.bias is not None and layer.bias.key == key for layer in census.layers):
+        if key in biases:
             continue
         value = graph.constant(graph.node(key).inputs[ride.position])
         assert value is not None, "rules let only constants ride"
@@ -94,12 +80,13 @@ def narrow(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> Patch:
     for size in census.sizes:
         value = graph.constant(graph.node(size.key).inputs[size.position])
         assert value is not None, "rules state sizes of constants only"
-        target = sizes.setdefault((size.key, size.position), value.reshape(-1).astype(np.int64))
-        target[size.element] = int(kept[size.labels].sum())
+        if not kept[size.labels].all():
+            target = sizes.setdefault((size.key, size.position), value.reshape(-1).astype(np.int64))
+            target[size.element] = int(kept[size.labels].sum())
     for (key, position), target in sizes.items():
         value = graph.constant(graph.node(key).inputs[position])
-        if value is not None and not np.array_equal(value.reshape(-1), target):
-            edits.append(SetInput(key, position, target.reshape(value.shape)))
+        assert value is not None, "rules state sizes of constants only"
+        edits.append(SetInput(key, position, target.reshape(value.shape)))
     return tuple(edits)
 
 
@@ -113,10 +100,6 @@ def set_layer(graph: Graph, layer: Layer, matrix: NDArray[np.float64], bias: NDA
     edits: list[Edit] = [SetInput(layer.key, layer.linear.weight, layer.linear.op.weight(matrix, old))]
     if layer.linear.resets:
         edits.append(SetAttributes(layer.key, layer.linear.resets))
-    if layer.bias is None:
-        if bias.any():
-            edits.append(AppendAdd(layer.key, bias))
-        return tuple(edits)
     if layer.bias.absent:
         return (*edits, SetInput(layer.key, layer.bias.position, bias)) if bias.any() else tuple(edits)
     stored = graph.constant(graph.node(layer.bias.key).inputs[layer.bias.position])
@@ -139,8 +122,8 @@ def _slice(value: Array, labels: Labels, kept: NDArray[np.bool_]) -> Array:
     """`value` without the channels that go; labels have its rank."""
     for axis, size in enumerate(labels.shape):
         if size > 1:
-            vector = np.moveaxis(labels, axis, 0).reshape(size, -1)[:, 0]
-            value = np.take(value, np.flatnonzero(kept[vector]), axis=axis)
+            stays = kept[np.moveaxis(labels, axis, 0).reshape(size, -1)[:, 0]]
+            value = value if stays.all() else np.compress(stays, value, axis=axis)
     return value
 
 
@@ -152,9 +135,9 @@ def _narrow_layer(graph: Graph, layer: Layer, kept: NDArray[np.bool_]) -> list[E
     weight = graph.constant(graph.node(layer.key).inputs[linear.weight])
     assert weight is not None, "layers have stored weights"
     for axis, mask in zip(linear.weight_axes, (rows, columns), strict=True):
-        weight = np.compress(mask, weight, axis=axis)
+        weight = weight if mask.all() else np.compress(mask, weight, axis=axis)
     edits: list[Edit] = [SetInput(layer.key, linear.weight, weight)]
-    if layer.bias is not None and not layer.bias.absent and not rows.all():
+    if not layer.bias.absent and not rows.all():
         bias = graph.constant(graph.node(layer.bias.key).inputs[layer.bias.position])
         assert bias is not None, "a bias is stored"
         if bias.shape and bias.shape[-1] == len(rows):

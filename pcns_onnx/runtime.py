@@ -44,9 +44,13 @@ class Engine:
         """The onnxruntime execution provider's name."""
         return "CUDAExecutionProvider" if self.device == "cuda" else "CPUExecutionProvider"
 
-    def session(self, model: bytes) -> Session:
-        """Compile a serialised model; raises `InputError` if onnxruntime refuses it."""
-        return Session(model, self)
+    def session(self, model: bytes, *, spinning: bool = False) -> Session:
+        """Compile a serialised model; raises `InputError` if onnxruntime refuses it.
+
+        Between runs onnxruntime's threads spin by default: right for a server, and for timings,
+        but here they would take the cores from the linear algebra in between.
+        """
+        return Session(model, self, spinning)
 
 
 def choose_engine(device: str, threads: int = 0) -> Engine:
@@ -79,12 +83,12 @@ def versions() -> dict[str, str]:
 class Session:
     """One compiled model on one engine."""
 
-    def __init__(self, model: bytes, engine: Engine) -> None:
+    def __init__(self, model: bytes, engine: Engine, spinning: bool) -> None:
         ort = _onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.use_deterministic_compute = True
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
         if engine.threads:
             options.intra_op_num_threads = engine.threads
         providers = [engine.provider]
@@ -98,11 +102,13 @@ class Session:
             raise UnsupportedError(f"onnxruntime could not start its {engine.provider}; use --device cpu")
         self._engine = engine
         self.inputs = tuple(i.name for i in self._session.get_inputs())
+        self._half = {i.name for i in self._session.get_inputs() if i.type == "tensor(float16)"}
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs for one batch, as arrays of the engine's namespace."""
+        """All outputs for one batch, as arrays of the engine's namespace; float16 inputs are cast."""
         wanted = {name: feeds[name] for name in self.inputs}
+        wanted.update({name: wanted[name].astype(np.float16) for name in self._half})
         try:
             if self._engine.device == "cuda":
                 return self._run_bound(wanted)

@@ -1,0 +1,35 @@
+"""pcns-onnx: trained networks made narrower after export, from an ONNX file and samples.
+
+    from pcns_onnx import shrink
+    result = shrink("model.onnx", "samples.npz", "small.onnx", budget="macs=0.5")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pcns_onnx.data import Normalize
+    from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError, UnsupportedError
+    from pcns_onnx.pipeline import ShrinkResult, compare, inspect, shrink
+    from pcns_onnx.report import Inspection, Report
+
+_HOMES = {
+    "shrink": "pipeline", "inspect": "pipeline", "compare": "pipeline", "ShrinkResult": "pipeline",
+    "Inspection": "report", "Report": "report", "Normalize": "data",
+    "PcnsError": "errors", "InputError": "errors", "UnsupportedError": "errors",
+    "NothingToShrinkError": "errors", "GateError": "errors",
+}  # fmt: skip
+
+__all__ = [
+    "GateError", "InputError", "Inspection", "Normalize", "NothingToShrinkError", "PcnsError", "Report",
+    "ShrinkResult", "UnsupportedError", "compare", "inspect", "shrink",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: onnx and onnxruntime take a second that `--help` should not."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pcns_onnx' has no attribute '{name}'")
+    return getattr(import_module(f"pcns_onnx.{_HOMES[name]}"), name)

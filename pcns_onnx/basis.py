@@ -1,0 +1,257 @@
+"""PCNS over a graph: groups rebuilt on the principal components of their outputs.
+
+Per group: capture the writer's inputs x and its outputs t behind the activation, expand
+(`methods.pcns`), put the new neurons into the writer and V P into every reader.
+
+Order. 'ascending' makes one pass per layer: x comes from the model as shrunk so far, so later
+layers see and absorb the errors of earlier ones. 'descending' takes everything from the
+original's activations and goes from the last layer to the first, as the drafts propose.
+With `refit` each reader is solved again on the activations that the new neurons really have;
+without it, the paper to the letter, P must commute with all that lies between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.backend import Array, namespace_of, to_numpy
+from pcns_onnx.capture import run_batches
+from pcns_onnx.graph import Graph, Node
+from pcns_onnx.groups import Census, Group, Layer
+from pcns_onnx.methods.activations import IDENTITY, Activation, activation
+from pcns_onnx.methods.pcns import Basis, Expansion, expand
+from pcns_onnx.moments import Moments
+from pcns_onnx.passes import Setup, channel_major, stored_weight
+from pcns_onnx.rewrite import Patch, SetInput, apply, narrow, set_layer
+from pcns_onnx.solve import Fit, fit, gather
+
+_ROWS = 1 << 25
+"""Largest number of elements of the rows that one expansion is solved on."""
+_TRIVIAL = ("Identity", "Dropout", "Cast")
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """One group after PCNS: relative L2 error of each generated eigenvector, weighted and plain."""
+
+    errors: NDArray[np.float64]
+    plain_errors: NDArray[np.float64]
+    fits: dict[str, Fit]
+
+
+def activation_of(graph: Graph, census: Census, group: Group) -> Activation | str:
+    """The activation behind a group's writer, or why PCNS cannot solve through it."""
+    layer = census.layer(group.writer)
+    between: list[Node] = []
+    pending = [group.activation]
+    while pending:
+        name = pending.pop()
+        node = graph.producers.get(name)
+        if name == layer.output or node is None or node in between:
+            continue
+        between.append(node)
+        pending += [i for i in node.inputs if i in census.labels]
+    acting = [node for node in between if node.op not in _TRIVIAL]
+    if not acting:
+        return IDENTITY
+    if len(acting) > 1:
+        return "its activation is made of several operators (" + ", ".join(sorted({n.op for n in acting})) + ")"
+    node = acting[0]
+    found = activation(node.op, dict(node.attrs), _parameter(graph, node))
+    return found or f"{node.op} has no inverse that PCNS could solve through"
+
+
+def _parameter(graph: Graph, node: Node) -> float | None:
+    """A PRelu's mean slope or a Clip's lower bound, None where the activation has neither."""
+    if node.op == "PRelu":
+        slope = graph.constant(node.inputs[1])
+        return None if slope is None else float(np.mean(slope.astype(np.float64)))
+    if node.op == "Clip":
+        if len(node.inputs) > 2 and node.inputs[2] or "max" in node.attrs:
+            return float("nan")
+        low = graph.constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
+        return float(low) if low is not None else float(node.attrs.get("min", "nan"))
+    return None
+
+
+def refusal(graph: Graph, census: Census, group: Group, *, refit: bool) -> str | None:
+    """Why PCNS must leave a group alone, None if it need not."""
+    sigma = activation_of(graph, census, group)
+    if isinstance(sigma, str):
+        return sigma
+    inside = _inside(graph, census, group)
+    rest = [graph.node(key) for key in group.path if key not in inside]
+    for node in rest:
+        kind = census.kinds[node.key]
+        if kind == "affine":
+            return f"{node.op} '{node.label}' has per-channel constants, which new neurons do not match"
+        if kind not in ("linear", "move", "pointwise") and not refit:
+            return f"{node.op} '{node.label}' does not commute with the projection: re-fit the reader instead"
+        if kind == "pointwise" and node.op not in _TRIVIAL and not refit:
+            return f"{node.op} '{node.label}' is a second nonlinearity: re-fit the reader instead"
+    padded = any(census.layer(name).linear.op.padded for name in group.readers)
+    if padded and sigma.handling == "range" and not refit:
+        return "its targets need an offset, which a zero-padded Conv cannot take: re-fit the reader instead"
+    return None
+
+
+def _inside(graph: Graph, census: Census, group: Group) -> set[str]:
+    """Keys of the nodes that make up the activation."""
+    found, pending = set[str](), [group.activation]
+    while pending:
+        name = pending.pop()
+        node = graph.producers.get(name)
+        if node is not None and name != census.layer(group.writer).output and node.key not in found:
+            found.add(node.key)
+            pending += [i for i in node.inputs if i in census.labels]
+    return found
+
+
+def bases(
+    setup: Setup, graph: Graph, census: Census, groups: Sequence[Group]
+) -> Iterator[tuple[Group, Basis, Moments]]:
+    """Eigen-decomposition of every group's outputs (behind the activation) in `graph`."""
+    names = list(dict.fromkeys(group.activation for group in groups))
+    moments = {group.name: Moments(group.width, 0, setup.engine.xp) for group in groups}
+    places = {g.name: setup.positions(census, census.layer(g.writer), 2) for g in groups}
+    batches = run_batches(setup.engine, graph, setup.samples, names)
+    for index, tensors in enumerate(setup.progress.track(batches, "eigenvalues", setup.batches)):
+        for group in groups:
+            op = census.layer(group.writer).linear.op
+            moments[group.name].update(op.outputs(tensors[group.activation], places[group.name].draw(index)))
+    for group in groups:
+        found = moments[group.name]
+        yield group, Basis.of(found.mean_x, found.covariance), found
+
+
+def rebuild(
+    setup: Setup,
+    original: Graph,
+    census: Census,
+    widths: Mapping[str, int],
+    *,
+    order: str,
+    refit: bool,
+) -> tuple[Graph, Patch, dict[str, Rebuilt]]:
+    """Run PCNS on the groups in `widths` (name -> neurons); other groups stay as they are."""
+    groups = [g for g in census.groups if g.name in widths]
+    found = {group.name: basis for group, basis, _ in bases(setup, original, census, groups)}
+    done: dict[str, Rebuilt] = {}
+    current, edits = original, Patch()
+    if order == "descending":
+        groups.reverse()
+    for group in setup.progress.track(groups, "rebuild", len(groups)):
+        reference = original if order == "ascending" else current
+        current, patch, done[group.name] = _rebuild_one(
+            setup, original, reference, current, census, group, found[group.name], widths[group.name], refit
+        )
+        edits += patch
+    return current, edits, done
+
+
+def _rebuild_one(
+    setup: Setup,
+    original: Graph,
+    reference: Graph,
+    current: Graph,
+    census: Census,
+    group: Group,
+    basis: Basis,
+    width: int,
+    refit: bool,
+) -> tuple[Graph, Patch, Rebuilt]:
+    writer = census.layer(group.writer)
+    sigma = activation_of(original, census, group)
+    assert isinstance(sigma, Activation), "refused groups are not rebuilt"
+    x, t = _rows(setup, original, current, census, group)
+    new = expand(x, t, basis, sigma, width)
+    keep = {group.name: group.labels[:width]}
+    patch = narrow(current, census, keep)
+    following = apply(current, patch)
+    made = set_layer(following, writer, to_numpy(new.matrix), to_numpy(new.bias))
+    made += _slopes(original, census, group, sigma, width)
+    following, patch = apply(following, made), patch + made
+    fits: dict[str, Fit] = {}
+    for name in group.readers:
+        reader = census.layer(name)
+        matrix, bias = _project(current, group, reader, new)
+        if refit:
+            fits[name] = solved = _refit_reader(setup, reference, following, census, reader, matrix)
+            matrix, bias = solved.matrix, solved.bias
+        put = set_layer(following, reader, to_numpy(matrix), to_numpy(bias))
+        following, patch = apply(following, put), patch + put
+    return following, patch, Rebuilt(new.errors, new.plain_errors, fits)
+
+
+def _rows(setup: Setup, original: Graph, current: Graph, census: Census, group: Group) -> tuple[Array, Array]:
+    """Inputs x of the writer in `current` and outputs t of the group in `original`, row by row."""
+    writer = census.layer(group.writer)
+    op, places = writer.linear.op, setup.positions(census, writer, 3)
+    xs, ts, size = list[Array](), list[Array](), 0
+    left = run_batches(setup.engine, current, setup.samples, [writer.source])
+    right = run_batches(setup.engine, original, setup.samples, [group.activation])
+    for index, (a, b) in enumerate(zip(left, right, strict=True)):
+        at = places.draw(index)
+        xs.append(op.inputs(a[writer.source], at))
+        ts.append(op.outputs(b[group.activation], at))
+        size += int(xs[-1].shape[0]) * (int(xs[-1].shape[1]) + int(ts[-1].shape[1]))
+        if size > _ROWS:
+            break
+    xp = namespace_of(xs[0])
+    return xp.concat(xs, axis=0), xp.concat(ts, axis=0)
+
+
+def _slopes(graph: Graph, census: Census, group: Group, sigma: Activation, width: int) -> Patch:
+    """A PRelu's slope per channel becomes the one slope that the new neurons were solved for."""
+    if sigma.name != "PRelu":
+        return ()
+    for key in _inside(graph, census, group):
+        node = graph.node(key)
+        slope = graph.constant(node.inputs[1]) if node.op == "PRelu" else None
+        if slope is not None:
+            shape = [width if size == group.width else size for size in slope.shape]
+            return (SetInput(key, 1, np.full(shape, sigma.alpha)),)
+    return ()
+
+
+def _project(graph: Graph, group: Group, reader: Layer, new: Expansion) -> tuple[Array, Array]:
+    """V P and the bias that takes the offset; columns in the narrowed reader's own order."""
+    xp = namespace_of(new.projection)
+    columns, taps = channel_major(reader, group.labels)
+    matrix = reader.linear.op.matrix(stored_weight(graph, reader))
+    split = xp.reshape(xp.asarray(matrix[:, columns]), (-1, group.width, taps))
+    projected = xp.permute_dims(xp.permute_dims(split, (0, 2, 1)) @ new.projection, (0, 2, 1))
+    width = int(new.projection.shape[1])
+    kept = columns.reshape(group.width, taps)[:width].reshape(-1)
+    ranks = np.argsort(kept)
+    bias = xp.sum(split, axis=2) @ new.offset + xp.asarray(_bias(graph, reader))
+    return xp.take(xp.reshape(projected, (int(matrix.shape[0]), -1)), xp.asarray(ranks), axis=1), bias
+
+
+def _bias(graph: Graph, layer: Layer) -> NDArray[np.float64]:
+    """The bias that a layer adds, (K,)."""
+    found = layer.bias
+    rows = layer.linear.op.matrix(stored_weight(graph, layer)).shape[0]
+    if found.absent:
+        return np.zeros(rows)
+    stored = graph.constant(graph.node(found.key).inputs[found.position])
+    assert stored is not None, "a bias is stored"
+    node = graph.node(found.key)
+    scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
+    return np.broadcast_to(stored.astype(np.float64).reshape(-1) * scale, (rows,))
+
+
+def _refit_reader(
+    setup: Setup, reference: Graph, following: Graph, census: Census, reader: Layer, prior: Array
+) -> Fit:
+    """Least squares from the new activations to what the reader puts out in `reference`."""
+    left = run_batches(setup.engine, following, setup.samples, [reader.source])
+    right = run_batches(setup.engine, reference, setup.samples, [reader.output])
+    pairs = ((a[reader.source], b[reader.output]) for a, b in zip(left, right, strict=True))
+    columns, width = int(prior.shape[1]), int(prior.shape[0])
+    evidence = gather(reader.linear.op, columns, width, pairs, setup.positions(census, reader, 4))
+    return fit(evidence, prior)

@@ -1,0 +1,231 @@
+"""The command line: argv to options and results to a terminal, nothing else.
+
+Every failure is one line on stderr. Exit codes: 0 done, 2 bad input or usage, 3 nothing could
+be shrunk, 4 a gate failed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError
+from pcns_onnx.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+T = TypeVar("T")
+Command = Callable[..., None]
+
+EXIT_CODES = "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed."
+_METHODS = ("auto", "obs", "interpolative", "pcns")
+
+
+def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def wrap(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return wrap
+
+
+_DATA_OPTIONS = _options(
+    click.option("--normalize", nargs=2, metavar="MEAN STD", help="uint8 images to float: (x/255 - MEAN) / STD; comma-separated per channel."),
+    click.option("--samples", type=int, help="Use so many samples of the data (seeded)."),
+    click.option("--batch", type=int, help="Samples per run, 64 by default; a model's fixed batch wins. Latency is measured at it."),
+    click.option("--seed", type=int, help="Seed of everything that is drawn (0)."),
+)  # fmt: skip
+_ENGINE_OPTIONS = _options(
+    click.option("--device", metavar="auto|cpu|cuda", help="Where to run (auto: CUDA where there is a GPU)."),
+    click.option("--threads", type=int, help="Threads of onnxruntime and of the linear algebra (0: their default)."),
+)
+_GATE_OPTIONS = _options(
+    click.option("--max-error", type=float, help="Gate: largest relative L2 error of any output."),
+    click.option("--max-drop", type=float, help="Gate: most points of accuracy (or metric) that may be lost."),
+    click.option("--metric", metavar="MODULE:FUNCTION", help="Your own score: (outputs of a batch, labels) -> float."),
+    click.option("--report", metavar="FILE", help="Write the report as JSON."),
+)
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="pcns-onnx")
+def cli() -> None:
+    """Make a trained ONNX model narrower and faster, with nothing but samples."""
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("model")
+@click.option("--data", help="Samples: .npz, .npy, a folder of them, or module:function.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@_DATA_OPTIONS
+@_ENGINE_OPTIONS
+def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None:
+    """List every linear layer: its cost, whether it can shrink and why not; with data, what it uses."""
+    import msgspec
+
+    from pcns_onnx.pipeline import inspect as run
+    from pcns_onnx.report import inspection_tables
+
+    with _bars() as progress:
+        found = run(model, data, progress=progress, **_given(choices))
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        return
+    _show(inspection_tables(found), found.warnings)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("model")
+@click.option("--data", help="Samples: .npz, .npy, a folder of them, or module:function.")
+@click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the shrunk model.")
+@click.option("--method", metavar="|".join(_METHODS), help="How to choose and solve (auto: obs).")
+@click.option("--budget", multiple=True, metavar="macs=F|params=F", help="Fraction of the original that may be left; repeatable, all must hold.")  # fmt: skip
+@click.option("--width", type=float, help="Fraction of every hidden width to keep.")
+@click.option("--variance", type=float, help="Share of every layer's variance to keep, 0.999 say.")
+@click.option("--plan", metavar="PLAN.json", help="Replay a plan.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only layers of these names.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers of these names alone.")
+@click.option("--multiple", metavar="auto|N", help="Widths are multiples of N (auto: what onnxruntime's kernels like).")
+@click.option("--order", metavar="ascending|descending", help="pcns: one pass per layer, or all from the original, last to first.")  # fmt: skip
+@click.option("--refit/--no-refit", default=None, help="pcns: re-fit the reader (default), or the paper to the letter.")
+@click.option("--holdout", type=float, help="Share of the samples kept from the solve for the check (0.1).")
+@click.option("--eval", metavar="DATA", help="Check on this data instead.")
+@click.option("--plan-out", metavar="PLAN.json", help="Write the plan.")
+@_GATE_OPTIONS
+@_DATA_OPTIONS
+@_ENGINE_OPTIONS
+def shrink(model: str, data: str | None, output: str, **choices: Any) -> None:
+    """Write a narrower MODEL to OUT: same inputs, same outputs, checked on samples held out."""
+    from pcns_onnx.pipeline import shrink as run
+    from pcns_onnx.report import report_tables
+
+    try:
+        with _bars() as progress:
+            result = run(model, data, output, progress=progress, **_given(choices))
+    except GateError as error:
+        if error.report is not None:
+            _show(report_tables(error.report), error.report.warnings)
+        raise
+    _show(report_tables(result.report), result.report.warnings)
+    click.echo(f"wrote {output}")
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("a")
+@click.argument("b")
+@click.option("--data", required=True, help="Samples: .npz, .npy, a folder of them, or module:function.")
+@_GATE_OPTIONS
+@_DATA_OPTIONS
+@_ENGINE_OPTIONS
+def compare(a: str, b: str, data: str, **choices: Any) -> None:
+    """Compare two models: agreement, latency, cost; the same gate as shrink."""
+    from pcns_onnx.pipeline import compare as run
+    from pcns_onnx.report import report_tables
+
+    try:
+        with _bars() as progress:
+            report = run(a, b, data, progress=progress, **_given(choices))
+    except GateError as error:
+        if error.report is not None:
+            _show(report_tables(error.report), error.report.warnings)
+        raise
+    _show(report_tables(report), report.warnings)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        cli.main(argv, prog_name="pcns-onnx", standalone_mode=False)
+        return 0
+    except NothingToShrinkError as error:
+        for name, reason in error.reasons:
+            click.echo(f"left alone: {name}: {reason}")
+        return _fail(str(error), error.exit_code)
+    except PcnsError as error:
+        return _fail(str(error), error.exit_code)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 2
+    except click.ClickException as error:
+        return _fail(" ".join(error.format_message().split()), 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except MemoryError:
+        return _fail("out of memory: use fewer --samples or a smaller --batch", 2)
+
+
+def run() -> None:
+    """Console entry point."""
+    sys.exit(main())
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"pcns-onnx: error: {message}", err=True)
+    return code
+
+
+def _given(choices: dict[str, Any]) -> dict[str, Any]:
+    """Only what was said on the command line, in the API's types."""
+    from pcns_onnx.data import Normalize
+
+    given = {name: value for name, value in choices.items() if value is not None and value != ()}
+    if "normalize" in given:
+        try:
+            mean, std = (tuple(float(x) for x in text.split(",")) for text in given["normalize"])
+        except ValueError:
+            raise InputError("--normalize takes two lists of numbers, as in 0.485,0.456,0.406 0.229,0.224,0.225") from None
+        given["normalize"] = Normalize(mean, std)
+    return given
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+
+
+def _show(parts: Iterable[Any], warnings: Iterable[str]) -> None:
+    console = _console()
+    for part in parts:
+        console.print(part)
+        console.print()
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+class _Bars(Progress):
+    """Progress that draws one bar per stage."""
+
+    def __init__(self, bars: Bars) -> None:
+        super().__init__()
+        self._bars = bars
+
+    def track(self, items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
+        task = self._bars.add_task(title, total=total)
+        for item in super().track(items, title, total):
+            yield item
+            self._bars.advance(task)
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    """Bars on a terminal's stderr, silence elsewhere."""
+    if not sys.stderr.isatty():
+        yield Progress()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with RichProgress(*columns, console=Console(stderr=True), transient=False) as bars:
+        yield _Bars(bars)

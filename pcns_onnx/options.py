@@ -1,0 +1,129 @@
+"""What a caller may choose: one frozen record, checked when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from pcns_onnx.data import DataSource, Normalize
+from pcns_onnx.errors import InputError
+from pcns_onnx.methods import method_named
+from pcns_onnx.verify import Metric
+
+ORDERS = ("ascending", "descending")
+
+
+class Choices(TypedDict, total=False):
+    """Keyword arguments of `shrink`, `inspect` and `compare`; see `Options` for their meaning."""
+
+    method: str
+    budget: str | Sequence[str]
+    width: float
+    variance: float
+    plan: str | Path
+    include: Sequence[str]
+    exclude: Sequence[str]
+    multiple: str
+    order: str
+    refit: bool
+    samples: int
+    batch: int
+    holdout: float
+    eval: DataSource
+    normalize: Normalize
+    seed: int
+    device: str
+    threads: int
+    max_error: float
+    max_drop: float
+    metric: str | Metric
+    plan_out: str | Path
+    report: str | Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to shrink, what to check, where to run.
+
+    Exactly one of `budget` ('macs=0.5', 'params=0.4' or a list: fractions of the original that
+    may be left, all must hold), `width` (fraction of every hidden width), `variance` (share of
+    the activations' variance to keep) and `plan` (a file made by `plan_out`) says how small.
+    `include` and `exclude` are globs on layer names. `holdout` is the share of the samples kept
+    from the solve for the check, unless `eval` gives others. `max_error` (relative L2 error of
+    any output) and `max_drop` (points of accuracy or metric) make the run a gate.
+    """
+
+    method: str = "auto"
+    budget: str | Sequence[str] = ()
+    width: float | None = None
+    variance: float | None = None
+    plan: str | Path | None = None
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    multiple: str = "auto"
+    order: str = "ascending"
+    refit: bool = True
+    samples: int | None = None
+    batch: int = 64
+    holdout: float = 0.1
+    eval: DataSource | None = None
+    normalize: Normalize | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 0
+    max_error: float | None = None
+    max_drop: float | None = None
+    metric: str | Callable[..., float] | None = None
+    plan_out: str | Path | None = None
+    report: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        method_named(self.method)
+        if self.multiple != "auto" and not (self.multiple.isdigit() and int(self.multiple) > 0):
+            raise InputError(f"--multiple {self.multiple} is not understood: write auto or a whole number from 1")
+        if self.order not in ORDERS:
+            raise InputError(f"--order {self.order} is not understood: write {' or '.join(ORDERS)}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"--device {self.device} is not understood: write auto, cpu or cuda")
+        for name, low in (("samples", 1), ("batch", 1), ("threads", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise InputError(f"--{name} {value} is too small: it must be at least {low}")
+        for name in ("width", "variance"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"--{name} {value:g} is out of range: it is a fraction in (0, 1]")
+        if not 0 <= self.holdout <= 0.5:
+            raise InputError(f"--holdout {self.holdout:g} is out of range: it is a fraction in [0, 0.5]")
+        for name in ("max_error", "max_drop"):
+            value = getattr(self, name)
+            if value is not None and not value == value:
+                raise InputError(f"--{name.replace('_', '-')} is not a number")
+
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """The budgets as a tuple of texts."""
+        return (self.budget,) if isinstance(self.budget, str) else tuple(self.budget)
+
+    def goal(self) -> str:
+        """Which of the four ways says how small; raises `InputError` unless exactly one does."""
+        given = {
+            "--budget": bool(self.budgets),
+            "--width": self.width is not None,
+            "--variance": self.variance is not None,
+            "--plan": self.plan is not None,
+        }
+        chosen = [name for name, is_given in given.items() if is_given]
+        if len(chosen) != 1:
+            said = "nothing says" if not chosen else " and ".join(chosen) + " both say"
+            raise InputError(f"{said} how small to make the model: give one of {', '.join(given)}")
+        return chosen[0]
+
+    def described(self) -> dict[str, str]:
+        """The choices that shape the result, as text, for reports."""
+        shown = ("method", "budget", "width", "variance", "plan", "include", "exclude", "multiple", "order",
+                 "refit", "samples", "batch", "holdout", "seed", "device", "threads", "normalize")  # fmt: skip
+        values = {name: getattr(self, name) for name in shown}
+        return {name: str(value) for name, value in values.items() if value is not None and value != ()}

@@ -1,0 +1,406 @@
+"""The story, top to bottom: read, look, plan, solve, rewrite, check, report.
+
+`shrink`, `inspect` and `compare` are the public API; the CLI is a thin skin on them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+import msgspec
+from threadpoolctl import threadpool_limits
+
+from pcns_onnx import basis
+from pcns_onnx.capture import Samples
+from pcns_onnx.data import Dataset, DataSource, open_data, split
+from pcns_onnx.errors import GateError, InputError, NothingToShrinkError
+from pcns_onnx.fold import drop_zero_biases, explicit_biases, fold_batch_norms
+from pcns_onnx.graph import Graph, ModelSource, write_atomic
+from pcns_onnx.groups import Census, Group, survey
+from pcns_onnx.latency import Latency, compare_latency
+from pcns_onnx.methods import method_named
+from pcns_onnx.options import Choices, Options
+from pcns_onnx.passes import Setup
+from pcns_onnx.plan import SCHEMA as PLAN_SCHEMA
+from pcns_onnx.plan import Costs, Plan, fingerprint, load_plan
+from pcns_onnx.progress import Progress
+from pcns_onnx.report import Gate, Inspection, LayerInfo, Left, Report, Size, Stage
+from pcns_onnx.rewrite import apply
+from pcns_onnx.runtime import Engine, choose_engine, versions
+from pcns_onnx.shrinking import Decision, Work, decide, eigenvalue_summary, solve
+from pcns_onnx.verify import Agreement, Metric, compare_outputs, load_metric
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+FEW = 5.0
+"""Samples per neuron below which a warning is given (the PCNS drafts ask for 5 to 10)."""
+_SAMPLED_PASS = 256
+
+
+@dataclass(frozen=True)
+class ShrinkResult:
+    """The shrunk model, the plan that replays it, and the report."""
+
+    model: ModelProto
+    plan: Plan
+    report: Report
+
+
+@dataclass(frozen=True)
+class _Canonical:
+    """The original, and the form that is solved: norms folded, every layer with a bias.
+
+    `typed` has the original's storage types, `twin` is float32.
+    """
+
+    original: Graph
+    typed: Graph
+    twin: Graph
+    folded: tuple[str, ...]
+    added: tuple[str, ...]
+
+    @classmethod
+    def of(cls, original: Graph) -> _Canonical:
+        norms_folded, folded = fold_batch_norms(original)
+        typed, added = explicit_biases(norms_folded)
+        return cls(original, typed, typed.as_float32(), folded, added)
+
+
+def shrink(
+    model: ModelSource,
+    data: DataSource | None = None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    progress: Progress | None = None,
+    **choices: Unpack[Choices],
+) -> ShrinkResult:
+    """Shrink `model` on `data`; with `output` the new model is also written there, atomically.
+
+    `choices` are the fields of `Options`. Raises `InputError` (bad input, nothing written),
+    `NothingToShrinkError` (with the reasons), or `GateError` (a limit was exceeded: the report
+    is written, the model is not).
+    """
+    options, progress = Options(**choices), progress or Progress()
+    options.goal()
+    if data is None:
+        raise InputError(f"method '{options.method}' looks at what neurons do: give samples with --data")
+    _check_targets(model, output, options.plan_out, options.report)
+    metric = load_metric(options.metric)
+    engine = choose_engine(options.device, options.threads)
+    with threadpool_limits(options.threads or None), progress.stage("total"):
+        form = _Canonical.of(Graph.load(model))
+        plan = None if options.plan is None else load_plan(options.plan, form.original)
+        method = method_named(options.method if plan is None else plan.method)
+        train, held_out = _datasets(form, data, options)
+        if options.max_drop is not None and metric is None and not (held_out or train).has_labels:
+            raise InputError("--max-drop needs labels in the data it is checked on, or --metric")
+        work = _work(form, engine, train, options, progress)
+        groups, left = _select(form.twin, work.census, options, method.family)
+        if not groups:
+            raise NothingToShrinkError("nothing can be shrunk: every layer has a reason to stay", _pairs(left))
+        work = replace(work, groups=tuple(groups))
+        warnings = _few_samples(work)
+        decision = decide(work, method, options, plan)
+        left += [Left(n, "the plan leaves it at full width") for n, w in decision.widths.items() if w == decision.full[n]]
+        if not decision.narrowed:
+            raise NothingToShrinkError("nothing was shrunk: every layer needs its full width here", _pairs(left))
+        patch, infos = solve(work, decision, options)
+        small = apply(form.typed, patch)
+        drop_zero_biases(small, form.added)
+        small.prune()
+        plan = Plan(PLAN_SCHEMA, fingerprint(form.original), method.name, decision.planned())
+        small.set_metadata("pcns_onnx", _provenance(plan, options))
+        small.check(full=True)
+        checked = Samples(held_out or train, work.setup.samples.batch, work.setup.samples.fixed)
+        agreement, report_warnings = _verify(engine, form.original, small, checked, metric, progress)
+        if held_out is None:
+            report_warnings.append("checked on the samples that it was solved on: keep some back or give --eval")
+    report = Report(
+        options=options.described() | {"method": method.name},
+        before=_size(form.original, work.census),
+        after=_size(small, survey(explicit_biases(small)[0].as_float32(), _shapes(train))),
+        agreement=agreement,
+        latency=_latency(engine, form.original, small, checked, progress),
+        gates=_gates(options, agreement),
+        groups=infos,
+        left_alone=left,
+        folded=list(form.folded),
+        stages=_stages(engine, form.twin, work.setup.samples, progress),
+        warnings=warnings + report_warnings,
+        versions=_versions(),
+    )
+    if options.plan_out is not None:
+        write_atomic(options.plan_out, msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
+    _finish(report, options)
+    if output is not None:
+        small.save(output)
+    return ShrinkResult(small.proto, plan, report)
+
+
+def inspect(
+    model: ModelSource,
+    data: DataSource | None = None,
+    *,
+    progress: Progress | None = None,
+    **choices: Unpack[Choices],
+) -> Inspection:
+    """Every linear layer of `model`: its cost, whether it can shrink and, with data, what it uses."""
+    options, progress = Options(**choices), progress or Progress()
+    form = _Canonical.of(Graph.load(model))
+    census, dimensions, per_neuron, warnings = survey(form.twin), {}, {}, list[str]()
+    if data is not None:
+        engine = choose_engine(options.device, options.threads)
+        everything, _ = split(_open(form, data, options), holdout=0.0, seed=options.seed, samples=options.samples)
+        work = _work(form, engine, everything, options, progress)
+        census = work.census
+        dimensions = {group.name: found for group, found in eigenvalue_summary(work)}
+        per_neuron = {layer.name: _samples_per_neuron(work, layer.name) for layer in census.layers}
+        warnings = _few_samples(replace(work, groups=census.groups))
+    layers = [
+        LayerInfo(
+            layer.name, layer.kind, layer.width, layer.macs, layer.parameters, group.frozen,
+            dimensions.get(layer.name), per_neuron.get(layer.name),
+        )
+        for layer, group in zip(census.layers, census.groups, strict=True)
+    ]  # fmt: skip
+    layers += [LayerInfo(name, kind, 0, macs, params, reason) for name, kind, reason, macs, params in census.rest]
+    free = {g.name for g in census.shrinkable} | {n for g in census.shrinkable for n in g.readers}
+    macs = sum(layer.macs for layer in layers)
+    share = sum(layer.macs for layer in layers if layer.name in free) / max(macs, 1)
+    return Inspection(layers, macs, form.original.parameters, share, warnings)
+
+
+def compare(
+    a: ModelSource,
+    b: ModelSource,
+    data: DataSource,
+    *,
+    progress: Progress | None = None,
+    **choices: Unpack[Choices],
+) -> Report:
+    """Agreement, latency and cost of two models with the same inputs and outputs.
+
+    Raises `GateError`, with the report, if a limit in `choices` is exceeded.
+    """
+    options, progress = Options(**choices), progress or Progress()
+    _check_targets(None, options.report)
+    metric = load_metric(options.metric)
+    engine = choose_engine(options.device, options.threads)
+    forms = [_Canonical.of(Graph.load(source)) for source in (a, b)]
+    first, second = (form.original for form in forms)
+    if [s.name for s in first.inputs] != [s.name for s in second.inputs]:
+        raise InputError(f"the models have different inputs: {_names(first)} and {_names(second)}")
+    dataset, _ = split(_open(forms[0], data, options), holdout=0.0, seed=options.seed, samples=options.samples)
+    if options.max_drop is not None and metric is None and not dataset.has_labels:
+        raise InputError("--max-drop needs labels in the data, or --metric")
+    samples = _samples(first, dataset, options)
+    agreement, warnings = _verify(engine, first, second, samples, metric, progress)
+    sizes = [_size(form.original, survey(form.twin, _shapes(dataset))) for form in forms]
+    report = Report(
+        options=options.described(),
+        before=sizes[0],
+        after=sizes[1],
+        agreement=agreement,
+        latency=_latency(engine, first, second, samples, progress),
+        gates=_gates(options, agreement),
+        groups=[],
+        left_alone=[],
+        folded=[],
+        stages={},
+        warnings=warnings,
+        versions=_versions(),
+    )
+    _finish(report, options)
+    return report
+
+
+# -- reading ---------------------------------------------------------------------------------
+
+
+def _open(form: _Canonical, data: DataSource, options: Options) -> Dataset:
+    return open_data(data, form.twin.inputs, normalize=options.normalize)
+
+
+def _datasets(form: _Canonical, data: DataSource, options: Options) -> tuple[Dataset, Dataset | None]:
+    """What the solve sees, and what the check sees: `eval`, or a share held out."""
+    holdout = options.holdout if options.eval is None else 0.0
+    train, held_out = split(_open(form, data, options), holdout=holdout, seed=options.seed, samples=options.samples)
+    return train, held_out if options.eval is None else _open(form, options.eval, options)
+
+
+def _samples(graph: Graph, dataset: Dataset, options: Options) -> Samples:
+    """Batches as the model takes them: a model with a fixed batch is fed in that."""
+    fixed = next((s.shape[0] for s in graph.inputs if s.shape and s.shape[0] is not None), None)
+    samples = Samples(dataset, fixed or options.batch, fixed is not None)
+    if samples.count == 0:
+        raise InputError(f"the model takes batches of exactly {fixed} samples and the data holds fewer: give more")
+    return samples
+
+
+def _shapes(dataset: Dataset) -> dict[str, tuple[int, ...]]:
+    first = next(dataset.batches(1))
+    return {name: array.shape for name, array in first.feeds.items()}
+
+
+def _work(form: _Canonical, engine: Engine, train: Dataset, options: Options, progress: Progress) -> Work:
+    census = survey(form.twin, _shapes(train))
+    setup = Setup(engine, _samples(form.twin, train, options), options.seed, progress)
+    return Work(form.twin, census, setup, (), Costs(census, form.twin.parameters, form.original.parameters))
+
+
+def _select(graph: Graph, census: Census, options: Options, family: str) -> tuple[list[Group], list[Left]]:
+    """Groups to narrow, and every other layer with its reason."""
+    for pattern in (*options.include, *options.exclude):
+        if not any(fnmatchcase(group.name, pattern) for group in census.groups):
+            raise InputError(f"'{pattern}' matches no layer: `pcns-onnx inspect` lists their names")
+    chosen: list[Group] = []
+    left = [Left(name, reason) for name, _, reason, _, _ in census.rest]
+    for group in census.groups:
+        reason = group.frozen
+        if reason is None and not _wanted(group.name, options):
+            reason = "it was left out by --include or --exclude"
+        if reason is None and family == "basis":
+            reason = basis.refusal(graph, census, group, refit=options.refit)
+        if reason is None:
+            chosen.append(group)
+        else:
+            left.append(Left(group.name, reason))
+    return chosen, left
+
+
+def _wanted(name: str, options: Options) -> bool:
+    included = not options.include or any(fnmatchcase(name, pattern) for pattern in options.include)
+    return included and not any(fnmatchcase(name, pattern) for pattern in options.exclude)
+
+
+def _pairs(left: Sequence[Left]) -> tuple[tuple[str, str], ...]:
+    return tuple((item.name, item.reason) for item in left)
+
+
+def _names(graph: Graph) -> str:
+    return ", ".join(spec.name for spec in graph.inputs)
+
+
+# -- warnings --------------------------------------------------------------------------------
+
+
+def _samples_per_neuron(work: Work, name: str) -> float:
+    layer = work.census.layer(name)
+    shape = tuple(int(d or 1) for d in work.census.shapes[layer.source])
+    return work.setup.samples.count * layer.linear.op.positions(shape) / max(layer.width, 1)
+
+
+def _few_samples(work: Work) -> list[str]:
+    few = {g.name: r for g in work.groups if (r := _samples_per_neuron(work, g.name)) < FEW}
+    if not few:
+        return []
+    worst = min(few, key=lambda name: few[name])
+    return [
+        f"few samples: {len(few)} of {len(work.groups)} layers have under {FEW:g} per neuron (least: '{worst}' with "
+        f"{few[worst]:.1f}); the ridge is stronger there, more samples would do better"
+    ]
+
+
+# -- checking and reporting ------------------------------------------------------------------
+
+
+def _runnable(graph: Graph) -> Graph:
+    return graph.as_float32() if graph.storage == "bfloat16" else graph
+
+
+def _verify(
+    engine: Engine, a: Graph, b: Graph, samples: Samples, metric: Metric | None, progress: Progress
+) -> tuple[Agreement, list[str]]:
+    warnings = []
+    if "bfloat16" in (a.storage, b.storage):
+        warnings.append("onnxruntime has no bfloat16 kernels on CPU: outputs and latency are of float32 twins")
+    return compare_outputs(engine, _runnable(a), _runnable(b), samples, metric, progress), warnings
+
+
+def _latency(engine: Engine, a: Graph, b: Graph, samples: Samples, progress: Progress) -> Latency:
+    feeds = next(iter(samples)).feeds
+    size = next(iter(feeds.values())).shape[0]
+    with progress.stage("latency"):
+        return compare_latency(engine, _runnable(a), _runnable(b), feeds, size)
+
+
+def _size(graph: Graph, census: Census) -> Size:
+    macs = sum(layer.macs for layer in census.layers) + sum(macs for *_, macs, _ in census.rest)
+    return Size(macs, graph.parameters, graph.nbytes)
+
+
+def _gates(options: Options, agreement: Agreement) -> list[Gate]:
+    gates = []
+    if options.max_error is not None:
+        gates.append(Gate("max-error", options.max_error, agreement.error))
+    if options.max_drop is not None:
+        drop = agreement.drop
+        gates.append(Gate("max-drop", options.max_drop, float("nan") if drop is None else drop))
+    return gates
+
+
+def _finish(report: Report, options: Options) -> None:
+    """Write the report, then let the gates speak."""
+    if options.report is not None:
+        report.save(options.report)
+    failed = [gate for gate in report.gates if not gate.passed]
+    if failed:
+        said = ", ".join(f"{g.name} {g.value:.4g} exceeds {g.limit:g}" for g in failed)
+        raise GateError(f"gate failed: {said}; no model was written", report)
+
+
+def _stages(engine: Engine, graph: Graph, samples: Samples, progress: Progress) -> dict[str, Stage]:
+    """Seconds per stage, and in passes of the original over the same samples (timed on some of them)."""
+    session = engine.session(graph.serialize(), spinning=True)
+    seen, seconds = 0, 0.0
+    for batch in samples:
+        if not seen:
+            session.run(batch.feeds)
+        start = time.perf_counter()
+        session.run(batch.feeds)
+        seconds += time.perf_counter() - start
+        seen += batch.size
+        if seen >= _SAMPLED_PASS:
+            break
+    one_pass = seconds * samples.count / max(seen, 1)
+    return {name: Stage(spent, spent / max(one_pass, 1e-9)) for name, spent in progress.seconds.items()}
+
+
+def _provenance(plan: Plan, options: Options) -> str:
+    widths = {name: [entry.width, entry.of] for name, entry in plan.groups.items()}
+    said = {
+        "version": metadata.version("pcns-onnx"),
+        "method": plan.method,
+        "model": plan.model,
+        "seed": options.seed,
+        "widths": widths,
+    }
+    return msgspec.json.encode(said, order="sorted").decode()
+
+
+def _versions() -> dict[str, str]:
+    names = ("pcns-onnx", "onnx", "numpy", "scipy")
+    return {name: metadata.version(name) for name in names} | versions()
+
+
+def _check_targets(model: ModelSource | None, *targets: str | os.PathLike[str] | None) -> None:
+    """Refuse outputs that cannot be written, or that are the input, before any work is done."""
+    for target in targets:
+        if target is None:
+            continue
+        path = Path(target)
+        if not path.parent.is_dir():
+            raise InputError(f"cannot write '{path}': there is no folder '{path.parent}'")
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise InputError(f"cannot write '{path}': it is a folder or its folder is read-only")
+        if isinstance(model, str | os.PathLike) and path.exists() and Path(model).exists():
+            if path.samefile(model):
+                raise InputError(f"the output '{path}' is the model itself: choose another name")

@@ -1,0 +1,207 @@
+"""What a run says about itself: one record, as JSON and as tables for a terminal.
+
+The record has a schema version. Numbers that depend on the machine (seconds, latency) are in
+it and not in the model, so that the model's bytes depend on model, data, options and seed only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from rich.console import RenderableType
+from rich.table import Table
+
+from pcns_onnx.graph import write_atomic
+from pcns_onnx.latency import Latency
+from pcns_onnx.verify import Agreement
+
+SCHEMA = 1
+
+
+class LayerInfo(msgspec.Struct, frozen=True):
+    """One linear layer. `reason`: why its width must stay. The last fields need data."""
+
+    name: str
+    kind: str
+    width: int
+    macs: int
+    parameters: int
+    reason: str | None = None
+    dimensions: dict[str, int] | None = None
+    samples_per_neuron: float | None = None
+
+
+class Inspection(msgspec.Struct, frozen=True):
+    """What `inspect` finds. `shrinkable_macs` is the share of MACs in layers that touch a group that can shrink."""
+
+    layers: list[LayerInfo]
+    macs: int
+    parameters: int
+    shrinkable_macs: float
+    warnings: list[str]
+    schema: int = SCHEMA
+
+
+class GroupInfo(msgspec.Struct, frozen=True):
+    """One narrowed group. Errors are shares of the reader's output variance (`fits`: by reader)."""
+
+    name: str
+    width: int
+    kept: int
+    predicted_error: float
+    fits: dict[str, FitInfo]
+    eigenvector_errors: list[float] | None = None
+    plain_eigenvector_errors: list[float] | None = None
+
+
+class FitInfo(msgspec.Struct, frozen=True):
+    """One re-fit: rows and columns of the system, the ridge that was chosen, errors."""
+
+    rows: int
+    columns: int
+    ridge: float
+    error: float
+    held_out_error: float | None
+
+
+class Size(msgspec.Struct, frozen=True):
+    """Cost of one model."""
+
+    macs: int
+    parameters: int
+    bytes: int
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """Seconds of a stage, and as a multiple of one pass of the original over the same samples."""
+
+    seconds: float
+    passes: float
+
+
+class Left(msgspec.Struct, frozen=True):
+    """A layer that was left alone."""
+
+    name: str
+    reason: str
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """A limit that the caller set and what was measured."""
+
+    name: str
+    limit: float
+    value: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the limit holds; NaN never does."""
+        return self.value <= self.limit
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Everything about one `shrink` or `compare`."""
+
+    options: dict[str, str]
+    before: Size
+    after: Size
+    agreement: Agreement
+    latency: Latency
+    gates: list[Gate]
+    groups: list[GroupInfo]
+    left_alone: list[Left]
+    folded: list[str]
+    stages: dict[str, Stage]
+    warnings: list[str]
+    versions: dict[str, str]
+    schema: int = SCHEMA
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, atomically; NaN becomes null."""
+        write_atomic(path, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+
+
+def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
+    """Tables for `inspect`."""
+    with_data = any(layer.dimensions is not None for layer in found.layers)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("layer", "kind"):
+        table.add_column(name, overflow="fold")
+    for name in ("width", "MACs", "params"):
+        table.add_column(name, justify="right")
+    if with_data:
+        for name in ("99 %", "99.9 %", "99.99 %", "samples/neuron"):
+            table.add_column(name, justify="right")
+    table.add_column("can it shrink?", overflow="fold")
+    for layer in found.layers:
+        row = [layer.name, layer.kind, f"{layer.width:,}", f"{layer.macs:,}", f"{layer.parameters:,}"]
+        if with_data:
+            dims = layer.dimensions or {}
+            row += [str(dims.get(share, "")) for share in ("0.99", "0.999", "0.9999")]
+            row.append("" if layer.samples_per_neuron is None else f"{layer.samples_per_neuron:.1f}")
+        table.add_row(*row, "yes" if layer.reason is None else f"no: {layer.reason}")
+    yield table
+    yield (
+        f"{found.macs:,} MACs per sample, {found.parameters:,} parameters; "
+        f"{100 * found.shrinkable_macs:.0f} % of the MACs are in layers that can shrink"
+    )
+
+
+def report_tables(report: Report) -> Iterator[RenderableType]:
+    """Tables for `shrink` and `compare`."""
+    if report.groups:
+        widths = Table(box=None, header_style="bold", pad_edge=False)
+        widths.add_column("layer", overflow="fold")
+        for name in ("width", "kept", "predicted error", "re-fit error", "held out"):
+            widths.add_column(name, justify="right")
+        for group in report.groups:
+            fits = list(group.fits.values())
+            held = [f.held_out_error for f in fits if f.held_out_error is not None]
+            widths.add_row(
+                group.name,
+                str(group.width),
+                str(group.kept),
+                f"{group.predicted_error:.2%}",
+                f"{max(f.error for f in fits):.2%}" if fits else "",
+                f"{max(held):.2%}" if held else "",
+            )
+        yield widths
+    if report.left_alone:
+        left = Table(box=None, header_style="bold", pad_edge=False)
+        left.add_column("left alone", overflow="fold")
+        left.add_column("because", overflow="fold")
+        for item in report.left_alone:
+            left.add_row(item.name, item.reason)
+        yield left
+    yield _before_after(report)
+    for gate in report.gates:
+        verdict = "passed" if gate.passed else "FAILED"
+        yield f"gate {gate.name}: {gate.value:.4g} (limit {gate.limit:g}) {verdict}"
+
+
+def _before_after(report: Report) -> Table:
+    a, b, latency, agreement = report.before, report.after, report.latency, report.agreement
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("")
+    for name in ("before", "after", "ratio"):
+        table.add_column(name, justify="right")
+    for name, x, y in (
+        ("MACs", a.macs, b.macs),
+        ("parameters", a.parameters, b.parameters),
+        ("file size (bytes)", a.bytes, b.bytes),
+    ):
+        table.add_row(name, f"{x:,}", f"{y:,}", f"{y / max(x, 1):.3f}")
+    threads = f"{latency.threads} threads" if latency.threads else "default threads"
+    where = f"latency (ms; batch {latency.batch}, {threads}, {latency.provider})"
+    table.add_row(where, f"{1e3 * latency.seconds_a:.3f}", f"{1e3 * latency.seconds_b:.3f}", f"{latency.ratio:.3f}")
+    if agreement.score_a is not None and agreement.score_b is not None:
+        unit = " (%)" if agreement.score == "accuracy" else ""
+        change = f"{agreement.score_b - agreement.score_a:+.2f}"
+        table.add_row(f"{agreement.score}{unit}", f"{agreement.score_a:.2f}", f"{agreement.score_b:.2f}", change)
+    for output in agreement.outputs:
+        same = "" if output.argmax_agreement is None else f", arg-max agrees {output.argmax_agreement:.2%}"
+        text = f"relative error {output.relative_error:.4f}, cosine {output.cosine:.4f}{same}"
+        table.add_row(f"output '{output.name}' on {agreement.samples} samples", "", text, "")
+    return table

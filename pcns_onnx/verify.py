@@ -1,0 +1,143 @@
+"""Do two models agree? Output by output, on samples that the solve has not seen.
+
+Per output of floats: relative L2 error |a - b| / |a| over all samples, and the mean cosine
+between the two outputs of a sample. For outputs of shape (N, classes): how often the arg-max
+is the same; with labels, the accuracy of both on the first such output.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.backend import to_numpy
+from pcns_onnx.capture import Samples
+from pcns_onnx.errors import InputError
+from pcns_onnx.graph import Graph
+from pcns_onnx.progress import Progress
+from pcns_onnx.runtime import Engine
+
+Metric = Callable[[Mapping[str, NDArray[Any]], NDArray[Any] | None], float]
+"""(outputs of one batch, its labels or None) -> a score; batches are averaged by their size."""
+
+
+class OutputAgreement(msgspec.Struct, frozen=True):
+    """How close one output of B is to the same output of A."""
+
+    name: str
+    relative_error: float
+    cosine: float
+    argmax_agreement: float | None
+
+
+class Agreement(msgspec.Struct, frozen=True):
+    """Agreement of two models. `score_a`, `score_b`: accuracy in percent, or the metric's values."""
+
+    samples: int
+    outputs: list[OutputAgreement]
+    score: str | None
+    score_a: float | None
+    score_b: float | None
+
+    @property
+    def error(self) -> float:
+        """The largest relative error of any output."""
+        return max((o.relative_error for o in self.outputs), default=0.0)
+
+    @property
+    def drop(self) -> float | None:
+        """Points lost: score of A minus score of B."""
+        if self.score_a is None or self.score_b is None:
+            return None
+        return self.score_a - self.score_b
+
+
+class _Tally:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.missed = self.size = self.cosine = 0.0
+        self.samples = self.same = 0
+        self.classes = False
+
+    def update(self, a: NDArray[Any], b: NDArray[Any]) -> None:
+        if a.shape != b.shape:
+            raise InputError(f"output '{self.name}' has shape {a.shape} in one model and {b.shape} in the other")
+        count = a.shape[0] if a.ndim else 1
+        x = a.astype(np.float64).reshape(count, -1)
+        y = b.astype(np.float64).reshape(count, -1)
+        self.missed += float(((x - y) ** 2).sum())
+        self.size += float((x**2).sum())
+        norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+        both_zero = (np.abs(x).max(axis=1, initial=0) == 0) & (np.abs(y).max(axis=1, initial=0) == 0)
+        self.cosine += float(np.where(both_zero, 1.0, (x * y).sum(axis=1) / np.maximum(norms, 1e-300)).sum())
+        self.samples += count
+        self.classes = a.ndim == 2 and a.shape[1] > 1 and np.issubdtype(x.dtype, np.floating)
+        if self.classes:
+            self.same += int((x.argmax(axis=1) == y.argmax(axis=1)).sum())
+
+    def result(self) -> OutputAgreement:
+        return OutputAgreement(
+            self.name,
+            (self.missed / self.size) ** 0.5 if self.size else float(self.missed > 0),
+            self.cosine / max(self.samples, 1),
+            self.same / max(self.samples, 1) if self.classes else None,
+        )
+
+
+def load_metric(reference: str | Metric | None) -> Metric | None:
+    """`module:function` (the current folder is importable) or a callable."""
+    if reference is None or callable(reference):
+        return reference
+    module, _, name = reference.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Metric = getattr(importlib.import_module(module), name)
+        return found
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"metric '{reference}' cannot be imported as module:function: {error}") from None
+
+
+def compare_outputs(
+    engine: Engine, a: Graph, b: Graph, samples: Samples, metric: Metric | None, progress: Progress
+) -> Agreement:
+    """Run both models on `samples`; raises `InputError` where their outputs cannot be compared."""
+    names = [spec.name for spec in a.outputs]
+    if names != [spec.name for spec in b.outputs]:
+        raise InputError(f"the models have different outputs: {names} and {[s.name for s in b.outputs]}")
+    first, second = engine.session(a.serialize()), engine.session(b.serialize())
+    tallies = [_Tally(name) for name in names]
+    correct, scores, count = [0, 0], [0.0, 0.0], 0
+    for batch in progress.track(samples, "verify", -(-samples.count // samples.batch)):
+        left = {k: to_numpy(v) for k, v in first.run(batch.feeds).items()}
+        right = {k: to_numpy(v) for k, v in second.run(batch.feeds).items()}
+        for tally in tallies:
+            tally.update(left[tally.name], right[tally.name])
+        count += batch.size
+        classes = next((t.name for t in tallies if t.classes), None)
+        for side, outputs in enumerate((left, right)):
+            if metric is not None:
+                scores[side] += batch.size * _score(metric, outputs, batch.labels)
+            elif batch.labels is not None and classes is not None and batch.labels.ndim == 1:
+                correct[side] += int((outputs[classes].argmax(axis=1) == batch.labels).sum())
+    if not count:
+        raise InputError("there is no sample to verify on: give more data, a smaller --batch, or --eval")
+    labelled = samples.data.has_labels and any(t.classes for t in tallies)
+    kind = "metric" if metric is not None else "accuracy" if labelled else None
+    totals = scores if metric is not None else [100.0 * c for c in correct]
+    a_score, b_score = (totals[0] / count, totals[1] / count) if kind else (None, None)
+    return Agreement(count, [t.result() for t in tallies], kind, a_score, b_score)
+
+
+def _score(metric: Metric, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any] | None) -> float:
+    try:
+        return float(metric(outputs, labels))
+    except Exception as error:  # a user's function may raise anything
+        raise InputError(f"the metric failed: {type(error).__name__}: {error}") from error
