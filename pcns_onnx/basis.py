@@ -168,7 +168,8 @@ def _rebuild_one(
     sigma = activation_of(original, census, group)
     assert isinstance(sigma, Activation), "refused groups are not rebuilt"
     x, t = _rows(setup, original, current, census, group)
-    new = expand(x, t, basis, sigma, width)
+    new = expand(x, t, _augmented(setup, current, writer), basis, sigma, width)
+    width = int(new.matrix.shape[0])
     keep = {group.name: group.labels[:width]}
     patch = narrow(current, census, keep)
     following = apply(current, patch)
@@ -203,6 +204,12 @@ def _rows(setup: Setup, original: Graph, current: Graph, census: Census, group: 
             break
     xp = namespace_of(xs[0])
     return xp.concat(xs, axis=0), xp.concat(ts, axis=0)
+
+
+def _augmented(setup: Setup, graph: Graph, layer: Layer) -> Array:
+    """The layer's weights V with its bias as a last column, (K, n + 1)."""
+    matrix = layer.linear.op.matrix(stored_weight(graph, layer))
+    return setup.engine.xp.asarray(np.concatenate([matrix, _bias(graph, layer)[:, None]], axis=1))
 
 
 def _slopes(graph: Graph, census: Census, group: Group, sigma: Activation, width: int) -> Patch:

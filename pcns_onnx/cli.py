@@ -25,6 +25,9 @@ Command = Callable[..., None]
 
 EXIT_CODES = "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed."
 _METHODS = ("auto", "obs", "interpolative", "pcns")
+"""`methods.CHOICES` again: importing it for --help would import scipy."""
+_WIDE = 1000
+"""Columns where stdout is no terminal: nothing is folded, so that it can be searched."""
 
 
 def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -37,11 +40,20 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
 
 
 _DATA_OPTIONS = _options(
-    click.option("--normalize", nargs=2, metavar="MEAN STD", help="uint8 images to float: (x/255 - MEAN) / STD; comma-separated per channel."),
+    click.option(
+        "--normalize",
+        nargs=2,
+        metavar="MEAN STD",
+        help="uint8 images to float: (x/255 - MEAN) / STD; comma-separated per channel.",
+    ),
     click.option("--samples", type=int, help="Use so many samples of the data (seeded)."),
-    click.option("--batch", type=int, help="Samples per run, 64 by default; a model's fixed batch wins. Latency is measured at it."),
+    click.option(
+        "--batch",
+        type=int,
+        help="Samples per run, 64 by default; a model's fixed batch wins. Latency is measured at it.",
+    ),
     click.option("--seed", type=int, help="Seed of everything that is drawn (0)."),
-)  # fmt: skip
+)
 _ENGINE_OPTIONS = _options(
     click.option("--device", metavar="auto|cpu|cuda", help="Where to run (auto: CUDA where there is a GPU)."),
     click.option("--threads", type=int, help="Threads of onnxruntime and of the linear algebra (0: their default)."),
@@ -86,14 +98,21 @@ def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None
 @click.option("--data", help="Samples: .npz, .npy, a folder of them, or module:function.")
 @click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the shrunk model.")
 @click.option("--method", metavar="|".join(_METHODS), help="How to choose and solve (auto: obs).")
-@click.option("--budget", multiple=True, metavar="macs=F|params=F", help="Fraction of the original that may be left; repeatable, all must hold.")  # fmt: skip
+@click.option(
+    "--budget",
+    multiple=True,
+    metavar="macs=F|params=F",
+    help="Fraction of the original that may be left; repeatable, all must hold.",
+)
 @click.option("--width", type=float, help="Fraction of every hidden width to keep.")
 @click.option("--variance", type=float, help="Share of every layer's variance to keep, 0.999 say.")
 @click.option("--plan", metavar="PLAN.json", help="Replay a plan.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only layers of these names.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers of these names alone.")
 @click.option("--multiple", metavar="auto|N", help="Widths are multiples of N (auto: what onnxruntime's kernels like).")
-@click.option("--order", metavar="ascending|descending", help="pcns: one pass per layer, or all from the original, last to first.")  # fmt: skip
+@click.option(
+    "--order", metavar="ascending|descending", help="pcns: one pass per layer, or all from the original, last to first."
+)
 @click.option("--refit/--no-refit", default=None, help="pcns: re-fit the reader (default), or the paper to the letter.")
 @click.option("--holdout", type=float, help="Share of the samples kept from the solve for the check (0.1).")
 @click.option("--eval", metavar="DATA", help="Check on this data instead.")
@@ -104,13 +123,13 @@ def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None
 def shrink(model: str, data: str | None, output: str, **choices: Any) -> None:
     """Write a narrower MODEL to OUT: same inputs, same outputs, checked on samples held out."""
     from pcns_onnx.pipeline import shrink as run
-    from pcns_onnx.report import report_tables
+    from pcns_onnx.report import Report, report_tables
 
     try:
         with _bars() as progress:
             result = run(model, data, output, progress=progress, **_given(choices))
     except GateError as error:
-        if error.report is not None:
+        if isinstance(error.report, Report):
             _show(report_tables(error.report), error.report.warnings)
         raise
     _show(report_tables(result.report), result.report.warnings)
@@ -127,13 +146,13 @@ def shrink(model: str, data: str | None, output: str, **choices: Any) -> None:
 def compare(a: str, b: str, data: str, **choices: Any) -> None:
     """Compare two models: agreement, latency, cost; the same gate as shrink."""
     from pcns_onnx.pipeline import compare as run
-    from pcns_onnx.report import report_tables
+    from pcns_onnx.report import Report, report_tables
 
     try:
         with _bars() as progress:
             report = run(a, b, data, progress=progress, **_given(choices))
     except GateError as error:
-        if error.report is not None:
+        if isinstance(error.report, Report):
             _show(report_tables(error.report), error.report.warnings)
         raise
     _show(report_tables(report), report.warnings)
@@ -182,7 +201,9 @@ def _given(choices: dict[str, Any]) -> dict[str, Any]:
         try:
             mean, std = (tuple(float(x) for x in text.split(",")) for text in given["normalize"])
         except ValueError:
-            raise InputError("--normalize takes two lists of numbers, as in 0.485,0.456,0.406 0.229,0.224,0.225") from None
+            raise InputError(
+                "--normalize takes two lists of numbers, as in 0.485,0.456,0.406 0.229,0.224,0.225"
+            ) from None
         given["normalize"] = Normalize(mean, std)
     return given
 
@@ -190,7 +211,9 @@ def _given(choices: dict[str, Any]) -> dict[str, Any]:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    # Names of layers may hold anything: nothing in them is markup.
+    width = None if sys.stdout.isatty() else _WIDE
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def _show(parts: Iterable[Any], warnings: Iterable[str]) -> None:

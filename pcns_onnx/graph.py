@@ -75,8 +75,7 @@ class Graph:
         try:
             graph.check()
         except (onnx.checker.ValidationError, shape_inference.InferenceError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{where} is not a valid ONNX model: {reason}") from None
+            raise InputError(f"{where} is not a valid ONNX model: {_first_line(error)}") from None
         graph._refuse_non_finite(where)
         return graph
 
@@ -170,8 +169,9 @@ class Graph:
     def shapes(self, feeds: Mapping[str, Sequence[int]] | None = None, *, batch: int = 2) -> dict[str, Shape]:
         """Shape of every tensor when dynamic leading axes are `batch`.
 
-        `feeds` gives the size of each input where it is known (a real sample); the remaining
-        dynamic axes stay None. Stale `value_info` is ignored: everything is inferred anew.
+        `feeds` gives the size of each input where it is known (a real sample), and of any other
+        tensor that cannot be inferred; the remaining dynamic axes stay None. Stale `value_info`
+        is ignored: everything is inferred anew.
         """
         probe = _skeleton(self.proto)
         for value in probe.graph.input:
@@ -190,6 +190,9 @@ class Graph:
         shapes = {v.name: _shape(v) for v in values if v.type.tensor_type.HasField("shape")}
         for name, tensor in {**self._initializers, **self._constant_nodes}.items():
             shapes[name] = tuple(tensor.dims)
+        for name, known in (feeds or {}).items():
+            if None in shapes.get(name, (None,)):
+                shapes[name] = (batch, *known[1:])
         return shapes
 
     def check(self, *, full: bool = False) -> None:
@@ -406,16 +409,24 @@ class Graph:
         return {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
 
     def _refuse_non_finite(self, where: str) -> None:
-        for name, tensor in self._initializers.items():
-            if _is_float(tensor.data_type) and not np.isfinite(numpy_helper.to_array(tensor)).all():
-                raise InputError(f"{where}: initializer '{name}' holds NaN or Inf; export the model again")
+        """Refuse NaN, and Inf among other numbers; a bound or a mask made of Inf (and 0) is meant."""
+        for name, tensor in {**self._initializers, **self._constant_nodes}.items():
+            if not _is_float(tensor.data_type):
+                continue
+            try:
+                value = numpy_helper.to_array(tensor)
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{where}: constant '{name}' is damaged: {_first_line(error)}") from None
+            finite = np.isfinite(value)
+            if not finite.all() and (np.isnan(value).any() or value[finite].any()):
+                raise InputError(f"{where}: constant '{name}' holds NaN or Inf; export the model again")
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     """Write `content` to a temporary neighbour of `path` and rename it into place."""
     target = Path(path)
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent or ".", prefix=f".{target.name}.")
+        handle, temporary = tempfile.mkstemp(dir=target.parent or ".", prefix=f".{target.name[:40]}.")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -434,17 +445,24 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
 
 def _read(path: Path) -> onnx.ModelProto:
     try:
-        proto = onnx.load(path)
-    except FileNotFoundError as error:
-        missing = "" if not path.exists() else f" (missing external data: {error})"
-        raise InputError(f"no such model file: '{path}'{missing}") from None
-    except (OSError, onnx.checker.ValidationError) as error:
-        raise InputError(f"cannot read '{path}': {str(error).splitlines()[0]}") from None
-    except (DecodeError, ValueError, UnicodeDecodeError):
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except FileNotFoundError:
+        raise InputError(f"no such model file: '{path}'") from None
+    except OSError as error:
+        raise InputError(f"cannot read '{path}': {error.strerror or error}") from None
+    except (DecodeError, ValueError):
         raise InputError(f"'{path}' is not an ONNX model, or is truncated: cannot parse it as protobuf") from None
     if not proto.graph.node or not proto.ir_version:
         raise InputError(f"'{path}' is not an ONNX model: it holds no graph")
+    try:
+        onnx.load_external_data_for_model(proto, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise InputError(f"cannot read the external data of '{path}': {_first_line(error)}") from None
     return proto
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:

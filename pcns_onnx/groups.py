@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count
 
 import numpy as np
 
@@ -106,6 +108,10 @@ class _Walk:
     frozen: dict[int, str] = field(default_factory=dict)
     born: int = 0
 
+    @cached_property
+    def exposed(self) -> frozenset[str]:
+        return frozenset(output.name for output in self.graph.outputs)
+
     def fresh(self, count: int) -> Labels:
         self.born += count
         return np.arange(self.born - count, self.born, dtype=np.int64)
@@ -124,11 +130,12 @@ class _Walk:
             shapes=tuple(self.shapes.get(name) for name in names),
             outputs=tuple(self.shapes.get(name) for name in node.outputs),
             constants=tuple(graph.constant(name) if name else None for name in names),
-            opset=graph.opset,
+            exposed=tuple(name in self.exposed for name in node.outputs),
             fresh=self.fresh,
-            producer=lambda i: graph.producers.get(names[i]),
-            readers=lambda i: graph.consumers.get(node.outputs[i], ()),
-            constant_of=lambda other, i: graph.constant(other.inputs[i]) if i < len(other.inputs) else None,
+            producer=graph.producers.get,
+            readers=lambda name: graph.consumers.get(name, ()),
+            value=graph.constant,
+            size=self.shapes.get,
         )
 
     def run(self) -> None:
@@ -171,6 +178,7 @@ def survey(graph: Graph, feeds: Mapping[str, Sequence[int]] | None = None) -> Ce
 
 def _layers(walk: _Walk) -> Iterator[Layer]:
     graph = walk.graph
+    taken: set[str] = set()
     for node, flow in walk.flows:
         if flow.linear is None:
             continue
@@ -179,17 +187,27 @@ def _layers(walk: _Walk) -> Iterator[Layer]:
         bias = _bias(graph, node, flow.linear)
         output = bias.key
         stored = 0 if bias.absent else len(flow.linear.writes)
+        name = next(n for n in _names(node.name, output) if n not in taken)
+        taken.add(name)
         yield Layer(
-            name=node.name or output,
+            name=name,
             kind=node.op,
             key=node.key,
             source=node.inputs[0],
             output=output,
             linear=flow.linear,
             bias=bias,
-            macs=flow.macs // walk.batch,
+            macs=(flow.macs or 0) // walk.batch,
             parameters=int(weight.size) + stored,
         )
+
+
+def _names(name: str, output: str) -> Iterator[str]:
+    """What a layer may be called: its name, else its output's; node names need not be unique."""
+    if name:
+        yield name
+    yield output
+    yield from (f"{name or output}_{i}" for i in count(1))
 
 
 def _bias(graph: Graph, node: Node, linear: Linear) -> Bias:
@@ -245,7 +263,6 @@ def _path(walk: _Walk, layer: Layer) -> tuple[str, tuple[str, ...]]:
 def _rest(walk: _Walk) -> Iterator[tuple[str, str, str, int, int]]:
     """(name, kind, reason, MACs, parameters) of nodes that multiply but are not solved for."""
     for node, flow in walk.flows:
-        if flow.macs and flow.linear is None:
-            reason = flow.frozen[0].reason if flow.frozen else "it reads the model's input in a way not supported yet"
+        if flow.macs is not None and flow.linear is None:
             weights: list[Array] = [c for n in node.inputs if (c := walk.graph.constant(n)) is not None]
-            yield node.label, node.op, reason, flow.macs // walk.batch, sum(int(w.size) for w in weights)
+            yield node.label, node.op, flow.reason, flow.macs // walk.batch, sum(int(w.size) for w in weights)

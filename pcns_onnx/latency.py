@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
 
 import msgspec
+import numpy as np
 
-from pcns_onnx.backend import Array
+from pcns_onnx.capture import Samples
 from pcns_onnx.graph import Graph
 from pcns_onnx.runtime import Engine
 
 _SECONDS = 2.0
 _ROUNDS = (7, 200)
+_REPEATED = 1024
+"""A batch that the samples do not fill is filled up with them again, but not beyond so many."""
+_SAMPLED = 256
+"""How many samples are timed to know what all of them would take."""
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -33,10 +37,11 @@ class Latency(msgspec.Struct, frozen=True):
     ratio: float
 
 
-def compare_latency(
-    engine: Engine, a: Graph, b: Graph, feeds: Mapping[str, Array], batch: int, seconds: float = _SECONDS
-) -> Latency:
-    """Time both models on the same feeds for about `seconds` in all."""
+def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, seconds: float = _SECONDS) -> Latency:
+    """Time both models on the first batch of `samples` for about `seconds` in all."""
+    held = next(iter(samples))
+    batch = min(samples.batch, max(held.size, _REPEATED))
+    feeds = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in held.feeds.items()}
     first = engine.session(a.serialize(), spinning=True)
     second = engine.session(b.serialize(), spinning=True)
     for _ in range(2):
@@ -57,3 +62,19 @@ def compare_latency(
         batch, engine.threads, engine.provider, len(times_a),
         statistics.median(times_a), statistics.median(times_b), ratio,
     )  # fmt: skip
+
+
+def pass_seconds(engine: Engine, graph: Graph, samples: Samples) -> float:
+    """Seconds for one pass of the model over all samples, extrapolated from some of them."""
+    session = engine.session(graph.serialize(), spinning=True)
+    seen, seconds = 0, 0.0
+    for batch in samples:
+        if not seen:
+            session.run(batch.feeds)
+        start = time.perf_counter()
+        session.run(batch.feeds)
+        seconds += time.perf_counter() - start
+        seen += batch.size
+        if seen >= _SAMPLED:
+            break
+    return seconds * samples.count / max(seen, 1)

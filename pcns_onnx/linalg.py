@@ -34,33 +34,50 @@ def solve_spd(a: Array, b: Array) -> Array:
     Cholesky; where rounding has left A indefinite, the pseudo-inverse on its positive part.
     """
     xp = namespace_of(a)
+    if xp is not np:
+        return xp.linalg.solve(a, b) if _is_definite(a) else _pseudo_solve(a, b)
     try:
-        if xp is np:
-            factor = scipy.linalg.cho_factor(a, lower=True, check_finite=False)
-            return scipy.linalg.cho_solve(factor, b, check_finite=False)
-        xp.linalg.cholesky(a)
-        return xp.linalg.solve(a, b)
+        factor = scipy.linalg.cho_factor(a, lower=True, check_finite=False)
+        return scipy.linalg.cho_solve(factor, b, check_finite=False)
     except np.linalg.LinAlgError:
-        values, vectors = eigh_descending(a)
-        floor = float(xp.max(values)) * int(a.shape[0]) * 2.3e-16
-        inverse = xp.where(values > floor, 1.0 / xp.where(values > floor, values, floor), 0.0)
-        return vectors @ (inverse[:, None] * (vectors.T @ b))
+        return _pseudo_solve(a, b)
 
 
 def inverse_spd(a: Array) -> Array:
     """The inverse of a symmetric positive definite matrix (n, n)."""
     xp = namespace_of(a)
     if xp is not np:
-        return xp.linalg.inv(a)
+        return xp.linalg.inv(a) if _is_definite(a) else _pseudo_solve(a, xp.eye(int(a.shape[0]), dtype=a.dtype))
     factor, info = scipy.linalg.lapack.dpotrf(a, lower=1, clean=1)
     if info == 0:
         half, info = scipy.linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
     if info != 0:
-        return solve_spd(a, np.eye(len(a)))
+        return _pseudo_solve(a, np.eye(len(a)))
     diagonal = half.diagonal().copy()
     full = np.add(half, half.T, order="C")
     np.fill_diagonal(full, diagonal)
     return full
+
+
+def _is_definite(a: Array) -> bool:
+    """Whether Cholesky goes through; its product is looked at, since CuPy does not raise where it fails."""
+    xp = namespace_of(a)
+    try:
+        half = xp.linalg.cholesky(a)
+    except np.linalg.LinAlgError:
+        return False
+    miss = half @ half.T - a
+    positive = bool(xp.all(xp.linalg.diagonal(half) > 0))
+    return positive and float(xp.sum(miss * miss)) <= 1e-12 * float(xp.sum(a * a))
+
+
+def _pseudo_solve(a: Array, b: Array) -> Array:
+    """The pseudo-inverse of the positive part of a symmetric `a`, times `b`."""
+    xp = namespace_of(a)
+    values, vectors = eigh_descending(a)
+    floor = float(xp.max(values)) * int(a.shape[0]) * 2.3e-16
+    inverse = xp.where(values > floor, 1.0 / xp.where(values > floor, values, floor), 0.0)
+    return vectors @ (inverse[:, None] * (vectors.T @ b))
 
 
 def subtract_product(a: Array, b: Array, c: Array) -> None:

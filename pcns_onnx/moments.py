@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.backend import Array, namespace_of
+from pcns_onnx.backend import Array
 
 WIDE = 1024
 """Columns beyond which the products inside a block are float32."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import TypedDict
 from pcns_onnx.data import DataSource, Normalize
 from pcns_onnx.errors import InputError
 from pcns_onnx.methods import method_named
+from pcns_onnx.plan import Budget
 from pcns_onnx.verify import Metric
 
 ORDERS = ("ascending", "descending")
+_MOST = 2**31 - 1
 
 
 class Choices(TypedDict, total=False):
@@ -23,8 +26,8 @@ class Choices(TypedDict, total=False):
     width: float
     variance: float
     plan: str | Path
-    include: Sequence[str]
-    exclude: Sequence[str]
+    include: str | Sequence[str]
+    exclude: str | Sequence[str]
     multiple: str
     order: str
     refit: bool
@@ -50,7 +53,7 @@ class Options:
     Exactly one of `budget` ('macs=0.5', 'params=0.4' or a list: fractions of the original that
     may be left, all must hold), `width` (fraction of every hidden width), `variance` (share of
     the activations' variance to keep) and `plan` (a file made by `plan_out`) says how small.
-    `include` and `exclude` are globs on layer names. `holdout` is the share of the samples kept
+    `include` and `exclude` are globs on layer names (one or a list). `holdout` is the share of the samples kept
     from the solve for the check, unless `eval` gives others. `max_error` (relative L2 error of
     any output) and `max_drop` (points of accuracy or metric) make the run a gate.
     """
@@ -60,8 +63,8 @@ class Options:
     width: float | None = None
     variance: float | None = None
     plan: str | Path | None = None
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
+    include: str | Sequence[str] = ()
+    exclude: str | Sequence[str] = ()
     multiple: str = "auto"
     order: str = "ascending"
     refit: bool = True
@@ -80,8 +83,13 @@ class Options:
     report: str | Path | None = None
 
     def __post_init__(self) -> None:
+        for name in ("budget", "include", "exclude"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         method_named(self.method)
-        if self.multiple != "auto" and not (self.multiple.isdigit() and int(self.multiple) > 0):
+        for text in self.budgets:
+            Budget.parse(text)
+        if self.multiple != "auto" and not (self.multiple.isdecimal() and int(self.multiple) > 0):
             raise InputError(f"--multiple {self.multiple} is not understood: write auto or a whole number from 1")
         if self.order not in ORDERS:
             raise InputError(f"--order {self.order} is not understood: write {' or '.join(ORDERS)}")
@@ -91,6 +99,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise InputError(f"--{name} {value} is too small: it must be at least {low}")
+            if value is not None and value > _MOST:
+                raise InputError(f"--{name} {value} is too large: it must be at most {_MOST}")
         for name in ("width", "variance"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
@@ -99,13 +109,13 @@ class Options:
             raise InputError(f"--holdout {self.holdout:g} is out of range: it is a fraction in [0, 0.5]")
         for name in ("max_error", "max_drop"):
             value = getattr(self, name)
-            if value is not None and not value == value:
-                raise InputError(f"--{name.replace('_', '-')} is not a number")
+            if value is not None and not value >= 0:
+                raise InputError(f"--{name.replace('_', '-')} {value:g} is out of range: it must be 0 or more")
 
     @property
     def budgets(self) -> tuple[str, ...]:
         """The budgets as a tuple of texts."""
-        return (self.budget,) if isinstance(self.budget, str) else tuple(self.budget)
+        return tuple(self.budget)
 
     def goal(self) -> str:
         """Which of the four ways says how small; raises `InputError` unless exactly one does."""
@@ -126,4 +136,30 @@ class Options:
         shown = ("method", "budget", "width", "variance", "plan", "include", "exclude", "multiple", "order",
                  "refit", "samples", "batch", "holdout", "seed", "device", "threads", "normalize")  # fmt: skip
         values = {name: getattr(self, name) for name in shown}
-        return {name: str(value) for name, value in values.items() if value is not None and value != ()}
+        return {
+            name: ", ".join(value) if isinstance(value, tuple) else str(value)
+            for name, value in values.items()
+            if value is not None and value != ()
+        }
+
+
+def check_targets(sources: Sequence[object], *targets: str | os.PathLike[str] | None) -> None:
+    """Refuse outputs that cannot be written, or that are an input, before any work is done."""
+    taken = [Path(source) for source in sources if isinstance(source, str | os.PathLike)]
+    for path in (Path(target) for target in targets if target is not None):
+        try:
+            if not path.parent.is_dir():
+                raise InputError(f"cannot write '{path}': there is no folder '{path.parent}'")
+            if path.is_dir() or not os.access(path.parent, os.W_OK):
+                raise InputError(f"cannot write '{path}': it is a folder or its folder is read-only")
+            if path.exists() and not path.is_file():
+                raise InputError(f"cannot write '{path}': it is no regular file")
+            if any(_is_same_file(path, other) for other in taken):
+                raise InputError(f"cannot write '{path}': it is an input or another output, choose another name")
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"cannot write '{path}': {error}") from None
+        taken.append(path)
+
+
+def _is_same_file(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))

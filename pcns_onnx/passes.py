@@ -82,23 +82,25 @@ def read_groups(
 
 
 class _View:
-    """Second moments of a reader's input, channel-major, over at most `COLUMNS` columns.
+    """Second moments of a reader's input over at most `COLUMNS` columns.
 
     Where all taps of all channels would be more, the taps are rotated onto their leading
     principal directions, shared by all channels: this only steers which channels stay, the
-    re-fit sees every tap.
+    re-fit sees every tap. Rows are gathered tap-major, as Conv has them.
     """
 
     def __init__(self, graph: Graph, group: Group, layer: Layer, rows: Array) -> None:
         xp = namespace_of(rows)
-        self._columns, self._taps = channel_major(layer, group.labels)
-        matrix = layer.linear.op.matrix(stored_weight(graph, layer))
-        self._matrix = xp.asarray(matrix[:, self._columns])
-        self._index = xp.asarray(self._columns)
+        columns, self._taps = channel_major(layer, group.labels)
+        columns = columns.reshape(group.width, self._taps).T.reshape(-1)
+        self._whole = np.array_equal(columns, np.arange(int(rows.shape[1])))
+        self._index = xp.asarray(columns)
         self._channels = group.width
+        self._matrix = xp.asarray(layer.linear.op.matrix(stored_weight(graph, layer))[:, columns])
+        self._basis: Array | None = None
         keep = max(1, COLUMNS // group.width)
-        self._basis = self._principal_taps(self._pick(rows), keep) if keep < self._taps else None
-        if self._basis is not None:
+        if keep < self._taps:
+            self._basis = self._principal_taps(self._pick(rows), keep)
             self._matrix = self._turn(self._matrix, xp.astype(self._basis, xp.float64))
             self._taps = keep
         self._moments = Moments(group.width * self._taps, 0, xp)
@@ -108,23 +110,27 @@ class _View:
         self._moments.update(rows if self._basis is None else self._turn(rows, self._basis))
 
     def reading(self) -> Reading:
-        return Reading(self._moments.covariance, self._matrix, self._taps, self._moments.rows)
+        xp = namespace_of(self._matrix)
+        n, t = self._channels, self._taps
+        covariance = xp.reshape(self._moments.covariance, (t, n, t, n))
+        covariance = xp.reshape(xp.permute_dims(covariance, (1, 0, 3, 2)), (n * t, n * t))
+        matrix = xp.reshape(xp.permute_dims(xp.reshape(self._matrix, (-1, t, n)), (0, 2, 1)), (-1, n * t))
+        return Reading(covariance, matrix, t, self._moments.rows)
 
     def _pick(self, rows: Array) -> Array:
-        return namespace_of(rows).take(rows, self._index, axis=1)
+        return rows if self._whole else namespace_of(rows).take(rows, self._index, axis=1)
 
     def _turn(self, rows: Array, basis: Array) -> Array:
         xp = namespace_of(rows)
-        return xp.reshape(xp.reshape(rows, (-1, self._channels, int(basis.shape[0]))) @ basis, (int(rows.shape[0]), -1))
+        return xp.reshape(basis.T @ xp.reshape(rows, (-1, int(basis.shape[0]), self._channels)), (int(rows.shape[0]), -1))
 
     def _principal_taps(self, rows: Array, keep: int) -> Array:
         """(taps, keep) float32: principal directions of the taps, channels weighted by their readers."""
         xp = namespace_of(rows)
-        shape = (-1, self._channels, self._taps)
-        energy = xp.sum(xp.reshape(self._matrix * self._matrix, shape), axis=(0, 2))
-        weighted = xp.reshape(rows, shape) * xp.astype(xp.sqrt(energy), rows.dtype)[:, None]
-        weighted = xp.astype(xp.reshape(weighted, (-1, self._taps)), xp.float64)
-        _, vectors = eigh_descending(weighted.T @ weighted)
+        shape = (-1, self._taps, self._channels)
+        energy = xp.sum(xp.reshape(self._matrix * self._matrix, shape), axis=(0, 1))
+        weighted = xp.reshape(rows, shape) * xp.astype(xp.sqrt(energy), rows.dtype)
+        _, vectors = eigh_descending(xp.astype(xp.sum(weighted @ xp.permute_dims(weighted, (0, 2, 1)), axis=0), xp.float64))
         return xp.astype(vectors[:, :keep], xp.float32)
 
 

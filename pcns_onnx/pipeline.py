@@ -6,27 +6,25 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import msgspec
 from threadpoolctl import threadpool_limits
 
 from pcns_onnx import basis
-from pcns_onnx.capture import Samples
+from pcns_onnx.capture import Samples, run_batches
 from pcns_onnx.data import Dataset, DataSource, open_data, split
 from pcns_onnx.errors import GateError, InputError, NothingToShrinkError
 from pcns_onnx.fold import drop_zero_biases, explicit_biases, fold_batch_norms
 from pcns_onnx.graph import Graph, ModelSource, write_atomic
 from pcns_onnx.groups import Census, Group, survey
-from pcns_onnx.latency import Latency, compare_latency
+from pcns_onnx.latency import Latency, compare_latency, pass_seconds
 from pcns_onnx.methods import method_named
-from pcns_onnx.options import Choices, Options
+from pcns_onnx.options import Choices, Options, check_targets
 from pcns_onnx.passes import Setup
 from pcns_onnx.plan import SCHEMA as PLAN_SCHEMA
 from pcns_onnx.plan import Costs, Plan, fingerprint, load_plan
@@ -34,7 +32,7 @@ from pcns_onnx.progress import Progress
 from pcns_onnx.report import Gate, Inspection, LayerInfo, Left, Report, Size, Stage
 from pcns_onnx.rewrite import apply
 from pcns_onnx.runtime import Engine, choose_engine, versions
-from pcns_onnx.shrinking import Decision, Work, decide, eigenvalue_summary, solve
+from pcns_onnx.shrinking import Work, decide, eigenvalue_summary, solve
 from pcns_onnx.verify import Agreement, Metric, compare_outputs, load_metric
 
 if TYPE_CHECKING:
@@ -42,7 +40,6 @@ if TYPE_CHECKING:
 
 FEW = 5.0
 """Samples per neuron below which a warning is given (the PCNS drafts ask for 5 to 10)."""
-_SAMPLED_PASS = 256
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def shrink(
     options.goal()
     if data is None:
         raise InputError(f"method '{options.method}' looks at what neurons do: give samples with --data")
-    _check_targets(model, output, options.plan_out, options.report)
+    check_targets((model, data, options.eval), output, options.plan_out, options.report)
     metric = load_metric(options.metric)
     engine = choose_engine(options.device, options.threads)
     with threadpool_limits(options.threads or None), progress.stage("total"):
@@ -105,11 +102,12 @@ def shrink(
         work = _work(form, engine, train, options, progress)
         groups, left = _select(form.twin, work.census, options, method.family)
         if not groups:
-            raise NothingToShrinkError("nothing can be shrunk: every layer has a reason to stay", _pairs(left))
+            why = "every layer has a reason to stay" if left else "the model has no layer with stored weights"
+            raise NothingToShrinkError(f"nothing can be shrunk: {why}", _pairs(left))
         work = replace(work, groups=tuple(groups))
         warnings = _few_samples(work)
         decision = decide(work, method, options, plan)
-        left += [Left(n, "the plan leaves it at full width") for n, w in decision.widths.items() if w == decision.full[n]]
+        left += [Left(n, "it keeps its full width here") for n, w in decision.widths.items() if w == decision.full[n]]
         if not decision.narrowed:
             raise NothingToShrinkError("nothing was shrunk: every layer needs its full width here", _pairs(left))
         patch, infos = solve(work, decision, options)
@@ -119,7 +117,7 @@ def shrink(
         plan = Plan(PLAN_SCHEMA, fingerprint(form.original), method.name, decision.planned())
         small.set_metadata("pcns_onnx", _provenance(plan, options))
         small.check(full=True)
-        checked = Samples(held_out or train, work.setup.samples.batch, work.setup.samples.fixed)
+        checked = _samples(held_out or train, options, form.original)
         agreement, report_warnings = _verify(engine, form.original, small, checked, metric, progress)
         if held_out is None:
             report_warnings.append("checked on the samples that it was solved on: keep some back or give --eval")
@@ -139,7 +137,7 @@ def shrink(
     )
     if options.plan_out is not None:
         write_atomic(options.plan_out, msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
-    _finish(report, options)
+    _finish(report, options, "; no model was written")
     if output is not None:
         small.save(output)
     return ShrinkResult(small.proto, plan, report)
@@ -191,7 +189,7 @@ def compare(
     Raises `GateError`, with the report, if a limit in `choices` is exceeded.
     """
     options, progress = Options(**choices), progress or Progress()
-    _check_targets(None, options.report)
+    check_targets((a, b, data), options.report)
     metric = load_metric(options.metric)
     engine = choose_engine(options.device, options.threads)
     forms = [_Canonical.of(Graph.load(source)) for source in (a, b)]
@@ -201,7 +199,7 @@ def compare(
     dataset, _ = split(_open(forms[0], data, options), holdout=0.0, seed=options.seed, samples=options.samples)
     if options.max_drop is not None and metric is None and not dataset.has_labels:
         raise InputError("--max-drop needs labels in the data, or --metric")
-    samples = _samples(first, dataset, options)
+    samples = _samples(dataset, options, first, second)
     agreement, warnings = _verify(engine, first, second, samples, metric, progress)
     sizes = [_size(form.original, survey(form.twin, _shapes(dataset))) for form in forms]
     report = Report(
@@ -232,13 +230,24 @@ def _open(form: _Canonical, data: DataSource, options: Options) -> Dataset:
 def _datasets(form: _Canonical, data: DataSource, options: Options) -> tuple[Dataset, Dataset | None]:
     """What the solve sees, and what the check sees: `eval`, or a share held out."""
     holdout = options.holdout if options.eval is None else 0.0
-    train, held_out = split(_open(form, data, options), holdout=holdout, seed=options.seed, samples=options.samples)
-    return train, held_out if options.eval is None else _open(form, options.eval, options)
+    everything = _open(form, data, options)
+    train, held_out = split(everything, holdout=holdout, seed=options.seed, samples=options.samples)
+    if options.eval is not None:
+        return train, _open(form, options.eval, options)
+    fixed = _fixed_batch(form.original)
+    if held_out is not None and fixed and Samples(held_out, fixed, fixed=True).count == 0:
+        return split(everything, holdout=0.0, seed=options.seed, samples=options.samples)
+    return train, held_out
 
 
-def _samples(graph: Graph, dataset: Dataset, options: Options) -> Samples:
-    """Batches as the model takes them: a model with a fixed batch is fed in that."""
-    fixed = next((s.shape[0] for s in graph.inputs if s.shape and s.shape[0] is not None), None)
+def _fixed_batch(*graphs: Graph) -> int | None:
+    """The batch that the first of these models with a fixed one takes."""
+    return next((s.shape[0] for g in graphs for s in g.inputs if s.shape and s.shape[0] is not None), None)
+
+
+def _samples(dataset: Dataset, options: Options, *graphs: Graph) -> Samples:
+    """Batches as the models take them: a model with a fixed batch is fed in that."""
+    fixed = _fixed_batch(*graphs)
     samples = Samples(dataset, fixed or options.batch, fixed is not None)
     if samples.count == 0:
         raise InputError(f"the model takes batches of exactly {fixed} samples and the data holds fewer: give more")
@@ -250,9 +259,22 @@ def _shapes(dataset: Dataset) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in first.feeds.items()}
 
 
+def _census(graph: Graph, engine: Engine, dataset: Dataset) -> Census:
+    """The survey; shapes that cannot be inferred (behind a custom operator) are measured on some samples."""
+    shapes = _shapes(dataset)
+    census = survey(graph, shapes)
+    ends = dict.fromkeys(name for layer in census.layers for name in (layer.source, layer.key))
+    unknown = [name for name in ends if None in census.shapes.get(name, (None,))]
+    if not unknown:
+        return census
+    fixed = _fixed_batch(graph)
+    some = next(run_batches(engine, graph, Samples(dataset, fixed or 1, fixed is not None), unknown))
+    return survey(graph, shapes | {name: tuple(tensor.shape) for name, tensor in some.items()})
+
+
 def _work(form: _Canonical, engine: Engine, train: Dataset, options: Options, progress: Progress) -> Work:
-    census = survey(form.twin, _shapes(train))
-    setup = Setup(engine, _samples(form.twin, train, options), options.seed, progress)
+    census = _census(form.twin, engine, train)
+    setup = Setup(engine, _samples(train, options, form.twin), options.seed, progress)
     return Work(form.twin, census, setup, (), Costs(census, form.twin.parameters, form.original.parameters))
 
 
@@ -326,10 +348,8 @@ def _verify(
 
 
 def _latency(engine: Engine, a: Graph, b: Graph, samples: Samples, progress: Progress) -> Latency:
-    feeds = next(iter(samples)).feeds
-    size = next(iter(feeds.values())).shape[0]
     with progress.stage("latency"):
-        return compare_latency(engine, _runnable(a), _runnable(b), feeds, size)
+        return compare_latency(engine, _runnable(a), _runnable(b), samples)
 
 
 def _size(graph: Graph, census: Census) -> Size:
@@ -342,36 +362,26 @@ def _gates(options: Options, agreement: Agreement) -> list[Gate]:
     if options.max_error is not None:
         gates.append(Gate("max-error", options.max_error, agreement.error))
     if options.max_drop is not None:
-        drop = agreement.drop
-        gates.append(Gate("max-drop", options.max_drop, float("nan") if drop is None else drop))
+        if agreement.drop is None:
+            raise InputError("--max-drop needs an output of shape (N, classes) and one label per sample, or --metric")
+        gates.append(Gate("max-drop", options.max_drop, agreement.drop))
     return gates
 
 
-def _finish(report: Report, options: Options) -> None:
+def _finish(report: Report, options: Options, consequence: str = "") -> None:
     """Write the report, then let the gates speak."""
     if options.report is not None:
         report.save(options.report)
     failed = [gate for gate in report.gates if not gate.passed]
     if failed:
         said = ", ".join(f"{g.name} {g.value:.4g} exceeds {g.limit:g}" for g in failed)
-        raise GateError(f"gate failed: {said}; no model was written", report)
+        raise GateError(f"gate failed: {said}{consequence}", report)
 
 
 def _stages(engine: Engine, graph: Graph, samples: Samples, progress: Progress) -> dict[str, Stage]:
-    """Seconds per stage, and in passes of the original over the same samples (timed on some of them)."""
-    session = engine.session(graph.serialize(), spinning=True)
-    seen, seconds = 0, 0.0
-    for batch in samples:
-        if not seen:
-            session.run(batch.feeds)
-        start = time.perf_counter()
-        session.run(batch.feeds)
-        seconds += time.perf_counter() - start
-        seen += batch.size
-        if seen >= _SAMPLED_PASS:
-            break
-    one_pass = seconds * samples.count / max(seen, 1)
-    return {name: Stage(spent, spent / max(one_pass, 1e-9)) for name, spent in progress.seconds.items()}
+    """Seconds per stage, and in passes of the original over the same samples."""
+    one_pass = max(pass_seconds(engine, graph, samples), 1e-9)
+    return {name: Stage(spent, spent / one_pass) for name, spent in progress.seconds.items()}
 
 
 def _provenance(plan: Plan, options: Options) -> str:
@@ -389,18 +399,3 @@ def _provenance(plan: Plan, options: Options) -> str:
 def _versions() -> dict[str, str]:
     names = ("pcns-onnx", "onnx", "numpy", "scipy")
     return {name: metadata.version(name) for name in names} | versions()
-
-
-def _check_targets(model: ModelSource | None, *targets: str | os.PathLike[str] | None) -> None:
-    """Refuse outputs that cannot be written, or that are the input, before any work is done."""
-    for target in targets:
-        if target is None:
-            continue
-        path = Path(target)
-        if not path.parent.is_dir():
-            raise InputError(f"cannot write '{path}': there is no folder '{path.parent}'")
-        if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise InputError(f"cannot write '{path}': it is a folder or its folder is read-only")
-        if isinstance(model, str | os.PathLike) and path.exists() and Path(model).exists():
-            if path.samefile(model):
-                raise InputError(f"the output '{path}' is the model itself: choose another name")

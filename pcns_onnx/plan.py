@@ -3,9 +3,10 @@
 Costs are sums over layers of products of neighbouring widths, so they are linear in any one
 width while the others stand still. The allocation descends: of all groups and all smaller
 widths on the grid, take the step that adds the least error per unit of cost saved, until every
-budget holds; then widen again wherever the slack allows it, best error per cost first. Errors
-are the readers' lost shares of output variance, added over groups (a first-order proxy for the
-error at the model's output).
+budget holds; then widen again wherever the slack allows it, best error per cost first. The same
+share of every width, widened likewise, is the other candidate: the descent is greedy, and this
+way never worse than that. Errors are the readers' lost shares of output variance, added over
+groups (a first-order proxy for the error at the model's output).
 """
 
 from __future__ import annotations
@@ -89,32 +90,51 @@ def load_plan(path: str | Path, graph: Graph) -> Plan:
 
 
 class Costs:
-    """Cost of the model as a function of the widths of its groups."""
+    """Cost of the model as a function of the widths of its groups.
+
+    A weight costs the product of the two fractions that it lies between, a bias the fraction of
+    its layer. A layer without a bias is counted with one: the re-fit may give it one.
+    """
 
     def __init__(self, census: Census, params: int, original_params: int) -> None:
         """`params` is what the surveyed graph holds, `original_params` what budgets are fractions of."""
-        self._layers: list[tuple[str | None, str | None, NDArray[np.float64]]] = []
-        names = {g.name for g in census.groups}
-        layered = 0
-        fixed_macs = float(sum(macs for *_, macs, _ in census.rest))
+        self._index = {group.name: at for at, group in enumerate(census.groups)}
+        whole = len(self._index)  # where fractions of what cannot be narrowed are looked up: always 1
+        ends, weights, biases = [], [], []
+        stored = 0
         for layer in census.layers:
             reads = census.reads(layer)
-            base = np.array([layer.macs, layer.parameters], dtype=np.float64)
-            layered += layer.parameters
-            self._layers.append((reads.name if reads else None, layer.name if layer.name in names else None, base))
-        self._fixed = np.array([fixed_macs, max(params - layered, 0)])
+            ends.append((self._index[reads.name] if reads else whole, self._index[layer.name]))
+            weights.append((layer.macs, layer.parameters - (0 if layer.bias.absent else layer.width)))
+            biases.append((0, layer.width))
+            stored += layer.parameters
+        self._reads, self._writes = np.array(ends, dtype=np.int64).reshape(-1, 2).T
+        self._weights = np.array(weights, dtype=np.float64).reshape(-1, 2)
+        self._biases = np.array(biases, dtype=np.float64).reshape(-1, 2)
+        fixed_macs = float(sum(macs for *_, macs, _ in census.rest))
+        self._fixed = np.array([fixed_macs, max(params - stored, 0)])
         self.total = np.array([self({})[0], original_params])
 
     def __call__(self, fractions: Mapping[str, float]) -> NDArray[np.float64]:
-        """(MACs, parameters) when each group keeps this fraction of its width."""
-        total = self._fixed.copy()
-        for reads, writes, base in self._layers:
-            total += base * fractions.get(reads or "", 1.0) * fractions.get(writes or "", 1.0)
-        return total
+        """(MACs, parameters) when each group keeps this fraction of its width, all of it where none is given."""
+        f = self._vector(fractions)
+        products = (f[self._reads] * f[self._writes])[:, None]
+        parts = self._weights * products + self._biases * f[self._writes][:, None]
+        return self._fixed + np.asarray(parts.sum(axis=0), dtype=np.float64)
 
-    def slope(self, fractions: Mapping[str, float], group: str) -> NDArray[np.float64]:
-        """Cost per unit of `group`'s fraction, the other groups standing still."""
-        return self({**fractions, group: 1.0}) - self({**fractions, group: 0.0})
+    def slopes(self, fractions: Mapping[str, float]) -> dict[str, NDArray[np.float64]]:
+        """Cost per unit of each group's fraction, the other groups standing still."""
+        f = self._vector(fractions)
+        rates = np.zeros((len(f), 2))
+        np.add.at(rates, self._reads, self._weights * f[self._writes][:, None])
+        np.add.at(rates, self._writes, self._weights * f[self._reads][:, None] + self._biases)
+        return {name: rates[at] for name, at in self._index.items()}
+
+    def _vector(self, fractions: Mapping[str, float]) -> NDArray[np.float64]:
+        f = np.ones(len(self._index) + 1)
+        for name, fraction in fractions.items():
+            f[self._index[name]] = fraction
+        return f
 
 
 def grid(group: Group, kind: str, multiple: str) -> NDArray[np.int64]:
@@ -123,10 +143,8 @@ def grid(group: Group, kind: str, multiple: str) -> NDArray[np.int64]:
     'auto' is what onnxruntime's CPU kernels like: Conv channels in eights (fours in narrow
     layers), any width for Gemm and MatMul.
     """
-    if multiple == "auto":
-        step = (8 if group.width >= 32 else 4) if kind.startswith("Conv") else 1
-    else:
-        step = int(multiple)
+    liked = (8 if group.width >= 32 else 4) if kind.startswith("Conv") else 1
+    step = liked if multiple == "auto" else int(multiple)
     return np.unique(np.append(np.arange(step, group.width, step), group.width))
 
 
@@ -143,7 +161,7 @@ def allocate(
     budgets: Sequence[Budget],
 ) -> dict[str, int]:
     """Widths that meet all budgets; `curves[name][w]` is the error at width w. Raises `InputError` if none do."""
-    limits = np.ones(2)
+    limits = np.full(2, np.inf)
     for budget in budgets:
         at = RESOURCES.index(budget.resource)
         limits[at] = min(limits[at], budget.fraction)
@@ -154,9 +172,9 @@ def allocate(
             wanted = ", ".join(f"{b.resource}={b.fraction:g}" for b in budgets)
             least = ", ".join(f"{r}={x:.3f}" for r, x in zip(RESOURCES, reached, strict=True))
             raise InputError(f"budget {wanted} is out of reach: the narrowest model that can be made has {least}")
-    while state.widen():
-        pass
-    return dict(state.widths)
+    descended = state.filled()
+    state.take_evenly()
+    return min(descended, state.filled(), key=state.error)
 
 
 class _Allocation:
@@ -169,36 +187,52 @@ class _Allocation:
         limits: NDArray[np.float64],
     ) -> None:
         self._full = {g.name: g.width for g in groups}
-        self._curves, self._grids, self._costs, self._limits = curves, grids, costs, limits
+        self._curves, self._grids, self._costs = curves, grids, costs
+        self._allowed = limits * (1 + 1e-12) * costs.total
+        self._steps: dict[tuple[str, int], tuple[float, int] | None] = {}
         self.widths = dict(self._full)
 
     def fractions(self) -> dict[str, float]:
         return {name: width / self._full[name] for name, width in self.widths.items()}
 
     def holds(self) -> bool:
-        return bool((self._costs(self.fractions()) <= self._limits * self._costs.total + 1e-9).all())
+        return bool((self._costs(self.fractions()) <= self._allowed).all())
 
-    def _price(self, name: str) -> float:
-        """Weighted cost per channel of a group, over the resources that are still over budget."""
-        fractions = self.fractions()
-        over = np.maximum(self._costs(fractions) / self._costs.total / self._limits - 1, 0)
-        weights = over / max(over.sum(), 1e-300) if over.any() else self._limits < 1
-        slope = self._costs.slope(fractions, name) / self._costs.total
-        return float((slope * weights).sum()) / self._full[name]
+    def error(self, widths: Mapping[str, int]) -> float:
+        return sum(float(self._curves[name][width]) for name, width in widths.items())
+
+    def filled(self) -> dict[str, int]:
+        """The widths after what slack the budgets leave has been used."""
+        while self.widen():
+            pass
+        return dict(self.widths)
+
+    def take_evenly(self) -> None:
+        """The largest fraction, the same for all groups and rounded down to their grids, that the budgets allow."""
+        shares = np.unique(np.concatenate([self._grids[name] / width for name, width in self._full.items()]))
+        low, high = 0, len(shares)
+        while high - low > 1:
+            middle = (low + high) // 2
+            self._set_share(shares[middle])
+            low, high = (middle, high) if self.holds() else (low, middle)
+        self._set_share(shares[low])
+
+    def _set_share(self, share: float) -> None:
+        for name, width in self._full.items():
+            at = np.searchsorted(self._grids[name], share * width * (1 + 1e-12), side="right")
+            self.widths[name] = int(self._grids[name][max(int(at) - 1, 0)])
 
     def narrow(self) -> bool:
         """One step down: the least error per cost. False if no group can be narrower."""
         best: tuple[float, str, int] | None = None
+        prices = self._prices()
         for name, width in self.widths.items():
-            lower = self._grids[name][self._grids[name] < width]
-            price = self._price(name)
-            if not len(lower) or price <= 0:
+            step = self._step(name, width)
+            if step is None or prices[name] <= 0:
                 continue
-            curve = self._curves[name]
-            rates = (curve[lower] - curve[width]) / ((width - lower) * price)
-            at = int(np.argmin(rates))
-            if best is None or rates[at] < best[0]:
-                best = (float(rates[at]), name, int(lower[at]))
+            rate = step[0] / prices[name]
+            if best is None or rate < best[0]:
+                best = (rate, name, step[1])
         if best is None:
             return False
         self.widths[best[1]] = best[2]
@@ -207,19 +241,38 @@ class _Allocation:
     def widen(self) -> bool:
         """One step up that the budgets still allow: the most error taken back per cost."""
         best: tuple[float, str, int] | None = None
+        fractions, prices, slopes = self.fractions(), self._prices(), self._costs.slopes(self.fractions())
+        room = self._allowed - self._costs(fractions)
         for name, width in self.widths.items():
-            above = self._grids[name][self._grids[name] > width]
-            if not len(above):
+            at = int(np.searchsorted(self._grids[name], width, side="right"))
+            if at == len(self._grids[name]):
                 continue
-            following = int(above[0])
-            self.widths[name] = following
-            fits = self.holds()
-            self.widths[name] = width
-            price = self._price(name) * (following - width)
-            rate = (self._curves[name][width] - self._curves[name][following]) / max(price, 1e-300)
-            if fits and rate > 0 and (best is None or rate > best[0]):
-                best = (float(rate), name, following)
+            following = int(self._grids[name][at])
+            gain = float(self._curves[name][width] - self._curves[name][following])
+            fits = bool((slopes[name] * ((following - width) / self._full[name]) <= room).all())
+            rate = gain / max(prices[name] * (following - width), 1e-300)
+            if fits and gain > 0 and (best is None or rate > best[0]):
+                best = (rate, name, following)
         if best is None:
             return False
         self.widths[best[1]] = best[2]
         return True
+
+    def _prices(self) -> dict[str, float]:
+        """Cost per channel of each group, as a share of what is allowed, of the resources that are short."""
+        fractions = self.fractions()
+        over = np.maximum(self._costs(fractions) / self._allowed - 1, 0)
+        weights = over / over.sum() if over.any() else (self._allowed < self._costs.total).astype(np.float64)
+        weights = weights / self._costs.total
+        slopes = self._costs.slopes(fractions)
+        return {name: float(slopes[name] @ weights) / width for name, width in self._full.items()}
+
+    def _step(self, name: str, width: int) -> tuple[float, int] | None:
+        """The best step down from `width`: least error per channel that goes, and the width it leads to."""
+        if (name, width) not in self._steps:
+            lower = self._grids[name][self._grids[name] < width]
+            curve = self._curves[name]
+            rates = (curve[lower] - curve[width]) / (width - lower)
+            at = int(np.argmin(rates)) if len(lower) else 0
+            self._steps[name, width] = (float(rates[at]), int(lower[at])) if len(lower) else None
+        return self._steps[name, width]

@@ -88,7 +88,7 @@ class Session:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.use_deterministic_compute = True
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+        options.add_session_config_entry("session.force_spinning_stop", "0" if spinning else "1")
         if engine.threads:
             options.intra_op_num_threads = engine.threads
         providers = [engine.provider]

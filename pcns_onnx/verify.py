@@ -1,8 +1,9 @@
 """Do two models agree? Output by output, on samples that the solve has not seen.
 
-Per output of floats: relative L2 error |a - b| / |a| over all samples, and the mean cosine
-between the two outputs of a sample. For outputs of shape (N, classes): how often the arg-max
-is the same; with labels, the accuracy of both on the first such output.
+Per output: relative L2 error |a - b| / |a| over all samples, and the mean cosine between the
+two outputs of a sample; of texts, a is taken as 1 and b as 1 where they agree, else 0. For
+outputs of floats of shape (N, classes): how often the arg-max is the same; with one label per
+sample, the accuracy of both on the first such output.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.backend import to_numpy
 from pcns_onnx.capture import Samples
-from pcns_onnx.errors import InputError
+from pcns_onnx.errors import InputError, PcnsError
 from pcns_onnx.graph import Graph
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime import Engine
@@ -70,6 +71,8 @@ class _Tally:
         if a.shape != b.shape:
             raise InputError(f"output '{self.name}' has shape {a.shape} in one model and {b.shape} in the other")
         count = a.shape[0] if a.ndim else 1
+        if a.dtype.kind in "OSU":
+            a, b = np.ones(a.shape, dtype=np.int64), np.asarray(a == b, dtype=np.int64)
         x = a.astype(np.float64).reshape(count, -1)
         y = b.astype(np.float64).reshape(count, -1)
         self.missed += float(((x - y) ** 2).sum())
@@ -78,7 +81,7 @@ class _Tally:
         both_zero = (np.abs(x).max(axis=1, initial=0) == 0) & (np.abs(y).max(axis=1, initial=0) == 0)
         self.cosine += float(np.where(both_zero, 1.0, (x * y).sum(axis=1) / np.maximum(norms, 1e-300)).sum())
         self.samples += count
-        self.classes = a.ndim == 2 and a.shape[1] > 1 and np.issubdtype(x.dtype, np.floating)
+        self.classes = a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f"
         if self.classes:
             self.same += int((x.argmax(axis=1) == y.argmax(axis=1)).sum())
 
@@ -92,7 +95,7 @@ class _Tally:
 
 
 def load_metric(reference: str | Metric | None) -> Metric | None:
-    """`module:function` (the current folder is importable) or a callable."""
+    """`module:function` (the current folder is importable) or a callable; raises `InputError`."""
     if reference is None or callable(reference):
         return reference
     module, _, name = reference.partition(":")
@@ -100,9 +103,12 @@ def load_metric(reference: str | Metric | None) -> Metric | None:
         sys.path.insert(0, os.getcwd())
     try:
         found: Metric = getattr(importlib.import_module(module), name)
-        return found
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"metric '{reference}' cannot be imported as module:function: {error}") from None
+    except Exception as error:  # a user's module may raise anything
+        cause = f"{type(error).__name__}: {error}"
+        raise InputError(f"metric '{reference}' cannot be imported as module:function ({cause})") from error
+    if not callable(found):
+        raise InputError(f"metric '{reference}' is a {type(found).__name__}, not a function")
+    return found
 
 
 def compare_outputs(
@@ -114,7 +120,7 @@ def compare_outputs(
         raise InputError(f"the models have different outputs: {names} and {[s.name for s in b.outputs]}")
     first, second = engine.session(a.serialize()), engine.session(b.serialize())
     tallies = [_Tally(name) for name in names]
-    correct, scores, count = [0, 0], [0.0, 0.0], 0
+    scores, count, scored = [0.0, 0.0], 0, False
     for batch in progress.track(samples, "verify", -(-samples.count // samples.batch)):
         left = {k: to_numpy(v) for k, v in first.run(batch.feeds).items()}
         right = {k: to_numpy(v) for k, v in second.run(batch.feeds).items()}
@@ -122,22 +128,24 @@ def compare_outputs(
             tally.update(left[tally.name], right[tally.name])
         count += batch.size
         classes = next((t.name for t in tallies if t.classes), None)
+        labels = None if batch.labels is None else batch.labels.reshape(batch.size, -1)
         for side, outputs in enumerate((left, right)):
             if metric is not None:
                 scores[side] += batch.size * _score(metric, outputs, batch.labels)
-            elif batch.labels is not None and classes is not None and batch.labels.ndim == 1:
-                correct[side] += int((outputs[classes].argmax(axis=1) == batch.labels).sum())
+            elif labels is not None and labels.shape[1] == 1 and classes is not None:
+                scored = True
+                scores[side] += 100.0 * int((outputs[classes].argmax(axis=1) == labels[:, 0]).sum())
     if not count:
         raise InputError("there is no sample to verify on: give more data, a smaller --batch, or --eval")
-    labelled = samples.data.has_labels and any(t.classes for t in tallies)
-    kind = "metric" if metric is not None else "accuracy" if labelled else None
-    totals = scores if metric is not None else [100.0 * c for c in correct]
-    a_score, b_score = (totals[0] / count, totals[1] / count) if kind else (None, None)
+    kind = "metric" if metric is not None else "accuracy" if scored else None
+    a_score, b_score = (scores[0] / count, scores[1] / count) if kind else (None, None)
     return Agreement(count, [t.result() for t in tallies], kind, a_score, b_score)
 
 
 def _score(metric: Metric, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any] | None) -> float:
     try:
         return float(metric(outputs, labels))
+    except PcnsError:
+        raise
     except Exception as error:  # a user's function may raise anything
         raise InputError(f"the metric failed: {type(error).__name__}: {error}") from error

@@ -6,7 +6,8 @@ A target e for a neuron's *output* becomes a target for its *pre-activation*, si
 |---|---|---|
 | identity | all | exact |
 | LeakyRelu, PRelu | all | sigma⁻¹ directly, equations weighted by the slope of sigma at the target |
-| Tanh, Sigmoid, HardSigmoid, Softsign, Elu, Selu, Celu, Softplus | bounded on one side or two | targets scaled and shifted into the open range, undone in the reader |
+| Tanh, Sigmoid, HardSigmoid, Softsign | bounded | targets scaled and shifted into the range, undone in the reader |
+| Elu, Selu, Celu, Softplus | bounded below | the same |
 | Relu, Clip from 0 | not injective | e = e⁺ - e⁻, two neurons, one-sided equations |
 
 Everything else (Gelu, SiLU, Mish, HardSwish: not monotone) has no inverse.
@@ -53,7 +54,7 @@ def activation(op: str, attrs: dict[str, Any], slope: float | None = None) -> Ac
         alpha = float(attrs.get("alpha", 0.01)) if slope is None else slope
         return _leaky(op, alpha) if alpha > 0 else None
     if op == "Relu" or (op == "Clip" and slope == 0.0):
-        return Activation(op, "one-sided", lambda x: namespace_of(x).clip(x, 0.0), _same)
+        return Activation(op, "one-sided", lambda x: namespace_of(x).clip(x, 0.0, None), _same)
     if op in ("Elu", "Celu", "Selu"):
         return _elu(op, attrs)
     if op == "HardSigmoid":
@@ -102,7 +103,7 @@ def _logit(e: Array) -> Array:
 
 def _softplus(x: Array) -> Array:
     xp = namespace_of(x)
-    return xp.clip(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x)))
+    return xp.clip(x, 0.0, None) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
 def _softplus_inverse(e: Array) -> Array:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from pcns_onnx.backend import namespace_of
 from pcns_onnx.backend import namespace_of
 from pcns_onnx.linalg import pivoted_cholesky
 from pcns_onnx.methods.ranking import Ranking, Reading

@@ -121,7 +121,7 @@ def _prepare(reading: Reading) -> _State:
 
 
 def _total(states: Sequence[_State]) -> NDArray[np.float64]:
-    return np.sum([state.costs() for state in states], axis=0)
+    return np.asarray(np.sum([state.costs() for state in states], axis=0))
 
 
 def _round(states: Sequence[_State], count: int) -> list[tuple[int, float]]:

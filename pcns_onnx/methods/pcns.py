@@ -23,7 +23,7 @@ from pcns_onnx.backend import Array, namespace_of, to_numpy
 from pcns_onnx.linalg import add_ridge, dimensions_for, eigh_descending, majorize, solve_spd
 from pcns_onnx.methods.activations import Activation
 
-_RIDGE = 1e-7
+_RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _STEPS = 60
 _SCALES = (0.3, 0.5, 0.7, 0.85, 0.95, 0.99)
 
@@ -43,7 +43,7 @@ class Basis:
         moment = moment - xp.mean(moment, axis=0)[None, :]
         moment = moment - xp.mean(moment, axis=1)[:, None]
         values, vectors = eigh_descending((moment + moment.T) / 2)
-        return cls(xp.clip(values, 0.0), vectors)
+        return cls(xp.clip(values, 0.0, None), vectors)
 
     def components(self, variance: float) -> int:
         """M: how many eigenvectors reach the variance threshold."""
@@ -89,69 +89,125 @@ class Expansion:
     plain_errors: NDArray[np.float64]
 
 
-def expand(x: Array, t: Array, basis: Basis, sigma: Activation, width: int) -> Expansion:
-    """Steps 1 to 3 on rows of inputs x (R, n) and outputs t (R, N), for a layer of `width` neurons."""
+def expand(x: Array, t: Array, weight: Array, basis: Basis, sigma: Activation, width: int) -> Expansion:
+    """Steps 1 to 3 on rows of inputs x (R, n) and outputs t (R, N), for a layer of `width` neurons.
+
+    `weight` (N, n + 1) are the layer's own weights, its bias last: the same mixtures of its rows
+    are what the ridge pulls the new neurons towards, so that they are exact without sigma.
+    """
     xp = namespace_of(x)
     x = xp.concat([xp.astype(x, xp.float64), xp.ones((int(x.shape[0]), 1), dtype=xp.float64)], axis=1)
     t = xp.astype(t, xp.float64)
     neurons = int(t.shape[1])
     if width >= neurons:
-        targets, projection = t, xp.eye(neurons, dtype=xp.float64)
+        demix = projection = xp.eye(neurons, dtype=xp.float64)
     else:
-        targets, projection = _targets(t, basis, sigma, components_in(width, sigma))
-    scale, shift = _into_range(x, targets, sigma)
+        demix, projection = _mixtures(basis, components_in(width, sigma))
+    targets = t @ demix
+    prior = weight.T @ demix
+    if sigma.handling == "one-sided" and width < neurons:
+        targets, prior, projection = _signed(targets, prior, projection)
+    if width < neurons:
+        scale, shift = _into_range(x, targets, sigma)
+    else:
+        scale, shift = xp.ones(neurons, dtype=xp.float64), xp.zeros(neurons, dtype=xp.float64)
     inside = targets * scale + shift
-    plain = _least_squares(x, sigma.inverse(inside))
-    weight = _weighted(x, inside, plain, sigma)
+    prior = prior * scale
+    prior[-1, :] += shift
+    plain, ridge = _least_squares(x, inside, prior, sigma)
+    solved = _better(x, inside, sigma, _weighted(x, inside, plain, ridge, sigma), prior)
     projection = projection / scale
     return Expansion(
-        matrix=weight[:-1, :].T,
-        bias=weight[-1, :],
+        matrix=solved[:-1, :].T,
+        bias=solved[-1, :],
         projection=projection,
         offset=-(projection @ shift),
-        errors=_relative(sigma.forward(x @ weight), inside, scale),
+        errors=_relative(sigma.forward(x @ solved), inside, scale),
         plain_errors=_relative(sigma.forward(x @ plain), inside, scale),
     )
 
 
-def _targets(t: Array, basis: Basis, sigma: Activation, components: int) -> tuple[Array, Array]:
-    """Targets (R, w) for the new outputs and P (N, w) with t ~ targets Pᵀ."""
-    xp = namespace_of(t)
-    mean = xp.mean(t, axis=1)[:, None]
+def _mixtures(basis: Basis, components: int) -> tuple[Array, Array]:
+    """D (N, M + 1) with [e, m] = t D, and P (N, M + 1) with t ~ [e, m] Pᵀ."""
+    xp = namespace_of(basis.values)
+    neurons = int(basis.values.shape[0])
     scale = xp.sqrt(basis.values[:components])
     floor = float(xp.max(basis.values)) ** 0.5 * 1e-8 + 1e-300
     scale = xp.where(scale > floor, scale, floor)
     vectors = basis.vectors[:, :components]
-    e = ((t - mean) @ vectors) / scale[None, :]
-    loads = vectors * scale[None, :]
-    ones = xp.ones((int(t.shape[1]), 1), dtype=t.dtype)
-    if sigma.handling != "one-sided":
-        return xp.concat([e, mean], axis=1), xp.concat([loads, ones], axis=1)
-    positive, negative = xp.clip(e, 0.0), xp.clip(-e, 0.0)
-    return xp.concat([positive, negative, mean], axis=1), xp.concat([loads, -loads, ones], axis=1)
+    centred = vectors - xp.mean(vectors, axis=0)[None, :]
+    ones = xp.ones((neurons, 1), dtype=xp.float64)
+    return xp.concat([centred / scale, ones / neurons], axis=1), xp.concat([vectors * scale, ones], axis=1)
 
 
-def _least_squares(x: Array, targets: Array) -> Array:
-    return solve_spd(add_ridge(x.T @ x, _RIDGE), x.T @ targets)
+def _signed(targets: Array, prior: Array, projection: Array) -> tuple[Array, Array, Array]:
+    """e = e⁺ - e⁻ for all columns but the last: the mean of outputs that are not negative."""
+    xp = namespace_of(targets)
+
+    def paired(a: Array) -> Array:
+        return xp.concat([a[:, :-1], -a[:, :-1], a[:, -1:]], axis=1)
+
+    return xp.clip(paired(targets), 0.0, None), paired(prior), paired(projection)
 
 
-def _weighted(x: Array, inside: Array, plain: Array, sigma: Activation) -> Array:
+def _least_squares(x: Array, inside: Array, prior: Array, sigma: Activation) -> tuple[Array, float]:
+    """Ridge regression to sigma⁻¹(inside), towards `prior`, and the ridge that it took.
+
+    That is the one with the least error behind sigma on the last fifth of the rows.
+    """
+    xp = namespace_of(x)
+    cut = int(x.shape[0]) - int(x.shape[0]) // 5
+    miss = _preactivations(inside, sigma) - x @ prior
+
+    def solved(rows: int, ridge: float) -> Array:
+        known = x[:rows, :]
+        return prior + solve_spd(add_ridge(known.T @ known, ridge), known.T @ miss[:rows, :])
+
+    def error(ridge: float) -> float:
+        off = sigma.forward(x[cut:, :] @ solved(cut, ridge)) - inside[cut:, :]
+        return float(xp.sum(off * off))
+
+    best = min(_RIDGES, key=error)
+    return solved(int(x.shape[0]), best), best
+
+
+def _weighted(x: Array, inside: Array, plain: Array, ridge: float, sigma: Activation) -> Array:
     """Step 2 with the equations that matter behind sigma."""
     xp = namespace_of(x)
     if sigma.handling == "slope":
-        wanted = sigma.inverse(inside)
-        weights = xp.where(inside > 0, 1.0, sigma.alpha) ** 2
+        wanted = _preactivations(inside, sigma)
+        weights = xp.where(inside > 0, 1.0, sigma.alpha * xp.ones_like(inside)) ** 2
         top = max(1.0, sigma.alpha) ** 2
-        weight, _ = majorize(x, plain, lambda s: s + (weights / top) * (wanted - s), _RIDGE, _STEPS)
+        weight, _ = majorize(x, plain, lambda s: s + (weights / top) * (wanted - s), ridge, _STEPS)
         return weight
     if sigma.handling == "one-sided":
 
         def retarget(s: Array) -> Array:
             return xp.where(inside > 0, inside, xp.clip(s, None, 0.0))
 
-        weight, _ = majorize(x, plain, retarget, _RIDGE, _STEPS)
+        weight, _ = majorize(x, plain, retarget, ridge, _STEPS)
         return weight
     return plain
+
+
+def _preactivations(inside: Array, sigma: Activation) -> Array:
+    """sigma⁻¹ of targets; those that saturate (float32 outputs do) are taken from just inside the range."""
+    xp = namespace_of(inside)
+    bounded = sigma.low > float("-inf"), sigma.high < float("inf")
+    margin = 1e-6 * (sigma.high - sigma.low if all(bounded) else 1.0)
+    low, high = sigma.low + margin if bounded[0] else None, sigma.high - margin if bounded[1] else None
+    return sigma.inverse(xp.clip(inside, low, high) if any(bounded) else inside)
+
+
+def _better(x: Array, inside: Array, sigma: Activation, solved: Array, prior: Array) -> Array:
+    """Neuron by neuron the answer with the least error behind sigma: at full width the prior has none."""
+    xp = namespace_of(x)
+
+    def error(weight: Array) -> Array:
+        miss = sigma.forward(x @ weight) - inside
+        return xp.sum(miss * miss, axis=0)
+
+    return xp.where((error(solved) <= error(prior))[None, :], solved, prior)
 
 
 def _into_range(x: Array, targets: Array, sigma: Activation) -> tuple[Array, Array]:
@@ -167,7 +223,7 @@ def _into_range(x: Array, targets: Array, sigma: Activation) -> tuple[Array, Arr
         return best_scale, best_shift
     low, high = xp.min(targets, axis=0), xp.max(targets, axis=0)
     span = xp.where(high > low, high - low, 1.0)
-    factor = add_ridge(x.T @ x, _RIDGE)
+    factor = add_ridge(x.T @ x, _RIDGES[2])
     best_error = None
     for share in (None, *_SCALES):
         scale, shift = _candidate(xp, sigma, low, high, span, share)
@@ -180,7 +236,7 @@ def _into_range(x: Array, targets: Array, sigma: Activation) -> tuple[Array, Arr
         if best_error is None:
             best_error = error
             best_scale, best_shift = scale, shift
-        better = error < best_error
+        better = error < best_error * (1 - 1e-6)  # ties go to the earlier one, whatever the rounding
         best_error = xp.where(better, error, best_error)
         best_scale = xp.where(better, scale, best_scale)
         best_shift = xp.where(better, shift, best_shift)
@@ -209,4 +265,4 @@ def _relative(made: Array, wanted: Array, scale: Array) -> NDArray[np.float64]:
     miss = xp.sum((made - wanted) ** 2, axis=0) / (scale * scale)
     centred = wanted - xp.mean(wanted, axis=0)[None, :]
     size = xp.sum(centred * centred, axis=0) / (scale * scale)
-    return np.sqrt(to_numpy(miss) / np.maximum(to_numpy(size), 1e-300))
+    return np.asarray(np.sqrt(to_numpy(miss) / np.maximum(to_numpy(size), 1e-300)))

@@ -87,8 +87,8 @@ class Method:
 
 
 def damping(reading: Reading) -> float:
-    """Relative ridge for a covariance of n columns from R rows: 1e-7, and 0.1 % of (n/R)² when rows are few."""
-    return 1e-7 + 1e-3 * min(int(reading.covariance.shape[0]) / max(reading.rows, 1), 10.0) ** 2
+    """Relative ridge for a covariance of n columns from R rows: 1e-7, and 3 % of (n/R)² where rows are few."""
+    return 1e-7 + 3e-2 * min(int(reading.covariance.shape[0]) / max(reading.rows, 1), 10.0) ** 2
 
 
 def mixing(covariance: Array, keep: NDArray[np.int64], ridge: float = 1e-9) -> Array:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pcns_onnx.ops import linear, movement, pointwise, pooling
+from pcns_onnx.ops import barriers, linear, movement, pointwise, pooling
 from pcns_onnx.ops.facts import Flow, Kind, Labels, Linear, LinearOp, Ride, Site, Size, flow_of, rules
 
 __all__ = [
     "Flow", "Kind", "Labels", "Linear", "LinearOp", "Ride", "Site", "Size",
-    "flow_of", "linear", "movement", "pointwise", "pooling", "rules",
+    "barriers", "flow_of", "linear", "movement", "pointwise", "pooling", "rules",
 ]  # fmt: skip

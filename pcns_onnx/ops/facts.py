@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -106,7 +107,11 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Flow:
-    """Everything a rule states about one node. `macs` is for the whole inferred batch."""
+    """Everything a rule states about one node.
+
+    `macs` are its multiply-adds for the whole inferred batch: 0 where a shape is not known, None
+    for operators that are not counted. `reason` says why one that is counted is not solved for.
+    """
 
     outputs: tuple[Labels | None, ...] = ()
     kind: Kind = "opaque"
@@ -114,7 +119,8 @@ class Flow:
     sizes: tuple[Size, ...] = ()
     frozen: tuple[Frozen, ...] = ()
     linear: Linear | None = None
-    macs: int = 0
+    macs: int | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,9 @@ class Site:
     """One node with what is known of its surroundings.
 
     Per input: `labels` (None: carries no channels), `shapes` (None: not inferred), `constants`
-    (None: computed). `fresh(n)` makes n new labels; `producer(i)` and `readers(i)` look one node
-    up or down; `constant_of(node, i)` is the value of another node's input.
+    (None: computed). Per output: `exposed` (it is an output of the model). `fresh(n)` makes n new
+    labels. Of any tensor by name: `producer` makes it, `readers` read it, `value` is its constant
+    (None: computed), `size` its inferred shape.
     """
 
     node: Node
@@ -131,11 +138,12 @@ class Site:
     shapes: tuple[Shape | None, ...]
     outputs: tuple[Shape | None, ...]
     constants: tuple[Array | None, ...]
-    opset: int
+    exposed: tuple[bool, ...]
     fresh: Callable[[int], Labels]
-    producer: Callable[[int], Node | None]
-    readers: Callable[[int], tuple[Node, ...]]
-    constant_of: Callable[[Node, int], Array | None]
+    producer: Callable[[str], Node | None]
+    readers: Callable[[str], tuple[Node, ...]]
+    value: Callable[[str], Array | None]
+    size: Callable[[str], Shape | None]
 
     def constant(self, position: int) -> Array | None:
         """Constant input `position`, None if absent or computed."""
@@ -158,15 +166,29 @@ Rule = Callable[[Site], Flow]
 _RULES: dict[tuple[str, str], Rule] = {}
 
 
-def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
-    """Register a rule for these operator types."""
+def rule(*ops: str, domain: str = "", operands: Literal["first", "all"] = "first") -> Callable[[Rule], Rule]:
+    """Register a rule for these operator types.
+
+    With `operands` 'first' the rule speaks of channels in the first input only; channels that
+    enter elsewhere (a computed slope, say) are frozen for it.
+    """
 
     def register(function: Rule) -> Rule:
         for op in ops:
-            _RULES[domain, op] = function
+            _RULES[domain, op] = function if operands == "all" else _first_only(function)
         return function
 
     return register
+
+
+def _first_only(function: Rule) -> Rule:
+    @wraps(function)
+    def guarded(site: Site) -> Flow:
+        if any(labels is not None for labels in site.labels[1:]):
+            return freeze(site, f"{describe(site.node)} takes the channels of a layer as a parameter")
+        return function(site)
+
+    return guarded
 
 
 def rules() -> Mapping[tuple[str, str], Rule]:
@@ -182,10 +204,10 @@ def flow_of(site: Site) -> Flow:
     return known(site)
 
 
-def freeze(site: Site, reason: str, *, macs: int = 0) -> Flow:
+def freeze(site: Site, reason: str, *, macs: int | None = None) -> Flow:
     """All channels that enter the node must stay; its outputs carry none."""
     frozen = tuple(Frozen(labels, reason) for labels in site.labels if labels is not None)
-    return Flow(outputs=(None,) * len(site.node.outputs), frozen=frozen, macs=macs)
+    return Flow(outputs=(None,) * len(site.node.outputs), frozen=frozen, macs=macs, reason=reason)
 
 
 def describe(node: Node) -> str:

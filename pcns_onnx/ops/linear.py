@@ -82,9 +82,7 @@ class ConvOp:
             y = xp.take(y, xp.asarray(at), axis=2)
         return xp.reshape(xp.permute_dims(y, (0, 2, 1)), (-1, k))
 
-    def _index(
-        self, size: tuple[int, ...], padded: tuple[int, ...], at: NDArray[np.int64] | None
-    ) -> NDArray[np.int64]:
+    def _index(self, size: tuple[int, ...], padded: tuple[int, ...], at: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Flat indices into the padded input, position-major, one per (position, tap)."""
         out = self._out(size)
         flat = np.arange(prod(out)) if at is None else at
@@ -164,12 +162,12 @@ def _rows(x: Any, at: NDArray[np.int64] | None) -> Any:
     return xp.reshape(x, (-1, width))
 
 
-@rule("Conv")
+@rule("Conv", operands="all")
 def conv(site: Site) -> Flow:
     """Conv: mixes channels on axis 1; groups are left alone."""
     shape, out = site.known_shape(1), site.known_output()
     if shape is None:
-        return freeze(site, f"{describe(site.node)} has a weight of unknown shape")
+        return freeze(site, f"{describe(site.node)} has a weight of unknown shape", macs=0)
     macs = prod(out) * prod(shape[1:]) if out else 0
     weight = site.constant(1)
     if site.attr("group", 1) != 1:
@@ -182,20 +180,21 @@ def conv(site: Site) -> Flow:
         return freeze(site, f"{describe(site.node)} reads channels along another axis", macs=macs)
     if len(site.node.inputs) > 2 and site.node.inputs[2] and site.constant(2) is None:
         return freeze(site, f"{describe(site.node)} has a bias that is computed, not stored", macs=macs)
-    pads = site.attr("pads", None)
+    auto_pad = _text(site.attr("auto_pad", b"NOTSET"))
+    pads = site.attr("pads", None) if auto_pad == "NOTSET" else None
     op = ConvOp(
         kernel=tuple(weight.shape[2:]),
         strides=tuple(site.attr("strides", (1,) * spatial)),
         dilations=tuple(site.attr("dilations", (1,) * spatial)),
         pads=tuple(pads) if pads else None,
-        auto_pad=_text(site.attr("auto_pad", b"NOTSET")),
+        auto_pad=auto_pad,
     )
     writes = site.fresh(shape[0])
     linear = Linear(op, weight=1, weight_axes=(0, 1), bias=2, reads=reads, writes=writes)
     return Flow((spread(writes, 1, weight.ndim),), "reader", linear=linear, macs=macs)
 
 
-@rule("ConvTranspose")
+@rule("ConvTranspose", operands="all")
 def conv_transpose(site: Site) -> Flow:
     """ConvTranspose: counted, not yet solved for."""
     x, shape = site.known_shape(0), site.known_shape(1)
@@ -203,7 +202,7 @@ def conv_transpose(site: Site) -> Flow:
     return freeze(site, f"{describe(site.node)} is not supported yet", macs=macs)
 
 
-@rule("Gemm")
+@rule("Gemm", operands="all")
 def gemm(site: Site) -> Flow:
     """Gemm: alpha and the transposes are absorbed into V, beta scales the bias."""
     weight, shape, out = site.constant(1), site.known_shape(1), site.known_output()
@@ -235,7 +234,7 @@ def gemm(site: Site) -> Flow:
     return Flow((spread(writes, 1, 2),), "reader", linear=linear, macs=macs)
 
 
-@rule("MatMul")
+@rule("MatMul", operands="all")
 def matmul(site: Site) -> Flow:
     """MatMul by a stored matrix; a bias, if any, is the Add behind it."""
     x, shape, out = site.known_shape(0), site.known_shape(1), site.known_output()

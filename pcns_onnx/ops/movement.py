@@ -10,7 +10,8 @@ from math import prod
 
 import numpy as np
 
-from pcns_onnx.ops.facts import Flow, Frozen, Labels, Site, Size, axes_of, describe, freeze, rule
+from pcns_onnx.graph import Node
+from pcns_onnx.ops.facts import Flow, Labels, Site, Size, axes_of, describe, freeze, rule
 
 
 @rule("Flatten")
@@ -52,6 +53,8 @@ def reshape(site: Site) -> Flow:
         key, position, element, value = source
         if value == -1 or (value == 0 and not site.attr("allowzero", 0)):
             continue
+        if key != site.node.key and len(site.readers(key)) != 1:
+            return freeze(site, f"{describe(site.node)} shares the size of the channel axis with another node")
         vector = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
         if vector.shape[1] != 1:
             return freeze(site, f"{describe(site.node)} splits channels over several axes")
@@ -67,13 +70,24 @@ def shape(site: Site) -> Flow:
     labels = site.labels[0]
     if labels is None:
         return Flow((None,))
-    axes = axes_of(labels)
-    for reader in site.readers(0):
-        index = site.constant_of(reader, 1) if reader.op == "Gather" else None
-        if index is None or any(int(i) % labels.ndim in axes for i in np.ravel(index)):
-            reason = f"the number of channels is read by {describe(site.node)}"
-            return Flow((None,), frozen=(Frozen(labels, reason),))
+    axes = list(range(labels.ndim))[site.attr("start", 0) : site.attr("end", None)]
+    readers = site.readers(site.node.outputs[0])
+    taken = [axes] if site.exposed[0] else [_picked(site, reader, axes) for reader in readers]
+    if any(axis in axes_of(labels) for picked in taken for axis in picked):
+        return freeze(site, f"the number of channels is read by {describe(site.node)}")
     return Flow((None,), "move")
+
+
+def _picked(site: Site, reader: Node, axes: list[int]) -> list[int]:
+    """Which of the sizes of `axes` a reader of Shape's output takes; all, unless it is seen to take fewer."""
+    given = [site.value(name) for name in reader.inputs[1:]]
+    if reader.op == "Gather" and given[0] is not None:
+        return [axes[int(i)] for i in np.ravel(given[0])]
+    if reader.op == "Slice" and len(given) < 4:
+        start, end = given[:2] or (reader.attrs["starts"], reader.attrs["ends"])
+        if start is not None and end is not None:
+            return axes[int(start[0]) : int(end[0])]
+    return axes
 
 
 def _moved(site: Site) -> Flow:
@@ -82,7 +96,7 @@ def _moved(site: Site) -> Flow:
         return Flow((None,) * len(site.node.outputs))
     before, after = site.known_shape(0), site.known_output()
     if before is None or after is None:
-        return freeze(site, f"{describe(site.node)} has a shape that is not known (give --shape or --data)")
+        return freeze(site, f"{describe(site.node)} has a shape that is not known without data")
     moved = reshape_labels(labels, before, after)
     if moved is None:
         return freeze(site, f"{describe(site.node)} regroups channels in a way that is not understood")
@@ -108,16 +122,15 @@ def _element(site: Site, axis: int) -> tuple[str, int, int, int] | None:
     stored = site.constant(1)
     if stored is not None:
         return site.node.key, 1, axis, int(stored[axis])
-    concat, after = site.producer(1), site.known_output()
-    if concat is None or concat.op != "Concat" or after is None:
-        return None
-    pieces = [site.constant_of(concat, position) for position in range(len(concat.inputs))]
-    if sum(1 if piece is None else piece.size for piece in pieces) != len(after):
+    concat = site.producer(site.node.inputs[1])
+    if concat is None or concat.op != "Concat":
         return None
     at = 0
-    for position, piece in enumerate(pieces):
-        length = 1 if piece is None else int(piece.size)
-        if at <= axis < at + length:
-            return None if piece is None else (concat.key, position, axis - at, int(np.ravel(piece)[axis - at]))
-        at += length
+    for position, name in enumerate(concat.inputs):
+        piece, size = site.value(name), site.size(name)
+        if size is None or size[0] is None:
+            return None
+        if at <= axis < at + size[0]:
+            return None if piece is None else (concat.key, position, axis - at, int(piece[axis - at]))
+        at += size[0]
     return None

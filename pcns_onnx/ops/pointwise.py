@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pcns_onnx.ops.facts import Flow, Frozen, Labels, Ride, Site, axes_of, describe, rule
+from pcns_onnx.ops.facts import Flow, Labels, Ride, Site, axes_of, describe, freeze, rule
 
 UNARY = (
-    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Cos", "Cosh", "Dropout",
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Cos", "Cosh",
     "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu",
     "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh",
     "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
@@ -25,14 +25,26 @@ BINARY = (
 
 @rule(*UNARY)
 def unary(site: Site) -> Flow:
-    """One labelled input, everything else (Dropout's ratio, say) scalar."""
-    rest = (None,) * (len(site.node.outputs) - 1)
-    if site.attr("training_mode", 0):
-        return Flow((None, *rest))
-    return Flow((site.labels[0], *rest), "pointwise")
+    """One input, one output."""
+    return Flow((site.labels[0],), "pointwise")
 
 
-@rule(*BINARY)
+@rule("CastLike", operands="all")
+def cast_like(site: Site) -> Flow:
+    """The values of the first operand; of the second only the type."""
+    return Flow((site.labels[0],), "pointwise")
+
+
+@rule("Dropout")
+def dropout(site: Site) -> Flow:
+    """At inference the identity, and a mask of the same shape."""
+    training = site.constant(2)
+    if len(site.node.inputs) > 2 and site.node.inputs[2] and (training is None or training.any()):
+        return freeze(site, f"{describe(site.node)} may be in training mode")
+    return Flow((site.labels[0],) * len(site.node.outputs), "pointwise")
+
+
+@rule(*BINARY, operands="all")
 def binary(site: Site) -> Flow:
     """Operands broadcast against each other; constants with a value per channel are sliced."""
     ranks = [len(s) if s is not None else 0 for s in site.shapes]
@@ -41,22 +53,21 @@ def binary(site: Site) -> Flow:
     if not carried:
         return Flow((None,))
     labels = max(carried, key=lambda lab: lab.size)
+    coupled = f"{describe(site.node)} couples its channels with another tensor's (a residual connection or a gate)"
     if not all(np.array_equal(lab, labels) for lab in carried):
-        reason = f"{describe(site.node)} couples the channels of several layers (a residual connection or a gate)"
-        return _frozen(site, reason)
+        return freeze(site, coupled)
     rides, per_channel = [], False
     for position, name in enumerate(site.node.inputs):
         if not name or site.labels[position] is not None:
             continue
         shape = site.shapes[position]
         if shape is None:
-            return _frozen(site, f"{describe(site.node)} has an operand of unknown shape")
+            return freeze(site, f"{describe(site.node)} has an operand of unknown shape")
         ride = _ride(labels, len(shape), tuple(shape))
         if ride is None:
             continue
         if site.constant(position) is None:
-            reason = f"{describe(site.node)} adds or scales channels by a computed tensor that cannot be narrowed"
-            return _frozen(site, reason)
+            return freeze(site, coupled)
         rides.append(Ride(position, ride))
         per_channel = True
     scalar = not per_channel or site.node.op == "PRelu"
@@ -71,9 +82,9 @@ def batch_normalization(site: Site) -> Flow:
     if labels is None:
         return Flow((None, *rest))
     if site.attr("training_mode", 0) or len([o for o in site.node.outputs if o]) > 1:
-        return _frozen(site, f"{describe(site.node)} is in training mode")
+        return freeze(site, f"{describe(site.node)} is in training mode")
     if any(axis != 1 for axis in axes_of(labels)) or any(site.constant(i) is None for i in range(1, 5)):
-        return _frozen(site, f"{describe(site.node)} does not normalise the channels by stored values")
+        return freeze(site, f"{describe(site.node)} does not normalise the channels by stored values")
     vector = labels.reshape(-1)
     return Flow((labels, *rest), "affine", rides=tuple(Ride(i, vector) for i in range(1, 5)))
 
@@ -91,8 +102,3 @@ def _ride(labels: Labels, rank: int, shape: tuple[int | None, ...]) -> Labels | 
     index = [slice(None) if axis in varying else slice(0, 1) for axis in range(rank)]
     lead = (0,) * (labels.ndim - rank)
     return labels[(*lead, *index)]
-
-
-def _frozen(site: Site, reason: str) -> Flow:
-    frozen = tuple(Frozen(labels, reason) for labels in site.labels if labels is not None)
-    return Flow(outputs=(None,) * len(site.node.outputs), frozen=frozen)

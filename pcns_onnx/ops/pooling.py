@@ -13,6 +13,22 @@ def max_pool(site: Site) -> Flow:
     return _pool(site, "channelwise")
 
 
+@rule("Pad")
+def pad(site: Site) -> Flow:
+    """Positions are added around every channel; a mixture of channels would be padded differently."""
+    labels = site.labels[0]
+    if labels is None:
+        return Flow((None,))
+    pads = site.constant(1) if len(site.node.inputs) > 1 else np.asarray(site.attr("pads", ()))
+    axes = site.constant(3) if len(site.node.inputs) > 3 and site.node.inputs[3] else np.arange(labels.ndim)
+    if pads is None or axes is None or pads.size != 2 * axes.size:
+        return freeze(site, f"{describe(site.node)} pads by sizes that are computed")
+    padded = {int(axis) % labels.ndim for axis, both in zip(axes, pads.reshape(2, -1).T, strict=True) if both.any()}
+    if padded.intersection(axes_of(labels)) or (padded and not axes_of(labels)):
+        return freeze(site, f"{describe(site.node)} pads the channel axis")
+    return Flow((labels,), "channelwise")
+
+
 @rule("AveragePool", "GlobalAveragePool")
 def average_pool(site: Site) -> Flow:
     """Linear over positions, the same for every channel: commutes with any mixing."""

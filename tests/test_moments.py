@@ -1,0 +1,168 @@
+"""Streaming moments equal those of all rows at once, however the rows arrive and merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import array_api_strict
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pcns_onnx.backend import to_numpy
+from pcns_onnx.moments import WIDE, Moments
+
+Array = Any
+BACKENDS = pytest.mark.parametrize("xp", [np, array_api_strict], ids=["numpy", "strict"])
+QUICK = settings(max_examples=25, deadline=None)
+FIELDS: dict[str, Callable[[Moments], Array]] = {
+    "mean_x": lambda m: m.mean_x,
+    "mean_y": lambda m: m.mean_y,
+    "covariance": lambda m: m.covariance,
+    "cross": lambda m: m.cross,
+    "variance_y": lambda m: m.variance_y,
+}
+
+
+def rows(seed: int, count: int, n: int = 4, k: int = 3, offset: float = 2.0) -> tuple[Array, Array]:
+    generator = np.random.default_rng(seed)
+    x = generator.standard_normal((count, n)) + offset
+    return x, x[:, :1] * 0.5 + generator.standard_normal((count, k)) - offset
+
+
+def exact(x: Array, y: Array) -> dict[str, Array]:
+    n = x.shape[1]
+    joint = np.cov(np.hstack([x, y]).T, bias=True)
+    return {
+        "mean_x": x.mean(0),
+        "mean_y": y.mean(0),
+        "covariance": joint[:n, :n],
+        "cross": joint[n:, :n],
+        "variance_y": joint.diagonal()[n:],
+    }
+
+
+def gathered(xp: Any, x: Array, y: Array, cuts: list[int], merged: bool) -> Moments:
+    """Moments of rows cut at `cuts`: one accumulator, or one per piece, merged in order."""
+    total = Moments(x.shape[1], y.shape[1], xp)
+    for a, b in zip(np.split(x, cuts), np.split(y, cuts), strict=True):
+        part = Moments(x.shape[1], y.shape[1], xp) if merged else total
+        part.update(xp.asarray(a), xp.asarray(b))
+        if merged:
+            total.merge(part)
+        else:
+            _ = total.mean_x  # reading flushes, so that every piece becomes a block of its own
+    return total
+
+
+def assert_equal(found: Moments, expected: dict[str, Array], tolerance: float) -> None:
+    for name, read in FIELDS.items():
+        value = to_numpy(read(found))
+        assert value.dtype == np.float64
+        np.testing.assert_allclose(value, expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@BACKENDS
+@pytest.mark.parametrize("merged", [False, True], ids=["blocks", "merged"])
+@given(seed=st.integers(0, 999), count=st.integers(2, 60), cuts=st.lists(st.integers(0, 60), max_size=5))
+@QUICK
+def test_blocks_of_any_size_give_the_moments_of_all_rows(
+    xp: Any, merged: bool, seed: int, count: int, cuts: list[int]
+) -> None:
+    x, y = rows(seed, count)
+    found = gathered(xp, x, y, sorted(min(c, count) for c in cuts), merged)
+    assert found.rows == count
+    assert_equal(found, exact(x, y), 1e-12)
+
+
+@BACKENDS
+def test_merging_is_associative(xp: Any) -> None:
+    pieces = [rows(seed, count, offset=10.0 * seed) for seed, count in ((1, 5), (2, 70), (3, 1))]
+
+    def part(index: int) -> Moments:
+        moments = Moments(4, 3, xp)
+        moments.update(*(xp.asarray(a) for a in pieces[index]))
+        return moments
+
+    left, right, tail = part(0), part(0), part(1)
+    left.merge(part(1))
+    left.merge(part(2))
+    tail.merge(part(2))
+    right.merge(tail)
+    assert left.rows == right.rows == 76
+    assert_equal(left, {name: to_numpy(read(right)) for name, read in FIELDS.items()}, 1e-12)
+
+
+def test_merging_leaves_the_other_as_it_was() -> None:
+    x, y = rows(4, 40)
+    total, other = gathered(np, x[:15], y[:15], [], False), gathered(np, x[15:], y[15:], [], False)
+    total.merge(other)
+    total.update(x, y)
+    assert other.rows == 25
+    assert_equal(other, exact(x[15:], y[15:]), 1e-12)
+
+
+@pytest.mark.parametrize("empty_first", [False, True])
+def test_nothing_merged_with_something_is_that(empty_first: bool) -> None:
+    x, y = rows(5, 20)
+    full, empty = gathered(np, x, y, [], False), Moments(4, 3)
+    empty.update(x[:0], y[:0])
+    pair = (empty, full) if empty_first else (full, empty)
+    pair[0].merge(pair[1])
+    assert pair[0].rows == 20
+    assert_equal(pair[0], exact(x, y), 1e-12)
+
+
+def test_nothing_cancels_far_from_the_origin() -> None:
+    x, y = rows(6, 6000, offset=1e7)
+    found = gathered(np, x, y, [1000, 2500], True)
+    expected = exact(x - 1e7, y + 1e7)
+    np.testing.assert_allclose(found.covariance, expected["covariance"], atol=1e-8)
+    np.testing.assert_allclose(found.cross, expected["cross"], atol=1e-8)
+    naive = x.T @ x / len(x) - np.outer(x.mean(0), x.mean(0))
+    assert np.abs(naive - expected["covariance"]).max() > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rows_in_low_precision_are_summed_in_float64(dtype: type) -> None:
+    x, y = (a.astype(dtype) for a in rows(7, 5000, offset=100.0))
+    assert_equal(gathered(np, x, y, [900], False), exact(x.astype(float), y.astype(float)), 1e-12)
+
+
+def test_wide_inputs_are_multiplied_in_float32_and_still_agree() -> None:
+    x, y = rows(8, 300, n=WIDE + 1, offset=50.0)
+    found = gathered(np, x, y, [100], False)
+    expected = exact(x, y)
+    np.testing.assert_allclose(found.covariance, expected["covariance"], atol=1e-5)
+    np.testing.assert_allclose(found.cross, expected["cross"], atol=1e-5)
+    np.testing.assert_allclose(found.mean_x, expected["mean_x"], rtol=1e-12)
+
+
+@BACKENDS
+def test_some_of_the_targets_are_their_own_columns(xp: Any) -> None:
+    x, y = rows(9, 30)
+    chosen = np.array([0, 2], dtype=np.int64)
+    part = gathered(xp, x, y, [7], False).only(chosen)
+    assert part.rows == 30
+    assert_equal(part, exact(x, y[:, chosen]), 1e-12)
+
+
+@BACKENDS
+def test_rows_without_targets_have_the_same_covariance(xp: Any) -> None:
+    x, y = rows(10, 5000)
+    found = Moments(4, 0, xp)
+    for piece in np.split(x, [10, 4200]):
+        found.update(xp.asarray(piece))
+    assert found.rows == 5000
+    np.testing.assert_allclose(to_numpy(found.covariance), exact(x, y)["covariance"], rtol=1e-12)
+
+
+def test_many_small_updates_are_held_back_and_counted() -> None:
+    x, y = rows(11, 9000)
+    found = Moments(4, 3)
+    for start in range(0, 9000, 90):
+        found.update(x[start : start + 90], y[start : start + 90])
+        assert found.rows == start + 90
+    assert_equal(found, exact(x, y), 1e-11)

@@ -1,0 +1,220 @@
+"""The contract of every operator's rule, checked in onnxruntime on a small chain around it.
+
+Full width is a no-op, zeroed channels slice exactly, permuting channels is a no-op, and a
+layer's own algebra (`LinearOp`) is what onnxruntime computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import pytest
+from chains import BATCH, LAYERS, MODELS, C
+from conftest import Array, relative, run
+from numpy.typing import NDArray
+
+from pcns_onnx.fold import explicit_biases
+from pcns_onnx.graph import Graph
+from pcns_onnx.groups import Census, Layer, survey
+from pcns_onnx.ops.movement import reshape_labels
+from pcns_onnx.rewrite import apply, narrow, set_layer
+
+
+def surveyed(name: str) -> tuple[Graph, Census]:
+    graph, _ = explicit_biases(Graph.load(MODELS[name]))
+    return graph, survey(graph)
+
+
+def sample(model: onnx.ModelProto) -> Array:
+    shape = [d.dim_value or BATCH for d in model.graph.input[0].type.tensor_type.shape.dim]
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
+def removed_labels(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    return labels[[1, 2, 5]]
+
+
+def weight_of(graph: Graph, layer: Layer) -> Array:
+    weight = graph.constant(graph.node(layer.key).inputs[layer.linear.weight])
+    assert weight is not None
+    return weight
+
+
+def bias_of(graph: Graph, layer: Layer) -> Array:
+    """The bias that the layer adds, shape (K,)."""
+    if layer.bias.absent:
+        return np.zeros(layer.width)
+    value = graph.constant(graph.node(layer.bias.key).inputs[layer.bias.position])
+    assert value is not None
+    return np.broadcast_to(value.astype(np.float64).reshape(-1) * layer.bias.scale, (layer.width,))
+
+
+def taken_from(vector: NDArray[np.int64], source: Mapping[int, int]) -> NDArray[np.int64]:
+    """For each place, the place of the same occurrence of the label that replaces its own."""
+    places = {label: np.flatnonzero(vector == label) for label in np.unique(vector)}
+    result = np.arange(len(vector))
+    for label, where in places.items():
+        result[where] = places[source.get(int(label), int(label))]
+    return result
+
+
+def permuted(graph: Graph, census: Census, order: Mapping[int, int]) -> Graph:
+    """The graph with channel `order[label]` standing where `label` stood, everywhere."""
+    result = graph.copy()
+    biases = {layer.bias.key for layer in census.layers}
+    for layer in census.layers:
+        weight = weight_of(graph, layer)
+        for axis, labels in zip(layer.linear.weight_axes, (layer.linear.writes, layer.linear.reads), strict=True):
+            weight = np.take(weight, taken_from(labels, order), axis=axis)
+        result.set_input(layer.key, layer.linear.weight, weight)
+        if not layer.bias.absent:
+            bias = graph.constant(graph.node(layer.bias.key).inputs[layer.bias.position])
+            assert bias is not None
+            if bias.shape[-1:] == (layer.width,):
+                moved = np.take(bias, taken_from(layer.linear.writes, order), axis=-1)
+                result.set_input(layer.bias.key, layer.bias.position, moved)
+    for key, ride in census.rides:
+        value = graph.constant(graph.node(key).inputs[ride.position])
+        assert value is not None
+        if key not in biases:
+            for axis, size in enumerate(ride.labels.shape):
+                if size > 1:
+                    value = np.take(value, taken_from(ride.labels.reshape(-1), order), axis=axis)
+            result.set_input(key, ride.position, value)
+    return result
+
+
+# -- the contract ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_full_width_is_a_no_op(name: str) -> None:
+    graph, census = surveyed(name)
+    assert census.groups[0].frozen is None
+    assert narrow(graph, census, {group.name: group.labels for group in census.groups}) == ()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_zeroed_channels_slice_exactly(name: str) -> None:
+    graph, census = surveyed(name)
+    group = census.shrinkable[0]
+    gone = removed_labels(group.labels)
+    kept = np.setdiff1d(group.labels, gone)
+    zeroed = graph.copy()
+    for layer in census.layers:
+        axis, unread = layer.linear.weight_axes[1], np.isin(layer.linear.reads, gone)
+        mask = np.expand_dims(~unread, [a for a in range(weight_of(graph, layer).ndim) if a != axis])
+        zeroed.set_input(layer.key, layer.linear.weight, weight_of(graph, layer) * mask)
+    patch = narrow(zeroed, census, {group.name: kept})
+    small = apply(zeroed, patch)
+    small.prune()
+    small.check(full=True)
+
+    x = sample(graph.proto)
+    expected = run(zeroed.proto, x)
+    assert np.isfinite(expected).all() and expected.std() > 0
+    assert relative(expected, run(small.proto, x)) < 1e-5
+
+    after = survey(small)
+    share = len(kept) / C
+    for old, new in zip(census.layers, after.layers, strict=True):
+        reads, writes = old.name in group.readers, old.name == group.writer
+        shape = [int(d) for d in weight_of(graph, old).shape]
+        for axis, narrowed in zip(old.linear.weight_axes, (writes, reads), strict=True):
+            shape[axis] = round(shape[axis] * share) if narrowed else shape[axis]
+        assert weight_of(small, new).shape == tuple(shape)
+    assert after.groups[0].width == len(kept) and after.groups[0].frozen is None
+    assert small.parameters < graph.parameters
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_permuting_channels_is_a_no_op(name: str) -> None:
+    graph, census = surveyed(name)
+    labels = census.shrinkable[0].labels
+    order = dict(zip(labels.tolist(), np.random.default_rng(2).permutation(labels).tolist(), strict=True))
+    x = sample(graph.proto)
+    moved = permuted(graph, census, order)
+    assert moved.serialize() != graph.serialize()
+    assert relative(run(graph.proto, x), run(moved.proto, x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_layers_algebra_is_what_onnxruntime_computes(name: str) -> None:
+    graph, census = surveyed(name)
+    x = sample(graph.proto)
+    for layer in census.layers:
+        op, weight = layer.linear.op, weight_of(graph, layer)
+        source = tensor(graph, layer.source, x)
+        output = tensor(graph, layer.output, x)
+        matrix, bias = op.matrix(weight.astype(np.float64)), bias_of(graph, layer)
+        rows = op.inputs(source.astype(np.float64), None) @ matrix.T + bias
+        np.testing.assert_allclose(op.outputs(output, None), rows, rtol=1e-4, atol=1e-4)
+
+        assert matrix.shape == (layer.width, len(layer.linear.reads) * op.taps)
+        owners = op.owners(np.arange(len(layer.linear.reads)))
+        assert np.bincount(owners).tolist() == [op.taps] * len(layer.linear.reads)
+
+        positions = op.positions(source.shape)
+        samples = len(op.inputs(source, None)) // positions
+        if samples != len(source):  # transA: samples are not on the first axis
+            continue
+        at = np.unique(np.array([positions - 1, 0, positions // 2]))
+        every = rows.reshape(samples, positions, -1)
+        np.testing.assert_array_equal(op.inputs(source, at), taken(op.inputs(source, None), samples, at))
+        np.testing.assert_allclose(op.outputs(output, at), taken(every, samples, at), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_takes_its_own_matrix_back(name: str) -> None:
+    graph, census = surveyed(name)
+    x = sample(graph.proto)
+    for layer in census.layers:
+        weight = weight_of(graph, layer)
+        op = layer.linear.op
+        np.testing.assert_array_equal(op.weight(op.matrix(weight), weight).shape, weight.shape)
+        if not layer.linear.resets:
+            np.testing.assert_array_equal(op.weight(op.matrix(weight), weight), weight)
+        same = apply(graph, set_layer(graph, layer, op.matrix(weight.astype(np.float64)), bias_of(graph, layer)))
+        same.check(full=True)
+        assert relative(run(graph.proto, x), run(same.proto, x)) < 1e-6
+        doubled = set_layer(graph, layer, 2 * op.matrix(weight.astype(np.float64)), 2 * bias_of(graph, layer) + 1)
+        twice = tensor(apply(graph, doubled), layer.output, x)
+        np.testing.assert_allclose(twice, 2 * tensor(graph, layer.output, x) + 1, rtol=1e-4, atol=1e-4)
+
+
+def tensor(graph: Graph, name: str, x: Array) -> Array:
+    """A tensor of the graph in onnxruntime."""
+    return x if name == "x" else run(graph.extract(["x"], [name]).proto, x)
+
+
+def taken(rows: Array, samples: int, at: NDArray[np.int64]) -> Array:
+    """Rows at some positions of each sample."""
+    width = rows.shape[-1]
+    return rows.reshape(samples, -1, width)[:, at].reshape(-1, width)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "labels", "expected"),
+    [
+        ((2, 3, 4), (2, 12), [0, 1, 2], [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]),
+        ((2, 3, 1, 1), (2, 3), [0, 1, 2], [0, 1, 2]),
+        ((1, 3, 2), (6,), [0, 1, 2], [0, 0, 1, 1, 2, 2]),
+        ((2, 3), (2, 1, 3, 1), [0, 1, 2], [0, 1, 2]),
+        ((2, 3, 4), (5, 5), [0, 1, 2], None),
+        ((2, 3, 0), (0, 6), [0, 1, 2], None),
+    ],
+)
+def test_labels_are_reshaped_like_data(
+    before: tuple[int, ...], after: tuple[int, ...], labels: list[int], expected: list[int] | None
+) -> None:
+    start = np.array(labels).reshape(1, -1, *(1,) * (len(before) - 2))
+    moved = reshape_labels(start, before, after)
+    if expected is None:
+        assert moved is None
+    else:
+        assert moved is not None and moved.ndim == len(after)
+        np.testing.assert_array_equal(moved.ravel(), expected)
+        full = np.broadcast_to(start, before).reshape(after)
+        np.testing.assert_array_equal(np.broadcast_to(moved, after), full)

@@ -1,0 +1,349 @@
+"""What cannot follow when channels go is left alone, with words that say why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from chains import (
+    AXIS,
+    BACKS,
+    BATCH,
+    CHW,
+    FRONTS,
+    HALF,
+    MODELS,
+    NHWC,
+    NORM,
+    SHAPE_PIECES,
+    C,
+    Chain,
+    K,
+    ints,
+    node,
+    random,
+)
+from conftest import build
+from onnx import TensorProto, helper, numpy_helper
+
+from pcns_onnx.fold import explicit_biases
+from pcns_onnx.graph import Graph
+from pcns_onnx.groups import survey
+from pcns_onnx.ops import rules
+from pcns_onnx.ops.barriers import BARRIERS
+from pcns_onnx.runtime import Engine
+
+
+def residual() -> onnx.ModelProto:
+    nodes = [
+        *FRONTS["conv"][1],
+        node("Conv", "h W2", "g", pads=[1] * 4),
+        node("Add", "h g"),
+        *BACKS["conv"][0],
+    ]
+    return build(nodes, {**FRONTS["conv"][2], **BACKS["conv"][1], "W2": random(C, C, 3, 3)}, ("N", 3, 6, 6))
+
+
+def attention() -> onnx.ModelProto:
+    nodes = [
+        node("MatMul", "x W0", "h"),
+        node("MatMul", "x W1", "k"),
+        node("Transpose", "k", "kt", perm=[0, 2, 1]),
+        node("MatMul", "h kt", "y"),
+    ]
+    return build(nodes, {"W0": random(5, C), "W1": random(5, C)}, ("N", 4, 5))
+
+
+def squeeze_excite() -> onnx.ModelProto:
+    nodes = [
+        *FRONTS["conv"][1],
+        node("GlobalAveragePool", "h", "p"),
+        node("Conv", "p W2", "e"),
+        node("Sigmoid", "e", "s"),
+        node("Mul", "h s"),
+        *BACKS["conv"][0],
+    ]
+    return build(nodes, {**FRONTS["conv"][2], **BACKS["conv"][1], "W2": random(C, C, 1, 1)}, ("N", 3, 6, 6))
+
+
+def subgraph(op: str) -> onnx.ModelProto:
+    """If or Loop whose body reads h without its being an input of the node."""
+    typed = helper.make_tensor_value_info
+    if op == "If":
+        bodies = [
+            helper.make_graph([node(inner, "h", out)], out, [], [typed(out, TensorProto.FLOAT, [*"abcd"])])
+            for inner, out in (("Relu", "t"), ("Neg", "e"))
+        ]
+        item = helper.make_node("If", ["cond"], ["m"], then_branch=bodies[0], else_branch=bodies[1])
+    else:
+        body = helper.make_graph(
+            [node("Identity", "go", "again"), node("Add", "state h", "next")],
+            "body",
+            [
+                typed("i", TensorProto.INT64, []),
+                typed("go", TensorProto.BOOL, []),
+                typed("state", TensorProto.FLOAT, [*"abcd"]),
+            ],
+            [typed("again", TensorProto.BOOL, []), typed("next", TensorProto.FLOAT, [*"abcd"])],
+        )
+        item = helper.make_node("Loop", ["trips", "cond", "start"], ["m"], body=body)
+    model = Chain([node("Relu", "h")]).build()
+    model.graph.node[1].CopyFrom(item)
+    model.graph.output[0].CopyFrom(typed("y", TensorProto.FLOAT, [*"abcd"]))
+    constants = {"cond": np.array(True), "trips": ints(2)[0], "start": np.zeros((1, C, 1, 1), np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    onnx.checker.check_model(model)
+    return model
+
+
+def custom_op() -> onnx.ModelProto:
+    model = Chain([node("Relu", "h")]).build()
+    model.graph.node[1].domain = "my.ops"
+    model.graph.node[1].op_type = "Fancy"
+    model.opset_import.append(helper.make_opsetid("my.ops", 1))
+    return model
+
+
+def exposed() -> onnx.ModelProto:
+    model = Chain([node("Relu", "h")]).build()
+    model.graph.output.append(helper.make_tensor_value_info("m", TensorProto.FLOAT, [*"abcd"]))
+    return model
+
+
+def exposed_shape() -> onnx.ModelProto:
+    model = Chain([node("Shape", "h", "s"), node("Relu", "h")]).build()
+    model.graph.output.append(helper.make_tensor_value_info("s", TensorProto.INT64, [4]))
+    return model
+
+
+def exposed_mask() -> onnx.ModelProto:
+    model = Chain([node("Dropout", "h", "m mask")]).build()
+    model.graph.output.append(helper.make_tensor_value_info("mask", TensorProto.BOOL, [*"abcd"]))
+    return model
+
+
+def single_channel() -> onnx.ModelProto:
+    nodes = [node("Conv", "x W0", "h"), node("Relu", "h"), node("Conv", "m W1", "y")]
+    return build(nodes, {"W0": random(1, 3, 3, 3), "W1": random(K, 1, 3, 3)}, ("N", 3, 6, 6))
+
+
+def shared_concat() -> onnx.ModelProto:
+    """Two layers of the same width whose Reshapes share one computed shape with a literal channel count."""
+    nodes = [
+        *FRONTS["conv"][1],
+        node("Conv", "x W2", "g", pads=[1] * 4),
+        *SHAPE_PIECES,
+        node("Reshape", "g shape", "m2"),
+        node("Gemm", "m W1", "y1", transB=1),
+        node("Gemm", "m2 W1", "y2", transB=1),
+        node("Add", "y1 y2", "y"),
+    ]
+    weights = {**FRONTS["conv"][2], "W2": random(C, 3, 3, 3), "W1": random(K, CHW), **AXIS, "rest": ints(CHW)}
+    return build(nodes, weights, ("N", 3, 6, 6))
+
+
+def two(op: str, *, inputs: str = "h g", output: str = "m", back: str = "conv", **attributes: Any) -> onnx.ModelProto:
+    """Two layers on x, h and g, into one node."""
+    nodes = [
+        *FRONTS["conv"][1],
+        node("Conv", "x W2", "g", pads=[1] * 4),
+        node(op, inputs, output, **attributes),
+        *BACKS[back][0],
+    ]
+    return build(nodes, {**FRONTS["conv"][2], **BACKS[back][1], "W2": random(C, 3, 3, 3)}, ("N", 3, 6, 6))
+
+
+LSTM = {"Wl": random(1, 4 * C, C), "Rl": random(1, 4 * C, C)}
+FROZEN: dict[str, tuple[onnx.ModelProto, str]] = {
+    "model output": (exposed(), "it feeds the model's output 'm'"),
+    "residual": (residual(), "Add 'm' couples its channels with another tensor's"),
+    "squeeze and excite": (squeeze_excite(), "Mul 'm' couples its channels with another tensor's"),
+    "residual of the input": (
+        build(
+            [node("MatMul", "x W0", "h"), node("Add", "h x"), node("MatMul", "m W1", "y")],
+            {"W0": random(C, C), "W1": random(C, K)},
+            ("N", C),
+        ),
+        "Add 'm' couples its channels with another tensor's",
+    ),
+    "concat": (Chain([node("Concat", "h h", axis=2)]).build(), "Concat 'm' joins the channels of several layers"),
+    "depthwise": (
+        Chain([node("Conv", "h D", group=C)], {"D": random(C, 1, 1, 1)}).build(),
+        "Conv 'm' is a grouped or depthwise Conv",
+    ),
+    "grouped": (
+        Chain([node("Conv", "h D", group=2)], {"D": random(C, C // 2, 1, 1)}).build(),
+        "Conv 'm' is a grouped or depthwise Conv",
+    ),
+    "transposed conv": (
+        Chain([node("ConvTranspose", "h D")], {"D": random(C, C, 1, 1)}).build(),
+        "ConvTranspose 'm' is not supported yet",
+    ),
+    "softmax": (Chain([node("Softmax", "h", axis=1)]).build(), "Softmax 'm' normalises over several channels"),
+    "layer norm": (
+        Chain([node("LayerNormalization", "h g")], {"g": random(C)}, "rows", "rows").build(),
+        "LayerNormalization 'm' normalises over several channels",
+    ),
+    "attention": (attention(), "MatMul 'y' does not multiply by one stored matrix"),
+    "custom domain": (custom_op(), "my.ops.Fancy 'm' is not understood"),
+    "if": (subgraph("If"), "a subgraph of If 'm' reads it"),
+    "loop": (subgraph("Loop"), "a subgraph of Loop 'm' reads it"),
+    "arg max": (
+        Chain([node("ArgMax", "h", "i", axis=1), node("Cast", "i", "c", to=1), node("Tile", "c r")],
+              {"r": ints(1, C, 1, 1)}).build(),
+        "ArgMax 'i' looks for the largest or smallest channel",
+    ),
+    "lstm": (
+        Chain([node("LSTM", "h Wl Rl", "s", hidden_size=C), node("Squeeze", "s a", "m")], {**LSTM, "a": ints(1)},
+              "rows", "rows").build(),
+        "LSTM 's' is a recurrent layer",
+    ),
+    "resize": (
+        Chain([node("Resize", "h - scales")], {"scales": np.array([1, 1, 2, 2], np.float32)}).build(),
+        "Resize 'm' is not understood",
+    ),
+    "max pool with indices": (
+        Chain([node("MaxPool", "h", "m i", kernel_shape=[2, 2])]).build(),
+        "MaxPool 'm' also returns indices",
+    ),
+    "norm in training": (
+        Chain([node("BatchNormalization", "h g be mu va", "m m1 v1", training_mode=1)], NORM).build(),
+        "BatchNormalization 'm' is in training mode",
+    ),
+    "norm by computed values": (
+        Chain([node("Abs", "g", "g2"), node("BatchNormalization", "h g2 be mu va")], NORM).build(),
+        "BatchNormalization 'm' does not normalise the channels by stored values",
+    ),
+    "dropout in training": (
+        Chain([node("Dropout", "h ratio on")], {"ratio": HALF, "on": np.array(True)}).build(),
+        "Dropout 'm' may be in training mode",
+    ),
+    "dropout mask": (exposed_mask(), "it feeds the model's output 'mask'"),
+    "computed weight": (
+        Chain([node("Relu", "W2", "W3"), node("Conv", "h W3")], {"W2": random(C, C, 1, 1)}).build(),
+        "Conv 'm' has a weight that is computed, not stored",
+    ),
+    "computed gemm weight": (
+        Chain([node("Relu", "W2", "W3"), node("Gemm", "h W3")], {"W2": random(C, C)}, "gemm", "gemm").build(),
+        "Gemm 'm' multiplies two computed matrices",
+    ),
+    "computed bias": (
+        Chain([node("Relu", "b2", "b3"), node("Conv", "h W2 b3")], {"W2": random(C, C, 1, 1), "b2": random(C)}).build(),
+        "Conv 'm' has a bias that is computed, not stored",
+    ),
+    "bias per sample": (
+        build([*FRONTS["gemm"][1], node("Gemm", "h W1 b1", "y")],
+              {**FRONTS["gemm"][2], "W1": random(C, K), "b1": random(BATCH, 1)}, (BATCH, 5)),
+        "Gemm 'y' has a bias that is not one value per neuron",
+    ),
+    "slope of another layer": (two("PRelu"), "PRelu 'm' couples its channels with another tensor's"),
+    "norm by another layer": (
+        build([node("Gemm", "x W0", "h"), node("Reshape", "h s", "v"), node("BatchNormalization", "x v be mu va", "y")],
+              {"W0": random(C, C), "s": ints(-1), **NORM}, (1, C)),
+        "BatchNormalization 'y' takes the channels of a layer as a parameter",
+    ),
+    "channel count is read": (
+        Chain([node("Shape", "h", "s"), node("Gather", "s one", "n"), node("Reshape", "h s")],
+              {"one": ints(1)}).build(),
+        "the number of channels is read by Shape 's'",
+    ),
+    "shape is an output": (exposed_shape(), "the number of channels is read by Shape 's'"),
+    "whole shape is used": (
+        Chain([node("Shape", "h", "s"), node("ConstantOfShape", "s", "z"), node("Add", "h z")]).build(),
+        "the number of channels is read by Shape 's'",
+    ),
+    "shared computed shape": (shared_concat(), "shares the size of the channel axis with another node"),
+    "computed channel axis": (
+        Chain([node("Shape", "x", "s", start=0, end=1), node("Mul", "c one", "c1"),
+               node("Concat", "s c1", "shape", axis=0), node("Reshape", "h shape")],
+              {"c": ints(CHW), "one": ints(1)}, back="wide").build(),
+        "Reshape 'm' computes the size of the channel axis",
+    ),
+    "channels split": (
+        Chain([node("Reshape", "h s", "a"), node("Reshape", "a back")],
+              {"s": ints(0, 2, C // 2, 6, 6), "back": ints(0, C, 6, 6)}).build(),
+        "Reshape 'a' splits channels over several axes",
+    ),
+    "channels regrouped": (
+        Chain([node("Reshape", "h s", "m")], {"s": ints(0, 6, C, 6)}, back="conv").build(),
+        "Reshape 'm' splits channels over several axes",
+    ),
+    "channels as rows": (
+        Chain([node("Transpose", "h", "t", perm=[1, 0]), node("Gemm", "t W2", "m", transA=0)], {"W2": random(4, C)},
+              "gemm", "gemm", batch=4).build(),
+        "Gemm 'm' reads channels along its rows",
+    ),
+    "channels along another axis": (
+        Chain([node("MatMul", "h W2", name="mix")], {"W2": random(6, 6)}).build(),
+        "MatMul 'mix' reads channels along another axis",
+    ),
+    "conv across positions": (
+        Chain([node("Transpose", "h", "t", perm=[0, 2, 1, 3]), node("Conv", "t W2", "m", kernel_shape=[1, 1])],
+              {"W2": random(C, 6, 1, 1)}).build(),
+        "Conv 'm' reads channels along another axis",
+    ),
+    "pool across channels": (
+        Chain([*NHWC, node("MaxPool", "t", "p", kernel_shape=[1, 1]),
+               node("Transpose", "p", perm=[0, 3, 1, 2])]).build(),
+        "MaxPool 'p' pools across channels",
+    ),
+    "reduction across channels": (
+        Chain([node("ReduceMean", "h", "a", axes=[1]), node("Sub", "h a")]).build(),
+        "ReduceMean 'a' mixes channels: it reduces over their axis",
+    ),
+    "reduction over everything": (
+        Chain([node("ReduceMean", "h", "a"), node("Sub", "h a")]).build(),
+        "ReduceMean 'a' mixes channels: it reduces over their axis",
+    ),
+    "padded channels": (
+        Chain([node("Pad", "h p", "a"), node("Slice", "a s e i")],
+              {"p": ints(0, 1, 0, 0, 0, 0, 0, 0), "s": ints(1), "e": ints(99), "i": ints(1)}).build(),
+        "Pad 'a' pads the channel axis",
+    ),
+    "single channel": (single_channel(), "it has a single channel"),
+    "unread": (
+        build([*FRONTS["gemm"][1], node("Relu", "h"), node("Gemm", "x W1 b1", "y")],
+              {**FRONTS["gemm"][2], "W1": random(5, K), "b1": random(K)}, ("N", 5)),
+        "no linear layer reads it",
+    ),
+}  # fmt: skip
+"""Models whose first layer must stay, and what its reason says."""
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_what_cannot_follow_is_frozen_with_the_reason(name: str) -> None:
+    model, reason = FROZEN[name]
+    graph, _ = explicit_biases(Graph.load(model))
+    census = survey(graph)
+    frozen = census.groups[0].frozen
+    assert frozen is not None and reason in frozen
+    assert census.groups[0] not in census.shrinkable
+    if name != "custom domain":
+        Engine().session(graph.serialize())
+
+
+def test_every_operator_with_a_rule_is_exercised() -> None:
+    models = [*MODELS.values(), *(model for model, _ in FROZEN.values())]
+    used = {item.op_type for model in models for item in model.graph.node}
+    ruled = {op for domain, op in rules() if not domain}
+    alike = {
+        "IsInf",
+        "Swish",
+        "Pow",
+        "And",
+        "Or",
+        "Xor",
+        "Equal",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Min",
+        "Mean",
+        "Sum",
+        "Mod",
+    }
+    reductions = {op for op in ruled if op.startswith("Reduce")}
+    barriers = {op for ops in BARRIERS.values() for op in ops}
+    assert ruled - used <= alike | reductions | barriers

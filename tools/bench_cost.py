@@ -1,0 +1,113 @@
+"""What a run costs: seconds per stage in passes of the original model, and peak memory.
+
+    python tools/bench_cost.py ../shared                  # stages, VGG-16 and ResNet-20, 1,024 images
+    python tools/bench_cost.py ../shared --memory         # peak memory with 1,000 and 10,000 images
+
+One pass is onnxruntime running the original over the same images, same threads, nothing else.
+Every measurement runs in a process of its own. For the memory test the calibration images are
+repeated into a file of the size wanted, in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pcns_onnx import Normalize, shrink
+from pcns_onnx.graph import Graph
+from pcns_onnx.runtime import Engine
+
+NORMALIZE = {
+    "vgg16bn_cifar10": Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "resnet20_cifar10": Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+SOLVING = ("capture", "rank", "re-fit")
+
+
+def one_pass(model: Path, images: int, threads: int) -> float:
+    """Seconds that onnxruntime alone needs for so many images, in batches of 64; best of three."""
+    session = Engine("cpu", threads).session(Graph.load(model).serialize(), spinning=True)
+    feeds = {"input": np.random.default_rng(0).standard_normal((64, 3, 32, 32)).astype(np.float32)}
+    session.run(feeds)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for _ in range(images // 64):
+            session.run(feeds)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def measure(model: Path, data: Path, images: int, threads: int) -> dict[str, float]:
+    """Seconds per stage and peak memory (MiB) of this process."""
+    report = shrink(
+        model, data, budget="macs=0.5", samples=images, holdout=0.0, threads=threads, normalize=NORMALIZE[model.stem],
+        eval=data.with_name("cifar10_test.npz") if data.name == "cifar10_calib.npz" else None,
+    ).report  # fmt: skip
+    seconds = {name: stage.seconds for name, stage in report.stages.items()}
+    return {**seconds, "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def apart(model: Path, data: Path, images: int, threads: int) -> dict[str, float]:
+    """`measure` in a fresh process."""
+    command = [sys.executable, __file__, "--measure", str(model), str(data), str(images), str(threads)]
+    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def repeated(data: Path, images: int, folder: Path) -> Path:
+    """The calibration images, over and over, as one .npy file."""
+    path = folder / f"{images}.npy"
+    with np.load(data) as archive:
+        source = archive["input"]
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=source.dtype, shape=(images, *source.shape[1:]))
+    for start in range(0, images, len(source)):
+        out[start : start + len(source)] = source[: images - start]
+    out.flush()
+    return path
+
+
+def main() -> None:
+    """Print the table that was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shared", type=Path, nargs="?")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        model, data, images, threads = args.measure
+        print(json.dumps(measure(Path(model), Path(data), int(images), int(threads))))
+        return
+    if args.shared is None:
+        parser.error("SHARED is needed")
+    data = args.shared / "data" / "cifar10_calib.npz"
+    if args.memory:
+        print("| model | images | peak MiB |\n|---|---|---|")
+        with tempfile.TemporaryDirectory() as folder:
+            for name in NORMALIZE:
+                for images in (1000, 10000):
+                    found = apart(args.shared / "models" / f"{name}.onnx", repeated(data, images, Path(folder)), images, args.threads)
+                    print(f"| {name} | {images} | {found['MiB']:.0f} |", flush=True)
+        return
+    print("| model | one pass (s) | " + " | ".join(SOLVING) + " | together | in passes |")
+    print("|---|---|" + "---|" * (len(SOLVING) + 2))
+    for name in NORMALIZE:
+        model = args.shared / "models" / f"{name}.onnx"
+        pace = one_pass(model, 1024, args.threads)
+        found = apart(model, data, 1024, args.threads)
+        parts = [found[stage] for stage in SOLVING]
+        figures = " | ".join(f"{seconds:.1f}" for seconds in (*parts, sum(parts), sum(parts) / pace))
+        print(f"| {name} | {pace:.2f} | {figures} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
