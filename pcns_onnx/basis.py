@@ -71,7 +71,7 @@ def _parameter(graph: Graph, node: Node) -> float | None:
         slope = graph.constant(node.inputs[1])
         return None if slope is None else float(np.mean(slope.astype(np.float64)))
     if node.op == "Clip":
-        if len(node.inputs) > 2 and node.inputs[2] or "max" in node.attrs:
+        if (len(node.inputs) > 2 and node.inputs[2]) or "max" in node.attrs:
             return float("nan")
         low = graph.constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
         return float(low) if low is not None else float(node.attrs.get("min", "nan"))

@@ -24,8 +24,6 @@ from pcns_onnx.runtime import Engine
 
 Tensors = dict[str, Array]
 
-_FINITE_CHECK = "a hidden tensor"
-
 
 @dataclass(frozen=True)
 class Samples:
@@ -113,12 +111,12 @@ def _live_at(graph: Graph, before: str, wanted: str, later: Sequence[str]) -> tu
         if name in seen or not name:
             continue
         seen.add(name)
-        node = made_by.get(name)
-        if name in inputs or (node is not None and node.key in done):
+        maker = made_by.get(name)
+        if name in inputs or (maker is not None and maker.key in done):
             if not graph.is_constant(name):
                 live[name] = None
-        elif node is not None:
-            pending += [*node.inputs, *node.captures]
+        elif maker is not None:
+            pending += [*maker.inputs, *maker.captures]
     return tuple(sorted(live))
 
 

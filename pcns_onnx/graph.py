@@ -384,7 +384,8 @@ class Graph:
         return next(i for i, p in enumerate(self.proto.graph.node) if key in p.output)
 
     def _proto(self, key: str) -> onnx.NodeProto:
-        return self.proto.graph.node[self._index(key)]
+        found: onnx.NodeProto = self.proto.graph.node[self._index(key)]
+        return found
 
     def _float_type(self, node: Node) -> int:
         """The tensor type of a node's weights: what a constant added beside them must have."""
@@ -515,7 +516,8 @@ def _captured(graph: onnx.GraphProto) -> list[str]:
 def _constant_tensor(p: onnx.NodeProto) -> TensorProto:
     attr = p.attribute[0]
     if attr.type == AttributeProto.TENSOR:
-        return attr.t
+        stored: TensorProto = attr.t
+        return stored
     value = helper.get_attribute_value(attr)
     dtype = np.float32 if attr.type in (AttributeProto.FLOAT, AttributeProto.FLOATS) else np.int64
     if attr.type in (AttributeProto.STRING, AttributeProto.STRINGS, AttributeProto.SPARSE_TENSOR):

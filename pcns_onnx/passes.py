@@ -122,7 +122,8 @@ class _View:
 
     def _turn(self, rows: Array, basis: Array) -> Array:
         xp = namespace_of(rows)
-        return xp.reshape(basis.T @ xp.reshape(rows, (-1, int(basis.shape[0]), self._channels)), (int(rows.shape[0]), -1))
+        turned = basis.T @ xp.reshape(rows, (-1, int(basis.shape[0]), self._channels))
+        return xp.reshape(turned, (int(rows.shape[0]), -1))
 
     def _principal_taps(self, rows: Array, keep: int) -> Array:
         """(taps, keep) float32: principal directions of the taps, channels weighted by their readers."""
@@ -130,7 +131,8 @@ class _View:
         shape = (-1, self._taps, self._channels)
         energy = xp.sum(xp.reshape(self._matrix * self._matrix, shape), axis=(0, 1))
         weighted = xp.reshape(rows, shape) * xp.astype(xp.sqrt(energy), rows.dtype)
-        _, vectors = eigh_descending(xp.astype(xp.sum(weighted @ xp.permute_dims(weighted, (0, 2, 1)), axis=0), xp.float64))
+        moment = xp.sum(weighted @ xp.permute_dims(weighted, (0, 2, 1)), axis=0)
+        _, vectors = eigh_descending(xp.astype(moment, xp.float64))
         return xp.astype(vectors[:, :keep], xp.float32)
 
 

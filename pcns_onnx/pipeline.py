@@ -124,7 +124,7 @@ def shrink(
     report = Report(
         options=options.described() | {"method": method.name},
         before=_size(form.original, work.census),
-        after=_size(small, survey(explicit_biases(small)[0].as_float32(), _shapes(train))),
+        after=_size(small, _census(explicit_biases(small)[0].as_float32(), engine, train)),
         agreement=agreement,
         latency=_latency(engine, form.original, small, checked, progress),
         gates=_gates(options, agreement),
@@ -201,7 +201,7 @@ def compare(
         raise InputError("--max-drop needs labels in the data, or --metric")
     samples = _samples(dataset, options, first, second)
     agreement, warnings = _verify(engine, first, second, samples, metric, progress)
-    sizes = [_size(form.original, survey(form.twin, _shapes(dataset))) for form in forms]
+    sizes = [_size(form.original, _census(form.twin, engine, dataset)) for form in forms]
     report = Report(
         options=options.described(),
         before=sizes[0],
@@ -234,10 +234,17 @@ def _datasets(form: _Canonical, data: DataSource, options: Options) -> tuple[Dat
     train, held_out = split(everything, holdout=holdout, seed=options.seed, samples=options.samples)
     if options.eval is not None:
         return train, _open(form, options.eval, options)
-    fixed = _fixed_batch(form.original)
-    if held_out is not None and fixed and Samples(held_out, fixed, fixed=True).count == 0:
+    if held_out is not None and _is_empty(held_out, _fixed_batch(form.original)):
         return split(everything, holdout=0.0, seed=options.seed, samples=options.samples)
     return train, held_out
+
+
+def _is_empty(dataset: Dataset, fixed: int | None) -> bool:
+    """Whether there is not even one batch; data that cannot be read is refused where it is used."""
+    try:
+        return next(iter(Samples(dataset, fixed or 1, fixed is not None)), None) is None
+    except InputError:
+        return True
 
 
 def _fixed_batch(*graphs: Graph) -> int | None:
@@ -254,21 +261,16 @@ def _samples(dataset: Dataset, options: Options, *graphs: Graph) -> Samples:
     return samples
 
 
-def _shapes(dataset: Dataset) -> dict[str, tuple[int, ...]]:
-    first = next(dataset.batches(1))
-    return {name: array.shape for name, array in first.feeds.items()}
-
-
 def _census(graph: Graph, engine: Engine, dataset: Dataset) -> Census:
     """The survey; shapes that cannot be inferred (behind a custom operator) are measured on some samples."""
-    shapes = _shapes(dataset)
+    shapes = {name: array.shape for name, array in next(dataset.batches(1)).feeds.items()}
     census = survey(graph, shapes)
     ends = dict.fromkeys(name for layer in census.layers for name in (layer.source, layer.key))
     unknown = [name for name in ends if None in census.shapes.get(name, (None,))]
     if not unknown:
         return census
     fixed = _fixed_batch(graph)
-    some = next(run_batches(engine, graph, Samples(dataset, fixed or 1, fixed is not None), unknown))
+    some = next(run_batches(engine, graph, Samples(dataset, fixed or 1, fixed is not None), unknown), {})
     return survey(graph, shapes | {name: tuple(tensor.shape) for name, tensor in some.items()})
 
 

@@ -193,7 +193,7 @@ def _before_after(report: Report) -> Table:
         ("file size (bytes)", a.bytes, b.bytes),
     ):
         table.add_row(name, f"{x:,}", f"{y:,}", f"{y / max(x, 1):.3f}")
-    threads = f"{latency.threads} threads" if latency.threads else "default threads"
+    threads = f"{latency.threads or 'default'} thread{'' if latency.threads == 1 else 's'}"
     where = f"latency (ms; batch {latency.batch}, {threads}, {latency.provider})"
     table.add_row(where, f"{1e3 * latency.seconds_a:.3f}", f"{1e3 * latency.seconds_b:.3f}", f"{latency.ratio:.3f}")
     if agreement.score_a is not None and agreement.score_b is not None:

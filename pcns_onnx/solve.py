@@ -115,7 +115,10 @@ class _System:
         return matrix, self._moments.mean_y - matrix @ self._moments.mean_x
 
     def error(self, matrix: Array, bias: Array) -> float:
-        """Share of the targets' variance that V x + b misses on these moments."""
+        """Share of the targets' variance that V x + b misses on these moments.
+
+        Targets that do not vary beyond the rounding of float32 count as large as that rounding.
+        """
         xp = namespace_of(matrix)
         moments = self._moments
         off = moments.mean_y - matrix @ moments.mean_x - bias
@@ -124,7 +127,8 @@ class _System:
         base = xp.sum(self._prior * (self._miss.T + moments.cross))
         gain = xp.sum(change * (2.0 * self._miss.T - change @ self._covariance))
         total = float(xp.sum(moments.variance_y))
-        return max(total - float(base) - float(gain) + float(xp.sum(off * off)), 0.0) / max(total, 1e-300)
+        rounding = 1e-14 * float(xp.sum(moments.mean_y**2)) + 1e-300
+        return max(total - float(base) - float(gain) + float(xp.sum(off * off)), 0.0) / max(total, rounding)
 
 
 def _choose_ridge(evidence: Evidence, prior: Array, guess: float | None) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from threadpoolctl import threadpool_limits
 
 from pcns_onnx.runtime import Engine
 
@@ -57,3 +58,10 @@ def relative(a: Array, b: Array) -> float:
 def rng() -> np.random.Generator:
     """Seeded randomness."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small matrices are slower on many threads, the more so where other work runs beside."""
+    with threadpool_limits(1):
+        yield

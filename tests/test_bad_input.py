@@ -153,13 +153,13 @@ def write_data(folder: Path) -> None:
     with zipfile.ZipFile(folder / "rotten.npz", "w") as archive:
         archive.writestr("x.npy", b"\x93NUMPY\x01\x00rotten")
     (folder / "empty-folder").mkdir()
-    (folder / "my_metrics.py").write_text(
+    (folder / "bad_metrics.py").write_text(
         "def fails(outputs, labels):\n    raise KeyError('no such\\nkey')\n"
         "def texts(outputs, labels):\n    return 'high'\n"
         "number = 1\n"
     )
     (folder / "broken_module.py").write_text("1 / 0\n")
-    (folder / "my_feeds.py").write_text(
+    (folder / "bad_feeds.py").write_text(
         "import numpy as np\n"
         "def fails():\n    yield {'x': np.zeros((4, 4), np.float32)}\n    raise OSError('the disk\\nis gone')\n"
         "def none():\n    return iter(())\n"
@@ -262,9 +262,9 @@ DATA = {
     "pickled arrays in .npy": ("objects.npy", "objects.npy: `x` holds Python objects"),
     "an empty folder": ("empty-folder", "empty-folder holds no .npz or .npy files"),
     "no such module": ("no_such_module:feeds", "`no_such_module:feeds` cannot be imported"),
-    "no such function": ("my_feeds:nobody", "`my_feeds:nobody` cannot be imported"),
-    "a function that fails": ("my_feeds:fails", "my_feeds:fails.* failed .*the disk is gone"),
-    "a function without feeds": ("my_feeds:none", "no samples"),
+    "no such function": ("bad_feeds:nobody", "`bad_feeds:nobody` cannot be imported"),
+    "a function that fails": ("bad_feeds:fails", "bad_feeds:fails.* failed .*the disk is gone"),
+    "a function without feeds": ("bad_feeds:none", "no samples"),
 }
 
 GOALS = {
@@ -340,12 +340,15 @@ OPTIONS = {
     "normalising by words": ("--normalize mean std", "--normalize takes two lists of numbers"),
     "normalising by zero": ("--normalize 0.5 0", "give finite means and positive stds"),
     "no such metric module": ("--metric no_such_module:score", "metric 'no_such_module:score' cannot be imported"),
-    "no such metric": ("--metric my_metrics:nobody", "metric 'my_metrics:nobody' cannot be imported"),
-    "a metric without a name": ("--metric my_metrics", "metric 'my_metrics' cannot be imported"),
+    "no such metric": ("--metric bad_metrics:nobody", "metric 'bad_metrics:nobody' cannot be imported"),
+    "a metric without a name": ("--metric bad_metrics", "metric 'bad_metrics' cannot be imported"),
     "a metric of a broken module": ("--metric broken_module:score", "'broken_module:score' .*ZeroDivisionError"),
-    "a metric that is a number": ("--metric my_metrics:number", "metric 'my_metrics:number' is a int, not a function"),
-    "a metric that fails": ("--metric my_metrics:fails", r"the metric failed: KeyError: .*no such\\nkey"),
-    "a metric that gives text": ("--metric my_metrics:texts", "the metric failed: ValueError"),
+    "a metric that is a number": (
+        "--metric bad_metrics:number",
+        "metric 'bad_metrics:number' is a int, not a function",
+    ),
+    "a metric that fails": ("--metric bad_metrics:fails", r"the metric failed: KeyError: .*no such\\nkey"),
+    "a metric that gives text": ("--metric bad_metrics:texts", "the metric failed: ValueError"),
     "a drop of unlabelled samples": ("--max-drop 1 --eval unlabelled.npz", "--max-drop needs labels"),
 }
 

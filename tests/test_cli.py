@@ -57,19 +57,19 @@ def run(capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     return call
 
 
-def mlp(batch: int | str = "N", widths: Sequence[int] = (6, 12, 8, 3)) -> ModelProto:
-    """Gemm and Tanh in turn, named g0, g1, ..., with 'g0' made of eight directions."""
+def mlp(batch: int | str = "N", widths: Sequence[int] = (6, 12, 8, 3), sigma: str = "Tanh") -> ModelProto:
+    """Gemm and an activation in turn, the layers named g0, g1, ..."""
     rng = np.random.default_rng(0)
     nodes, weights, x = [], {}, "x"
     for i, (n, k) in enumerate(itertools.pairwise(widths)):
         last = i == len(widths) - 2
         weights[f"w{i}"] = (rng.standard_normal((n, k)) / n**0.5).astype(np.float32)
-        weights[f"b{i}"] = (0.1 * rng.standard_normal(k)).astype(np.float32).reshape(k)
+        weights[f"b{i}"] = (0.1 * rng.standard_normal(k)).astype(np.float32)
         nodes.append(helper.make_node("Gemm", [x, f"w{i}", f"b{i}"], ["y" if last else f"h{i}"], name=f"g{i}"))
         if not last:
-            nodes.append(helper.make_node("Tanh", [f"h{i}"], [f"a{i}"], name=f"t{i}"))
+            nodes.append(helper.make_node(sigma, [f"h{i}"], [f"a{i}"], name=f"t{i}"))
         x = f"a{i}"
-    return build(nodes, {name: np.asarray(value) for name, value in weights.items()}, [batch, widths[0]])
+    return build(nodes, weights, [batch, widths[0]])
 
 
 def rows(count: int = 300) -> NDArray[np.float32]:
@@ -121,7 +121,7 @@ def cnn(tmp_path_factory: pytest.TempPathFactory) -> Shrunk:
         "-o",
         "small.onnx",
     ]
-    argv += ["--eval", MODELS / "digits_images_test.npz", "--report", "report.json", "--threads", "2"]
+    argv += ["--eval", MODELS / "digits_images_test.npz", "--report", "report.json", "--threads", "1"]
     done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in folder.iterdir()} == {"small.onnx", "report.json"}
@@ -145,7 +145,7 @@ def test_the_report_has_everything(cnn: Shrunk) -> None:
     assert report["schema"] == 1
     assert report["options"]["budget"] == "macs=0.5" and report["options"]["method"] == "obs"
     assert report["latency"].keys() == {"batch", "threads", "provider", "rounds", "seconds_a", "seconds_b", "ratio"}
-    assert (report["latency"]["threads"], report["latency"]["provider"]) == (2, "CPUExecutionProvider")
+    assert (report["latency"]["threads"], report["latency"]["provider"]) == (1, "CPUExecutionProvider")
     assert {"capture", "rank", "re-fit", "verify", "total"} <= report["stages"].keys()
     assert all(stage["seconds"] > 0 and stage["passes"] > 0 for stage in report["stages"].values())
     assert {"pcns-onnx", "onnx", "onnxruntime", "numpy", "scipy"} <= report["versions"].keys()
@@ -171,7 +171,7 @@ def test_the_tables_say_the_same(cnn: Shrunk) -> None:
         rf"^MACs +{report['before']['macs']:,} +{report['after']['macs']:,} +0\.\d+ *$",
         rf"^parameters +{report['before']['parameters']:,} +{report['after']['parameters']:,} +0\.\d+ *$",
         rf"^file size \(bytes\) +{report['before']['bytes']:,} +{report['after']['bytes']:,} +0\.\d+ *$",
-        r"^latency \(ms; batch 64, 2 threads, CPUExecutionProvider\) +[\d.]+ +[\d.]+ +[\d.]+ *$",
+        r"^latency \(ms; batch 64, 1 thread, CPUExecutionProvider\) +[\d.]+ +[\d.]+ +[\d.]+ *$",
         rf"^accuracy \(%\) +{report['agreement']['score_a']:.2f} +{report['agreement']['score_b']:.2f} +[+-][\d.]+ *$",
         r"^output 'logits' on \d+ samples +relative error [\d.]+, cosine [\d.]+, arg-max agrees [\d.]+% *$",
         r"^/fc/Gemm +it feeds the model's output 'logits' *$",
@@ -195,30 +195,34 @@ def test_the_model_around_the_weights_stays(cnn: Shrunk) -> None:
     assert {name: width for name, (width, full) in said["widths"].items() if width < full} == kept(cnn.report)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_plan_replays_to_the_same_bytes(method: str, run: Callable[..., Ran], tmp_path: Path) -> None:
-    common = ("shrink", TANH, "--data", ROWS, "--samples", 600)
-    first = run(*common, "--budget", "macs=0.5", "--method", method, "-o", "a.onnx", "--plan-out", "plan.json")
-    assert first.code == 0, first.err
-    plan = loaded(tmp_path / "plan.json")
-    assert (plan["schema"], plan["method"]) == (1, method)
-    assert all(1 <= entry["width"] <= entry["of"] for entry in plan["groups"].values())
-    # In another process, where hashes are seeded otherwise.
-    done = subprocess.run([SCRIPT, *map(str, common), "--plan", "plan.json", "-o", "b.onnx"], capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
-
-
 @pytest.mark.parametrize("method", CHOICES)
-def test_every_method_halves_the_tanh_network(method: str, run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_every_method_halves_a_network_and_its_plan_replays(
+    method: str, run: Callable[..., Ran], tmp_path: Path
+) -> None:
+    common = ("shrink", TANH, "--data", ROWS, "--eval", ROWS_TEST)
     goal = ("--budget", "macs=0.5", "--method", method)
-    done = run("shrink", TANH, "--data", ROWS, "--eval", ROWS_TEST, *goal, "-o", "o.onnx", "--report", "r.json")
-    assert done.code == 0, done.err
-    report = loaded(tmp_path / "r.json")
-    assert report["options"]["method"] == ("obs" if method == "auto" else method)
+    first = run(*common, *goal, "-o", "a.onnx", "--plan-out", "plan.json", "--report", "report.json")
+    assert first.code == 0, first.err
+    report, plan = loaded(tmp_path / "report.json"), loaded(tmp_path / "plan.json")
+    real = "obs" if method == "auto" else method
+    assert (plan["schema"], plan["method"], report["options"]["method"]) == (1, real, real)
     assert report["agreement"]["score_b"] >= report["agreement"]["score_a"] - 1
     for group in report["groups"]:
         assert (group["eigenvector_errors"] is not None) == (method == "pcns")
+        assert plan["groups"][group["name"]]["width"] == group["kept"]
+    assert run(*common, "--plan", "plan.json", "-o", "b.onnx").code == 0
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_another_process_makes_the_same_bytes(run: Callable[..., Ran], tmp_path: Path) -> None:
+    saved(tmp_path)
+    argv = ["shrink", "model.onnx", "--data", "data.npz", "--budget", "macs=0.5", "--threads", "1", "-o"]
+    assert run(*argv, "a.onnx").code == 0
+    done = subprocess.run(
+        [SCRIPT, *argv, "b.onnx"], cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": "7"}, check=False
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
 # -- inspect ---------------------------------------------------------------------------------
@@ -362,9 +366,27 @@ def test_pcns_to_the_letter_solves_no_reader(small: Callable[..., dict[str, Any]
     assert fitted["agreement"]["outputs"][0]["relative_error"] < letter["agreement"]["outputs"][0]["relative_error"]
 
 
+def test_a_layer_behind_an_operator_that_only_the_runtime_knows(run: Callable[..., Ran], tmp_path: Path) -> None:
+    # Shape inference stops at FastGelu: what follows is measured.
+    model = mlp()
+    model.graph.node[1].op_type, model.graph.node[1].domain = "FastGelu", "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    saved(tmp_path, model)
+    found = json.loads(run("inspect", "model.onnx", "--data", "data.npz", "--json").out)
+    assert [layer["samples_per_neuron"] for layer in found["layers"]] == [25, 37.5, 100]
+    done = run("shrink", "model.onnx", "--data", "data.npz", "--width", 0.5, "-o", "out.onnx", "--report", "r.json")
+    assert done.code == 0, done.err
+    report = loaded(tmp_path / "r.json")
+    assert report["before"]["macs"] == found["macs"] == 6 * 12 + 12 * 8 + 8 * 3
+    assert report["after"]["macs"] == 6 * 12 + 12 * 4 + 4 * 3
+    assert "FastGelu" in {item["name"]: item["reason"] for item in report["left_alone"]}["g0"]
+
+
 def test_a_metric_from_the_current_folder(small: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    (tmp_path / "my_score.py").write_text("def mean(outputs, labels):\n    return outputs['y'].mean() + labels.max()\n")
-    agreement = small("--width", 0.5, "--metric", "my_score:mean")["agreement"]
+    (tmp_path / "cli_score.py").write_text(
+        "def mean(outputs, labels):\n    return outputs['y'].mean() + labels.max()\n"
+    )
+    agreement = small("--width", 0.5, "--metric", "cli_score:mean")["agreement"]
     assert agreement["score"] == "metric"
     assert agreement["score_a"] != agreement["score_b"]
 
@@ -406,6 +428,20 @@ def test_pixels_are_normalised_as_asked(run: Callable[..., Ran], tmp_path: Path)
         argv = ["--data", f"{name}.npy", "--width", 0.5, "--holdout", 0.2, "-o", f"{name}.onnx", *more]
         assert run("shrink", "model.onnx", *argv).code == 0
     assert (tmp_path / "pixels.onnx").read_bytes() == (tmp_path / "floats.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("sigma", ["Tanh", "Relu"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_widths_that_are_told_are_those_of_the_model(
+    method: str, sigma: str, request: pytest.FixtureRequest
+) -> None:
+    if (method, sigma) == ("pcns", "Relu"):
+        why = "pairs of neurons and one for the mean are an odd number, yet the plan and the report say the even one"
+        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
+    result = shrink(mlp(sigma=sigma), rows(), width=0.5, method=method)
+    real = {t.name: t.dims[1] for t in result.model.graph.initializer if t.name in ("w0", "w1")}
+    assert {"w0": result.plan.groups["g0"].width, "w1": result.plan.groups["g1"].width} == real
+    assert {group.name.replace("g", "w"): group.kept for group in result.report.groups} == real
 
 
 # -- gates, and nothing to do ----------------------------------------------------------------
@@ -548,6 +584,18 @@ def test_too_few_samples_to_hold_out_a_batch_are_all_solved_on(run: Callable[...
     assert done.code == 0, done.err
     assert "warning: checked on the samples that it was solved on" in done.err
     assert loaded(tmp_path / "r.json")["agreement"]["samples"] == 8
+
+
+def test_feeds_too_few_to_hold_any_out_are_all_solved_on(run: Callable[..., Ran], tmp_path: Path) -> None:
+    model, _ = saved(tmp_path)
+    (tmp_path / "cli_feeds.py").write_text(
+        "import numpy as np\n"
+        "def three():\n    return [{'x': np.random.default_rng(i).standard_normal((1, 6))} for i in range(3)]\n"
+    )
+    done = run("shrink", model, "--data", "cli_feeds:three", "--width", 0.5, "-o", "out.onnx", "--report", "r.json")
+    assert done.code == 0, done.err
+    assert "warning: checked on the samples that it was solved on" in done.err
+    assert loaded(tmp_path / "r.json")["agreement"]["samples"] == 3
 
 
 def test_fewer_samples_than_the_batch_are_refused(run: Callable[..., Ran], tmp_path: Path) -> None:

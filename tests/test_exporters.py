@@ -23,15 +23,9 @@ EXPORTERS = {"first": False, "second": True}
 """PyTorch's exporters: TorchScript's, and the one on torch.export ('dynamo')."""
 
 
-class Lambda(nn.Module):  # type: ignore[misc]
+def function(forward: Callable[[Any], Any]) -> Any:
     """A function as a module."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Any) -> Any:
-        return self.function(x)
+    return type("Function", (nn.Module,), {"forward": lambda self, x: forward(x)})()
 
 
 def mlp(activation: Any) -> Any:
@@ -43,7 +37,7 @@ def vgg(join: Callable[[Any], Any], columns: int) -> Any:
         return [nn.Conv2d(c, k, 3, padding=1, bias=bias), nn.BatchNorm2d(k), nn.ReLU(), nn.MaxPool2d(2)]
 
     head = [nn.Linear(columns, 32), nn.Hardswish(), nn.Dropout(), nn.Linear(32, 5)]
-    return nn.Sequential(*block(3, 16, True), *block(16, 16, False), Lambda(join), *head)
+    return nn.Sequential(*block(3, 16, True), *block(16, 16, False), function(join), *head)
 
 
 def norm_behind() -> Any:
@@ -55,7 +49,9 @@ def norm_behind() -> Any:
         nn.Conv2d(16, 16, 3, padding=1),
         nn.PReLU(16),
     ]
-    return nn.Sequential(*layers, nn.BatchNorm2d(16), nn.Conv2d(16, 5, 3, padding=1), Lambda(lambda x: x.mean((2, 3))))
+    return nn.Sequential(
+        *layers, nn.BatchNorm2d(16), nn.Conv2d(16, 5, 3, padding=1), function(lambda x: x.mean((2, 3)))
+    )
 
 
 def conv1d() -> Any:
@@ -154,7 +150,7 @@ def test_exports_whose_constants_were_not_folded(tmp_path: Path, name: str) -> N
     check(model, x, NETWORKS[name][2])
 
 
-@pytest.mark.parametrize("name", ["vgg view", "norm behind", "sequence gelu"])
+@pytest.mark.parametrize("name", ["conv1d", "norm behind", "sequence gelu"])
 def test_exports_that_were_not_optimised(tmp_path: Path, name: str) -> None:
     model, x = exported(tmp_path, name, True, optimize=False)
     check(model, x, NETWORKS[name][2])

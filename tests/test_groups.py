@@ -121,6 +121,11 @@ ACTIVATIONS: dict[str, tuple[Chain, str, list[str]]] = {
         ["Relu", "Mul"],
     ),
     "dropout": (Chain([node("Relu", "h", "r"), node("Dropout", "r")]), "m", ["Relu", "Dropout"]),
+    "relu and its pool": (
+        Chain([node("Relu", "h", "r"), node("MaxPool", "r", "p", kernel_shape=[1, 1]), node("Add", "r p")]),
+        "r",
+        ["Relu", "MaxPool", "Add"],
+    ),
 }
 
 
@@ -131,6 +136,12 @@ def test_the_activation_ends_where_the_pointwise_nodes_meet_again(name: str) -> 
     group = census.groups[0]
     assert group.activation == activation
     assert [graph.node(key).op for key in group.path] == path
+
+
+def test_the_activation_of_the_last_layer_is_the_output() -> None:
+    model = build([*FRONTS["gemm"][1], node("Relu", "h", "y")], FRONTS["gemm"][2], ("N", 5))
+    _, census = surveyed(model)
+    assert census.groups[0].activation == "y"
 
 
 def test_the_activation_of_two_branches_is_the_layer_itself() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import array_api_strict
@@ -12,6 +12,7 @@ from conftest import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from threadpoolctl import threadpool_limits
 
 from pcns_onnx.backend import to_numpy
 from pcns_onnx.errors import InputError
@@ -24,6 +25,13 @@ BACKENDS = pytest.mark.parametrize("xp", [np, array_api_strict], ids=["numpy", "
 RANKS = pytest.mark.parametrize("rank", [obs.rank, interpolative.rank], ids=["obs", "interpolative"])
 QUICK = settings(max_examples=12, deadline=None)
 MANY = 10**9  # rows: the damping is then its least
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small matrices are faster on one."""
+    with threadpool_limits(1):
+        yield
 
 
 def normal(seed: int, *shape: int) -> Array:

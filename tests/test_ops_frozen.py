@@ -249,6 +249,12 @@ FROZEN: dict[str, tuple[onnx.ModelProto, str]] = {
               {"one": ints(1)}).build(),
         "the number of channels is read by Shape 's'",
     ),
+    "channel count is sliced": (
+        Chain([node("Shape", "h", "s"), node("Slice", "s one two", "n"), node("Concat", "zero n hw", "shape", axis=0),
+               node("Reshape", "h shape")],
+              {"zero": ints(0), "one": ints(1), "two": ints(2), "hw": ints(36)}, back="conv1d").build(),
+        "the number of channels is read by Shape 's'",
+    ),
     "shape is an output": (exposed_shape(), "the number of channels is read by Shape 's'"),
     "whole shape is used": (
         Chain([node("Shape", "h", "s"), node("ConstantOfShape", "s", "z"), node("Add", "h z")]).build(),

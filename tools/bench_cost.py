@@ -49,9 +49,8 @@ def one_pass(model: Path, images: int, threads: int) -> float:
 def measure(model: Path, data: Path, images: int, threads: int) -> dict[str, float]:
     """Seconds per stage and peak memory (MiB) of this process."""
     report = shrink(
-        model, data, budget="macs=0.5", samples=images, holdout=0.0, threads=threads, normalize=NORMALIZE[model.stem],
-        eval=data.with_name("cifar10_test.npz") if data.name == "cifar10_calib.npz" else None,
-    ).report  # fmt: skip
+        model, data, budget="macs=0.5", samples=images, holdout=0.0, threads=threads, normalize=NORMALIZE[model.stem]
+    ).report
     seconds = {name: stage.seconds for name, stage in report.stages.items()}
     return {**seconds, "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
@@ -95,7 +94,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name in NORMALIZE:
                 for images in (1000, 10000):
-                    found = apart(args.shared / "models" / f"{name}.onnx", repeated(data, images, Path(folder)), images, args.threads)
+                    copies = repeated(data, images, Path(folder))
+                    found = apart(args.shared / "models" / f"{name}.onnx", copies, images, args.threads)
                     print(f"| {name} | {images} | {found['MiB']:.0f} |", flush=True)
         return
     print("| model | one pass (s) | " + " | ".join(SOLVING) + " | together | in passes |")

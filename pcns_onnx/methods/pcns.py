@@ -30,7 +30,10 @@ _SCALES = (0.3, 0.5, 0.7, 0.85, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Basis:
-    """Eigenvalues (N,) from large to small and vectors U (N, N) of outputs centred across neurons."""
+    """Eigenvalues (N,) from large to small and vectors U (N, N) of outputs centred across neurons.
+
+    Each vector's largest entry is positive: the sign matters behind a MaxPool, and must not be LAPACK's whim.
+    """
 
     values: Array
     vectors: Array
@@ -43,7 +46,8 @@ class Basis:
         moment = moment - xp.mean(moment, axis=0)[None, :]
         moment = moment - xp.mean(moment, axis=1)[:, None]
         values, vectors = eigh_descending((moment + moment.T) / 2)
-        return cls(xp.clip(values, 0.0, None), vectors)
+        upright = xp.max(vectors, axis=0) >= -xp.min(vectors, axis=0)
+        return cls(xp.clip(values, 0.0, None), xp.where(upright[None, :], vectors, -vectors))
 
     def components(self, variance: float) -> int:
         """M: how many eigenvectors reach the variance threshold."""
@@ -132,8 +136,8 @@ def _mixtures(basis: Basis, components: int) -> tuple[Array, Array]:
     xp = namespace_of(basis.values)
     neurons = int(basis.values.shape[0])
     scale = xp.sqrt(basis.values[:components])
-    floor = float(xp.max(basis.values)) ** 0.5 * 1e-8 + 1e-300
-    scale = xp.where(scale > floor, scale, floor)
+    floor = float(xp.max(basis.values)) ** 0.5 * 1e-8
+    scale = xp.where(scale > floor, scale, 1.0)  # what is nothing but rounding is not blown up
     vectors = basis.vectors[:, :components]
     centred = vectors - xp.mean(vectors, axis=0)[None, :]
     ones = xp.ones((neurons, 1), dtype=xp.float64)
