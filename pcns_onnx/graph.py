@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper, shape_inference
 
-from pcns_onnx.errors import InputError
+from pcns_onnx.errors import InputError, UnsupportedError
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
@@ -547,7 +547,11 @@ def _widen(tensor: TensorProto) -> None:
 
 def _tensor(name: str, value: Array, kind: int) -> TensorProto:
     dtype = helper.tensor_dtype_to_np_dtype(kind)
-    return numpy_helper.from_array(np.ascontiguousarray(value.astype(dtype)), name)
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(value.astype(dtype))
+    if _is_float(kind) and np.isfinite(value.astype(np.float64)).all() and not np.isfinite(stored.astype(np.float32)).all():
+        raise UnsupportedError(f"a solved value of '{name}' is too large for {dtype}: store the model in float32")
+    return numpy_helper.from_array(stored, name)
 
 
 def _keep(field: Any, wanted: Any) -> None:

@@ -20,7 +20,7 @@ from pcns_onnx.groups import Census, Group
 from pcns_onnx.linalg import dimensions_for, eigh_descending
 from pcns_onnx.methods import Method, Ranking
 from pcns_onnx.methods.activations import Activation
-from pcns_onnx.methods.pcns import Basis, neurons_for
+from pcns_onnx.methods.pcns import Basis, components_in, neurons_for
 from pcns_onnx.options import Options
 from pcns_onnx.passes import Setup, mixed_prior, read_groups, refit
 from pcns_onnx.plan import Budget, Costs, GroupPlan, Plan, allocate, grid, snap
@@ -79,7 +79,8 @@ def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> D
         found = {g.name: b for g, b, _ in basis.bases(work.setup, work.graph, work.census, work.groups)}
         sigmas = {g.name: basis.activation_of(work.graph, work.census, g) for g in work.groups}
         curves = {name: b.curve(s) for name, b in found.items() if isinstance(s := sigmas[name], Activation)}
-        widths = _widths(work, options, plan, curves, lambda: _basis_variance(found, sigmas, options))
+        wanted = _widths(work, options, plan, curves, lambda: _basis_variance(found, sigmas, options))
+        widths = {name: _whole_pairs(width, full[name], sigmas[name]) for name, width in wanted.items()}
         return Decision(method, full, widths, {n: curves[n][w] for n, w in widths.items()})
     rankings: dict[str, Ranking] = {}
     covariances: dict[str, Array] = {}
@@ -140,6 +141,13 @@ def _widths(
         return {g.name: snap(options.width * g.width, grids[g.name]) for g in work.groups}
     needed = by_variance()
     return {g.name: _at_least(needed[g.name], grids[g.name]) for g in work.groups}
+
+
+def _whole_pairs(width: int, full: int, sigma: Activation | str) -> int:
+    """The width that PCNS really makes: behind a one-sided activation components come in pairs."""
+    if width >= full or isinstance(sigma, str):
+        return width
+    return neurons_for(components_in(width, sigma), sigma)
 
 
 def _at_least(width: int, widths: NDArray[np.int64]) -> int:

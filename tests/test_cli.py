@@ -432,12 +432,7 @@ def test_pixels_are_normalised_as_asked(run: Callable[..., Ran], tmp_path: Path)
 
 @pytest.mark.parametrize("sigma", ["Tanh", "Relu"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_widths_that_are_told_are_those_of_the_model(
-    method: str, sigma: str, request: pytest.FixtureRequest
-) -> None:
-    if (method, sigma) == ("pcns", "Relu"):
-        why = "pairs of neurons and one for the mean are an odd number, yet the plan and the report say the even one"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
+def test_the_widths_that_are_told_are_those_of_the_model(method: str, sigma: str) -> None:
     result = shrink(mlp(sigma=sigma), rows(), width=0.5, method=method)
     real = {t.name: t.dims[1] for t in result.model.graph.initializer if t.name in ("w0", "w1")}
     assert {"w0": result.plan.groups["g0"].width, "w1": result.plan.groups["g1"].width} == real
