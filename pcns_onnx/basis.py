@@ -214,7 +214,7 @@ def _augmented(setup: Setup, graph: Graph, layer: Layer) -> Array:
 
 def _slopes(graph: Graph, census: Census, group: Group, sigma: Activation, width: int) -> Patch:
     """A PRelu's slope per channel becomes the one slope that the new neurons were solved for."""
-    if sigma.name != "PRelu":
+    if sigma.name != "PRelu" or width == group.width:
         return ()
     for key in _inside(graph, census, group):
         node = graph.node(key)

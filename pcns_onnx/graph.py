@@ -199,6 +199,14 @@ class Graph:
         """Run the ONNX checker; `full` adds strict shape inference. Raises onnx's own errors."""
         onnx.checker.check_model(self.proto, full_check=full)
 
+    def passes_full_check(self) -> bool:
+        """Whether strict shape inference agrees too; some exports that run well do not pass it."""
+        try:
+            self.check(full=True)
+        except (onnx.checker.ValidationError, shape_inference.InferenceError):
+            return False
+        return True
+
     # -- derived graphs ------------------------------------------------------------------
 
     def extract(self, inputs: Iterable[str], outputs: Sequence[str]) -> Graph:
@@ -549,7 +557,7 @@ def _tensor(name: str, value: Array, kind: int) -> TensorProto:
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(value.astype(dtype))
-    if _is_float(kind) and np.isfinite(value.astype(np.float64)).all() and not np.isfinite(stored.astype(np.float32)).all():
+    if _is_float(kind) and (np.isfinite(value) & ~np.isfinite(stored)).any():
         raise UnsupportedError(f"a solved value of '{name}' is too large for {dtype}: store the model in float32")
     return numpy_helper.from_array(stored, name)
 

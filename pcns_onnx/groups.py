@@ -102,6 +102,7 @@ class Census:
 class _Walk:
     graph: Graph
     shapes: Mapping[str, Shape]
+    larger: Mapping[str, Shape]
     batch: int
     labels: dict[str, Labels] = field(default_factory=dict)
     flows: list[tuple[Node, Flow]] = field(default_factory=list)
@@ -111,6 +112,10 @@ class _Walk:
     @cached_property
     def exposed(self) -> frozenset[str]:
         return frozenset(output.name for output in self.graph.outputs)
+
+    def batched(self, name: str) -> tuple[int, ...]:
+        sizes = zip(self.shapes.get(name, ()), self.larger.get(name, ()), strict=False)
+        return tuple(axis for axis, (one, more) in enumerate(sizes) if one != more)
 
     def fresh(self, count: int) -> Labels:
         self.born += count
@@ -130,6 +135,7 @@ class _Walk:
             shapes=tuple(self.shapes.get(name) for name in names),
             outputs=tuple(self.shapes.get(name) for name in node.outputs),
             constants=tuple(graph.constant(name) if name else None for name in names),
+            batched=tuple(self.batched(name) for name in names),
             exposed=tuple(name in self.exposed for name in node.outputs),
             fresh=self.fresh,
             producer=graph.producers.get,
@@ -161,7 +167,8 @@ def survey(graph: Graph, feeds: Mapping[str, Sequence[int]] | None = None) -> Ce
     """Walk `graph`; `feeds` gives the shape of each input where the model leaves it open."""
     batch = next((s.shape[0] for s in graph.inputs if s.shape and s.shape[0] is not None), 2)
     shapes = graph.shapes(feeds, batch=batch)
-    walk = _Walk(graph, shapes, batch)
+    larger = graph.shapes(feeds, batch=batch + 1)
+    walk = _Walk(graph, shapes, larger, batch)
     walk.run()
     layers = tuple(_layers(walk))
     return Census(

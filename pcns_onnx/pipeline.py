@@ -116,7 +116,7 @@ def shrink(
         small.prune()
         plan = Plan(PLAN_SCHEMA, fingerprint(form.original), method.name, decision.planned())
         small.set_metadata("pcns_onnx", _provenance(plan, options))
-        small.check(full=True)
+        small.check(full=form.original.passes_full_check())
         checked = _samples(held_out or train, options, form.original)
         agreement, report_warnings = _verify(engine, form.original, small, checked, metric, progress)
         if held_out is None:

@@ -128,8 +128,8 @@ class Site:
     """One node with what is known of its surroundings.
 
     Per input: `labels` (None: carries no channels), `shapes` (None: not inferred), `constants`
-    (None: computed). Per output: `exposed` (it is an output of the model). `fresh(n)` makes n new
-    labels. Of any tensor by name: `producer` makes it, `readers` read it, `value` is its constant
+    (None: computed), `batched` (axes whose size follows the batch). Per output: `exposed` (it is
+    an output of the model). `fresh(n)` makes n new labels. Of any tensor by name: `producer` makes it, `readers` read it, `value` is its constant
     (None: computed), `size` its inferred shape.
     """
 
@@ -138,6 +138,7 @@ class Site:
     shapes: tuple[Shape | None, ...]
     outputs: tuple[Shape | None, ...]
     constants: tuple[Array | None, ...]
+    batched: tuple[tuple[int, ...], ...]
     exposed: tuple[bool, ...]
     fresh: Callable[[int], Labels]
     producer: Callable[[str], Node | None]

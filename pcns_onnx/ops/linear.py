@@ -119,11 +119,16 @@ class ConvOp:
 
 @dataclass(frozen=True)
 class RowOp:
-    """Gemm or MatMul on rows: V is `scale` times the (transposed) weight."""
+    """Gemm or MatMul on rows: V is `scale` times the (transposed) weight.
+
+    Where samples are not on the first axis alone (`mixed`: a batch of sequences, time first), rows
+    do not belong to samples in order: there is one position, all rows.
+    """
 
     transposed: bool
     scale: float = 1.0
     rows_first: bool = True
+    mixed: bool = False
 
     taps = 1
     padded = False
@@ -142,7 +147,7 @@ class RowOp:
 
     def positions(self, x_shape: tuple[int, ...]) -> int:
         """Rows per sample."""
-        return prod(x_shape[1:-1])
+        return 1 if self.mixed else prod(x_shape[1:-1])
 
     def inputs(self, x: Any, at: NDArray[np.int64] | None) -> Any:
         """Rows (R, C); `at` picks positions within each sample."""
@@ -249,7 +254,8 @@ def matmul(site: Site) -> Flow:
     if reads is None or rank < 2:
         return freeze(site, f"{describe(site.node)} reads channels along another axis", macs=macs)
     writes = site.fresh(shape[1])
-    linear = Linear(RowOp(False), weight=1, weight_axes=(1, 0), bias=None, reads=reads, writes=writes)
+    mixed = any(axis for axis in site.batched[0])
+    linear = Linear(RowOp(False, mixed=mixed), weight=1, weight_axes=(1, 0), bias=None, reads=reads, writes=writes)
     return Flow((spread(writes, rank - 1, rank),), "reader", linear=linear, macs=macs)
 
 
