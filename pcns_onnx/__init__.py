@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError, UnsupportedError
     from pcns_onnx.pipeline import ShrinkResult, compare, inspect, shrink
     from pcns_onnx.report import Inspection, Report
+
+# OpenBLAS's idle threads spin for milliseconds after each product and take the cores from
+# onnxruntime; read when NumPy is first imported, so it helps wherever this package comes first.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 _HOMES = {
     "shrink": "pipeline", "inspect": "pipeline", "compare": "pipeline", "ShrinkResult": "pipeline",

@@ -122,7 +122,8 @@ def bases(
     for index, tensors in enumerate(setup.progress.track(batches, "eigenvalues", setup.batches)):
         for group in groups:
             op = census.layer(group.writer).linear.op
-            moments[group.name].update(op.outputs(tensors[group.activation], places[group.name].draw(index)))
+            y = tensors[group.activation]
+            moments[group.name].update(op.outputs(y, places[group.name].draw(index, op.positions_of(y.shape))))
     for group in groups:
         found = moments[group.name]
         yield group, Basis.of(found.mean_x, found.covariance), found
@@ -196,7 +197,7 @@ def _rows(setup: Setup, original: Graph, current: Graph, census: Census, group: 
     left = run_batches(setup.engine, current, setup.samples, [writer.source])
     right = run_batches(setup.engine, original, setup.samples, [group.activation])
     for index, (a, b) in enumerate(zip(left, right, strict=True)):
-        at = places.draw(index)
+        at = places.draw(index, op.positions(a[writer.source].shape))
         xs.append(op.inputs(a[writer.source], at))
         ts.append(op.outputs(b[group.activation], at))
         size += int(xs[-1].shape[0]) * (int(xs[-1].shape[1]) + int(ts[-1].shape[1]))

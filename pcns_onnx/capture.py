@@ -174,17 +174,16 @@ class _Store:
 class Positions:
     """Which output positions of a layer are sampled in each batch: seeded, the same for any run.
 
-    `per_sample` positions of the `available` ones are drawn anew for every batch.
+    `per_sample` positions are drawn anew for every batch, out of as many as its samples have.
     """
 
-    def __init__(self, available: int, wanted_rows: int, samples: int, seed: tuple[int, ...]) -> None:
-        self.available = available
-        self.per_sample = min(available, max(1, -(-wanted_rows // max(samples, 1))))
+    def __init__(self, wanted_rows: int, samples: int, seed: tuple[int, ...]) -> None:
+        self._per_sample = max(1, -(-wanted_rows // max(samples, 1)))
         self._seed = seed
 
-    def draw(self, batch: int) -> NDArray[np.int64] | None:
-        """Sorted positions for one batch; None means all of them."""
-        if self.per_sample == self.available:
+    def draw(self, batch: int, available: int) -> NDArray[np.int64] | None:
+        """Sorted positions out of `available` for one batch; None means all of them."""
+        if self._per_sample >= available:
             return None
         generator = np.random.default_rng([*self._seed, batch])
-        return np.sort(generator.choice(self.available, self.per_sample, replace=False)).astype(np.int64)
+        return np.sort(generator.choice(available, self._per_sample, replace=False)).astype(np.int64)

@@ -19,6 +19,27 @@ from numpy.typing import NDArray
 from pcns_onnx.graph import Graph, Node
 
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}
+_REARRANGING = {"Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Flatten"}
+
+
+def fold_constants(graph: Graph) -> Graph:
+    """A copy in which nodes that only rearrange stored tensors are stored tensors themselves.
+
+    PyTorch's first exporter puts an Identity where two constants are equal; both exporters leave
+    a Transpose in front of nn.Linear's weight, and an Unsqueeze or Reshape in front of PReLU's
+    slope, where they are told not to fold.
+    """
+    result, outputs, shapes = graph, {o.name for o in graph.outputs}, graph.shapes()
+    for node in graph.nodes:
+        if node.op not in _REARRANGING or node.domain or node.key in outputs:
+            continue
+        value, shape = result.constant(node.inputs[0]), shapes.get(node.key, (None,))
+        if value is None or None in shape:
+            continue
+        result = graph.copy() if result is graph else result
+        moved = np.transpose(value, node.attrs.get("perm")) if node.op == "Transpose" else value
+        result.make_constant(node.key, node.inputs[0], moved.reshape([int(d or 0) for d in shape]))
+    return result
 
 
 def fold_batch_norms(graph: Graph) -> tuple[Graph, tuple[str, ...]]:

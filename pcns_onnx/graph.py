@@ -336,10 +336,21 @@ class Graph:
                     proto.input[position] = source
         self._changed()
 
+    def make_constant(self, key: str, like: str, value: Array) -> None:
+        """Replace node `key` by an initializer of its output's name, in the dtype of the constant `like`."""
+        graph = self.proto.graph
+        dtype = (self._initializers.get(like) or self._constant_nodes[like]).data_type
+        del graph.node[self._index(key)]
+        graph.initializer.append(_tensor(key, value, dtype))
+        if self.proto.ir_version < 4:
+            graph.input.append(helper.make_tensor_value_info(key, dtype, value.shape))
+        self._changed()
+
     def prune(self) -> None:
-        """Drop initializers that no node reads and bring `value_info` up to date."""
+        """Drop constants that no node reads and bring `value_info` up to date."""
         graph = self.proto.graph
         used = {*self.consumers, *(o.name for o in graph.output)}
+        _keep(graph.node, lambda p: p.op_type != "Constant" or p.domain or p.output[0] in used)
         unused = {t.name for t in graph.initializer} - used
         _keep(graph.initializer, lambda t: t.name not in unused)
         _keep(graph.input, lambda v: v.name not in unused)

@@ -53,12 +53,11 @@ class Setup:
 
     def positions(self, census: Census, layer: Layer, stage: int) -> Positions:
         """Sampled output positions of a layer, drawn anew for each stage."""
-        shape = tuple(int(d or 1) for d in census.shapes[layer.source])
         columns = len(layer.linear.reads) * layer.linear.op.taps
         columns = min(columns, COLUMNS) if stage == 0 else columns
         rows = columns * ROWS_PER_COLUMN[columns > 1024]
         seed = (self.seed, stage, census.layers.index(layer))
-        return Positions(layer.linear.op.positions(shape), rows, self.samples.count, seed)
+        return Positions(rows, self.samples.count, seed)
 
 
 def read_groups(
@@ -73,7 +72,8 @@ def read_groups(
         batches = run_batches(setup.engine, graph, setup.samples, names)
         for index, tensors in enumerate(setup.progress.track(batches, "capture", setup.batches)):
             for which, (group, layer) in enumerate(pairs):
-                rows = layer.linear.op.inputs(tensors[layer.source], places[which].draw(index))
+                x, op = tensors[layer.source], layer.linear.op
+                rows = op.inputs(x, places[which].draw(index, op.positions(x.shape)))
                 if which == len(views):
                     views.append(_View(graph, group, layer, rows))
                 views[which].update(rows)

@@ -19,7 +19,7 @@ from pcns_onnx import basis
 from pcns_onnx.capture import Samples, run_batches
 from pcns_onnx.data import Dataset, DataSource, open_data, split
 from pcns_onnx.errors import GateError, InputError, NothingToShrinkError
-from pcns_onnx.fold import drop_zero_biases, explicit_biases, fold_batch_norms
+from pcns_onnx.fold import drop_zero_biases, explicit_biases, fold_batch_norms, fold_constants
 from pcns_onnx.graph import Graph, ModelSource, write_atomic
 from pcns_onnx.groups import Census, Group, survey
 from pcns_onnx.latency import Latency, compare_latency, pass_seconds
@@ -66,7 +66,7 @@ class _Canonical:
 
     @classmethod
     def of(cls, original: Graph) -> _Canonical:
-        norms_folded, folded = fold_batch_norms(original)
+        norms_folded, folded = fold_batch_norms(fold_constants(original))
         typed, added = explicit_biases(norms_folded)
         return cls(original, typed, typed.as_float32(), folded, added)
 

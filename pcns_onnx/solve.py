@@ -77,7 +77,7 @@ def gather(
         if evidence is None:
             xp = namespace_of(x)
             evidence = Evidence(Moments(columns, width, xp), Moments(columns, width, xp))
-        at = positions.draw(index)
+        at = positions.draw(index, op.positions(x.shape))
         rows_x, rows_y = op.inputs(x, at), op.outputs(y, at)
         per_sample = int(rows_x.shape[0]) // int(x.shape[0])
         aside = (int(x.shape[0]) // VALID) * per_sample

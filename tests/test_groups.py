@@ -422,6 +422,44 @@ def test_open_sizes_are_read_from_the_samples_end_to_end() -> None:
     assert {name: group.width for name, group in result.plan.groups.items()} == {"h": C // 2}
 
 
+@pytest.mark.parametrize("method", ["obs", "interpolative", "pcns"])
+def test_samples_may_differ_in_size(method: str) -> None:
+    nodes = [
+        *FRONTS["conv"][1],
+        node("Relu", "h", "r"),
+        node("Conv", "r W2", "g"),
+        node("Relu", "g", "a"),
+        node("GlobalAveragePool", "a", "p"),
+        node("Flatten", "p"),
+        *BACKS["gemm"][0],
+    ]
+    model = build(nodes, {**FRONTS["conv"][2], **BACKS["gemm"][1], "W2": random(C, C, 3, 3)}, OPEN)
+    generator = np.random.default_rng(0)
+    data = [{"x": generator.standard_normal((16, 3, s, s)).astype(np.float32)} for s in (12, 8, 12, 9, 7, 12) * 5]
+    result = shrink(model, data, width=0.5, method=method)
+    assert {name: group.width <= C // 2 for name, group in result.plan.groups.items()} == {"h": True, "g": True}
+    assert result.report.agreement.error < (0.3 if method != "pcns" else 1.0)
+
+
+@pytest.mark.parametrize("samples", [64, 1025])
+def test_sequences_whose_batch_is_not_the_first_axis(samples: int) -> None:
+    """All rows count, and a last batch of one sample is not read out of bounds."""
+    nodes = [
+        node("Transpose", "x", "t", perm=[1, 0, 2]),
+        node("MatMul", "t W0", "h"),
+        node("Relu", "h", "r"),
+        node("MatMul", "r W1", "q"),
+        node("Transpose", "q", "y", perm=[1, 0, 2]),
+    ]
+    model = build(nodes, {"W0": random(5, H), "W1": random(H, K)}, ("N", 4, 5))
+    graph, census = surveyed(model)
+    check_slice(graph, census, rows(12, 5).reshape(3, 4, 5))
+    x = rows(4 * samples, 5).reshape(samples, 4, 5)
+    result = shrink(model, x, width=0.5, holdout=0.0)
+    assert [fit.rows for group in result.report.groups for fit in group.fits.values()] == [4 * samples]
+    assert relative(run(model, x), run(result.model, x)) < 0.1
+
+
 def test_many_inputs_and_outputs() -> None:
     nodes = [
         node("Gemm", "a W0", "p", name="left"),

@@ -15,6 +15,7 @@ from chains import BATCH, LAYERS, MODELS, C
 from conftest import Array, relative, run
 from numpy.typing import NDArray
 
+from pcns_onnx import shrink
 from pcns_onnx.fold import explicit_biases
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Layer, survey
@@ -199,6 +200,18 @@ def taken(rows: Array, samples: int, at: NDArray[np.int64]) -> Array:
     """Rows at some positions of each sample."""
     width = rows.shape[-1]
     return rows.reshape(samples, -1, width)[:, at].reshape(-1, width)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_chains_are_shrunk_end_to_end(name: str) -> None:
+    model = MODELS[name]
+    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+    x = np.random.default_rng(0).standard_normal((40 * fixed, *sample(model).shape[1:])).astype(np.float32)
+    result = shrink(model, x, width=0.5, multiple="1")
+    assert {group.width for group in result.plan.groups.values()} == {C // 2}
+    assert result.report.after.macs == result.report.before.macs // 2
+    assert result.report.agreement.error < (1.0 if name == "unary Reciprocal" else 0.8)
 
 
 @pytest.mark.parametrize(

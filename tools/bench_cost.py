@@ -4,7 +4,7 @@
     python tools/bench_cost.py ../shared --memory         # peak memory with 1,000 and 10,000 images
 
 One pass is onnxruntime running the original over the same images, same threads, nothing else.
-Every measurement runs in a process of its own. For the memory test the calibration images are
+Every run is the command line in a process of its own. For the memory test the calibration images are
 repeated into a file of the size wanted, in a temporary folder.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pcns_onnx import Normalize, shrink
 from pcns_onnx.graph import Graph
 from pcns_onnx.runtime import Engine
 
 NORMALIZE = {
-    "vgg16bn_cifar10": Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "resnet20_cifar10": Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "vgg16bn_cifar10": ("0.4914,0.4822,0.4465", "0.2470,0.2435,0.2616"),
+    "resnet20_cifar10": ("0.485,0.456,0.406", "0.229,0.224,0.225"),
 }
+IMAGES = 1024
 SOLVING = ("capture", "rank", "re-fit")
 
 
@@ -47,19 +47,20 @@ def one_pass(model: Path, images: int, threads: int) -> float:
 
 
 def measure(model: Path, data: Path, images: int, threads: int) -> dict[str, float]:
-    """Seconds per stage and peak memory (MiB) of this process."""
-    report = shrink(
-        model, data, budget="macs=0.5", samples=images, holdout=0.0, threads=threads, normalize=NORMALIZE[model.stem]
-    ).report
-    seconds = {name: stage.seconds for name, stage in report.stages.items()}
-    return {**seconds, "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-
-
-def apart(model: Path, data: Path, images: int, threads: int) -> dict[str, float]:
-    """`measure` in a fresh process."""
-    command = [sys.executable, __file__, "--measure", str(model), str(data), str(images), str(threads)]
-    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return found
+    """Seconds per stage of `pcns-onnx shrink` in a process of its own, and its peak memory in MiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        choices = {"--budget": "macs=0.5", "--samples": images, "--holdout": 0, "--threads": threads}
+        command = [sys.executable, "-m", "pcns_onnx", "shrink", model, "--data", data, "-o", Path(folder) / "o.onnx"]
+        command += [part for pair in choices.items() for part in pair]
+        command += ["--normalize", *NORMALIZE[model.stem], "--report", report]
+        process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{model.name} failed")
+        stages = json.loads(report.read_text())["stages"]
+    return {**{name: stage["seconds"] for name, stage in stages.items()}, "MiB": usage.ru_maxrss / 1024}
 
 
 def repeated(data: Path, images: int, folder: Path) -> Path:
@@ -77,17 +78,10 @@ def repeated(data: Path, images: int, folder: Path) -> Path:
 def main() -> None:
     """Print the table that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shared", type=Path, nargs="?")
+    parser.add_argument("shared", type=Path)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.measure:
-        model, data, images, threads = args.measure
-        print(json.dumps(measure(Path(model), Path(data), int(images), int(threads))))
-        return
-    if args.shared is None:
-        parser.error("SHARED is needed")
     data = args.shared / "data" / "cifar10_calib.npz"
     if args.memory:
         print("| model | images | peak MiB |\n|---|---|---|")
@@ -95,15 +89,15 @@ def main() -> None:
             for name in NORMALIZE:
                 for images in (1000, 10000):
                     copies = repeated(data, images, Path(folder))
-                    found = apart(args.shared / "models" / f"{name}.onnx", copies, images, args.threads)
+                    found = measure(args.shared / "models" / f"{name}.onnx", copies, images, args.threads)
                     print(f"| {name} | {images} | {found['MiB']:.0f} |", flush=True)
         return
     print("| model | one pass (s) | " + " | ".join(SOLVING) + " | together | in passes |")
     print("|---|---|" + "---|" * (len(SOLVING) + 2))
     for name in NORMALIZE:
         model = args.shared / "models" / f"{name}.onnx"
-        pace = one_pass(model, 1024, args.threads)
-        found = apart(model, data, 1024, args.threads)
+        pace = one_pass(model, IMAGES, args.threads)
+        found = measure(model, data, IMAGES, args.threads)
         parts = [found[stage] for stage in SOLVING]
         figures = " | ".join(f"{seconds:.1f}" for seconds in (*parts, sum(parts), sum(parts) / pace))
         print(f"| {name} | {pace:.2f} | {figures} |", flush=True)

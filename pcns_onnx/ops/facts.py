@@ -53,6 +53,9 @@ class LinearOp(Protocol):
     def positions(self, x_shape: tuple[int, ...]) -> int:
         """Output positions per sample for an input of this shape."""
 
+    def positions_of(self, y_shape: tuple[int, ...]) -> int:
+        """The same, from the shape of the output."""
+
     def inputs(self, x: Any, at: NDArray[np.int64] | None) -> Any:
         """Rows x (R, C*taps), sample-major, at the output positions `at` of each sample (None: all)."""
 
@@ -129,8 +132,8 @@ class Site:
 
     Per input: `labels` (None: carries no channels), `shapes` (None: not inferred), `constants`
     (None: computed), `batched` (axes whose size follows the batch). Per output: `exposed` (it is
-    an output of the model). `fresh(n)` makes n new labels. Of any tensor by name: `producer` makes it, `readers` read it, `value` is its constant
-    (None: computed), `size` its inferred shape.
+    an output of the model). `fresh(n)` makes n new labels. Of any tensor by name: `producer` makes
+    it, `readers` read it, `value` is its constant (None: computed), `size` its inferred shape.
     """
 
     node: Node

@@ -57,6 +57,10 @@ class ConvOp:
         """Output positions per sample."""
         return prod(self._out(x_shape[2:]))
 
+    def positions_of(self, y_shape: tuple[int, ...]) -> int:
+        """Output positions per sample."""
+        return prod(y_shape[2:])
+
     def inputs(self, x: Any, at: NDArray[np.int64] | None) -> Any:
         """Patches (R, taps*C) of x (N, C, *size) at flat output positions, the same for all samples.
 
@@ -148,6 +152,10 @@ class RowOp:
     def positions(self, x_shape: tuple[int, ...]) -> int:
         """Rows per sample."""
         return 1 if self.mixed else prod(x_shape[1:-1])
+
+    def positions_of(self, y_shape: tuple[int, ...]) -> int:
+        """Rows per sample."""
+        return 1 if self.mixed else prod(y_shape[1:-1])
 
     def inputs(self, x: Any, at: NDArray[np.int64] | None) -> Any:
         """Rows (R, C); `at` picks positions within each sample."""
