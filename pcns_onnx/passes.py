@@ -27,7 +27,7 @@ from pcns_onnx.rewrite import Patch, apply, set_layer
 from pcns_onnx.runtime import Engine
 from pcns_onnx.solve import Fit, fit, gather
 
-MEMORY = 1 << 29
+MEMORY = 1 << 26
 """Bytes of activations that each of the two tapes keeps in memory; beyond it they go to disk."""
 STATISTICS = 3 << 29
 """Bytes of second moments gathered at once; more layers than fit take another pass."""

@@ -17,7 +17,7 @@ HOUSE = ROOT / "pcns_onnx"
 ORDER = (
     "errors", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "groups", "moments",
     "capture", "methods", "plan", "solve", "rewrite", "passes", "basis", "verify", "latency", "options", "report",
-    "shrinking", "pipeline", "cli",
+    "shrinking", "pipeline", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 
