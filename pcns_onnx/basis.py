@@ -61,21 +61,26 @@ def activation_of(graph: Graph, census: Census, group: Group) -> Activation | st
     if len(acting) > 1:
         return "its activation is made of several operators (" + ", ".join(sorted({n.op for n in acting})) + ")"
     node = acting[0]
-    found = activation(node.op, dict(node.attrs), _parameter(graph, node))
+    found = activation(node.op, dict(node.attrs), _slope(graph, node), _bounds(graph, node))
     return found or f"{node.op} has no inverse that PCNS could solve through"
 
 
-def _parameter(graph: Graph, node: Node) -> float | None:
-    """A PRelu's mean slope or a Clip's lower bound, None where the activation has neither."""
-    if node.op == "PRelu":
-        slope = graph.constant(node.inputs[1])
-        return None if slope is None else float(np.mean(slope.astype(np.float64)))
-    if node.op == "Clip":
-        if (len(node.inputs) > 2 and node.inputs[2]) or "max" in node.attrs:
-            return float("nan")
-        low = graph.constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
-        return float(low) if low is not None else float(node.attrs.get("min", "nan"))
-    return None
+def _slope(graph: Graph, node: Node) -> float | None:
+    """A PRelu's mean slope."""
+    slope = graph.constant(node.inputs[1]) if node.op == "PRelu" else None
+    return None if slope is None else float(np.mean(slope.astype(np.float64)))
+
+
+def _bounds(graph: Graph, node: Node) -> tuple[float, float] | None:
+    """A Clip's bounds, from attributes (opset 6) or inputs; None where they are computed."""
+    found = []
+    for position, (name, default) in enumerate((("min", float("-inf")), ("max", float("inf"))), start=1):
+        source = node.inputs[position] if len(node.inputs) > position else ""
+        value = graph.constant(source) if source else np.asarray(node.attrs.get(name, default))
+        if value is None:
+            return None
+        found.append(float(value.reshape(-1)[0]))
+    return found[0], found[1]
 
 
 def refusal(graph: Graph, census: Census, group: Group, *, refit: bool) -> str | None:

@@ -239,7 +239,10 @@ def test_blocks_agree_with_one_by_one(taps: Sequence[int], monkeypatch: pytest.M
 
 # -- activations -----------------------------------------------------------------------------
 
-ACTIVATIONS: list[tuple[str, dict[str, float], float | None]] = [
+Parameter = float | tuple[float, float] | None
+"""A PRelu's slope or a Clip's bounds."""
+
+ACTIVATIONS: list[tuple[str, dict[str, float], Parameter]] = [
     ("LeakyRelu", {}, None),
     ("LeakyRelu", {"alpha": 0.2}, None),
     ("PRelu", {}, 0.3),
@@ -255,13 +258,16 @@ ACTIVATIONS: list[tuple[str, dict[str, float], float | None]] = [
     ("Selu", {"alpha": 1.5, "gamma": 1.2}, None),
     ("Celu", {"alpha": 2.0}, None),
     ("Relu", {}, None),
-    ("Clip", {}, 0.0),
+    ("Clip", {}, (0.0, float("inf"))),
+    ("Clip", {}, (0.0, 3.0)),
+    ("Clip", {}, (-1.0, 1.0)),
+    ("Clip", {}, (-0.5, float("inf"))),
 ]
 SIGMAS = pytest.mark.parametrize(("op", "attrs", "slope"), ACTIVATIONS, ids=lambda v: str(v))
 
 
-def sigma_of(op: str, attrs: dict[str, float], slope: float | None = None) -> Activation:
-    found = activation(op, attrs, slope)
+def sigma_of(op: str, attrs: dict[str, float], slope: Parameter = None) -> Activation:
+    found = activation(op, attrs, bounds=slope) if isinstance(slope, tuple) else activation(op, attrs, slope)
     assert found is not None
     return found
 
@@ -270,13 +276,13 @@ def grid_inside(sigma: Activation) -> Array:
     """Pre-activations on which sigma is one to one."""
     x = np.linspace(-4, 4, 161)
     if sigma.handling == "one-sided":
-        return x[x > 0]
+        return x[(x > 0) & (x < sigma.high)]
     return x[(sigma.forward(x) > sigma.low) & (sigma.forward(x) < sigma.high)]
 
 
 @BACKENDS
 @SIGMAS
-def test_the_inverse_undoes_the_activation(xp: Any, op: str, attrs: dict[str, float], slope: float | None) -> None:
+def test_the_inverse_undoes_the_activation(xp: Any, op: str, attrs: dict[str, float], slope: Parameter) -> None:
     sigma = sigma_of(op, attrs, slope)
     x = grid_inside(sigma)
     assert len(x) > 10
@@ -286,9 +292,10 @@ def test_the_inverse_undoes_the_activation(xp: Any, op: str, attrs: dict[str, fl
 
 
 @SIGMAS
-def test_the_activation_is_what_onnxruntime_computes(op: str, attrs: dict[str, float], slope: float | None) -> None:
+def test_the_activation_is_what_onnxruntime_computes(op: str, attrs: dict[str, float], slope: Parameter) -> None:
     x = np.linspace(-5, 5, 101, dtype=np.float32)
-    extra = {} if slope is None else {"slope": slope}
+    values = slope if isinstance(slope, tuple) else () if slope is None else (slope,)
+    extra = {f"p{i}": value for i, value in enumerate(values)}
     graph = helper.make_graph(
         [helper.make_node(op, ["x", *extra], ["y"], **cast("dict[str, Any]", attrs))],
         "one",
@@ -302,11 +309,16 @@ def test_the_activation_is_what_onnxruntime_computes(op: str, attrs: dict[str, f
 
 @pytest.mark.parametrize(
     ("op", "slope"),
-    [("Gelu", None), ("HardSwish", None), ("Mish", None), ("Swish", None), ("Clip", -1.0), ("Clip", float("nan")),
-     ("PRelu", 0.0), ("PRelu", -0.1), ("Abs", None)],
+    [("Gelu", None), ("HardSwish", None), ("Mish", None), ("Swish", None), ("PRelu", 0.0), ("PRelu", -0.1),
+     ("Abs", None)],
 )  # fmt: skip
 def test_what_is_not_one_to_one_has_no_inverse(op: str, slope: float | None) -> None:
     assert activation(op, {}, slope) is None
+
+
+@pytest.mark.parametrize("bounds", [None, (float("-inf"), 2.0), (1.0, 1.0), (float("nan"), 1.0)])
+def test_a_clip_without_usable_bounds_has_no_inverse(bounds: tuple[float, float] | None) -> None:
+    assert activation("Clip", {}, bounds=bounds) is None
 
 
 # -- PCNS ------------------------------------------------------------------------------------
@@ -411,7 +423,7 @@ def rebuilt(xp: Any, sigma: Activation, width: int) -> tuple[float, Expansion]:
 
 @BACKENDS
 @SIGMAS
-def test_at_full_width_a_layer_is_solved_back(xp: Any, op: str, attrs: dict[str, float], slope: float | None) -> None:
+def test_at_full_width_a_layer_is_solved_back(xp: Any, op: str, attrs: dict[str, float], slope: Parameter) -> None:
     error, new = rebuilt(xp, sigma_of(op, attrs, slope), 6)
     assert error < 1e-6
     assert new.matrix.shape == (6, 4)
@@ -420,7 +432,7 @@ def test_at_full_width_a_layer_is_solved_back(xp: Any, op: str, attrs: dict[str,
 @SIGMAS
 @pytest.mark.parametrize("width", [5, 3])
 def test_a_rebuilt_layer_is_the_same_in_any_array_namespace(
-    op: str, attrs: dict[str, float], slope: float | None, width: int
+    op: str, attrs: dict[str, float], slope: Parameter, width: int
 ) -> None:
     sigma = sigma_of(op, attrs, slope)
     (error, new), (_, other) = rebuilt(np, sigma, width), rebuilt(array_api_strict, sigma, width)

@@ -5,7 +5,8 @@
 
 One pass is onnxruntime running the original over the same images, same threads, nothing else.
 Every run is the command line in a process of its own. For the memory test the calibration images are
-repeated into a file of the size wanted, in a temporary folder.
+repeated into a file of the size wanted, in a temporary folder, and widths are halved: a budget would
+be spent differently on different samples.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ def one_pass(model: Path, images: int, threads: int) -> float:
     return min(times)
 
 
-def measure(model: Path, data: Path, images: int, threads: int) -> dict[str, float]:
+def measure(model: Path, data: Path, images: int, threads: int, goal: tuple[str, str]) -> dict[str, float]:
     """Seconds per stage of `pcns-onnx shrink` in a process of its own, and its peak memory in MiB."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        choices = {"--budget": "macs=0.5", "--samples": images, "--holdout": 0, "--threads": threads}
+        choices = {goal[0]: goal[1], "--samples": images, "--holdout": 0, "--threads": threads}
         command = [sys.executable, "-m", "pcns_onnx", "shrink", model, "--data", data, "-o", Path(folder) / "o.onnx"]
         command += [part for pair in choices.items() for part in pair]
         command += ["--normalize", *NORMALIZE[model.stem], "--report", report]
@@ -89,7 +90,9 @@ def main() -> None:
             for name in NORMALIZE:
                 for images in (1000, 10000):
                     copies = repeated(data, images, Path(folder))
-                    found = measure(args.shared / "models" / f"{name}.onnx", copies, images, args.threads)
+                    found = measure(
+                        args.shared / "models" / f"{name}.onnx", copies, images, args.threads, ("--width", "0.5")
+                    )
                     print(f"| {name} | {images} | {found['MiB']:.0f} |", flush=True)
         return
     print("| model | one pass (s) | " + " | ".join(SOLVING) + " | together | in passes |")
@@ -97,7 +100,7 @@ def main() -> None:
     for name in NORMALIZE:
         model = args.shared / "models" / f"{name}.onnx"
         pace = one_pass(model, IMAGES, args.threads)
-        found = measure(model, data, IMAGES, args.threads)
+        found = measure(model, data, IMAGES, args.threads, ("--budget", "macs=0.5"))
         parts = [found[stage] for stage in SOLVING]
         figures = " | ".join(f"{seconds:.1f}" for seconds in (*parts, sum(parts), sum(parts) / pace))
         print(f"| {name} | {pace:.2f} | {figures} |", flush=True)

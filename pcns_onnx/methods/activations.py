@@ -9,6 +9,7 @@ A target e for a neuron's *output* becomes a target for its *pre-activation*, si
 | Tanh, Sigmoid, HardSigmoid, Softsign | bounded | targets scaled and shifted into the range, undone in the reader |
 | Elu, Selu, Celu, Softplus | bounded below | the same |
 | Relu, Clip from 0 | not injective | e = e⁺ - e⁻, two neurons, one-sided equations |
+| any other Clip | bounded | as Tanh, with the identity inside |
 
 Everything else (Gelu, SiLU, Mish, HardSwish: not monotone) has no inverse.
 """
@@ -45,16 +46,20 @@ def _same(x: Array) -> Array:
 IDENTITY = Activation("identity", "identity", _same, _same)
 
 
-def activation(op: str, attrs: dict[str, Any], slope: float | None = None) -> Activation | None:
+def activation(
+    op: str, attrs: dict[str, Any], slope: float | None = None, bounds: tuple[float, float] | None = None
+) -> Activation | None:
     """The activation of an operator, None if PCNS has no inverse for it.
 
-    `slope` is a PRelu's (mean) slope, or the lower bound of a Clip.
+    `slope` is a PRelu's (mean) slope, `bounds` those of a Clip.
     """
     if op in ("LeakyRelu", "PRelu"):
         alpha = float(attrs.get("alpha", 0.01)) if slope is None else slope
         return _leaky(op, alpha) if alpha > 0 else None
-    if op == "Relu" or (op == "Clip" and slope == 0.0):
+    if op == "Relu":
         return Activation(op, "one-sided", lambda x: namespace_of(x).clip(x, 0.0, None), _same)
+    if op == "Clip":
+        return _clip(bounds)
     if op in ("Elu", "Celu", "Selu"):
         return _elu(op, attrs)
     if op == "HardSigmoid":
@@ -73,6 +78,21 @@ def _leaky(op: str, alpha: float) -> Activation:
         return namespace_of(e).where(e > 0, e, e / alpha)
 
     return Activation(op, "slope", forward, inverse, alpha=alpha)
+
+
+def _clip(bounds: tuple[float, float] | None) -> Activation | None:
+    if bounds is None or not bounds[0] < bounds[1]:
+        return None
+    low, high = (None if abs(bound) == float("inf") else bound for bound in bounds)
+
+    def forward(x: Array) -> Array:
+        return namespace_of(x).clip(x, low, high)
+
+    if low is None and high is None:
+        return IDENTITY
+    if low is None:  # bounded above only: there is no candidate range for it
+        return None
+    return Activation("Clip", "one-sided" if low == 0.0 else "range", forward, _same, *bounds)
 
 
 def _elu(op: str, attrs: dict[str, Any]) -> Activation:

@@ -187,7 +187,10 @@ def _weighted(x: Array, inside: Array, plain: Array, ridge: float, sigma: Activa
     if sigma.handling == "one-sided":
 
         def retarget(s: Array) -> Array:
-            return xp.where(inside > 0, inside, xp.clip(s, None, 0.0))
+            wanted = xp.where(inside > 0, inside, xp.clip(s, None, 0.0))
+            if sigma.high < float("inf"):
+                wanted = xp.where(inside >= sigma.high, xp.clip(s, sigma.high, None), wanted)
+            return wanted
 
         weight, _ = majorize(x, plain, retarget, ridge, _STEPS)
         return weight
@@ -197,6 +200,8 @@ def _weighted(x: Array, inside: Array, plain: Array, ridge: float, sigma: Activa
 def _preactivations(inside: Array, sigma: Activation) -> Array:
     """sigma⁻¹ of targets; those that saturate (float32 outputs do) are taken from just inside the range."""
     xp = namespace_of(inside)
+    if sigma.handling == "one-sided":
+        return inside
     bounded = sigma.low > float("-inf"), sigma.high < float("inf")
     margin = 1e-6 * (sigma.high - sigma.low if all(bounded) else 1.0)
     low, high = sigma.low + margin if bounded[0] else None, sigma.high - margin if bounded[1] else None
@@ -223,6 +228,9 @@ def _into_range(x: Array, targets: Array, sigma: Activation) -> tuple[Array, Arr
     xp = namespace_of(targets)
     width = int(targets.shape[1])
     best_scale, best_shift = xp.ones(width, dtype=xp.float64), xp.zeros(width, dtype=xp.float64)
+    if sigma.handling == "one-sided" and sigma.high < float("inf"):
+        top = xp.max(targets, axis=0)
+        return xp.where(top > sigma.high, 0.98 * sigma.high / xp.where(top > 0, top, 1.0), 1.0 + best_shift), best_shift
     if sigma.handling != "range":
         return best_scale, best_shift
     low, high = xp.min(targets, axis=0), xp.max(targets, axis=0)
