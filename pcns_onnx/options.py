@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TypedDict
 
@@ -16,6 +17,12 @@ from pcns_onnx.verify import Metric
 
 ORDERS = ("ascending", "descending")
 _MOST = 2**31 - 1
+_KINDS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
+    (Integral, "a whole number", ("samples", "batch", "seed", "threads")),
+    (Real, "a number", ("width", "variance", "holdout", "max_error", "max_drop")),
+    (Normalize, "a pcns_onnx.Normalize(mean, std)", ("normalize",)),
+)
+"""What callers from Python, whom no parser guards, must give: None only where that is the default."""
 
 
 class Choices(TypedDict, total=False):
@@ -28,7 +35,7 @@ class Choices(TypedDict, total=False):
     plan: str | Path
     include: str | Sequence[str]
     exclude: str | Sequence[str]
-    multiple: str
+    multiple: str | int
     order: str
     refit: bool
     samples: int
@@ -65,7 +72,7 @@ class Options:
     plan: str | Path | None = None
     include: str | Sequence[str] = ()
     exclude: str | Sequence[str] = ()
-    multiple: str = "auto"
+    multiple: str | int = "auto"
     order: str = "ascending"
     refit: bool = True
     samples: int | None = None
@@ -85,11 +92,20 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("budget", "include", "exclude"):
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+            texts = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+            if not all(isinstance(text, str) for text in texts):
+                raise InputError(f"--{name} {value!r} is not understood: give a text or a list of texts")
+            object.__setattr__(self, name, texts)
+        for kind, said, names in _KINDS:
+            for name in names:
+                value = getattr(self, name)
+                if not isinstance(value, kind) and (value is not None or getattr(type(self), name) is not None):
+                    raise InputError(f"--{name.replace('_', '-')} {value!r} is not understood: it must be {said}")
         method_named(self.method)
         for text in self.budgets:
             Budget.parse(text)
-        if self.multiple != "auto" and not (self.multiple.isdecimal() and int(self.multiple) > 0):
+        object.__setattr__(self, "multiple", str(self.multiple))
+        if self.multiple != "auto" and not (str(self.multiple).isdecimal() and int(self.multiple) > 0):
             raise InputError(f"--multiple {self.multiple} is not understood: write auto or a whole number from 1")
         if self.order not in ORDERS:
             raise InputError(f"--order {self.order} is not understood: write {' or '.join(ORDERS)}")

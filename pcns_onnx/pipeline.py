@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from importlib import metadata
 from typing import TYPE_CHECKING, Unpack
 
 import msgspec
@@ -17,23 +16,23 @@ from threadpoolctl import threadpool_limits
 
 from pcns_onnx import basis
 from pcns_onnx.capture import Samples, run_batches
+from pcns_onnx.checking import finish, gates_of, library_versions, provenance, size_of, stages_of, time_both, verify
 from pcns_onnx.data import Dataset, DataSource, open_data, split
-from pcns_onnx.errors import GateError, InputError, NothingToShrinkError
+from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.fold import drop_zero_biases, explicit_biases, fold_batch_norms, fold_constants
 from pcns_onnx.graph import Graph, ModelSource, write_atomic
 from pcns_onnx.groups import Census, Group, survey
-from pcns_onnx.latency import Latency, compare_latency, pass_seconds
 from pcns_onnx.methods import method_named
-from pcns_onnx.options import Choices, Options, check_targets
+from pcns_onnx.options import ORDERS, Choices, Options, check_targets
 from pcns_onnx.passes import Setup
 from pcns_onnx.plan import SCHEMA as PLAN_SCHEMA
 from pcns_onnx.plan import Costs, Plan, fingerprint, load_plan
 from pcns_onnx.progress import Progress
-from pcns_onnx.report import Gate, Inspection, LayerInfo, Left, Report, Size, Stage
+from pcns_onnx.report import Inspection, LayerInfo, Left, Report
 from pcns_onnx.rewrite import apply
-from pcns_onnx.runtime import Engine, choose_engine, versions
+from pcns_onnx.runtime import Engine, choose_engine
 from pcns_onnx.shrinking import Work, decide, eigenvalue_summary, solve
-from pcns_onnx.verify import Agreement, Metric, compare_outputs, load_metric
+from pcns_onnx.verify import load_metric
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -89,13 +88,15 @@ def shrink(
     options.goal()
     if data is None:
         raise InputError(f"method '{options.method}' looks at what neurons do: give samples with --data")
-    check_targets((model, data, options.eval), output, options.plan_out, options.report)
+    check_targets((model, data, options.eval, options.plan), output, options.plan_out, options.report)
     metric = load_metric(options.metric)
     engine = choose_engine(options.device, options.threads)
     with threadpool_limits(options.threads or None), progress.stage("total"):
         form = _Canonical.of(Graph.load(model))
         plan = None if options.plan is None else load_plan(options.plan, form.original)
         method = method_named(options.method if plan is None else plan.method)
+        if method.family != "basis" and (options.order != ORDERS[0] or not options.refit):
+            raise InputError(f"--order and --no-refit are choices of method pcns: '{method.name}' has neither")
         train, held_out = _datasets(form, data, options)
         if options.max_drop is not None and metric is None and not (held_out or train).has_labels:
             raise InputError("--max-drop needs labels in the data it is checked on, or --metric")
@@ -115,29 +116,29 @@ def shrink(
         drop_zero_biases(small, form.added)
         small.prune()
         plan = Plan(PLAN_SCHEMA, fingerprint(form.original), method.name, decision.planned())
-        small.set_metadata("pcns_onnx", _provenance(plan, options))
+        small.set_metadata("pcns_onnx", provenance(plan, options))
         small.check(full=form.original.passes_full_check())
         checked = _samples(held_out or train, options, form.original)
-        agreement, report_warnings = _verify(engine, form.original, small, checked, metric, progress)
+        agreement, report_warnings = verify(engine, form.original, small, checked, metric, progress)
         if held_out is None:
             report_warnings.append("checked on the samples that it was solved on: keep some back or give --eval")
     report = Report(
         options=options.described() | {"method": method.name},
-        before=_size(form.original, work.census),
-        after=_size(small, _census(explicit_biases(small)[0].as_float32(), engine, train)),
+        before=size_of(form.original, work.census),
+        after=size_of(small, _census(explicit_biases(small)[0].as_float32(), engine, train)),
         agreement=agreement,
-        latency=_latency(engine, form.original, small, checked, progress),
-        gates=_gates(options, agreement),
+        latency=time_both(engine, form.original, small, checked, progress),
+        gates=gates_of(options, agreement),
         groups=infos,
         left_alone=left,
         folded=list(form.folded),
-        stages=_stages(engine, form.twin, work.setup.samples, progress),
+        stages=stages_of(engine, form.twin, work.setup.samples, progress),
         warnings=warnings + report_warnings,
-        versions=_versions(),
+        versions=library_versions(),
     )
     if options.plan_out is not None:
         write_atomic(options.plan_out, msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
-    _finish(report, options, "; no model was written")
+    finish(report, options, "; no model was written")
     if output is not None:
         small.save(output)
     return ShrinkResult(small.proto, plan, report)
@@ -159,7 +160,8 @@ def inspect(
         everything, _ = split(_open(form, data, options), holdout=0.0, seed=options.seed, samples=options.samples)
         work = _work(form, engine, everything, options, progress)
         census = work.census
-        dimensions = {group.name: found for group, found in eigenvalue_summary(work)}
+        with threadpool_limits(options.threads or None):
+            dimensions = {group.name: found for group, found in eigenvalue_summary(work)}
         per_neuron = {layer.name: _samples_per_neuron(work, layer.name) for layer in census.layers}
         warnings = _few_samples(replace(work, groups=census.groups))
     layers = [
@@ -200,23 +202,23 @@ def compare(
     if options.max_drop is not None and metric is None and not dataset.has_labels:
         raise InputError("--max-drop needs labels in the data, or --metric")
     samples = _samples(dataset, options, first, second)
-    agreement, warnings = _verify(engine, first, second, samples, metric, progress)
-    sizes = [_size(form.original, _census(form.twin, engine, dataset)) for form in forms]
+    agreement, warnings = verify(engine, first, second, samples, metric, progress)
+    sizes = [size_of(form.original, _census(form.twin, engine, dataset)) for form in forms]
     report = Report(
         options=options.described(),
         before=sizes[0],
         after=sizes[1],
         agreement=agreement,
-        latency=_latency(engine, first, second, samples, progress),
-        gates=_gates(options, agreement),
+        latency=time_both(engine, first, second, samples, progress),
+        gates=gates_of(options, agreement),
         groups=[],
         left_alone=[],
         folded=[],
         stages={},
         warnings=warnings,
-        versions=_versions(),
+        versions=library_versions(),
     )
-    _finish(report, options)
+    finish(report, options)
     return report
 
 
@@ -331,73 +333,3 @@ def _few_samples(work: Work) -> list[str]:
         f"few samples: {len(few)} of {len(work.groups)} layers have under {FEW:g} per neuron (least: '{worst}' with "
         f"{few[worst]:.1f}); the ridge is stronger there, more samples would do better"
     ]
-
-
-# -- checking and reporting ------------------------------------------------------------------
-
-
-def _runnable(graph: Graph) -> Graph:
-    return graph.as_float32() if graph.storage == "bfloat16" else graph
-
-
-def _verify(
-    engine: Engine, a: Graph, b: Graph, samples: Samples, metric: Metric | None, progress: Progress
-) -> tuple[Agreement, list[str]]:
-    warnings = []
-    if "bfloat16" in (a.storage, b.storage):
-        warnings.append("onnxruntime has no bfloat16 kernels on CPU: outputs and latency are of float32 twins")
-    return compare_outputs(engine, _runnable(a), _runnable(b), samples, metric, progress), warnings
-
-
-def _latency(engine: Engine, a: Graph, b: Graph, samples: Samples, progress: Progress) -> Latency:
-    with progress.stage("latency"):
-        return compare_latency(engine, _runnable(a), _runnable(b), samples)
-
-
-def _size(graph: Graph, census: Census) -> Size:
-    macs = sum(layer.macs for layer in census.layers) + sum(macs for *_, macs, _ in census.rest)
-    return Size(macs, graph.parameters, graph.nbytes)
-
-
-def _gates(options: Options, agreement: Agreement) -> list[Gate]:
-    gates = []
-    if options.max_error is not None:
-        gates.append(Gate("max-error", options.max_error, agreement.error))
-    if options.max_drop is not None:
-        if agreement.drop is None:
-            raise InputError("--max-drop needs an output of shape (N, classes) and one label per sample, or --metric")
-        gates.append(Gate("max-drop", options.max_drop, agreement.drop))
-    return gates
-
-
-def _finish(report: Report, options: Options, consequence: str = "") -> None:
-    """Write the report, then let the gates speak."""
-    if options.report is not None:
-        report.save(options.report)
-    failed = [gate for gate in report.gates if not gate.passed]
-    if failed:
-        said = ", ".join(f"{g.name} {g.value:.4g} exceeds {g.limit:g}" for g in failed)
-        raise GateError(f"gate failed: {said}{consequence}", report)
-
-
-def _stages(engine: Engine, graph: Graph, samples: Samples, progress: Progress) -> dict[str, Stage]:
-    """Seconds per stage, and in passes of the original over the same samples."""
-    one_pass = max(pass_seconds(engine, graph, samples), 1e-9)
-    return {name: Stage(spent, spent / one_pass) for name, spent in progress.seconds.items()}
-
-
-def _provenance(plan: Plan, options: Options) -> str:
-    widths = {name: [entry.width, entry.of] for name, entry in plan.groups.items()}
-    said = {
-        "version": metadata.version("pcns-onnx"),
-        "method": plan.method,
-        "model": plan.model,
-        "seed": options.seed,
-        "widths": widths,
-    }
-    return msgspec.json.encode(said, order="sorted").decode()
-
-
-def _versions() -> dict[str, str]:
-    names = ("pcns-onnx", "onnx", "numpy", "scipy")
-    return {name: metadata.version(name) for name in names} | versions()

@@ -21,7 +21,10 @@ SCHEMA = 1
 
 
 class LayerInfo(msgspec.Struct, frozen=True):
-    """One linear layer. `reason`: why its width must stay. The last fields need data."""
+    """One linear layer. `reason`: why its width must stay; `width` is 0 for what is not solved for (grouped Conv, ...).
+
+    The last fields need data.
+    """
 
     name: str
     kind: str
@@ -136,7 +139,8 @@ def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
             table.add_column(name, justify="right")
     table.add_column("can it shrink?", overflow="fold")
     for layer in found.layers:
-        row = [layer.name, layer.kind, f"{layer.width:,}", f"{layer.macs:,}", f"{layer.parameters:,}"]
+        width = f"{layer.width:,}" if layer.width else ""
+        row = [layer.name, layer.kind, width, f"{layer.macs:,}", f"{layer.parameters:,}"]
         if with_data:
             dims = layer.dimensions or {}
             row += [str(dims.get(share, "")) for share in ("0.99", "0.999", "0.9999")]

@@ -131,7 +131,7 @@ def _widths(
     by_variance: Callable[[], dict[str, int]],
 ) -> dict[str, int]:
     kinds = {g.name: work.census.layer(g.writer).kind for g in work.groups}
-    grids = {g.name: grid(g, kinds[g.name], options.multiple) for g in work.groups}
+    grids = {g.name: grid(g, kinds[g.name], str(options.multiple)) for g in work.groups}
     if plan is not None:
         return _planned(work, plan)
     if options.budgets:

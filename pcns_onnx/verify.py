@@ -98,6 +98,8 @@ def load_metric(reference: str | Metric | None) -> Metric | None:
     """`module:function` (the current folder is importable) or a callable; raises `InputError`."""
     if reference is None or callable(reference):
         return reference
+    if not isinstance(reference, str):
+        raise InputError(f"a metric cannot be a {type(reference).__name__}: give module:function or a function")
     module, _, name = reference.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

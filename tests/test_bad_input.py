@@ -19,6 +19,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 
 from pcns_onnx import InputError, UnsupportedError, cli, inspect, shrink
 from pcns_onnx.graph import Graph
+from pcns_onnx.options import Options
 from pcns_onnx.plan import fingerprint
 from pcns_onnx.runtime import choose_engine
 
@@ -349,6 +350,8 @@ OPTIONS = {
     ),
     "a metric that fails": ("--metric bad_metrics:fails", r"the metric failed: KeyError: .*no such\\nkey"),
     "a metric that gives text": ("--metric bad_metrics:texts", "the metric failed: ValueError"),
+    "an order without pcns": ("--order descending", "--order and --no-refit are choices of method pcns: 'obs' has"),
+    "no re-fit without pcns": ("--method interpolative --no-refit", "'interpolative' has neither"),
     "a drop of unlabelled samples": ("--max-drop 1 --eval unlabelled.npz", "--max-drop needs labels"),
 }
 
@@ -486,3 +489,35 @@ def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path, monkeypatch: 
     with pytest.raises(InputError, match=r"^cannot write '.*small.onnx': No space left on device$"):
         shrink(mlp(), np.random.default_rng(0).standard_normal((40, 4)), tmp_path / "small.onnx", width=0.5)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        ({"width": "0.5"}, "--width '0.5' is not understood: it must be a number"),
+        ({"batch": None}, "--batch None is not understood: it must be a whole number"),
+        ({"max_error": "1"}, "--max-error '1' is not understood: it must be a number"),
+        ({"budget": 0.5}, "--budget 0.5 is not understood: give a text or a list of texts"),
+        ({"normalize": (0.5, 0.5)}, "it must be a pcns_onnx.Normalize(mean, std)"),
+        ({"multiple": 0}, "--multiple 0 is not understood"),
+    ],
+)
+def test_values_of_the_wrong_type_from_python_are_one_line(choices: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Options(**choices)
+    assert said in str(caught.value)
+
+
+def test_a_multiple_may_be_a_number() -> None:
+    assert Options(multiple=8) == Options(multiple="8")
+
+
+def test_a_plan_that_is_replayed_is_not_overwritten(folder: Path) -> None:
+    plan = folder / "kept.json"
+    shrink(folder / "model.onnx", folder / "data.npz", width=0.5, plan_out=plan)
+    before = plan.read_bytes()
+    outputs: list[Any] = [{"output": plan}, {"report": plan}, {"plan_out": plan}]
+    for output in outputs:
+        with pytest.raises(InputError, match="it is an input or another output"):
+            shrink(folder / "model.onnx", folder / "data.npz", plan=plan, **output)
+    assert plan.read_bytes() == before

@@ -855,6 +855,12 @@ def test_a_normalize_that_means_nothing_is_refused(
     assert str(caught.value) == line
 
 
+def test_a_normalize_takes_numbers_lists_and_arrays() -> None:
+    assert Normalize(0.5, [0.2]) == Normalize(np.array([0.5]), 0.2) == GREY  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^normalize's mean '0.5' is not understood: give numbers$"):
+        Normalize("0.5", 0.2)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

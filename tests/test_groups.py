@@ -405,7 +405,7 @@ def test_open_sizes_stop_at_a_flatten_unless_samples_show_them() -> None:
         [*FRONTS["conv"][1], node("Flatten", "h"), *BACKS["wide"][0]], {**FRONTS["conv"][2], **BACKS["wide"][1]}, OPEN
     )
     _, census = surveyed(model)
-    assert census.groups[0].frozen == "Flatten 'm' has a shape that is not known without data"
+    assert census.groups[0].frozen == "Flatten 'm' has a shape that cannot be inferred"
     assert census.layer("y").macs == CHW * K and census.layer("h").macs == 0
     graph, census = surveyed(model, {"x": (7, 3, 6, 6)})
     assert census.groups[0].frozen is None and census.layer("h").macs == 36 * C * 27

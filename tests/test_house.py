@@ -17,7 +17,7 @@ HOUSE = ROOT / "pcns_onnx"
 ORDER = (
     "errors", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "groups", "moments",
     "capture", "methods", "plan", "solve", "rewrite", "passes", "basis", "verify", "latency", "options", "report",
-    "shrinking", "pipeline", "cli", "__main__",
+    "shrinking", "checking", "pipeline", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 
@@ -31,8 +31,7 @@ DOORS = {
 }
 """The one module through which each of these comes in."""
 
-LIMITS = {"graph": 500}
-LIMIT = 330
+LIMIT = 300
 """Non-blank lines that a file may have."""
 
 ALLOWED = {"pyproject.toml", "pcns_onnx", "tests", "models", "tools", "README.md", "LICENSE"}
@@ -119,7 +118,7 @@ def test_imports_go_downwards(path: Path) -> None:
     assert {name.partition(".")[0] for name in inside(path)} <= below
 
 
-@pytest.mark.parametrize("package", ["ops", "methods", "data"])
+@pytest.mark.parametrize("package", ["graph", "ops", "methods", "data"])
 def test_inside_a_package_imports_do_not_go_in_circles(package: str) -> None:
     files = {name_of(path): path for path in FILES if name_of(path).partition(".")[0] == package}
     # A package imports its modules to make them known; they may not ask it for anything back.
@@ -132,7 +131,9 @@ def test_inside_a_package_imports_do_not_go_in_circles(package: str) -> None:
 @pytest.mark.parametrize(("library", "door"), DOORS.items())
 def test_third_parties_come_in_by_one_door(library: str, door: str) -> None:
     users = {
-        name_of(path) for path in FILES if library in {full.partition(".")[0] for full in imports(path, types=False)}
+        name_of(path).partition(".")[0]
+        for path in FILES
+        if library in {full.partition(".")[0] for full in imports(path, types=False)}
     }
     assert users == {door} or (not users and library == "onnx_graphsurgeon")
 
@@ -140,7 +141,7 @@ def test_third_parties_come_in_by_one_door(library: str, door: str) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: name_of(path) or "__init__")
 def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if line.strip()]
-    assert len(lines) <= LIMITS.get(name_of(path), LIMIT)
+    assert len(lines) <= LIMIT
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: name_of(path) or "__init__")

@@ -31,7 +31,12 @@ class Normalize:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Refuse values that do not go together."""
+        """Refuse values that do not go together; lists, arrays and single numbers become tuples."""
+        for name in ("mean", "std"):
+            values = np.ravel(getattr(self, name))
+            if values.dtype.kind not in "iuf":
+                raise InputError(f"normalize's {name} {getattr(self, name)!r} is not understood: give numbers")
+            object.__setattr__(self, name, tuple(values.tolist()))
         means, stds = len(self.mean), len(self.std)
         if not means or not stds or len({1, means, stds}) > 2:
             raise InputError(

@@ -15,18 +15,18 @@ METHODS: dict[str, Method] = {
             name="obs",
             family="subset",
             summary="structured optimal brain surgeon: remove what the re-fitted reader misses least",
-            exact="duplicate, dead, constant or linearly dependent neurons, under any activation",
+            exact="duplicate, dead, linearly dependent neurons; constant ones except before a zero-padded Conv",
             cost="one sweep of N downdates of an n x n inverse per group (n = N * taps)",
-            source="Hassibi & Stork 1993, in blocks; DESIGN 2.3",
+            source="Hassibi & Stork 1993, in blocks",
             rank=obs.rank,
         ),
         Method(
             name="interpolative",
             family="subset",
             summary="pivoted Cholesky of the channels' covariance, weighted by the readers",
-            exact="duplicate, dead, constant or linearly dependent neurons, under any activation",
+            exact="duplicate, dead, linearly dependent neurons; constant ones except before a zero-padded Conv",
             cost="N³/3 per group",
-            source="interpolative decomposition by column-pivoted QR; DESIGN 2.3",
+            source="interpolative decomposition by column-pivoted QR",
             rank=interpolative.rank,
         ),
         Method(
@@ -35,7 +35,7 @@ METHODS: dict[str, Method] = {
             summary="the PCNS drafts: neurons are replaced by the principal components of their outputs",
             exact="without an activation, and at full width",
             cost="one N x N eigenproblem and two passes over the data per group",
-            source="Rolet, PCNS (2022); DESIGN 2.1",
+            source="Rolet, PCNS (2022)",
         ),
     )
 }

@@ -96,7 +96,7 @@ def _moved(site: Site) -> Flow:
         return Flow((None,) * len(site.node.outputs))
     before, after = site.known_shape(0), site.known_output()
     if before is None or after is None:
-        return freeze(site, f"{describe(site.node)} has a shape that is not known without data")
+        return freeze(site, f"{describe(site.node)} has a shape that cannot be inferred")
     moved = reshape_labels(labels, before, after)
     if moved is None:
         return freeze(site, f"{describe(site.node)} regroups channels in a way that is not understood")

@@ -1,0 +1,16 @@
+"""The ONNX model as the rest of the house sees it: nodes, constants, shapes, edits, files.
+
+This package is the only importer of onnx. A `Graph` wraps one `ModelProto`; its index (who
+makes a tensor, who reads it) is rebuilt lazily after an edit. Nodes are addressed by their
+*key*, the name of their first output: unique in a valid graph, present where node names are
+not, and stable under every edit made here. Edits go straight to the protobuf, so whatever is
+not touched (names, metadata, doc strings, opsets) survives to the byte.
+"""
+
+from __future__ import annotations
+
+from pcns_onnx.graph.files import write_atomic
+from pcns_onnx.graph.model import Graph, ModelSource
+from pcns_onnx.graph.protobuf import Array, Node, Shape, TensorSpec
+
+__all__ = ["Array", "Graph", "ModelSource", "Node", "Shape", "TensorSpec", "write_atomic"]

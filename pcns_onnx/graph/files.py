@@ -1,0 +1,57 @@
+"""Model files in, any file out: every failure one line, every output whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from pcns_onnx.errors import InputError
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write `content` to a temporary neighbour of `path` and rename it into place."""
+    target = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent or ".", prefix=f".{target.name[:40]}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"cannot write '{target}': {error.strerror or error}") from None
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Parse a model and its external data; raises `InputError`."""
+    try:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except FileNotFoundError:
+        raise InputError(f"no such model file: '{path}'") from None
+    except OSError as error:
+        raise InputError(f"cannot read '{path}': {error.strerror or error}") from None
+    except (DecodeError, ValueError):
+        raise InputError(f"'{path}' is not an ONNX model, or is truncated: cannot parse it as protobuf") from None
+    if not proto.graph.node or not proto.ir_version:
+        raise InputError(f"'{path}' is not an ONNX model: it holds no graph")
+    try:
+        onnx.load_external_data_for_model(proto, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise InputError(f"cannot read the external data of '{path}': {first_line(error)}") from None
+    return proto
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, its type's name if it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

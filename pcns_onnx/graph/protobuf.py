@@ -1,0 +1,154 @@
+"""Protobuf messages to plain values and back: the vocabulary of the graph package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+
+from pcns_onnx.errors import UnsupportedError
+
+Array = NDArray[Any]
+Shape = tuple[int | None, ...]
+
+HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+LARGE = 1024
+"""Elements; larger initializers are replaced by their type for shape inference."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, NumPy dtype and shape of a graph input or output; None is a dynamic dimension."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node, read only. `key` is its first output; `captures` the names its subgraphs read."""
+
+    key: str
+    op: str
+    domain: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Any]
+    captures: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The node's name, or its first output's where it has none."""
+        return self.name or self.key
+
+
+def copy_of(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A deep copy of a model."""
+    twin = onnx.ModelProto()
+    twin.CopyFrom(proto)
+    return twin
+
+
+def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the contents of large weights: enough for shape inference."""
+    bare = onnx.ModelProto(ir_version=proto.ir_version)
+    bare.opset_import.extend(proto.opset_import)
+    bare.functions.extend(proto.functions)
+    bare.graph.name = proto.graph.name
+    bare.graph.node.extend(proto.graph.node)
+    listed = {v.name for v in proto.graph.input}
+    bare.graph.input.extend(proto.graph.input)
+    bare.graph.output.extend(proto.graph.output)
+    for tensor in proto.graph.initializer:
+        if int(np.prod(tensor.dims)) <= LARGE:
+            bare.graph.initializer.append(tensor)
+        elif tensor.name not in listed:
+            bare.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return bare
+
+
+def node_of(p: onnx.NodeProto) -> Node:
+    """A node as plain values; subgraphs are kept as the names that they capture."""
+    attrs, captures = {}, []
+    for attr in p.attribute:
+        if attr.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+            for sub in [attr.g] if attr.type == AttributeProto.GRAPH else attr.graphs:
+                captures += captured(sub)
+            continue
+        attrs[attr.name] = helper.get_attribute_value(attr)
+    key = next((o for o in p.output if o), "")
+    domain = "" if p.domain == "ai.onnx" else p.domain
+    return Node(key, p.op_type, domain, p.name, tuple(p.input), tuple(p.output), attrs, tuple(captures))
+
+
+def captured(graph: onnx.GraphProto) -> list[str]:
+    """Names that a subgraph reads from outside, those of nested ones included."""
+    made = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    found: list[str] = []
+    for p in graph.node:
+        node = node_of(p)
+        found += [name for name in (*node.inputs, *node.captures) if name and name not in made]
+        made.update(node.outputs)
+    return found
+
+
+def constant_tensor(p: onnx.NodeProto) -> TensorProto:
+    """The value of a Constant node; an empty one for text and sparse values, which nothing here reads."""
+    attr = p.attribute[0]
+    if attr.type == AttributeProto.TENSOR:
+        stored: TensorProto = attr.t
+        return stored
+    value = helper.get_attribute_value(attr)
+    dtype = np.float32 if attr.type in (AttributeProto.FLOAT, AttributeProto.FLOATS) else np.int64
+    if attr.type in (AttributeProto.STRING, AttributeProto.STRINGS, AttributeProto.SPARSE_TENSOR):
+        return TensorProto(data_type=TensorProto.STRING, dims=[0])
+    return numpy_helper.from_array(np.asarray(value, dtype=dtype))
+
+
+def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
+    """Name, dtype and shape of a graph input or output."""
+    kind = value.type.tensor_type.elem_type
+    dtype = helper.tensor_dtype_to_np_dtype(kind) if kind else np.dtype(object)
+    return TensorSpec(value.name, np.dtype(dtype), shape_of(value))
+
+
+def shape_of(value: onnx.ValueInfoProto) -> Shape:
+    """The declared shape; None for a dynamic axis."""
+    dims = value.type.tensor_type.shape.dim
+    return tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+
+
+def is_float(kind: int) -> bool:
+    """Whether a tensor type is a floating point one."""
+    return kind in (TensorProto.FLOAT, TensorProto.DOUBLE, *HALF_TYPES)
+
+
+def widen(tensor: TensorProto) -> None:
+    """Make a half-precision tensor float32, in place."""
+    if tensor.data_type in HALF_TYPES:
+        tensor.CopyFrom(tensor_of(tensor.name, numpy_helper.to_array(tensor), TensorProto.FLOAT))
+
+
+def tensor_of(name: str, value: Array, kind: int) -> TensorProto:
+    """A tensor of type `kind`; raises `UnsupportedError` where a value does not fit into it."""
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(value.astype(dtype))
+    if is_float(kind) and (np.isfinite(value) & ~np.isfinite(stored)).any():
+        raise UnsupportedError(f"a solved value of '{name}' is too large for {dtype}: store the model in float32")
+    return numpy_helper.from_array(stored, name)
+
+
+def keep_only(field: Any, wanted: Callable[[Any], Any]) -> None:
+    """Drop, in place, the items of a repeated field that are not wanted."""
+    kept = [item for item in field if wanted(item)]
+    if len(kept) != len(field):
+        del field[:]
+        field.extend(kept)
