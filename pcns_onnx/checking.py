@@ -41,7 +41,7 @@ def time_both(engine: Engine, a: Graph, b: Graph, samples: Samples, progress: Pr
 
 def size_of(graph: Graph, census: Census) -> Size:
     """Cost of a model whose layers `census` lists."""
-    macs = sum(layer.macs for layer in census.layers) + sum(macs for *_, macs, _ in census.rest)
+    macs = sum(layer.macs for layer in census.layers) + sum(node.macs for node in census.unsolved)
     return Size(macs, graph.parameters, graph.nbytes)
 
 

@@ -50,6 +50,18 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Unsolved:
+    """A node with multiply-adds whose weights are not solved for; `width` 0 where it is not known."""
+
+    name: str
+    kind: str
+    reason: str
+    width: int
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True)
 class Group:
     """Channels that are narrowed together. `labels` are sorted; `frozen` says why it must stay."""
 
@@ -69,7 +81,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Census:
-    """Everything the walk found. `rest` are nodes with multiply-adds that are not solved for."""
+    """Everything the walk found."""
 
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
@@ -78,7 +90,7 @@ class Census:
     kinds: Mapping[str, Kind]
     labels: Mapping[str, Labels]
     shapes: Mapping[str, Shape]
-    rest: tuple[tuple[str, str, str, int, int], ...] = ()
+    unsolved: tuple[Unsolved, ...] = ()
 
     def layer(self, name: str) -> Layer:
         """The layer of this name."""
@@ -179,7 +191,7 @@ def survey(graph: Graph, feeds: Mapping[str, Sequence[int]] | None = None) -> Ce
         kinds={node.key: flow.kind for node, flow in walk.flows},
         labels=walk.labels,
         shapes=shapes,
-        rest=tuple(_rest(walk)),
+        unsolved=tuple(_unsolved(walk)),
     )
 
 
@@ -267,9 +279,12 @@ def _path(walk: _Walk, layer: Layer) -> tuple[str, tuple[str, ...]]:
     return activation, tuple(node.key for node, _ in between)
 
 
-def _rest(walk: _Walk) -> Iterator[tuple[str, str, str, int, int]]:
-    """(name, kind, reason, MACs, parameters) of nodes that multiply but are not solved for."""
+def _unsolved(walk: _Walk) -> Iterator[Unsolved]:
     for node, flow in walk.flows:
         if flow.macs is not None and flow.linear is None:
             weights: list[Array] = [c for n in node.inputs if (c := walk.graph.constant(n)) is not None]
-            yield node.label, node.op, flow.reason, flow.macs // walk.batch, sum(int(w.size) for w in weights)
+            shape = walk.shapes.get(node.key, ())
+            axis = 1 if node.op.startswith("Conv") else -1
+            width = shape[axis] if len(shape) > 1 else None
+            parameters = sum(int(w.size) for w in weights)
+            yield Unsolved(node.label, node.op, flow.reason, width or 0, flow.macs // walk.batch, parameters)

@@ -171,7 +171,7 @@ def inspect(
         )
         for layer, group in zip(census.layers, census.groups, strict=True)
     ]  # fmt: skip
-    layers += [LayerInfo(name, kind, 0, macs, params, reason) for name, kind, reason, macs, params in census.rest]
+    layers += [LayerInfo(u.name, u.kind, u.width, u.macs, u.parameters, u.reason) for u in census.unsolved]
     free = {g.name for g in census.shrinkable} | {n for g in census.shrinkable for n in g.readers}
     macs = sum(layer.macs for layer in layers)
     share = sum(layer.macs for layer in layers if layer.name in free) / max(macs, 1)
@@ -288,7 +288,7 @@ def _select(graph: Graph, census: Census, options: Options, family: str) -> tupl
         if not any(fnmatchcase(group.name, pattern) for group in census.groups):
             raise InputError(f"'{pattern}' matches no layer: `pcns-onnx inspect` lists their names")
     chosen: list[Group] = []
-    left = [Left(name, reason) for name, _, reason, _, _ in census.rest]
+    left = [Left(node.name, node.reason) for node in census.unsolved]
     for group in census.groups:
         reason = group.frozen
         if reason is None and not _wanted(group.name, options):
@@ -331,5 +331,5 @@ def _few_samples(work: Work) -> list[str]:
     worst = min(few, key=lambda name: few[name])
     return [
         f"few samples: {len(few)} of {len(work.groups)} layers have under {FEW:g} per neuron (least: '{worst}' with "
-        f"{few[worst]:.1f}); the ridge is stronger there, more samples would do better"
+        f"{few[worst]:.1f}); more samples would do better"
     ]

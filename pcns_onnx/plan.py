@@ -111,7 +111,7 @@ class Costs:
         self._reads, self._writes = np.array(ends, dtype=np.int64).reshape(-1, 2).T
         self._weights = np.array(weights, dtype=np.float64).reshape(-1, 2)
         self._biases = np.array(biases, dtype=np.float64).reshape(-1, 2)
-        fixed_macs = float(sum(macs for *_, macs, _ in census.rest))
+        fixed_macs = float(sum(node.macs for node in census.unsolved))
         self._fixed = np.array([fixed_macs, max(params - stored, 0)])
         self.total = np.array([self({})[0], original_params])
 

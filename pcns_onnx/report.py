@@ -207,5 +207,6 @@ def _before_after(report: Report) -> Table:
     for output in agreement.outputs:
         same = "" if output.argmax_agreement is None else f", arg-max agrees {output.argmax_agreement:.2%}"
         text = f"relative error {output.relative_error:.4f}, cosine {output.cosine:.4f}{same}"
-        table.add_row(f"output '{output.name}' on {agreement.samples} samples", "", text, "")
+        seen = f"{agreement.samples} sample{'' if agreement.samples == 1 else 's'}"
+        table.add_row(f"output '{output.name}' on {seen}", "", text, "")
     return table

@@ -234,14 +234,15 @@ def test_costs_are_those_counted_by_hand(name: str) -> None:
     model, layers, rest = COSTS[name]
     _, census = surveyed(model)
     assert [(layer.macs, layer.parameters) for layer in census.layers] == layers
-    assert [(label, macs, parameters) for label, _, _, macs, parameters in census.rest] == rest
+    assert [(node.name, node.macs, node.parameters) for node in census.unsolved] == rest
 
 
 def test_what_is_not_solved_for_has_its_own_reason() -> None:
     nodes = [node("Conv", "x D", "h", group=3, name="dw"), node("Conv", "h W1", "y", name="pw")]
     model = build(nodes, {"D": random(3, 1, 3, 3), "W1": random(K, 3, 1, 1)}, ("N", 3, 6, 6))
     _, census = surveyed(model)
-    assert [(item[0], item[2]) for item in census.rest] == [("dw", "Conv 'dw' is a grouped or depthwise Conv")]
+    found = [(node.name, node.reason) for node in census.unsolved]
+    assert found == [("dw", "Conv 'dw' is a grouped or depthwise Conv")]
     shown = {layer.name: layer for layer in inspect(model).layers}
     assert shown["dw"].reason == "Conv 'dw' is a grouped or depthwise Conv" and shown["dw"].macs == 16 * 27
 
@@ -251,7 +252,7 @@ def test_layers_of_open_size_are_listed_without_costs() -> None:
     weights = {"D": random(3, 1, 3, 3), "W1": random(K, 3, 1, 1)}
     _, census = surveyed(build(nodes, weights, ("N", 3, "H", "W")))
     assert [(layer.name, layer.macs) for layer in census.layers] == [("pw", 0)]
-    assert [(item[0], item[3]) for item in census.rest] == [("dw", 0)]
+    assert [(node.name, node.macs) for node in census.unsolved] == [("dw", 0)]
 
 
 # -- shared initializers ---------------------------------------------------------------------

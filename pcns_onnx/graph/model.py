@@ -38,6 +38,8 @@ class Graph(GraphView):
     @classmethod
     def load(cls, source: ModelSource) -> Graph:
         """Read and check a model; raises `InputError` with one line for anything unusable."""
+        if not isinstance(source, str | os.PathLike | onnx.ModelProto):
+            raise InputError(f"a model cannot be a {type(source).__name__}: give a path or a ModelProto")
         where = "the given ModelProto" if isinstance(source, onnx.ModelProto) else f"'{os.fspath(source)}'"
         graph = cls(copy_of(source) if isinstance(source, onnx.ModelProto) else read_model(Path(source)))
         try:

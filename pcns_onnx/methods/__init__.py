@@ -34,7 +34,7 @@ METHODS: dict[str, Method] = {
             family="basis",
             summary="the PCNS drafts: neurons are replaced by the principal components of their outputs",
             exact="without an activation, and at full width",
-            cost="one N x N eigenproblem and two passes over the data per group",
+            cost="one N x N eigenproblem and four runs of the model's prefix per group",
             source="Rolet, PCNS (2022)",
         ),
     )

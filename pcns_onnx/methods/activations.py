@@ -9,7 +9,7 @@ A target e for a neuron's *output* becomes a target for its *pre-activation*, si
 | Tanh, Sigmoid, HardSigmoid, Softsign | bounded | targets scaled and shifted into the range, undone in the reader |
 | Elu, Selu, Celu, Softplus | bounded below | the same |
 | Relu, Clip from 0 | not injective | e = e⁺ - e⁻, two neurons, one-sided equations |
-| any other Clip | bounded | as Tanh, with the identity inside |
+| any other Clip with a lower bound | bounded | as Tanh, with the identity inside |
 
 Everything else (Gelu, SiLU, Mish, HardSwish: not monotone) has no inverse.
 """
