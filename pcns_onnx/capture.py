@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,10 @@ from pcns_onnx.runtime import Engine
 Tensors = dict[str, Array]
 
 
+KEPT = 1 << 25
+"""Bytes of batches that are kept from one pass to the next; larger data is read anew."""
+
+
 @dataclass(frozen=True)
 class Samples:
     """A dataset as one model takes it: in batches of `batch`, whole ones only if `fixed`."""
@@ -32,11 +36,23 @@ class Samples:
     data: Dataset
     batch: int
     fixed: bool = False
+    _kept: list[Batch] = field(default_factory=list, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Batch]:
+        if self._kept:
+            yield from self._kept
+            return
+        held: list[Batch] = []
+        size = 0
         for batch in self.data.batches(self.batch):
-            if not self.fixed or batch.size == self.batch:
-                yield batch
+            if self.fixed and batch.size != self.batch:
+                continue
+            size += sum(array.nbytes for array in batch.feeds.values())
+            if size <= KEPT:
+                held.append(batch)
+            yield batch
+        if size <= KEPT and not self._kept:
+            self._kept.extend(held)
 
     @property
     def count(self) -> int:

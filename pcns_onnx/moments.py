@@ -21,7 +21,7 @@ from pcns_onnx.backend import Array
 
 WIDE = 1024
 """Columns beyond which the products inside a block are float32."""
-_BLOCK = 1024
+_BLOCK = 4096
 
 
 class Moments:
