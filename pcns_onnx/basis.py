@@ -25,7 +25,7 @@ from pcns_onnx.groups import Census, Group, Layer
 from pcns_onnx.methods.activations import IDENTITY, Activation, activation
 from pcns_onnx.methods.pcns import Basis, Expansion, expand
 from pcns_onnx.moments import Moments
-from pcns_onnx.passes import Setup, channel_major, stored_weight
+from pcns_onnx.passes import Setup, mixed_matrix, stored_weight
 from pcns_onnx.rewrite import Patch, SetInput, apply, narrow, set_layer
 from pcns_onnx.solve import Fit, fit, gather
 
@@ -45,17 +45,7 @@ class Rebuilt:
 
 def activation_of(graph: Graph, census: Census, group: Group) -> Activation | str:
     """The activation behind a group's writer, or why PCNS cannot solve through it."""
-    layer = census.layer(group.writer)
-    between: list[Node] = []
-    pending = [group.activation]
-    while pending:
-        name = pending.pop()
-        node = graph.producers.get(name)
-        if name == layer.output or node is None or node in between:
-            continue
-        between.append(node)
-        pending += [i for i in node.inputs if i in census.labels]
-    acting = [node for node in between if node.op not in _TRIVIAL]
+    acting = [node for node in _inside(graph, census, group).values() if node.op not in _TRIVIAL]
     if not acting:
         return IDENTITY
     if len(acting) > 1:
@@ -104,14 +94,14 @@ def refusal(graph: Graph, census: Census, group: Group, *, refit: bool) -> str |
     return None
 
 
-def _inside(graph: Graph, census: Census, group: Group) -> set[str]:
-    """Keys of the nodes that make up the activation."""
-    found, pending = set[str](), [group.activation]
+def _inside(graph: Graph, census: Census, group: Group) -> dict[str, Node]:
+    """The nodes that make up the activation, by key."""
+    found, pending = dict[str, Node](), [group.activation]
     while pending:
         name = pending.pop()
         node = graph.producers.get(name)
         if node is not None and name != census.layer(group.writer).output and node.key not in found:
-            found.add(node.key)
+            found[node.key] = node
             pending += [i for i in node.inputs if i in census.labels]
     return found
 
@@ -124,7 +114,7 @@ def bases(
     moments = {group.name: Moments(group.width, 0, setup.engine.xp) for group in groups}
     places = {g.name: setup.positions(census, census.layer(g.writer), 2) for g in groups}
     batches = run_batches(setup.engine, graph, setup.samples, names)
-    for index, tensors in enumerate(setup.progress.track(batches, "eigenvalues", setup.batches)):
+    for index, tensors in enumerate(setup.progress.track(batches, "eigenvalues", setup.samples.batches)):
         for group in groups:
             op = census.layer(group.writer).linear.op
             y = tensors[group.activation]
@@ -142,10 +132,15 @@ def rebuild(
     *,
     order: str,
     refit: bool,
+    found: Mapping[str, Basis] | None = None,
 ) -> tuple[Graph, Patch, dict[str, Rebuilt]]:
-    """Run PCNS on the groups in `widths` (name -> neurons); other groups stay as they are."""
+    """Run PCNS on the groups in `widths` (name -> neurons); other groups stay as they are.
+
+    `found` are the groups' bases in `original` where they are known already.
+    """
     groups = [g for g in census.groups if g.name in widths]
-    found = {group.name: basis for group, basis, _ in bases(setup, original, census, groups)}
+    if found is None:
+        found = {group.name: basis for group, basis, _ in bases(setup, original, census, groups)}
     done: dict[str, Rebuilt] = {}
     current, edits = original, Patch()
     if order == "descending":
@@ -222,8 +217,7 @@ def _slopes(graph: Graph, census: Census, group: Group, sigma: Activation, width
     """A PRelu's slope per channel becomes the one slope that the new neurons were solved for."""
     if sigma.name != "PRelu" or width == group.width:
         return ()
-    for key in _inside(graph, census, group):
-        node = graph.node(key)
+    for key, node in _inside(graph, census, group).items():
         slope = graph.constant(node.inputs[1]) if node.op == "PRelu" else None
         if slope is not None:
             shape = [width if size == group.width else size for size in slope.shape]
@@ -234,15 +228,10 @@ def _slopes(graph: Graph, census: Census, group: Group, sigma: Activation, width
 def _project(graph: Graph, group: Group, reader: Layer, new: Expansion) -> tuple[Array, Array]:
     """V P and the bias that takes the offset; columns in the narrowed reader's own order."""
     xp = namespace_of(new.projection)
-    columns, taps = channel_major(reader, group.labels)
-    matrix = reader.linear.op.matrix(stored_weight(graph, reader))
-    split = xp.reshape(xp.asarray(matrix[:, columns]), (-1, group.width, taps))
-    projected = xp.permute_dims(xp.permute_dims(split, (0, 2, 1)) @ new.projection, (0, 2, 1))
-    width = int(new.projection.shape[1])
-    kept = columns.reshape(group.width, taps)[:width].reshape(-1)
-    ranks = np.argsort(kept)
-    bias = xp.sum(split, axis=2) @ new.offset + xp.asarray(_bias(graph, reader))
-    return xp.take(xp.reshape(projected, (int(matrix.shape[0]), -1)), xp.asarray(ranks), axis=1), bias
+    places = np.arange(int(new.projection.shape[1]))
+    shift = mixed_matrix(graph, group, reader, new.offset[:, None], places[:1])
+    bias = xp.sum(shift, axis=1) + xp.asarray(_bias(graph, reader))
+    return mixed_matrix(graph, group, reader, new.projection, places), bias
 
 
 def _bias(graph: Graph, layer: Layer) -> NDArray[np.float64]:

@@ -55,6 +55,11 @@ class Samples:
             self._kept.extend(held)
 
     @property
+    def batches(self) -> int:
+        """Number of batches in one pass, for progress."""
+        return -(-self.count // self.batch)
+
+    @property
     def count(self) -> int:
         """Samples that are used; reads the data once where its length is not known."""
         if self.data.count is None:

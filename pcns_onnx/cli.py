@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
 
+    from pcns_onnx.report import Report
+
 T = TypeVar("T")
 Command = Callable[..., None]
 
@@ -123,16 +125,10 @@ def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None
 def shrink(model: str, data: str | None, output: str, **choices: Any) -> None:
     """Write a narrower MODEL to OUT: same inputs, same outputs, checked on samples held out."""
     from pcns_onnx.pipeline import shrink as run
-    from pcns_onnx.report import Report, report_tables
 
-    try:
-        with _bars() as progress:
-            result = run(model, data, output, progress=progress, **_given(choices))
-    except GateError as error:
-        if isinstance(error.report, Report):
-            _show(report_tables(error.report), error.report.warnings)
-        raise
-    _show(report_tables(result.report), result.report.warnings)
+    with _gate(), _bars() as progress:
+        result = run(model, data, output, progress=progress, **_given(choices))
+    _show_report(result.report)
     click.echo(f"wrote {output}")
 
 
@@ -146,16 +142,10 @@ def shrink(model: str, data: str | None, output: str, **choices: Any) -> None:
 def compare(a: str, b: str, data: str, **choices: Any) -> None:
     """Compare two models: agreement, latency, cost; the same gate as shrink."""
     from pcns_onnx.pipeline import compare as run
-    from pcns_onnx.report import Report, report_tables
 
-    try:
-        with _bars() as progress:
-            report = run(a, b, data, progress=progress, **_given(choices))
-    except GateError as error:
-        if isinstance(error.report, Report):
-            _show(report_tables(error.report), error.report.warnings)
-        raise
-    _show(report_tables(report), report.warnings)
+    with _gate(), _bars() as progress:
+        report = run(a, b, data, progress=progress, **_given(choices))
+    _show_report(report)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -223,6 +213,25 @@ def _show(parts: Iterable[Any], warnings: Iterable[str]) -> None:
         console.print()
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
+
+
+def _show_report(report: Report) -> None:
+    from pcns_onnx.report import report_tables
+
+    _show(report_tables(report), report.warnings)
+
+
+@contextmanager
+def _gate() -> Iterator[None]:
+    """A gate that fails has a report to show all the same."""
+    from pcns_onnx.report import Report
+
+    try:
+        yield
+    except GateError as error:
+        if isinstance(error.report, Report):
+            _show_report(error.report)
+        raise
 
 
 class _Bars(Progress):

@@ -63,36 +63,37 @@ class Moments:
         dtype = xp.float32 if self._n > WIDE else xp.float64
         mean_x = xp.sum(x, axis=0, dtype=xp.float64) / rows
         x = xp.astype(x, dtype) - xp.astype(mean_x, dtype)
-        share = rows * self._counted / (rows + self._counted)
-        step_x = mean_x - self._mean_x
-        self._xx += xp.astype(x.T @ x, xp.float64)
+        xx = xp.astype(x.T @ x, xp.float64)
+        if not targets:
+            self._absorb(rows, mean_x, self._mean_y, xx, 0.0, 0.0)
+            return
+        y = xp.concat(targets, axis=0)
+        mean_y = xp.sum(y, axis=0, dtype=xp.float64) / rows
+        y = xp.astype(y, dtype) - xp.astype(mean_y, dtype)
+        yx, yy = xp.astype(y.T @ x, xp.float64), xp.sum(y * y, axis=0, dtype=xp.float64)
+        self._absorb(rows, mean_x, mean_y, xx, yx, yy)
+
+    def _absorb(
+        self, rows: int, mean_x: Array, mean_y: Array, xx: Array, yx: Array | float, yy: Array | float
+    ) -> None:
+        """The parallel-variance formula: add the moments of `rows` more rows."""
+        total = self._counted + rows
+        share = self._counted * rows / total
+        step_x, step_y = mean_x - self._mean_x, mean_y - self._mean_y
+        self._xx += xx
         self._xx += share * (step_x[:, None] * step_x[None, :])
-        if targets:
-            y = xp.concat(targets, axis=0)
-            mean_y = xp.sum(y, axis=0, dtype=xp.float64) / rows
-            y = xp.astype(y, dtype) - xp.astype(mean_y, dtype)
-            step_y = mean_y - self._mean_y
-            self._yx += xp.astype(y.T @ x, xp.float64) + share * (step_y[:, None] * step_x[None, :])
-            self._yy += xp.sum(y * y, axis=0, dtype=xp.float64) + share * step_y * step_y
-            self._mean_y = self._mean_y + step_y * (rows / (rows + self._counted))
-        self._mean_x = self._mean_x + step_x * (rows / (rows + self._counted))
-        self._counted += rows
+        self._yx += yx + share * (step_y[:, None] * step_x[None, :])
+        self._yy += yy + share * step_y * step_y
+        self._mean_x = self._mean_x + step_x * (rows / total)
+        self._mean_y = self._mean_y + step_y * (rows / total)
+        self._counted = total
 
     def merge(self, other: Moments) -> None:
         """Add another accumulator's rows; associative up to rounding."""
         self._flush()
-        if other.rows == 0:
-            return
-        total = self._counted + other.rows
-        share = self._counted * other.rows / total
-        step_x, step_y = other.mean_x - self._mean_x, other.mean_y - self._mean_y
-        self._xx += other._xx
-        self._xx += share * (step_x[:, None] * step_x[None, :])
-        self._yx += other._yx + share * (step_y[:, None] * step_x[None, :])
-        self._yy += other._yy + share * step_y * step_y
-        self._mean_x = self._mean_x + step_x * (other.rows / total)
-        self._mean_y = self._mean_y + step_y * (other.rows / total)
-        self._counted = total
+        other._flush()
+        if other.rows:
+            self._absorb(other.rows, other._mean_x, other._mean_y, other._xx, other._yx, other._yy)
 
     def only(self, targets: NDArray[np.int64]) -> Moments:
         """The same rows with some of the targets; shares the inputs' moments."""

@@ -46,11 +46,6 @@ class Setup:
     seed: int
     progress: Progress
 
-    @property
-    def batches(self) -> int:
-        """Number of batches in one pass, for progress bars."""
-        return -(-self.samples.count // self.samples.batch)
-
     def positions(self, census: Census, layer: Layer, stage: int) -> Positions:
         """Sampled output positions of a layer, drawn anew for each stage."""
         columns = len(layer.linear.reads) * layer.linear.op.taps
@@ -70,7 +65,7 @@ def read_groups(
         places = [setup.positions(census, layer, 0) for _, layer in pairs]
         views: list[_View] = []
         batches = run_batches(setup.engine, graph, setup.samples, names)
-        for index, tensors in enumerate(setup.progress.track(batches, "capture", setup.batches)):
+        for index, tensors in enumerate(setup.progress.track(batches, "capture", setup.samples.batches)):
             for which, (group, layer) in enumerate(pairs):
                 x, op = tensors[layer.source], layer.linear.op
                 rows = op.inputs(x, places[which].draw(index, op.positions(x.shape)))
@@ -157,16 +152,21 @@ def mixed_prior(graph: Graph, group: Group, layer: Layer, covariance: Array, kee
     `covariance` (N, N) is that of the channels; `keep` (M,) indexes them. Columns are in the
     order of the narrowed layer.
     """
-    xp = namespace_of(covariance)
-    mix = mixing(covariance, keep)
+    return mixed_matrix(graph, group, layer, mixing(covariance, keep), keep)
+
+
+def mixed_matrix(graph: Graph, group: Group, layer: Layer, mix: Array, places: NDArray[np.int64]) -> Array:
+    """V (K, n') of a reader whose N channels become t = mix t', mix (N, M), the same for all taps.
+
+    The new channels take the places (M,) of old ones, which sets the order of the columns.
+    """
+    xp = namespace_of(mix)
     columns, taps = channel_major(layer, group.labels)
     matrix = layer.linear.op.matrix(stored_weight(graph, layer))
     split = xp.reshape(xp.asarray(matrix[:, columns]), (-1, group.width, taps))
     mixed = xp.permute_dims(xp.permute_dims(split, (0, 2, 1)) @ mix, (0, 2, 1))
-    place = np.argsort(np.argsort(columns.reshape(group.width, taps)[keep].reshape(-1)))
-    back = np.empty_like(place)
-    back[place] = np.arange(len(place))
-    return xp.take(xp.reshape(mixed, (int(matrix.shape[0]), -1)), xp.asarray(back), axis=1)
+    order = np.argsort(columns.reshape(group.width, taps)[places].reshape(-1))
+    return xp.take(xp.reshape(mixed, (int(matrix.shape[0]), -1)), xp.asarray(order), axis=1)
 
 
 def refit(

@@ -53,6 +53,7 @@ class Decision:
     errors: Mapping[str, float]
     keep: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     covariances: Mapping[str, Array] = field(default_factory=dict)
+    bases: Mapping[str, Basis] | None = None
 
     def planned(self) -> dict[str, GroupPlan]:
         """The plan's groups, those at full width included."""
@@ -81,7 +82,7 @@ def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> D
         curves = {name: b.curve(s) for name, b in found.items() if isinstance(s := sigmas[name], Activation)}
         wanted = _widths(work, options, plan, curves, lambda: _basis_variance(found, sigmas, options))
         widths = {name: _whole_pairs(width, full[name], sigmas[name]) for name, width in wanted.items()}
-        return Decision(method, full, widths, {n: curves[n][w] for n, w in widths.items()})
+        return Decision(method, full, widths, {n: curves[n][w] for n, w in widths.items()}, bases=found)
     rankings: dict[str, Ranking] = {}
     covariances: dict[str, Array] = {}
     assert method.rank is not None, "subset methods rank"
@@ -100,7 +101,13 @@ def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list
     chosen = [g for g in work.groups if g.name in decision.narrowed]
     if decision.method.family == "basis":
         _, patch, rebuilt = basis.rebuild(
-            work.setup, work.graph, work.census, decision.narrowed, order=options.order, refit=options.refit
+            work.setup,
+            work.graph,
+            work.census,
+            decision.narrowed,
+            order=options.order,
+            refit=options.refit,
+            found=decision.bases,
         )
         infos = [_info(g, decision, rebuilt[g.name].fits, rebuilt[g.name]) for g in chosen]
         return patch, infos

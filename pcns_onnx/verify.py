@@ -123,7 +123,7 @@ def compare_outputs(
     first, second = engine.session(a.serialize()), engine.session(b.serialize())
     tallies = [_Tally(name) for name in names]
     scores, count, scored = [0.0, 0.0], 0, False
-    for batch in progress.track(samples, "verify", -(-samples.count // samples.batch)):
+    for batch in progress.track(samples, "verify", samples.batches):
         left = {k: to_numpy(v) for k, v in first.run(batch.feeds).items()}
         right = {k: to_numpy(v) for k, v in second.run(batch.feeds).items()}
         for tally in tallies:

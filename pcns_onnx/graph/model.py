@@ -128,12 +128,10 @@ class Graph(GraphView):
                 if spec.name == old:
                     spec.CopyFrom(helper.make_tensor_value_info(old, dtype, new.dims))
         else:
-            self.proto.graph.initializer.append(new)
+            self._add_initializer(new)
             while len(proto.input) <= position:
                 proto.input.append("")
             proto.input[position] = name
-            if self.proto.ir_version < 4:
-                self.proto.graph.input.append(helper.make_tensor_value_info(name, dtype, new.dims))
         self._changed()
 
     def set_attributes(self, key: str, **attrs: Any) -> None:
@@ -158,9 +156,7 @@ class Graph(GraphView):
         proto.output[0] = inner
         add = helper.make_node("Add", [inner, bias], [key], name=f"{node.name}.bias" if node.name else "")
         self.proto.graph.node.insert(index + 1, add)
-        self.proto.graph.initializer.append(tensor_of(bias, value, dtype))
-        if self.proto.ir_version < 4:
-            self.proto.graph.input.append(helper.make_tensor_value_info(bias, dtype, value.shape))
+        self._add_initializer(tensor_of(bias, value, dtype))
         self._changed()
 
     def bypass(self, key: str) -> None:
@@ -184,12 +180,9 @@ class Graph(GraphView):
 
     def make_constant(self, key: str, like: str, value: Array) -> None:
         """Replace node `key` by an initializer of its output's name, in the dtype of the constant `like`."""
-        graph = self.proto.graph
         dtype = (self._initializers.get(like) or self._constant_nodes[like]).data_type
-        del graph.node[self._index(key)]
-        graph.initializer.append(tensor_of(key, value, dtype))
-        if self.proto.ir_version < 4:
-            graph.input.append(helper.make_tensor_value_info(key, dtype, value.shape))
+        del self.proto.graph.node[self._index(key)]
+        self._add_initializer(tensor_of(key, value, dtype))
         self._changed()
 
     def prune(self) -> None:
@@ -238,6 +231,13 @@ class Graph(GraphView):
     def _changed(self) -> None:
         for name in ("nodes", "producers", "consumers", "_initializers", "_constant_nodes", "inputs", "outputs"):
             self.__dict__.pop(name, None)
+
+    def _add_initializer(self, tensor: TensorProto) -> None:
+        """Before IR version 4 an initializer must be listed as an input too."""
+        graph = self.proto.graph
+        graph.initializer.append(tensor)
+        if self.proto.ir_version < 4:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
 
     def _index(self, key: str) -> int:
         return next(i for i, p in enumerate(self.proto.graph.node) if key in p.output)

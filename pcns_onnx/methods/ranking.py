@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, namespace_of
-from pcns_onnx.linalg import solve_spd
+from pcns_onnx.linalg import add_ridge, solve_spd
 
 
 @dataclass(frozen=True)
@@ -97,5 +97,4 @@ def mixing(covariance: Array, keep: NDArray[np.int64], ridge: float = 1e-9) -> A
     index = xp.asarray(keep)
     rows = xp.take(covariance, index, axis=0)
     kept = xp.take(rows, index, axis=1)
-    scale = max(float(xp.sum(xp.linalg.diagonal(kept))) / len(keep), 1e-300)
-    return solve_spd(kept + ridge * scale * xp.eye(len(keep), dtype=kept.dtype), rows).T
+    return solve_spd(add_ridge(kept, ridge), rows).T
