@@ -25,7 +25,8 @@ from pcns_onnx.groups import Census, Group, Layer
 from pcns_onnx.methods.activations import IDENTITY, Activation, activation
 from pcns_onnx.methods.pcns import Basis, Expansion, expand
 from pcns_onnx.moments import Moments
-from pcns_onnx.passes import Setup, mixed_matrix, stored_weight
+from pcns_onnx.passes import Setup
+from pcns_onnx.reading import Columns, mixed_matrix, stored_bias, stored_weight
 from pcns_onnx.rewrite import Patch, SetInput, apply, narrow, set_layer
 from pcns_onnx.solve import Fit, fit, gather
 
@@ -75,6 +76,11 @@ def _bounds(graph: Graph, node: Node) -> tuple[float, float] | None:
 
 def refusal(graph: Graph, census: Census, group: Group, *, refit: bool) -> str | None:
     """Why PCNS must leave a group alone, None if it need not."""
+    if len(group.writers) > 1 or group.unit > 1 or group.products:
+        return "several layers (or blocks of one) share its channels, and new neurons can replace one layer's only"
+    for layer in (census.layer(name) for name in group.readers):
+        if layer.linear.op.blocks > 1 or not np.isin(layer.linear.reads, group.labels).all():
+            return f"'{layer.name}' reads it beside other channels, or in blocks"
     sigma = activation_of(graph, census, group)
     if isinstance(sigma, str):
         return sigma
@@ -100,7 +106,7 @@ def _inside(graph: Graph, census: Census, group: Group) -> dict[str, Node]:
     while pending:
         name = pending.pop()
         node = graph.producers.get(name)
-        if node is not None and name != census.layer(group.writer).output and node.key not in found:
+        if node is not None and name != census.layer(group.name).output and node.key not in found:
             found[node.key] = node
             pending += [i for i in node.inputs if i in census.labels]
     return found
@@ -109,14 +115,14 @@ def _inside(graph: Graph, census: Census, group: Group) -> dict[str, Node]:
 def bases(
     setup: Setup, graph: Graph, census: Census, groups: Sequence[Group]
 ) -> Iterator[tuple[Group, Basis, Moments]]:
-    """Eigen-decomposition of every group's outputs (behind the activation) in `graph`."""
+    """Eigen-decomposition of the first writer's outputs (behind the activation), for every group."""
     names = list(dict.fromkeys(group.activation for group in groups))
-    moments = {group.name: Moments(group.width, 0, setup.engine.xp) for group in groups}
-    places = {g.name: setup.positions(census, census.layer(g.writer), 2) for g in groups}
+    moments = {group.name: Moments(census.layer(group.name).width, 0, setup.engine.xp) for group in groups}
+    places = {g.name: setup.positions(census, census.layer(g.name), 2) for g in groups}
     batches = run_batches(setup.engine, graph, setup.samples, names)
     for index, tensors in enumerate(setup.progress.track(batches, "eigenvalues", setup.samples.batches)):
         for group in groups:
-            op = census.layer(group.writer).linear.op
+            op = census.layer(group.name).linear.op
             y = tensors[group.activation]
             moments[group.name].update(op.outputs(y, places[group.name].draw(index, op.positions_of(y.shape))))
     for group in groups:
@@ -165,7 +171,7 @@ def _rebuild_one(
     width: int,
     refit: bool,
 ) -> tuple[Graph, Patch, Rebuilt]:
-    writer = census.layer(group.writer)
+    writer = census.layer(group.name)
     sigma = activation_of(original, census, group)
     assert isinstance(sigma, Activation), "refused groups are not rebuilt"
     x, t = _rows(setup, original, current, census, group)
@@ -191,7 +197,7 @@ def _rebuild_one(
 
 def _rows(setup: Setup, original: Graph, current: Graph, census: Census, group: Group) -> tuple[Array, Array]:
     """Inputs x of the writer in `current` and outputs t of the group in `original`, row by row."""
-    writer = census.layer(group.writer)
+    writer = census.layer(group.name)
     op, places = writer.linear.op, setup.positions(census, writer, 3)
     xs, ts, size = list[Array](), list[Array](), 0
     left = run_batches(setup.engine, current, setup.samples, [writer.source])
@@ -210,7 +216,7 @@ def _rows(setup: Setup, original: Graph, current: Graph, census: Census, group: 
 def _augmented(setup: Setup, graph: Graph, layer: Layer) -> Array:
     """The layer's weights V with its bias as a last column, (K, n + 1)."""
     matrix = layer.linear.op.matrix(stored_weight(graph, layer))
-    return setup.engine.xp.asarray(np.concatenate([matrix, _bias(graph, layer)[:, None]], axis=1))
+    return setup.engine.xp.asarray(np.concatenate([matrix, stored_bias(graph, layer)[:, None]], axis=1))
 
 
 def _slopes(graph: Graph, census: Census, group: Group, sigma: Activation, width: int) -> Patch:
@@ -229,22 +235,14 @@ def _project(graph: Graph, group: Group, reader: Layer, new: Expansion) -> tuple
     """V P and the bias that takes the offset; columns in the narrowed reader's own order."""
     xp = namespace_of(new.projection)
     places = np.arange(int(new.projection.shape[1]))
-    shift = mixed_matrix(graph, group, reader, new.offset[:, None], places[:1])
-    bias = xp.sum(shift, axis=1) + xp.asarray(_bias(graph, reader))
-    return mixed_matrix(graph, group, reader, new.projection, places), bias
-
-
-def _bias(graph: Graph, layer: Layer) -> NDArray[np.float64]:
-    """The bias that a layer adds, (K,)."""
-    found = layer.bias
-    rows = layer.linear.op.matrix(stored_weight(graph, layer)).shape[0]
-    if found.absent:
-        return np.zeros(rows)
-    stored = graph.constant(graph.node(found.key).inputs[found.position])
-    assert stored is not None, "a bias is stored"
-    node = graph.node(found.key)
-    scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
-    return np.broadcast_to(stored.astype(np.float64).reshape(-1) * scale, (rows,))
+    part = reader.parts[0]
+    columns = Columns.of(part, group.labels)
+    matrix = xp.asarray(part.op.matrix(stored_weight(graph, reader)))
+    wide = columns.index[places]
+    shift = mixed_matrix(matrix, columns, new.offset[:, None], places[:1])[:, xp.asarray(wide[0])]
+    bias = xp.sum(shift, axis=1) + xp.asarray(stored_bias(graph, reader))
+    mixed = mixed_matrix(matrix, columns, new.projection, places)
+    return xp.take(mixed, xp.asarray(np.sort(wide.reshape(-1))), axis=1), bias
 
 
 def _refit_reader(
@@ -253,7 +251,7 @@ def _refit_reader(
     """Least squares from the new activations to what the reader puts out in `reference`."""
     left = run_batches(setup.engine, following, setup.samples, [reader.source])
     right = run_batches(setup.engine, reference, setup.samples, [reader.output])
-    pairs = ((a[reader.source], b[reader.output]) for a, b in zip(left, right, strict=True))
-    columns, width = int(prior.shape[1]), int(prior.shape[0])
-    evidence = gather(reader.linear.op, columns, width, pairs, setup.positions(census, reader, 4))
+    pairs = ((a[reader.source], b[reader.output], None) for a, b in zip(left, right, strict=True))
+    rows = [np.arange(int(prior.shape[0]))]
+    (evidence,) = gather(reader.parts, rows, pairs, setup.positions(census, reader, 4))
     return fit(evidence, prior)

@@ -78,6 +78,27 @@ def run_batches(engine: Engine, graph: Graph, samples: Samples, outputs: Sequenc
         yield {name: made[name] if name in made else feeds[name] for name in outputs}
 
 
+def measure(engine: Engine, graph: Graph, samples: Samples, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors that cannot be inferred, from a run on one sample and one on two.
+
+    A size that grows with the batch is negative: that of one sample. What else changes is left out.
+    """
+    batch = next(iter(samples), None)
+    if batch is None:
+        return {}
+    session = engine.session(graph.extract([spec.name for spec in graph.inputs], names).serialize())
+    one = {name: tuple(made.shape) for name, made in session.run(batch.feeds).items() if hasattr(made, "shape")}
+    if samples.fixed:
+        return one
+    twice = session.run({name: np.concatenate([array, array]) for name, array in batch.feeds.items()})
+    found = {}
+    for name, sizes in one.items():
+        both = list(zip(sizes, twice[name].shape, strict=False))
+        if len(sizes) == twice[name].ndim and all(b in (a, 2 * a) for a, b in both):
+            found[name] = tuple(a if a == b else -a for a, b in both)
+    return found
+
+
 class Tape:
     """Live tensors of one graph over all samples, at a cut that moves forward."""
 
@@ -86,16 +107,16 @@ class Tape:
         self._store = _Store(budget)
         self._live: tuple[str, ...] | None = None
 
-    def advance(self, graph: Graph, before: str, wanted: str, later: Sequence[str]) -> Iterator[Tensors]:
+    def advance(self, graph: Graph, before: str, wanted: Sequence[str], later: Sequence[str]) -> Iterator[Tensors]:
         """Move the cut in front of node `before` (its key) and yield `wanted` for every batch.
 
         `later` are the tensors that will be wanted further on: only what they need stays alive.
-        `wanted` may also be made by `before` itself, whose node is then run too.
+        `wanted` may also be made by `before` itself or behind it, whose nodes are then run too.
         """
         inputs = tuple(spec.name for spec in graph.inputs)
         given = inputs if self._live is None else self._live
         live = _live_at(graph, before, wanted, later)
-        computed = [name for name in dict.fromkeys((*live, wanted)) if name not in given]
+        computed = [name for name in dict.fromkeys((*live, *wanted)) if name and name not in given]
         session = None
         if computed:
             session = self._engine.session(graph.extract(given, computed).serialize())
@@ -105,7 +126,7 @@ class Tape:
             made = session.run(tensors) if session is not None else {}
             current = {**tensors, **made}
             self._store.write(index, {name: current[name] for name in live})
-            yield {wanted: self._engine.xp.asarray(current[wanted])}
+            yield {name: self._engine.xp.asarray(current[name]) for name in wanted if name}
         self._live = live
 
     def close(self) -> None:
@@ -113,8 +134,11 @@ class Tape:
         self._store.close()
 
 
-def _live_at(graph: Graph, before: str, wanted: str, later: Sequence[str]) -> tuple[str, ...]:
-    """Tensors made in front of the cut that `later` still needs, in a fixed order."""
+def _live_at(graph: Graph, before: str, wanted: Sequence[str], later: Sequence[str]) -> tuple[str, ...]:
+    """Tensors made up to the cut that `later` still needs, in a fixed order.
+
+    Made are all nodes in front of `before` and whatever `wanted` takes beyond it.
+    """
     inputs = {spec.name for spec in graph.inputs}
     made_by = graph.producers
     done: set[str] = set()
@@ -122,8 +146,12 @@ def _live_at(graph: Graph, before: str, wanted: str, later: Sequence[str]) -> tu
         if node.key == before:
             break
         done.add(node.key)
-    if wanted in made_by:
-        done.add(made_by[wanted].key)
+    pending = list(wanted)
+    while pending:
+        maker = made_by.get(pending.pop())
+        if maker is not None and maker.key not in done:
+            done.add(maker.key)
+            pending += [*maker.inputs, *maker.captures]
     live: dict[str, None] = {}
     seen: set[str] = set()
     pending = list(later)

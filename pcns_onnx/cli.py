@@ -57,6 +57,10 @@ _DATA_OPTIONS = _options(
     click.option("--seed", type=int, help="Seed of everything that is drawn (0)."),
 )
 _ENGINE_OPTIONS = _options(
+    click.option(
+        "--shape", multiple=True, metavar="NAME=1x3x224x224", help="Sizes of an input that the model leaves open."
+    ),
+    click.option("--heads", metavar="width|whole", help="Attention: narrow every head (width) or take whole heads."),
     click.option("--device", metavar="auto|cpu|cuda", help="Where to run (auto: CUDA where there is a GPU)."),
     click.option("--threads", type=int, help="Threads of onnxruntime and of the linear algebra (0: their default)."),
 )
@@ -116,6 +120,8 @@ def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None
     "--order", metavar="ascending|descending", help="pcns: one pass per layer, or all from the original, last to first."
 )
 @click.option("--refit/--no-refit", default=None, help="pcns: re-fit the reader (default), or the paper to the letter.")
+@click.option("--no-coupled", "coupled", flag_value=False, default=None, type=bool,
+              help="Leave channels alone that several blocks share (residual streams, concatenations).")  # fmt: skip
 @click.option("--holdout", type=float, help="Share of the samples kept from the solve for the check (0.1).")
 @click.option("--eval", metavar="DATA", help="Check on this data instead.")
 @click.option("--plan-out", metavar="PLAN.json", help="Write the plan.")

@@ -13,6 +13,8 @@ time of the solve; those that are still zero afterwards go again.
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,8 @@ from pcns_onnx.graph import Graph, Node
 
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}
 _REARRANGING = {"Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Flatten"}
+_COMPUTING = {"Cast", "Concat", "ConstantOfShape", "Gather", "Slice"}
+_FEW = 1024
 
 
 def fold_constants(graph: Graph) -> Graph:
@@ -27,14 +31,21 @@ def fold_constants(graph: Graph) -> Graph:
 
     PyTorch's first exporter puts an Identity where two constants are equal; both exporters leave
     a Transpose in front of nn.Linear's weight, and an Unsqueeze or Reshape in front of PReLU's
-    slope, where they are told not to fold.
+    slope, where they are told not to fold. The first one also computes what a Pad adds; such
+    short vectors are computed here.
     """
     result, outputs, shapes = graph, {o.name for o in graph.outputs}, graph.shapes()
     for node in graph.nodes:
-        if node.op not in _REARRANGING or node.domain or node.key in outputs:
+        if node.op not in _REARRANGING | _COMPUTING or node.domain or node.key in outputs:
             continue
         value, shape = result.constant(node.inputs[0]), shapes.get(node.key, (None,))
         if value is None or None in shape:
+            continue
+        if node.op in _COMPUTING:
+            if all(result.is_constant(name) for name in node.inputs) and prod(d or 0 for d in shape) <= _FEW:
+                computed = result.evaluated(node.key)
+                result = graph.copy() if result is graph else result
+                result.make_constant(node.key, "", computed)
             continue
         result = graph.copy() if result is graph else result
         moved = np.transpose(value, node.attrs.get("perm")) if node.op == "Transpose" else value

@@ -1,22 +1,27 @@
-"""Which channels can go, and what goes with them: one walk over the graph.
+"""Which channels can go, and what goes with them: the findings of the walk, as layers and groups.
 
-The walk hands every node to its rule, in topological order, and collects what the rules
-state. Channels born in one layer form a *group*: the unit that is narrowed. A group is frozen,
-with the reason, as soon as one of its channels reaches something that cannot follow.
+A *class* is a set of channels tied to one another. Layers that write to a common class belong to
+one *group*: the unit that is narrowed, by the same subset of classes for all its writers, with a
+re-fit of its own for every reader. A class that reaches something that cannot follow must stay;
+a group all of whose classes must stay is frozen, with the reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pcns_onnx.fold import bias_add
 from pcns_onnx.graph import Array, Graph, Node, Shape
-from pcns_onnx.ops import Flow, Kind, Labels, Linear, Ride, Site, Size, flow_of
+from pcns_onnx.ops import Bilinear, Heads, Kind, Labels, Linear, LinearOp, Pick, Ride, Size
+from pcns_onnx.walk import Walk
+
+_MIXABLE = ("scaling", "linear", "move")
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,16 @@ class Bias:
     position: int
     scale: float
     absent: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block of a layer that sees its own channels only: V's `rows`, the classes it reads and writes."""
+
+    op: LinearOp
+    reads: Labels
+    writes: Labels
+    rows: slice
 
 
 @dataclass(frozen=True)
@@ -48,10 +63,24 @@ class Layer:
         """Number of neurons or output channels."""
         return len(self.linear.writes)
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The blocks of V; one for all but grouped convolutions."""
+        blocks = self.linear.op.blocks
+        reads, writes = np.split(self.linear.reads, blocks), np.split(self.linear.writes, blocks)
+        step = self.width // blocks
+        return tuple(
+            Part(self.linear.op.part(b), reads[b], writes[b], slice(b * step, (b + 1) * step)) for b in range(blocks)
+        )
+
 
 @dataclass(frozen=True)
 class Unsolved:
-    """A node with multiply-adds whose weights are not solved for; `width` 0 where it is not known."""
+    """A node with multiply-adds whose weights are not solved for; `width` 0 where it is not known.
+
+    `scales` are the classes that its cost is proportional to (a depthwise Conv's channels), None
+    where it stays as it is, for `reason`.
+    """
 
     name: str
     kind: str
@@ -59,50 +88,98 @@ class Unsolved:
     width: int
     macs: int
     parameters: int
+    scales: Labels | None = None
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of two computed tensors, `names`, that sums over a group's channels, on `axes`, in every head."""
+
+    key: str
+    names: tuple[str, str]
+    axes: tuple[int, int]
+    labels: Labels
+    heads: int
 
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that are narrowed together. `labels` are sorted; `frozen` says why it must stay."""
+    """Classes that are narrowed together: `labels`, sorted; `frozen` says why they must stay.
+
+    A class is `unit` channels of the writers. `coupled` groups are shared by several blocks
+    through a sum or a concatenation. `mixable`: nothing but linear maps that treat all channels
+    alike lies between writers and readers, so that any change of basis can be absorbed.
+    """
 
     name: str
     labels: Labels
-    writer: str
+    writers: tuple[str, ...]
     readers: tuple[str, ...]
     activation: str
     path: tuple[str, ...]
     frozen: str | None
+    unit: int = 1
+    coupled: bool = False
+    mixable: bool = False
+    products: tuple[Product, ...] = ()
 
     @property
     def width(self) -> int:
-        """Number of channels."""
+        """Number of classes."""
         return len(self.labels)
 
 
 @dataclass(frozen=True)
 class Census:
-    """Everything the walk found."""
+    """Everything that was found. `born` is the number of labels; classes are the smallest of theirs."""
 
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
     rides: tuple[tuple[str, Ride], ...]
     sizes: tuple[Size, ...]
+    picks: tuple[Pick, ...]
     kinds: Mapping[str, Kind]
     labels: Mapping[str, Labels]
     shapes: Mapping[str, Shape]
-    unsolved: tuple[Unsolved, ...] = ()
+    unsolved: tuple[Unsolved, ...]
+    born: int
+    feeds: Mapping[str, Sequence[int]] | None = None
+
+    @cached_property
+    def _layers(self) -> Mapping[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def owner(self) -> NDArray[np.int64]:
+        """Class -> index of its group; number of groups for what belongs to none (and for -1)."""
+        owner = np.full(self.born + 1, len(self.groups), dtype=np.int64)
+        for index, group in enumerate(self.groups):
+            owner[group.labels] = index
+        return owner
+
+    @cached_property
+    def carriers(self) -> Mapping[str, tuple[Labels, ...]]:
+        """Group -> the sets of its classes that tensors carry."""
+        found: dict[str, dict[bytes, Labels]] = {group.name: {} for group in self.groups}
+        for labels in self.labels.values():
+            classes = np.unique(labels)
+            owners = self.owner[classes]
+            for index in np.unique(owners[owners < len(self.groups)]):
+                mine = classes[owners == index]
+                found[self.groups[index].name][mine.tobytes()] = mine
+        return {name: tuple(sets.values()) for name, sets in found.items()}
 
     def layer(self, name: str) -> Layer:
         """The layer of this name."""
-        return next(layer for layer in self.layers if layer.name == name)
+        return self._layers[name]
 
-    def reads(self, layer: Layer) -> Group | None:
-        """The group whose channels this layer reads, if any."""
-        return next((g for g in self.groups if layer.name in g.readers), None)
+    def reads(self, layer: Layer) -> tuple[Group, ...]:
+        """The groups whose channels this layer reads."""
+        return tuple(g for g in self.groups if layer.name in g.readers)
 
     def writes(self, layer: Layer) -> Group:
         """The group whose channels this layer makes."""
-        return next(g for g in self.groups if g.writer == layer.name)
+        return next(g for g in self.groups if layer.name in g.writers)
 
     @property
     def shrinkable(self) -> tuple[Group, ...]:
@@ -110,114 +187,57 @@ class Census:
         return tuple(g for g in self.groups if g.frozen is None)
 
 
-@dataclass
-class _Walk:
-    graph: Graph
-    shapes: Mapping[str, Shape]
-    larger: Mapping[str, Shape]
-    batch: int
-    labels: dict[str, Labels] = field(default_factory=dict)
-    flows: list[tuple[Node, Flow]] = field(default_factory=list)
-    frozen: dict[int, str] = field(default_factory=dict)
-    born: int = 0
-
-    @cached_property
-    def exposed(self) -> frozenset[str]:
-        return frozenset(output.name for output in self.graph.outputs)
-
-    def batched(self, name: str) -> tuple[int, ...]:
-        sizes = zip(self.shapes.get(name, ()), self.larger.get(name, ()), strict=False)
-        return tuple(axis for axis, (one, more) in enumerate(sizes) if one != more)
-
-    def fresh(self, count: int) -> Labels:
-        self.born += count
-        return np.arange(self.born - count, self.born, dtype=np.int64)
-
-    def freeze(self, labels: Labels, reason: str) -> None:
-        for label in np.unique(labels):
-            if label >= 0:
-                self.frozen.setdefault(int(label), reason)
-
-    def site(self, node: Node) -> Site:
-        graph = self.graph
-        names = node.inputs
-        return Site(
-            node=node,
-            labels=tuple(self.labels.get(name) for name in names),
-            shapes=tuple(self.shapes.get(name) for name in names),
-            outputs=tuple(self.shapes.get(name) for name in node.outputs),
-            constants=tuple(graph.constant(name) if name else None for name in names),
-            batched=tuple(self.batched(name) for name in names),
-            exposed=tuple(name in self.exposed for name in node.outputs),
-            fresh=self.fresh,
-            producer=graph.producers.get,
-            readers=lambda name: graph.consumers.get(name, ()),
-            value=graph.constant,
-            size=self.shapes.get,
-        )
-
-    def run(self) -> None:
-        for node in self.graph.nodes:
-            if node.op == "Constant" and not node.domain:
-                continue
-            flow = flow_of(self.site(node))
-            self.flows.append((node, flow))
-            for name, labels in zip(node.outputs, flow.outputs, strict=False):
-                if name and labels is not None:
-                    self.labels[name] = labels
-            for fact in flow.frozen:
-                self.freeze(fact.labels, fact.reason)
-            for name in node.captures:
-                if name in self.labels:
-                    self.freeze(self.labels[name], f"a subgraph of {node.op} '{node.label}' reads it")
-        for output in self.graph.outputs:
-            if output.name in self.labels:
-                self.freeze(self.labels[output.name], f"it feeds the model's output '{output.name}'")
-
-
-def survey(graph: Graph, feeds: Mapping[str, Sequence[int]] | None = None) -> Census:
+def survey(graph: Graph, feeds: Mapping[str, Sequence[int]] | None = None, *, heads: Heads = "width") -> Census:
     """Walk `graph`; `feeds` gives the shape of each input where the model leaves it open."""
-    batch = next((s.shape[0] for s in graph.inputs if s.shape and s.shape[0] is not None), 2)
-    shapes = graph.shapes(feeds, batch=batch)
-    larger = graph.shapes(feeds, batch=batch + 1)
-    walk = _Walk(graph, shapes, larger, batch)
-    walk.run()
+    walk = Walk.over(graph, feeds, heads=heads)
     layers = tuple(_layers(walk))
+    see, classes = walk.classes.compact, walk.classes.of
+    flows = walk.flows
     return Census(
         layers=layers,
-        groups=tuple(_group(walk, layer, layers) for layer in layers),
-        rides=tuple((node.key, ride) for node, flow in walk.flows for ride in flow.rides),
-        sizes=tuple(size for _, flow in walk.flows for size in flow.sizes),
-        kinds={node.key: flow.kind for node, flow in walk.flows},
-        labels=walk.labels,
-        shapes=shapes,
+        groups=tuple(_groups(walk, layers)),
+        rides=tuple((n.key, replace(ride, labels=see(ride.labels))) for n, flow in flows for ride in flow.rides),
+        sizes=tuple(_size(walk, size) for _, flow in flows for size in flow.sizes),
+        picks=tuple(replace(pick, labels=classes(pick.labels)) for _, flow in flows for pick in flow.picks),
+        kinds={node.key: flow.kind for node, flow in flows},
+        labels={name: see(labels) for name, labels in walk.labels.items()},
+        shapes=walk.shapes,
         unsolved=tuple(_unsolved(walk)),
+        born=walk.classes.born,
+        feeds=feeds,
     )
 
 
-def _layers(walk: _Walk) -> Iterator[Layer]:
+def _size(walk: Walk, size: Size) -> Size:
+    along = None if size.along is None else walk.classes.of(size.along)
+    return replace(size, labels=walk.classes.of(size.labels), along=along)
+
+
+# -- layers ----------------------------------------------------------------------------------
+
+
+def _layers(walk: Walk) -> Iterator[Layer]:
     graph = walk.graph
     taken: set[str] = set()
     for node, flow in walk.flows:
         if flow.linear is None:
             continue
-        weight = graph.constant(node.inputs[flow.linear.weight])
-        assert weight is not None, "a rule states `linear` for stored weights only"
-        bias = _bias(graph, node, flow.linear)
-        output = bias.key
-        stored = 0 if bias.absent else len(flow.linear.writes)
-        name = next(n for n in _names(node.name, output) if n not in taken)
+        classes = walk.classes.of
+        linear = replace(flow.linear, reads=classes(flow.linear.reads), writes=classes(flow.linear.writes))
+        bias = _bias(graph, node, linear)
+        size = int(np.prod([d or 1 for d in walk.shapes[node.inputs[linear.weight]]]))
+        name = next(n for n in _names(node.name, bias.key) if n not in taken)
         taken.add(name)
         yield Layer(
             name=name,
             kind=node.op,
             key=node.key,
             source=node.inputs[0],
-            output=output,
-            linear=flow.linear,
+            output=bias.key,
+            linear=linear,
             bias=bias,
             macs=(flow.macs or 0) // walk.batch,
-            parameters=int(weight.size) + stored,
+            parameters=size + (0 if bias.absent else len(linear.writes)),
         )
 
 
@@ -239,47 +259,7 @@ def _bias(graph: Graph, node: Node, linear: Linear) -> Bias:
     return Bias(add.key, 1 - list(add.inputs).index(node.key), 1.0, absent=False)
 
 
-def _group(walk: _Walk, layer: Layer, layers: Sequence[Layer]) -> Group:
-    labels = layer.linear.writes
-    readers = tuple(other.name for other in layers if np.isin(other.linear.reads, labels).any())
-    frozen = next((walk.frozen[int(label)] for label in labels if int(label) in walk.frozen), None)
-    if frozen is None and not readers:
-        frozen = "no linear layer reads it"
-    if frozen is None and len(labels) < 2:
-        frozen = "it has a single channel"
-    activation, path = _path(walk, layer)
-    return Group(layer.name, labels, layer.name, readers, activation, path, frozen)
-
-
-def _path(walk: _Walk, layer: Layer) -> tuple[str, tuple[str, ...]]:
-    """The tensor after the activation, and the keys of all nodes between writer and readers.
-
-    The activation ends where the pointwise nodes behind the layer come back to a single tensor
-    (x * sigmoid(x) does); where they do not, it is the layer's own output.
-    """
-    mine = set(layer.linear.writes.tolist())
-    carries = {name for name, labels in walk.labels.items() if mine & set(labels.ravel().tolist())}
-    between = [
-        (node, flow)
-        for node, flow in walk.flows
-        if flow.linear is None and node.key != layer.output and carries.intersection(node.inputs)
-    ]
-    inside = {layer.output}
-    for node, flow in between:
-        if flow.kind == "pointwise" and inside.issuperset(carries.intersection(node.inputs)):
-            inside.update(node.outputs)
-    outputs = {o.name for o in walk.graph.outputs}
-    consumers = walk.graph.consumers
-    exits = [
-        name
-        for name in sorted(inside)
-        if name in outputs or any(reader.key not in inside for reader in consumers.get(name, ()))
-    ]
-    activation = exits[0] if len(exits) == 1 else layer.output
-    return activation, tuple(node.key for node, _ in between)
-
-
-def _unsolved(walk: _Walk) -> Iterator[Unsolved]:
+def _unsolved(walk: Walk) -> Iterator[Unsolved]:
     for node, flow in walk.flows:
         if flow.macs is not None and flow.linear is None:
             weights: list[Array] = [c for n in node.inputs if (c := walk.graph.constant(n)) is not None]
@@ -287,4 +267,96 @@ def _unsolved(walk: _Walk) -> Iterator[Unsolved]:
             axis = 1 if node.op.startswith("Conv") else -1
             width = shape[axis] if len(shape) > 1 else None
             parameters = sum(int(w.size) for w in weights)
-            yield Unsolved(node.label, node.op, flow.reason, width or 0, flow.macs // walk.batch, parameters)
+            scales = None if flow.scales is None else walk.classes.of(flow.scales)
+            macs = flow.macs // walk.batch
+            yield Unsolved(node.label, node.op, flow.reason, width or 0, macs, parameters, scales)
+
+
+# -- groups ----------------------------------------------------------------------------------
+
+
+def _groups(walk: Walk, layers: Sequence[Layer]) -> Iterator[Group]:
+    """Layers that write to a common class, together; those of which all classes must stay likewise."""
+    written = [set(np.unique(layer.linear.writes).tolist()) for layer in layers]
+    free = [classes - walk.frozen.keys() for classes in written]
+    left = dict(enumerate(a or b for a, b in zip(free, written, strict=True)))
+    while left:
+        first, classes = next(iter(left.items()))
+        members = {first}
+        while more := {i for i, c in left.items() if i not in members and c & classes}:
+            members |= more
+            classes = classes.union(*(left[i] for i in more))
+        for i in members:
+            del left[i]
+        yield _group(walk, [layers[i] for i in sorted(members)], classes, layers)
+
+
+def _group(walk: Walk, writers: Sequence[Layer], classes: set[int], layers: Sequence[Layer]) -> Group:
+    labels = np.array(sorted(classes), dtype=np.int64)
+    readers = tuple(layer.name for layer in layers if np.isin(layer.linear.reads, labels).any())
+    products = tuple(_products(walk, labels))
+    coupled = not walk.coupled.isdisjoint(classes)
+    frozen = next((walk.frozen[c] for c in sorted(classes) if c in walk.frozen), None)
+    if frozen is None and not readers and not products:
+        frozen = "no linear layer reads it"
+    if frozen is None and len(labels) < 2:
+        single = all(layer.width < 2 for layer in writers)
+        frozen = "it has a single channel" if single else "its channels can only go all at once"
+    unit = max(int(np.unique(layer.linear.writes, return_counts=True)[1].max()) for layer in writers)
+    activation, path = _path(walk, writers, classes)
+    kinds = {node.key: flow.kind for node, flow in walk.flows}
+    return Group(
+        name=writers[0].name,
+        labels=labels,
+        writers=tuple(layer.name for layer in writers),
+        readers=readers,
+        activation=activation,
+        path=path,
+        frozen=frozen,
+        unit=unit,
+        coupled=coupled,
+        mixable=all(kinds[key] in _MIXABLE for key in path),
+        products=products,
+    )
+
+
+def _products(walk: Walk, labels: Labels) -> Iterator[Product]:
+    for node, flow in walk.flows:
+        found: Bilinear | None = flow.bilinear
+        if found is not None and np.isin(classes := np.unique(walk.classes.of(found.a)), labels).any():
+            names = (node.inputs[0], node.inputs[1])
+            blocks = [_blocks(walk.shapes.get(name, ())) for name in names]
+            heads = blocks[0] // walk.batch if blocks[0] == blocks[1] else 1
+            yield Product(node.key, names, found.axes, classes, max(heads, 1))
+
+
+def _blocks(shape: Shape) -> int:
+    """How many matrices a tensor holds; 0 where that is not known."""
+    return int(np.prod([size or 0 for size in shape[:-2]]))
+
+
+def _path(walk: Walk, writers: Sequence[Layer], mine: set[int]) -> tuple[str, tuple[str, ...]]:
+    """The tensor after the activation, and the keys of all nodes between writers and readers.
+
+    The activation ends where the pointwise nodes behind the layer come back to a single tensor
+    (x * sigmoid(x) does); where they do not, it is the layer's own output.
+    """
+    carries = {name for name, classes in walk.carried.items() if not mine.isdisjoint(classes)}
+    biases = {layer.output for layer in writers}
+    between = [
+        (node, flow)
+        for node, flow in walk.flows
+        if flow.linear is None and node.key not in biases and carries.intersection(node.inputs)
+    ]
+    inside = {writers[0].output}
+    for node, flow in between:
+        if flow.kind in ("pointwise", "scaling") and inside.issuperset(carries.intersection(node.inputs)):
+            inside.update(node.outputs)
+    consumers = walk.graph.consumers
+    exits = [
+        name
+        for name in sorted(inside)
+        if name in walk.exposed or any(reader.key not in inside for reader in consumers.get(name, ()))
+    ]
+    activation = exits[0] if len(exits) == 1 else writers[0].output
+    return activation, tuple(node.key for node, _ in between)

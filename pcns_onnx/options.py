@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 from pcns_onnx.data import DataSource, Normalize
 from pcns_onnx.errors import InputError
 from pcns_onnx.methods import method_named
+from pcns_onnx.ops import Heads
 from pcns_onnx.plan import Budget
 from pcns_onnx.verify import Metric
 
 ORDERS = ("ascending", "descending")
+HEADS: tuple[Heads, ...] = get_args(Heads)
 _MOST = 2**31 - 1
 _KINDS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (Integral, "a whole number", ("samples", "batch", "seed", "threads")),
@@ -38,6 +40,9 @@ class Choices(TypedDict, total=False):
     multiple: str | int
     order: str
     refit: bool
+    coupled: bool
+    heads: str
+    shape: str | Sequence[str]
     samples: int
     batch: int
     holdout: float
@@ -61,7 +66,10 @@ class Options:
     may be left, all must hold), `width` (fraction of every hidden width), `variance` (share of
     the activations' variance to keep) and `plan` (a file made by `plan_out`) says how small.
     `include` and `exclude` are globs on layer names (one or a list). `holdout` is the share of the samples kept
-    from the solve for the check, unless `eval` gives others. `max_error` (relative L2 error of
+    from the solve for the check, unless `eval` gives others. `coupled` false leaves channels alone
+    that several blocks share. `heads`: take the same dimensions from all attention heads ('width') or
+    whole heads ('whole'). `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
+    `max_error` (relative L2 error of
     any output) and `max_drop` (points of accuracy or metric) make the run a gate.
     """
 
@@ -75,6 +83,9 @@ class Options:
     multiple: str | int = "auto"
     order: str = "ascending"
     refit: bool = True
+    coupled: bool = True
+    heads: str = "width"
+    shape: str | Sequence[str] = ()
     samples: int | None = None
     batch: int = 64
     holdout: float = 0.1
@@ -90,7 +101,7 @@ class Options:
     report: str | Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("budget", "include", "exclude"):
+        for name in ("budget", "include", "exclude", "shape"):
             value = getattr(self, name)
             texts = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
             if not all(isinstance(text, str) for text in texts):
@@ -109,6 +120,9 @@ class Options:
             raise InputError(f"--multiple {self.multiple} is not understood: write auto or a whole number from 1")
         if self.order not in ORDERS:
             raise InputError(f"--order {self.order} is not understood: write {' or '.join(ORDERS)}")
+        if self.heads not in HEADS:
+            raise InputError(f"--heads {self.heads} is not understood: write {' or '.join(HEADS)}")
+        self.shapes()
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"--device {self.device} is not understood: write auto, cpu or cuda")
         for name, low in (("samples", 1), ("batch", 1), ("threads", 0), ("seed", 0)):
@@ -133,6 +147,17 @@ class Options:
         """The budgets as a tuple of texts."""
         return tuple(self.budget)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of inputs that the caller states: 'input=1x3x224x224' -> {'input': (1, 3, 224, 224)}."""
+        found = {}
+        for text in self.shape:
+            name, _, sizes = text.rpartition("=")
+            parts = sizes.lower().split("x")
+            if not name or not all(part.isdecimal() and int(part) > 0 for part in parts):
+                raise InputError(f"--shape {text} is not understood: write a name and sizes, as in input=1x3x224x224")
+            found[name] = tuple(int(part) for part in parts)
+        return found
+
     def goal(self) -> str:
         """Which of the four ways says how small; raises `InputError` unless exactly one does."""
         given = {
@@ -150,7 +175,8 @@ class Options:
     def described(self) -> dict[str, str]:
         """The choices that shape the result, as text, for reports."""
         shown = ("method", "budget", "width", "variance", "plan", "include", "exclude", "multiple", "order",
-                 "refit", "samples", "batch", "holdout", "seed", "device", "threads", "normalize")  # fmt: skip
+                 "refit", "coupled", "heads", "shape", "samples",
+                 "batch", "holdout", "seed", "device", "threads", "normalize")  # fmt: skip
         values = {name: getattr(self, name) for name in shown}
         return {
             name: ", ".join(value) if isinstance(value, tuple) else str(value)

@@ -4,26 +4,30 @@ The first pass runs the original model once and gathers, for every group, how it
 it. The second walks original and shrunk model side by side, from input to output, and solves
 each layer from the shrunk model's inputs to the original's outputs before the walk goes on, so
 that errors of earlier layers are corrected and not accumulated.
+
+A layer whose output goes straight into a sum is solved for what the sum still lacks: the
+original's sum less what the shrunk model's other operand already has. So the last layer of a
+residual block corrects the stream, not only its own branch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.backend import Array, namespace_of, to_numpy
+from pcns_onnx.backend import to_numpy
 from pcns_onnx.capture import Positions, Samples, Tape, run_batches
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group, Layer
-from pcns_onnx.linalg import eigh_descending
-from pcns_onnx.methods import Reading, mixing
-from pcns_onnx.moments import Moments
+from pcns_onnx.methods import Reading
 from pcns_onnx.ops import Labels
 from pcns_onnx.progress import Progress
-from pcns_onnx.rewrite import Patch, apply, set_layer
+from pcns_onnx.reading import COLUMNS, Columns, ProductView, Seen, View, mixed_prior, stored_weight
+from pcns_onnx.rewrite import Patch, edit, kept_classes, set_layer
 from pcns_onnx.runtime import Engine
 from pcns_onnx.solve import Fit, fit, gather
 
@@ -31,10 +35,12 @@ MEMORY = 1 << 26
 """Bytes of activations that each of the two tapes keeps in memory; beyond it they go to disk."""
 STATISTICS = 3 << 29
 """Bytes of second moments gathered at once; more layers than fit take another pass."""
-COLUMNS = 1536
-"""Widest second moments used to choose channels; beyond it the taps are compressed."""
 ROWS_PER_COLUMN = (40, 20)
 """Rows sampled per column of a layer: up to, and beyond, a thousand columns."""
+
+
+Places = tuple[str, int]
+"""A layer's name and the number of one of its blocks."""
 
 
 @dataclass(frozen=True)
@@ -46,127 +52,81 @@ class Setup:
     seed: int
     progress: Progress
 
+    def scattered(self, columns: int) -> Positions:
+        """Sampled positions of a tensor that no layer reads."""
+        return Positions(columns * ROWS_PER_COLUMN[0], self.samples.count, (self.seed, 5))
+
     def positions(self, census: Census, layer: Layer, stage: int) -> Positions:
         """Sampled output positions of a layer, drawn anew for each stage."""
-        columns = len(layer.linear.reads) * layer.linear.op.taps
+        columns = len(layer.linear.reads) // layer.linear.op.blocks * layer.linear.op.taps
         columns = min(columns, COLUMNS) if stage == 0 else columns
         rows = columns * ROWS_PER_COLUMN[columns > 1024]
         seed = (self.seed, stage, census.layers.index(layer))
         return Positions(rows, self.samples.count, seed)
 
 
-def read_groups(
-    setup: Setup, graph: Graph, census: Census, groups: Sequence[Group]
-) -> Iterator[tuple[Group, list[Reading]]]:
-    """Pass one: for each group, how its readers read it in `graph`; as many at once as memory allows."""
+@dataclass(frozen=True)
+class GroupReadings:
+    """How a group is read: by each block of each reader (layer name, block), by each head of each product."""
+
+    group: Group
+    layers: Mapping[Places, Reading]
+    products: Mapping[str, list[Reading]]
+
+    @property
+    def all(self) -> list[Reading]:
+        """Every reading, in a fixed order."""
+        return [*self.layers.values(), *(reading for heads in self.products.values() for reading in heads)]
+
+    def seen(self) -> dict[Places, Seen]:
+        """What the re-fit of the readers needs of it."""
+        labels = self.group.labels
+        return {
+            place: Seen(labels[reading.among(len(labels))], reading.channel_covariance())
+            for place, reading in self.layers.items()
+        }
+
+
+def read_groups(setup: Setup, graph: Graph, census: Census, groups: Sequence[Group]) -> Iterator[GroupReadings]:
+    """Pass one: how each group is read in `graph`; as many at once as memory allows."""
     for chunk in _chunks(census, groups):
-        pairs = [(group, census.layer(name)) for group in chunk for name in group.readers]
-        names = list(dict.fromkeys(layer.source for _, layer in pairs))
-        places = [setup.positions(census, layer, 0) for _, layer in pairs]
-        views: list[_View] = []
-        batches = run_batches(setup.engine, graph, setup.samples, names)
+        layers = [layer for layer in census.layers if any(layer.name in group.readers for group in chunk)]
+        places = [setup.positions(census, layer, 0) for layer in layers]
+        read_by = {
+            (layer.name, block): [group for group in chunk if np.isin(part.reads, group.labels).any()]
+            for layer in layers
+            for block, part in enumerate(layer.parts)
+        }
+        products = {(g.name, p.key): (p, ProductView(p, setup.engine.xp)) for g in chunk for p in g.products}
+        views: dict[tuple[str, Places], View] = {}
+        wanted = [layer.source for layer in layers] + [name for p, _ in products.values() for name in p.names]
+        batches = run_batches(setup.engine, graph, setup.samples, list(dict.fromkeys(wanted)))
         for index, tensors in enumerate(setup.progress.track(batches, "capture", setup.samples.batches)):
-            for which, (group, layer) in enumerate(pairs):
-                x, op = tensors[layer.source], layer.linear.op
-                rows = op.inputs(x, places[which].draw(index, op.positions(x.shape)))
-                if which == len(views):
-                    views.append(_View(graph, group, layer, rows))
-                views[which].update(rows)
+            for layer, drawn in zip(layers, places, strict=True):
+                x = tensors[layer.source]
+                at = drawn.draw(index, layer.linear.op.positions(x.shape))
+                for block, part in enumerate(layer.parts):
+                    rows = part.op.inputs(x, at)
+                    for group in read_by[layer.name, block]:
+                        key = (group.name, (layer.name, block))
+                        if key not in views:
+                            views[key] = View(graph, group, layer, part, rows)
+                        views[key].update(rows)
+            for product, view in products.values():
+                q, k = (tensors[name] for name in product.names)
+                view.update(q, k, partial(setup.scattered(len(product.labels)).draw, index))
         for group in chunk:
-            yield group, [views.pop(0).reading() for _ in group.readers]
+            mine = [key for key in views if key[0] == group.name]
+            heads = {p.key: products[group.name, p.key][1].readings() for p in group.products}
+            yield GroupReadings(group, {key[1]: views.pop(key).reading() for key in mine}, heads)
 
 
-class _View:
-    """Second moments of a reader's input over at most `COLUMNS` columns.
-
-    Where all taps of all channels would be more, the taps are rotated onto their leading
-    principal directions, shared by all channels: this only steers which channels stay, the
-    re-fit sees every tap. Rows are gathered tap-major, as Conv has them.
-    """
-
-    def __init__(self, graph: Graph, group: Group, layer: Layer, rows: Array) -> None:
-        xp = namespace_of(rows)
-        columns, self._taps = channel_major(layer, group.labels)
-        columns = columns.reshape(group.width, self._taps).T.reshape(-1)
-        self._whole = np.array_equal(columns, np.arange(int(rows.shape[1])))
-        self._index = xp.asarray(columns)
-        self._channels = group.width
-        self._matrix = xp.asarray(layer.linear.op.matrix(stored_weight(graph, layer))[:, columns])
-        self._basis: Array | None = None
-        keep = max(1, COLUMNS // group.width)
-        if keep < self._taps:
-            self._basis = self._principal_taps(self._pick(rows), keep)
-            self._matrix = self._turn(self._matrix, xp.astype(self._basis, xp.float64))
-            self._taps = keep
-        self._moments = Moments(group.width * self._taps, 0, xp)
-
-    def update(self, rows: Array) -> None:
-        rows = self._pick(rows)
-        self._moments.update(rows if self._basis is None else self._turn(rows, self._basis))
-
-    def reading(self) -> Reading:
-        xp = namespace_of(self._matrix)
-        n, t = self._channels, self._taps
-        covariance = xp.reshape(self._moments.covariance, (t, n, t, n))
-        covariance = xp.reshape(xp.permute_dims(covariance, (1, 0, 3, 2)), (n * t, n * t))
-        matrix = xp.reshape(xp.permute_dims(xp.reshape(self._matrix, (-1, t, n)), (0, 2, 1)), (-1, n * t))
-        return Reading(covariance, matrix, t, self._moments.rows)
-
-    def _pick(self, rows: Array) -> Array:
-        return rows if self._whole else namespace_of(rows).take(rows, self._index, axis=1)
-
-    def _turn(self, rows: Array, basis: Array) -> Array:
-        xp = namespace_of(rows)
-        turned = basis.T @ xp.reshape(rows, (-1, int(basis.shape[0]), self._channels))
-        return xp.reshape(turned, (int(rows.shape[0]), -1))
-
-    def _principal_taps(self, rows: Array, keep: int) -> Array:
-        """(taps, keep) float32: principal directions of the taps, channels weighted by their readers."""
-        xp = namespace_of(rows)
-        shape = (-1, self._taps, self._channels)
-        energy = xp.sum(xp.reshape(self._matrix * self._matrix, shape), axis=(0, 1))
-        weighted = xp.reshape(rows, shape) * xp.astype(xp.sqrt(energy), rows.dtype)
-        moment = xp.sum(weighted @ xp.permute_dims(weighted, (0, 2, 1)), axis=0)
-        _, vectors = eigh_descending(xp.astype(moment, xp.float64))
-        return xp.astype(vectors[:, :keep], xp.float32)
-
-
-def stored_weight(graph: Graph, layer: Layer) -> NDArray[np.float64]:
-    """The weight of a layer as it stands in `graph`, in its own layout."""
-    weight = graph.constant(graph.node(layer.key).inputs[layer.linear.weight])
-    assert weight is not None, "layers have stored weights"
-    return weight.astype(np.float64)
-
-
-def channel_major(layer: Layer, labels: Labels) -> tuple[NDArray[np.int64], int]:
-    """Columns of V sorted by the channel they read, and how many each channel has."""
-    owners = layer.linear.op.owners(layer.linear.reads)
-    columns = np.argsort(owners, kind="stable")
-    columns = columns[np.isin(owners[columns], labels)]
-    return columns, len(columns) // len(labels)
-
-
-def mixed_prior(graph: Graph, group: Group, layer: Layer, covariance: Array, keep: NDArray[np.int64]) -> Array:
-    """V (K, n') over the kept columns, removed channels replaced by their mixture of the kept ones.
-
-    `covariance` (N, N) is that of the channels; `keep` (M,) indexes them. Columns are in the
-    order of the narrowed layer.
-    """
-    return mixed_matrix(graph, group, layer, mixing(covariance, keep), keep)
-
-
-def mixed_matrix(graph: Graph, group: Group, layer: Layer, mix: Array, places: NDArray[np.int64]) -> Array:
-    """V (K, n') of a reader whose N channels become t = mix t', mix (N, M), the same for all taps.
-
-    The new channels take the places (M,) of old ones, which sets the order of the columns.
-    """
-    xp = namespace_of(mix)
-    columns, taps = channel_major(layer, group.labels)
-    matrix = layer.linear.op.matrix(stored_weight(graph, layer))
-    split = xp.reshape(xp.asarray(matrix[:, columns]), (-1, group.width, taps))
-    mixed = xp.permute_dims(xp.permute_dims(split, (0, 2, 1)) @ mix, (0, 2, 1))
-    order = np.argsort(columns.reshape(group.width, taps)[places].reshape(-1))
-    return xp.take(xp.reshape(mixed, (int(matrix.shape[0]), -1)), xp.asarray(order), axis=1)
+def is_same(setup: Setup, a: Graph, b: Graph, names: Sequence[str]) -> bool:
+    """Whether two graphs agree, up to the rounding of float32, on these tensors for the first batch."""
+    both = (next(run_batches(setup.engine, graph, setup.samples, list(dict.fromkeys(names)))) for graph in (a, b))
+    xp, (left, right) = setup.engine.xp, both
+    miss = [float(xp.max(xp.abs(left[n] - right[n]))) - 1e-3 * float(xp.max(xp.abs(left[n]))) for n in names]
+    return all(found <= 0 for found in miss)
 
 
 def refit(
@@ -175,15 +135,18 @@ def refit(
     shrunk: Graph,
     census: Census,
     keep: Mapping[str, Labels],
-    priors: Mapping[str, Array],
-) -> tuple[Graph, Patch, dict[str, Fit]]:
+    seen: Mapping[Places, Mapping[str, Seen]],
+) -> tuple[Patch, dict[str, Fit]]:
     """Pass two: solve every layer behind the first narrowed group, in order.
 
-    `priors[layer]` (K, n) are the weights that the ridge pulls towards, for readers of narrowed
-    groups; other layers are pulled towards their own. Returns the shrunk graph with its new
-    weights, the edits that made them, and the fits by layer name.
+    `keep` are the classes that stay, by narrowed group; `seen`, by reader, how these groups vary
+    there. The ridge pulls towards the original's weights, what went replaced by its mixture of
+    what stayed. `shrunk` gets the new weights in place. Returns the edits that made them, and the
+    fits by layer name.
     """
     layers = _behind(original, census, keep)
+    goals = [_goal(original, census, layer) for layer in layers]
+    kept = kept_classes(census, keep)
     left = Tape(setup.engine, setup.samples, MEMORY)
     right = Tape(setup.engine, setup.samples, MEMORY)
     edits: Patch = ()
@@ -191,30 +154,49 @@ def refit(
     ridge: float | None = None
     try:
         for done, layer in enumerate(setup.progress.track(layers, "re-fit", len(layers))):
-            targets = left.advance(original, layer.key, layer.output, [n.output for n in layers[done + 1 :]])
-            inputs = right.advance(shrunk, layer.key, layer.source, [n.source for n in layers[done:]])
-            rows = np.flatnonzero(np.isin(layer.linear.writes, keep.get(layer.name, layer.linear.writes)))
-            prior = _prior(setup, original, layer, priors.get(layer.name), rows)
-            pairs = ((x[layer.source], y[layer.output]) for x, y in zip(inputs, targets, strict=True))
-            evidence = gather(
-                layer.linear.op, int(prior.shape[1]), layer.width, pairs, setup.positions(census, layer, 1)
-            )
-            fits[layer.name] = solved = fit(evidence.only(rows), prior, ridge)
-            ridge = solved.ridge
-            patch = set_layer(shrunk, layer, to_numpy(solved.matrix), _quiet(solved))
-            shrunk = apply(shrunk, patch)
+            wanted, other = goals[done]
+            rows = [np.flatnonzero(kept[part.writes]) for part in layer.parts]
+            priors = []
+            for block, part in enumerate(layer.parts):
+                matrix = setup.engine.xp.asarray(part.op.matrix(stored_weight(original, layer)))
+                prior = mixed_prior(matrix, part, seen.get((layer.name, block), {}), keep)
+                priors.append(prior[rows[block], :])
+            targets = left.advance(original, layer.key, [wanted], [goal for goal, _ in goals[done + 1 :]])
+            needed = [name for n, (_, o) in zip(layers[done:], goals[done:], strict=True) for name in (n.source, o)]
+            inputs = right.advance(shrunk, layer.key, [layer.source, other], [name for name in needed if name])
+            pairs = ((x[layer.source], y[wanted], x.get(other)) for x, y in zip(inputs, targets, strict=True))
+            evidence = gather(layer.parts, rows, pairs, setup.positions(census, layer, 1))
+            solved = [fit(e, prior, ridge) for e, prior in zip(evidence, priors, strict=True)]
+            fits[layer.name] = whole = Fit.joined(solved)
+            ridge = whole.ridge
+            patch = set_layer(shrunk, layer, to_numpy(whole.matrix), _quiet(whole))
+            edit(shrunk, patch)
             edits += patch
     finally:
         left.close()
         right.close()
-    return shrunk, edits, fits
+    return edits, fits
 
 
-def _prior(setup: Setup, original: Graph, layer: Layer, prior: Array | None, rows: NDArray[np.int64]) -> Array:
-    xp = setup.engine.xp
-    if prior is None:
-        prior = xp.asarray(layer.linear.op.matrix(stored_weight(original, layer)))
-    return xp.take(prior, xp.asarray(rows), axis=0)
+def _goal(graph: Graph, census: Census, layer: Layer) -> tuple[str, str]:
+    """What a layer is solved for: (a tensor, '') or (a sum, its other operand, made before the layer).
+
+    Both operands must have the sum's shape: where one is spread over the other's positions, the
+    layer's rows are not the sum's.
+    """
+    alone = layer.output, ""
+    readers = graph.consumers.get(layer.output, ())
+    exposed = any(output.name == layer.output for output in graph.outputs)
+    if len(readers) != 1 or readers[0].op not in ("Add", "Sum") or len(readers[0].inputs) != 2 or exposed:
+        return alone
+    sum_, other = readers[0].key, next((name for name in readers[0].inputs if name != layer.output), "")
+    shapes = {census.shapes.get(name, (None,)) for name in (layer.output, other, sum_)}
+    if not other or graph.is_constant(other) or len(shapes) > 1 or None in shapes.pop():
+        return alone
+    order = {node.key: at for at, node in enumerate(graph.nodes)}
+    maker = graph.producers.get(other)
+    is_known = maker is None or order[maker.key] < order[layer.key]
+    return (sum_, other) if is_known else alone
 
 
 def _quiet(solved: Fit) -> NDArray[np.float64]:
@@ -246,8 +228,10 @@ def _chunks(census: Census, groups: Sequence[Group]) -> Iterator[list[Group]]:
     chunk: list[Group] = []
     used = 0
     for group in groups:
-        taps = [census.layer(name).linear.op.taps for name in group.readers]
-        size = sum(8 * max(group.width, min(group.width * t, COLUMNS)) ** 2 for t in taps)
+        size = 0
+        for part in (part for name in group.readers for part in census.layer(name).parts):
+            channels, taps = Columns.of(part, group.labels).index.shape
+            size += 8 * max(channels, min(channels * taps, COLUMNS)) ** 2
         if chunk and used + size > STATISTICS:
             yield chunk
             chunk, used = [], 0

@@ -15,20 +15,22 @@ import msgspec
 from threadpoolctl import threadpool_limits
 
 from pcns_onnx import basis
-from pcns_onnx.capture import Samples, run_batches
+from pcns_onnx.capture import Samples, measure
 from pcns_onnx.checking import finish, gates_of, library_versions, provenance, size_of, stages_of, time_both, verify
 from pcns_onnx.data import Dataset, DataSource, open_data, split
 from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.fold import drop_zero_biases, explicit_biases, fold_batch_norms, fold_constants
 from pcns_onnx.graph import Graph, ModelSource, write_atomic
 from pcns_onnx.groups import Census, Group, survey
+from pcns_onnx.inspecting import group_rows, layer_rows, shrinkable_share
 from pcns_onnx.methods import method_named
-from pcns_onnx.options import ORDERS, Choices, Options, check_targets
+from pcns_onnx.ops import Heads
+from pcns_onnx.options import HEADS, ORDERS, Choices, Options, check_targets
 from pcns_onnx.passes import Setup
 from pcns_onnx.plan import SCHEMA as PLAN_SCHEMA
 from pcns_onnx.plan import Costs, Plan, fingerprint, load_plan
 from pcns_onnx.progress import Progress
-from pcns_onnx.report import Inspection, LayerInfo, Left, Report
+from pcns_onnx.report import Inspection, Left, Report
 from pcns_onnx.rewrite import apply
 from pcns_onnx.runtime import Engine, choose_engine
 from pcns_onnx.shrinking import Work, decide, eigenvalue_summary, solve
@@ -125,7 +127,7 @@ def shrink(
     report = Report(
         options=options.described() | {"method": method.name},
         before=size_of(form.original, work.census),
-        after=size_of(small, _census(explicit_biases(small)[0].as_float32(), engine, train)),
+        after=size_of(small, _census(explicit_biases(small)[0].as_float32(), engine, train, options)),
         agreement=agreement,
         latency=time_both(engine, form.original, small, checked, progress),
         gates=gates_of(options, agreement),
@@ -154,7 +156,8 @@ def inspect(
     """Every linear layer of `model`: its cost, whether it can shrink and, with data, what it uses."""
     options, progress = Options(**choices), progress or Progress()
     form = _Canonical.of(Graph.load(model))
-    census, dimensions, per_neuron, warnings = survey(form.twin), {}, {}, list[str]()
+    census = survey(form.twin, options.shapes(), heads=_heads(options))
+    dimensions, per_neuron, warnings = dict[str, dict[str, int]](), dict[str, float](), list[str]()
     if data is not None:
         engine = choose_engine(options.device, options.threads)
         everything, _ = split(_open(form, data, options), holdout=0.0, seed=options.seed, samples=options.samples)
@@ -164,18 +167,9 @@ def inspect(
             dimensions = {group.name: found for group, found in eigenvalue_summary(work)}
         per_neuron = {layer.name: _samples_per_neuron(work, layer.name) for layer in census.layers}
         warnings = _few_samples(replace(work, groups=census.groups))
-    layers = [
-        LayerInfo(
-            layer.name, layer.kind, layer.width, layer.macs, layer.parameters, group.frozen,
-            dimensions.get(layer.name), per_neuron.get(layer.name),
-        )
-        for layer, group in zip(census.layers, census.groups, strict=True)
-    ]  # fmt: skip
-    layers += [LayerInfo(u.name, u.kind, u.width, u.macs, u.parameters, u.reason) for u in census.unsolved]
-    free = {g.name for g in census.shrinkable} | {n for g in census.shrinkable for n in g.readers}
-    macs = sum(layer.macs for layer in layers)
-    share = sum(layer.macs for layer in layers if layer.name in free) / max(macs, 1)
-    return Inspection(layers, macs, form.original.parameters, share, warnings)
+    layers = layer_rows(census, dimensions, per_neuron)
+    macs, share = sum(layer.macs for layer in layers), shrinkable_share(census)
+    return Inspection(layers, macs, form.original.parameters, share, warnings, group_rows(census))
 
 
 def compare(
@@ -203,7 +197,7 @@ def compare(
         raise InputError("--max-drop needs labels in the data, or --metric")
     samples = _samples(dataset, options, first, second)
     agreement, warnings = verify(engine, first, second, samples, metric, progress)
-    sizes = [size_of(form.original, _census(form.twin, engine, dataset)) for form in forms]
+    sizes = [size_of(form.original, _census(form.twin, engine, dataset, options)) for form in forms]
     report = Report(
         options=options.described(),
         before=sizes[0],
@@ -263,21 +257,25 @@ def _samples(dataset: Dataset, options: Options, *graphs: Graph) -> Samples:
     return samples
 
 
-def _census(graph: Graph, engine: Engine, dataset: Dataset) -> Census:
+def _heads(options: Options) -> Heads:
+    return next(choice for choice in HEADS if choice == options.heads)
+
+
+def _census(graph: Graph, engine: Engine, dataset: Dataset, options: Options) -> Census:
     """The survey; shapes that cannot be inferred (behind a custom operator) are measured on some samples."""
-    shapes = {name: array.shape for name, array in next(dataset.batches(1)).feeds.items()}
-    census = survey(graph, shapes)
-    ends = dict.fromkeys(name for layer in census.layers for name in (layer.source, layer.key))
-    unknown = [name for name in ends if None in census.shapes.get(name, (None,))]
+    shapes = {name: array.shape for name, array in next(dataset.batches(1)).feeds.items()} | options.shapes()
+    census = survey(graph, shapes, heads=_heads(options))
+    made = (name for node in graph.nodes for name in node.outputs if name and not graph.is_constant(name))
+    unknown = [name for name in made if None in census.shapes.get(name, (None,))]
     if not unknown:
         return census
     fixed = _fixed_batch(graph)
-    some = next(run_batches(engine, graph, Samples(dataset, fixed or 1, fixed is not None), unknown), {})
-    return survey(graph, shapes | {name: tuple(tensor.shape) for name, tensor in some.items()})
+    measured = measure(engine, graph, Samples(dataset, fixed or 1, fixed is not None), unknown)
+    return survey(graph, shapes | measured, heads=_heads(options))
 
 
 def _work(form: _Canonical, engine: Engine, train: Dataset, options: Options, progress: Progress) -> Work:
-    census = _census(form.twin, engine, train)
+    census = _census(form.twin, engine, train, options)
     setup = Setup(engine, _samples(train, options, form.twin), options.seed, progress)
     return Work(form.twin, census, setup, (), Costs(census, form.twin.parameters, form.original.parameters))
 
@@ -288,9 +286,11 @@ def _select(graph: Graph, census: Census, options: Options, family: str) -> tupl
         if not any(fnmatchcase(group.name, pattern) for group in census.groups):
             raise InputError(f"'{pattern}' matches no layer: `pcns-onnx inspect` lists their names")
     chosen: list[Group] = []
-    left = [Left(node.name, node.reason) for node in census.unsolved]
+    left = [Left(node.name, node.reason) for node in census.unsolved if node.scales is None]
     for group in census.groups:
         reason = group.frozen
+        if reason is None and group.coupled and not options.coupled:
+            reason = "several blocks share its channels, and --no-coupled leaves those alone"
         if reason is None and not _wanted(group.name, options):
             reason = "it was left out by --include or --exclude"
         if reason is None and family == "basis":
@@ -298,7 +298,7 @@ def _select(graph: Graph, census: Census, options: Options, family: str) -> tupl
         if reason is None:
             chosen.append(group)
         else:
-            left.append(Left(group.name, reason))
+            left += [Left(name, reason) for name in group.writers]
     return chosen, left
 
 

@@ -1,7 +1,7 @@
 """From error curves and a budget to one width per group; the plan is data.
 
 Costs are sums over layers of products of neighbouring widths, so they are linear in any one
-width while the others stand still. The allocation descends: of all groups and all smaller
+width while the others stand still, and quadratic where a layer reads what it writes. The allocation descends: of all groups and all smaller
 widths on the grid, take the step that adds the least error per unit of cost saved, until every
 budget holds; then widen again wherever the slack allows it, best error per cost first. The same
 share of every width, widened likewise, is the other candidate: the descent is greedy, and this
@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import gcd
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
+from pcns_onnx.ops import Labels
 
 SCHEMA = 1
 Resource = Literal["macs", "params"]
@@ -93,42 +96,72 @@ class Costs:
     """Cost of the model as a function of the widths of its groups.
 
     A weight costs the product of the two fractions that it lies between, a bias the fraction of
-    its layer. A layer without a bias is counted with one: the re-fit may give it one.
+    its layer. A layer that reads (or writes) several groups has the mean of their fractions,
+    weighted by their channels. A layer without a bias is counted with one: the re-fit may give it
+    one.
     """
 
     def __init__(self, census: Census, params: int, original_params: int) -> None:
         """`params` is what the surveyed graph holds, `original_params` what budgets are fractions of."""
         self._index = {group.name: at for at, group in enumerate(census.groups)}
-        whole = len(self._index)  # where fractions of what cannot be narrowed are looked up: always 1
-        ends, weights, biases = [], [], []
+        reads, writes, weights, biases = list[Labels](), list[Labels](), [], []
         stored = 0
         for layer in census.layers:
-            reads = census.reads(layer)
-            ends.append((self._index[reads.name] if reads else whole, self._index[layer.name]))
+            reads.append(layer.linear.reads)
+            writes.append(layer.linear.writes)
             weights.append((layer.macs, layer.parameters - (0 if layer.bias.absent else layer.width)))
             biases.append((0, layer.width))
             stored += layer.parameters
-        self._reads, self._writes = np.array(ends, dtype=np.int64).reshape(-1, 2).T
-        self._weights = np.array(weights, dtype=np.float64).reshape(-1, 2)
-        self._biases = np.array(biases, dtype=np.float64).reshape(-1, 2)
-        fixed_macs = float(sum(node.macs for node in census.unsolved))
-        self._fixed = np.array([fixed_macs, max(params - stored, 0)])
+        fixed = np.zeros(2)
+        for node in census.unsolved:
+            if node.scales is None:
+                fixed[0] += node.macs
+                continue
+            reads.append(np.full(1, -1))
+            writes.append(node.scales)
+            weights.append((node.macs, node.parameters))
+            biases.append((0, 0))
+            stored += node.parameters
+        fixed[1] = max(params - stored, 0)
+        self._ends = reads, writes
+        wide = len(self._index) + 1
+        self._reads, self._writes = (
+            np.array([self._shares(census, labels) for labels in ends]).reshape(-1, wide) for ends in self._ends
+        )
+        self._weights, self._biases = (np.array(c, dtype=np.float64).reshape(-1, 2) for c in (weights, biases))
+        self._fixed = fixed
         self.total = np.array([self({})[0], original_params])
 
     def __call__(self, fractions: Mapping[str, float]) -> NDArray[np.float64]:
         """(MACs, parameters) when each group keeps this fraction of its width, all of it where none is given."""
         f = self._vector(fractions)
-        products = (f[self._reads] * f[self._writes])[:, None]
-        parts = self._weights * products + self._biases * f[self._writes][:, None]
+        read, written = (self._reads @ f)[:, None], (self._writes @ f)[:, None]
+        parts = self._weights * read * written + self._biases * written
+        return self._fixed + np.asarray(parts.sum(axis=0), dtype=np.float64)
+
+    def of_classes(self, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(MACs, parameters) when these classes stay (the last element answers for -1)."""
+        read, written = (np.array([kept[labels].mean() for labels in ends])[:, None] for ends in self._ends)
+        parts = self._weights * read * written + self._biases * written
         return self._fixed + np.asarray(parts.sum(axis=0), dtype=np.float64)
 
     def slopes(self, fractions: Mapping[str, float]) -> dict[str, NDArray[np.float64]]:
         """Cost per unit of each group's fraction, the other groups standing still."""
         f = self._vector(fractions)
-        rates = np.zeros((len(f), 2))
-        np.add.at(rates, self._reads, self._weights * f[self._writes][:, None])
-        np.add.at(rates, self._writes, self._weights * f[self._reads][:, None] + self._biases)
+        read, written = (self._reads @ f)[:, None], (self._writes @ f)[:, None]
+        rates = self._reads.T @ (self._weights * written) + self._writes.T @ (self._weights * read + self._biases)
         return {name: rates[at] for name, at in self._index.items()}
+
+    @cached_property
+    def bends(self) -> dict[str, NDArray[np.float64]]:
+        """What a group's cost has on top of its slope, per square of the change: layers that read what they write."""
+        rates = (self._reads * self._writes).T @ self._weights
+        return {name: rates[at] for name, at in self._index.items()}
+
+    def _shares(self, census: Census, labels: Labels) -> NDArray[np.float64]:
+        """The share of each group among `labels`; the last is that of what belongs to none."""
+        counts = np.bincount(census.owner[labels], minlength=len(self._index) + 1)
+        return np.asarray(counts / max(len(labels), 1), dtype=np.float64)
 
     def _vector(self, fractions: Mapping[str, float]) -> NDArray[np.float64]:
         f = np.ones(len(self._index) + 1)
@@ -138,13 +171,14 @@ class Costs:
 
 
 def grid(group: Group, kind: str, multiple: str) -> NDArray[np.int64]:
-    """Widths that a group may take, ascending, its own included.
+    """Widths (numbers of classes) that a group may take, ascending, its own included.
 
     'auto' is what onnxruntime's CPU kernels like: Conv channels in eights (fours in narrow
     layers), any width for Gemm and MatMul.
     """
-    liked = (8 if group.width >= 32 else 4) if kind.startswith("Conv") else 1
-    step = liked if multiple == "auto" else int(multiple)
+    liked = (8 if group.width * group.unit >= 32 else 4) if kind.startswith("Conv") else 1
+    channels = liked if multiple == "auto" else int(multiple)
+    step = channels // gcd(channels, group.unit)
     return np.unique(np.append(np.arange(step, group.width, step), group.width))
 
 
@@ -249,7 +283,8 @@ class _Allocation:
                 continue
             following = int(self._grids[name][at])
             gain = float(self._curves[name][width] - self._curves[name][following])
-            fits = bool((slopes[name] * ((following - width) / self._full[name]) <= room).all())
+            more = (following - width) / self._full[name]
+            fits = bool((more * (slopes[name] + more * self._costs.bends[name]) <= room).all())
             rate = gain / max(prices[name] * (following - width), 1e-300)
             if fits and gain > 0 and (best is None or rate > best[0]):
                 best = (rate, name, following)

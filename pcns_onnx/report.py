@@ -21,9 +21,9 @@ SCHEMA = 1
 
 
 class LayerInfo(msgspec.Struct, frozen=True):
-    """One linear layer. `reason`: why its width must stay; `width` is 0 for what is not solved for (grouped Conv, ...).
+    """One layer with multiply-adds. `reason`: why its width must stay; `width` is 0 where it is not known.
 
-    The last fields need data.
+    `group` names the group that it shares with other layers. `dimensions` and `samples_per_neuron` need data.
     """
 
     name: str
@@ -34,6 +34,19 @@ class LayerInfo(msgspec.Struct, frozen=True):
     reason: str | None = None
     dimensions: dict[str, int] | None = None
     samples_per_neuron: float | None = None
+    group: str | None = None
+
+
+class GroupRow(msgspec.Struct, frozen=True):
+    """Channels that go together: `width` classes of `unit` channels each; `reason` says why they must stay."""
+
+    name: str
+    writers: list[str]
+    width: int
+    unit: int
+    readers: list[str]
+    coupled: bool
+    reason: str | None = None
 
 
 class Inspection(msgspec.Struct, frozen=True):
@@ -44,6 +57,7 @@ class Inspection(msgspec.Struct, frozen=True):
     parameters: int
     shrinkable_macs: float
     warnings: list[str]
+    groups: list[GroupRow] = []
     schema: int = SCHEMA
 
 
@@ -145,12 +159,29 @@ def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
             dims = layer.dimensions or {}
             row += [str(dims.get(share, "")) for share in ("0.99", "0.999", "0.9999")]
             row.append("" if layer.samples_per_neuron is None else f"{layer.samples_per_neuron:.1f}")
-        table.add_row(*row, "yes" if layer.reason is None else f"no: {layer.reason}")
+        said = "yes" if layer.reason is None else f"no: {layer.reason}"
+        together = f", with '{layer.group}'" if layer.reason is None and layer.group not in (None, layer.name) else ""
+        table.add_row(*row, said + together)
     yield table
+    shared = [group for group in found.groups if group.reason is None and (len(group.writers) > 1 or group.unit > 1)]
+    if shared:
+        yield _shared_groups(shared)
     yield (
         f"{found.macs:,} MACs per sample, {found.parameters:,} parameters; "
         f"{100 * found.shrinkable_macs:.0f} % of the MACs are in layers that can shrink"
     )
+
+
+def _shared_groups(groups: list[GroupRow]) -> Table:
+    """Groups of more than one layer, or of more than one channel at a time."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("narrowed together", overflow="fold")
+    table.add_column("width", justify="right")
+    table.add_column("layers", overflow="fold")
+    for group in groups:
+        width = f"{group.width} x {group.unit}" if group.unit > 1 else str(group.width)
+        table.add_row(group.name, width, ", ".join(group.writers))
+    return table
 
 
 def report_tables(report: Report) -> Iterator[RenderableType]:

@@ -7,7 +7,7 @@ graph that is captured from and to the stored one, whose types are kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.graph import Array, Graph
 from pcns_onnx.groups import Census, Layer
-from pcns_onnx.ops import Labels
+from pcns_onnx.ops import Labels, Size
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class SetInput:
 
 @dataclass(frozen=True)
 class SetAttributes:
-    """Attributes of node `key`."""
+    """Attributes of node `key`; None takes one away."""
 
     key: str
-    attributes: tuple[tuple[str, float], ...]
+    attributes: tuple[tuple[str, float | list[int] | None], ...]
 
     def apply(self, graph: Graph) -> None:
         """Make the edit."""
@@ -56,14 +56,19 @@ Patch = tuple[Edit, ...]
 def apply(graph: Graph, patch: Patch) -> Graph:
     """A copy of `graph` with all edits made, in order."""
     result = graph.copy()
-    for edit in patch:
-        edit.apply(result)
+    edit(result, patch)
     return result
 
 
+def edit(graph: Graph, patch: Patch) -> None:
+    """Make all edits in order, in place."""
+    for change in patch:
+        change.apply(graph)
+
+
 def narrow(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> Patch:
-    """Slice everything that carries a channel not in `keep` (group name -> labels that stay)."""
-    kept = _mask(census, keep)
+    """Slice everything that carries a channel not in `keep` (group name -> classes that stay)."""
+    kept = kept_classes(census, keep)
     biases = {layer.bias.key for layer in census.layers}
     edits: list[Edit] = []
     for layer in census.layers:
@@ -71,23 +76,51 @@ def narrow(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> Patch:
     for key, ride in census.rides:
         if key in biases:
             continue
-        value = graph.constant(graph.node(key).inputs[ride.position])
-        assert value is not None, "rules let only constants ride"
+        value = stored(graph, key, ride.position)
         sliced = _slice(value, ride.labels, kept)
         if sliced.shape != value.shape:
             edits.append(SetInput(key, ride.position, sliced))
-    sizes: dict[tuple[str, int], NDArray[np.int64]] = {}
+    for pick in census.picks:
+        if not kept[pick.labels].all():
+            places = stored(graph, pick.key, pick.position)
+            stays = places[kept[pick.labels[places]]] if places.ndim else places
+            edits.append(SetInput(pick.key, pick.position, (np.cumsum(kept[pick.labels]) - 1)[stays]))
+    return (*edits, *_resize(graph, census, kept))
+
+
+def _resize(graph: Graph, census: Census, kept: NDArray[np.bool_]) -> Iterator[Edit]:
+    """Numbers that count channels, brought up to date."""
+    held: dict[tuple[str, int | str], list[Size]] = {}
     for size in census.sizes:
-        value = graph.constant(graph.node(size.key).inputs[size.position])
-        assert value is not None, "rules state sizes of constants only"
-        if not kept[size.labels].all():
-            target = sizes.setdefault((size.key, size.position), value.reshape(-1).astype(np.int64))
-            target[size.element] = int(kept[size.labels].sum())
-    for (key, position), target in sizes.items():
-        value = graph.constant(graph.node(key).inputs[position])
-        assert value is not None, "rules state sizes of constants only"
-        edits.append(SetInput(key, position, target.reshape(value.shape)))
-    return tuple(edits)
+        held.setdefault((size.key, size.place), []).append(size)
+    for (key, place), sizes in held.items():
+        if all(kept[size.labels if size.along is None else size.along].all() for size in sizes):
+            continue
+        old = _numbers(graph, key, place)
+        new = np.zeros(len(sizes), dtype=np.int64) if old is None else old.reshape(-1).astype(np.int64)
+        for size in sizes:
+            new[size.element] = int(kept[size.labels].sum())
+        for name in {size.replaces for size in sizes} & graph.node(key).attrs.keys():
+            yield SetAttributes(key, ((name, None),))
+        if isinstance(place, int):
+            yield SetInput(key, place, new if old is None else new.reshape(old.shape))
+        else:
+            yield SetAttributes(key, ((place, new.tolist() if old is None or old.ndim else int(new[0])),))
+
+
+def _numbers(graph: Graph, key: str, place: int | str) -> Array | None:
+    """What a node holds at an input or an attribute, None where that is absent."""
+    node = graph.node(key)
+    if isinstance(place, str):
+        return np.asarray(node.attrs[place]) if place in node.attrs else None
+    return stored(graph, key, place) if place < len(node.inputs) and node.inputs[place] else None
+
+
+def stored(graph: Graph, key: str, position: int) -> Array:
+    """Constant input `position` of node `key`."""
+    value = graph.constant(graph.node(key).inputs[position])
+    assert value is not None, "rules state facts about constants only"
+    return value
 
 
 def set_layer(graph: Graph, layer: Layer, matrix: NDArray[np.float64], bias: NDArray[np.float64]) -> Patch:
@@ -95,22 +128,19 @@ def set_layer(graph: Graph, layer: Layer, matrix: NDArray[np.float64], bias: NDA
 
     A layer that has no bias gets one only if `bias` is not zero.
     """
-    old = graph.constant(graph.node(layer.key).inputs[layer.linear.weight])
-    assert old is not None, "layers have stored weights"
+    old = stored(graph, layer.key, layer.linear.weight)
     edits: list[Edit] = [SetInput(layer.key, layer.linear.weight, layer.linear.op.weight(matrix, old))]
     if layer.linear.resets:
         edits.append(SetAttributes(layer.key, layer.linear.resets))
     if layer.bias.absent:
         return (*edits, SetInput(layer.key, layer.bias.position, bias)) if bias.any() else tuple(edits)
-    stored = graph.constant(graph.node(layer.bias.key).inputs[layer.bias.position])
-    lead = (1,) * (stored.ndim - 1) if stored is not None else ()
+    lead = (1,) * (stored(graph, layer.bias.key, layer.bias.position).ndim - 1)
     return (*edits, SetInput(layer.bias.key, layer.bias.position, bias.reshape(*lead, -1)))
 
 
-def _mask(census: Census, keep: Mapping[str, Labels]) -> NDArray[np.bool_]:
-    """Whether each label stays; the last element answers for -1, which always does."""
-    top = max((int(g.labels[-1]) for g in census.groups), default=-1)
-    kept = np.ones(top + 2, dtype=np.bool_)
+def kept_classes(census: Census, keep: Mapping[str, Labels]) -> NDArray[np.bool_]:
+    """Whether each class stays; the last element answers for -1, which always does."""
+    kept = np.ones(census.born + 1, dtype=np.bool_)
     for group in census.groups:
         if group.name in keep:
             kept[group.labels] = False
@@ -132,14 +162,13 @@ def _narrow_layer(graph: Graph, layer: Layer, kept: NDArray[np.bool_]) -> list[E
     rows, columns = kept[linear.writes], kept[linear.reads]
     if rows.all() and columns.all():
         return []
-    weight = graph.constant(graph.node(layer.key).inputs[linear.weight])
-    assert weight is not None, "layers have stored weights"
+    weight = stored(graph, layer.key, linear.weight)
     for axis, mask in zip(linear.weight_axes, (rows, columns), strict=True):
-        weight = weight if mask.all() else np.compress(mask, weight, axis=axis)
+        own = mask[: weight.shape[axis]]  # of blocks that are alike, the first
+        weight = weight if own.all() else np.compress(own, weight, axis=axis)
     edits: list[Edit] = [SetInput(layer.key, linear.weight, weight)]
     if not layer.bias.absent and not rows.all():
-        bias = graph.constant(graph.node(layer.bias.key).inputs[layer.bias.position])
-        assert bias is not None, "a bias is stored"
+        bias = stored(graph, layer.bias.key, layer.bias.position)
         if bias.shape and bias.shape[-1] == len(rows):
             edits.append(SetInput(layer.bias.key, layer.bias.position, np.compress(rows, bias, axis=-1)))
     return edits

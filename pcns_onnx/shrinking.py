@@ -6,14 +6,14 @@ re-fit everything behind in order; 'basis' methods (PCNS) rebuild groups on new 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx import basis
-from pcns_onnx.backend import Array, to_numpy
+from pcns_onnx.backend import to_numpy
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
@@ -21,11 +21,14 @@ from pcns_onnx.linalg import dimensions_for, eigh_descending
 from pcns_onnx.methods import Method, Ranking
 from pcns_onnx.methods.activations import Activation
 from pcns_onnx.methods.pcns import Basis, components_in, neurons_for
+from pcns_onnx.ops import Labels
 from pcns_onnx.options import Options
-from pcns_onnx.passes import Setup, mixed_prior, read_groups, refit
-from pcns_onnx.plan import Budget, Costs, GroupPlan, Plan, allocate, grid, snap
+from pcns_onnx.passes import GroupReadings, Places, Setup, is_same, read_groups, refit
+from pcns_onnx.plan import RESOURCES, Budget, Costs, GroupPlan, Plan, allocate, grid, snap
+from pcns_onnx.reading import Seen
 from pcns_onnx.report import FitInfo, GroupInfo
-from pcns_onnx.rewrite import Patch, apply, narrow
+from pcns_onnx.rewrite import Patch, apply, kept_classes, narrow
+from pcns_onnx.rotation import Origins, Turn, rotations, turned
 from pcns_onnx.solve import Fit
 
 SHARES = ("0.99", "0.999", "0.9999")
@@ -52,7 +55,8 @@ class Decision:
     widths: Mapping[str, int]
     errors: Mapping[str, float]
     keep: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
-    covariances: Mapping[str, Array] = field(default_factory=dict)
+    seen: Mapping[Places, Mapping[str, Seen]] = field(default_factory=dict)
+    turns: Mapping[str, tuple[Turn, ...]] = field(default_factory=dict)
     bases: Mapping[str, Basis] | None = None
 
     def planned(self) -> dict[str, GroupPlan]:
@@ -80,20 +84,91 @@ def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> D
         found = {g.name: b for g, b, _ in basis.bases(work.setup, work.graph, work.census, work.groups)}
         sigmas = {g.name: basis.activation_of(work.graph, work.census, g) for g in work.groups}
         curves = {name: b.curve(s) for name, b in found.items() if isinstance(s := sigmas[name], Activation)}
-        wanted = _widths(work, options, plan, curves, lambda: _basis_variance(found, sigmas, options))
+        budgets = [Budget.parse(text) for text in options.budgets]
+        wanted = _widths(work, options, plan, curves, budgets, {}, lambda: _basis_variance(found, sigmas, options))
         widths = {name: _whole_pairs(width, full[name], sigmas[name]) for name, width in wanted.items()}
         return Decision(method, full, widths, {n: curves[n][w] for n, w in widths.items()}, bases=found)
-    rankings: dict[str, Ranking] = {}
-    covariances: dict[str, Array] = {}
     assert method.rank is not None, "subset methods rank"
-    for group, readings in read_groups(work.setup, work.graph, work.census, work.groups):
+    rankings: dict[str, Ranking] = {}
+    seen: dict[Places, dict[str, Seen]] = {}
+    turns = _Turns(work)
+    for read in map(turns.turned, read_groups(work.setup, work.graph, work.census, work.groups)):
+        group = read.group
         with work.setup.progress.stage("rank"):
-            rankings[group.name] = method.rank(readings)
-        covariances.update({n: r.channel_covariance() for n, r in zip(group.readers, readings, strict=True)})
-    curves = {name: ranking.error for name, ranking in rankings.items()}
-    widths = _widths(work, options, plan, curves, lambda: _subset_variance(work, options))
-    keep = {name: _kept(rankings[name], width, plan, name) for name, width in widths.items()}
-    return Decision(method, full, widths, {n: curves[n][w] for n, w in widths.items()}, keep, covariances)
+            ranking = method.rank(read.all, group.width)
+        rankings[group.name] = ranking.led_by(_essential(work.census, group, ranking))
+        for place, view in read.seen().items():
+            seen.setdefault(place, {})[group.name] = view
+    curves = {g.name: rankings[g.name].error * (len(g.readers) + len(g.products)) for g in work.groups}
+    widths, keep = _within_budget(work, options, plan, curves, rankings)
+    errors = {name: rankings[name].error[width] for name, width in widths.items()}
+    return Decision(method, full, widths, errors, keep, seen, turns.by_group)
+
+
+def _within_budget(
+    work: Work,
+    options: Options,
+    plan: Plan | None,
+    curves: Mapping[str, NDArray[np.float64]],
+    rankings: Mapping[str, Ranking],
+) -> tuple[dict[str, int], dict[str, NDArray[np.int64]]]:
+    """Widths and channels. Where layers read some channels of a group only, its width does not settle
+    the cost: budgets are tightened until the channels themselves meet them."""
+    budgets = [Budget.parse(text) for text in options.budgets]
+    asked, least = list(budgets), {name: ranking.least for name, ranking in rankings.items()}
+    while True:
+        widths = _widths(work, options, plan, curves, budgets, least, lambda: _subset_variance(work, options))
+        keep = {name: _kept(rankings[name], width, plan, name) for name, width in widths.items()}
+        left = {g.name: g.labels[keep[g.name]] for g in work.groups}
+        if plan is not None:
+            _check_left(work.census, left)
+            return widths, keep
+        spent = work.costs.of_classes(kept_classes(work.census, left)) / work.costs.total
+        over = [float(spent[RESOURCES.index(b.resource)]) / b.fraction for b in asked]
+        if all(ratio <= 1 + 1e-9 for ratio in over):
+            return widths, keep
+        budgets = [replace(b, fraction=b.fraction / max(ratio, 1.0)) for b, ratio in zip(budgets, over, strict=True)]
+
+
+class _Turns:
+    """Changes of basis, group by group; each is tried on a batch, and taken only if the model stays what it was."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._origins = Origins(work.graph, work.census) if any(g.mixable for g in work.groups) else None
+        self.by_group: dict[str, tuple[Turn, ...]] = {}
+
+    def turned(self, read: GroupReadings) -> GroupReadings:
+        """How the group is read in its best basis, or as it was."""
+        if self._origins is None or not read.group.mixable:
+            return read
+        graph, census, setup = self._work.graph, self._work.census, self._work.setup
+        with setup.progress.stage("rank"):
+            turns, following = rotations(graph, census, read, self._origins)
+            names = [census.layer(name).output for name in read.group.readers] + [p.key for p in read.group.products]
+            if not turns or not is_same(setup, graph, turned(graph, census, turns)[0], names):
+                return read
+        self.by_group[read.group.name] = turns
+        return following
+
+
+def _essential(census: Census, group: Group, ranking: Ranking) -> list[int]:
+    """The best channel of every tensor that carries some of the group: none may be left without any."""
+    place = np.empty(group.width, dtype=np.int64)
+    place[ranking.order] = np.arange(group.width)
+    best: set[int] = set()
+    for mine in census.carriers[group.name]:
+        at = np.searchsorted(group.labels, mine)
+        best.add(int(at[np.argmin(place[at])]))
+    return sorted(best, key=lambda channel: int(place[channel]))
+
+
+def _check_left(census: Census, left: Mapping[str, Labels]) -> None:
+    """Raise `InputError` if some tensor would have no channels left."""
+    kept = kept_classes(census, left)
+    empty = next((name for name, labels in census.labels.items() if labels.size and not kept[labels].any()), None)
+    if empty is not None:
+        raise InputError(f"the plan's lists of channels to keep leave none of '{empty}'")
 
 
 def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list[GroupInfo]]:
@@ -112,15 +187,13 @@ def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list
         infos = [_info(g, decision, rebuilt[g.name].fits, rebuilt[g.name]) for g in chosen]
         return patch, infos
     keep = {g.name: g.labels[decision.keep[g.name]] for g in chosen}
-    priors = {
-        name: mixed_prior(work.graph, g, work.census.layer(name), decision.covariances[name], decision.keep[g.name])
-        for g in chosen
-        for name in g.readers
+    seen = {
+        place: {name: view for name, view in views.items() if name in keep} for place, views in decision.seen.items()
     }
-    patch = narrow(work.graph, work.census, keep)
-    sliced = apply(work.graph, patch)
-    _, edits, fits = refit(work.setup, work.graph, sliced, work.census, keep, priors)
-    return patch + edits, [_info(g, decision, {n: fits[n] for n in g.readers}, None) for g in chosen]
+    base, turns = turned(work.graph, work.census, [turn for name in keep for turn in decision.turns.get(name, ())])
+    patch = narrow(base, work.census, keep)
+    edits, fits = refit(work.setup, base, apply(base, patch), work.census, keep, seen)
+    return turns + patch + edits, [_info(g, decision, {n: fits[n] for n in g.readers}, None) for g in chosen]
 
 
 def eigenvalue_summary(work: Work) -> Iterator[tuple[Group, dict[str, int]]]:
@@ -135,14 +208,17 @@ def _widths(
     options: Options,
     plan: Plan | None,
     curves: Mapping[str, NDArray[np.float64]],
+    budgets: Sequence[Budget],
+    least: Mapping[str, int],
     by_variance: Callable[[], dict[str, int]],
 ) -> dict[str, int]:
-    kinds = {g.name: work.census.layer(g.writer).kind for g in work.groups}
+    """Widths on the groups' grids, none below its `least`."""
+    kinds = {g.name: work.census.layer(g.name).kind for g in work.groups}
     grids = {g.name: grid(g, kinds[g.name], str(options.multiple)) for g in work.groups}
+    grids = {name: widths[widths >= least.get(name, 1)] for name, widths in grids.items()}
     if plan is not None:
-        return _planned(work, plan)
-    if options.budgets:
-        budgets = [Budget.parse(text) for text in options.budgets]
+        return _planned(work, plan, least)
+    if budgets:
         return allocate(work.groups, curves, grids, work.costs, budgets)
     if options.width is not None:
         return {g.name: snap(options.width * g.width, grids[g.name]) for g in work.groups}
@@ -161,13 +237,18 @@ def _at_least(width: int, widths: NDArray[np.int64]) -> int:
     return int(widths[min(int(np.searchsorted(widths, width)), len(widths) - 1)])
 
 
-def _planned(work: Work, plan: Plan) -> dict[str, int]:
+def _planned(work: Work, plan: Plan, least: Mapping[str, int]) -> dict[str, int]:
     full = {g.name: g.width for g in work.groups}
     for name, entry in plan.groups.items():
         if name not in full:
             raise InputError(f"the plan narrows '{name}', which cannot be narrowed here")
         if entry.of != full[name] or not 1 <= entry.width <= entry.of:
             raise InputError(f"the plan's width {entry.width} of {entry.of} for '{name}' does not fit its {full[name]}")
+        if entry.width < least.get(name, 1):
+            raise InputError(
+                f"the plan's width {entry.width} for '{name}' is too small: it takes {least[name]} channels "
+                "to leave none of its tensors empty"
+            )
     return {name: plan.groups[name].width if name in plan.groups else width for name, width in full.items()}
 
 
@@ -196,7 +277,7 @@ def _basis_variance(
 def _subset_variance(work: Work, options: Options) -> dict[str, int]:
     share = options.variance or 1.0
     return {
-        group.name: dimensions_for(eigh_descending(moments.covariance)[0], share)
+        group.name: -(-dimensions_for(eigh_descending(moments.covariance)[0], share) // group.unit)
         for group, _, moments in basis.bases(work.setup, work.graph, work.census, work.groups)
     }
 

@@ -14,7 +14,7 @@ predicts a fifth of the samples best when it is solved on the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, namespace_of
 from pcns_onnx.capture import Positions
+from pcns_onnx.groups import Part
 from pcns_onnx.linalg import add_ridge, solve_spd
 from pcns_onnx.moments import Moments
-from pcns_onnx.ops import LinearOp
 
 RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 VALID = 5
@@ -50,6 +50,22 @@ class Fit:
     held_out_error: float
     scale: float
 
+    @classmethod
+    def joined(cls, blocks: Sequence[Fit]) -> Fit:
+        """The fits of a layer's blocks as one: V and b stacked, errors and scale averaged, the largest ridge."""
+        if len(blocks) == 1:
+            return blocks[0]
+        xp = namespace_of(blocks[0].matrix)
+        return cls(
+            matrix=xp.concat([fit.matrix for fit in blocks], axis=0),
+            bias=xp.concat([fit.bias for fit in blocks], axis=0),
+            ridge=max(fit.ridge for fit in blocks),
+            rows=min(fit.rows for fit in blocks),
+            error=float(np.mean([fit.error for fit in blocks])),
+            held_out_error=float(np.mean([fit.held_out_error for fit in blocks])),
+            scale=float(np.mean([fit.scale for fit in blocks])),
+        )
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -69,25 +85,42 @@ class Evidence:
 
 
 def gather(
-    op: LinearOp, columns: int, width: int, pairs: Iterable[tuple[Array, Array]], positions: Positions
-) -> Evidence:
-    """Moments of a layer from batches of (input, output) tensors."""
-    evidence: Evidence | None = None
-    for index, (x, y) in enumerate(pairs):
-        if evidence is None:
-            xp = namespace_of(x)
-            evidence = Evidence(Moments(columns, width, xp), Moments(columns, width, xp))
-        at = positions.draw(index, op.positions(x.shape))
-        rows_x, rows_y = op.inputs(x, at), op.outputs(y, at)
-        per_sample = int(rows_x.shape[0]) // int(x.shape[0])
-        aside = (int(x.shape[0]) // VALID) * per_sample
-        if not aside and index % VALID == VALID - 1:
-            evidence.valid.update(rows_x, rows_y)
-            continue
-        evidence.valid.update(rows_x[:aside], rows_y[:aside])
-        evidence.train.update(rows_x[aside:], rows_y[aside:])
-    assert evidence is not None, "a dataset without samples is refused when it is opened"
+    parts: Sequence[Part],
+    rows: Sequence[NDArray[np.int64]],
+    batches: Iterable[tuple[Array, Array, Array | None]],
+    positions: Positions,
+) -> list[Evidence]:
+    """Moments of each block of a layer, from batches of (input, target, what the target has already).
+
+    `rows` are, by block, the outputs that stay. Input and what is there already come from the
+    shrunk model, which has no others; the target from the original.
+    """
+    evidence: list[Evidence] = []
+    for index, (x, y, had) in enumerate(batches):
+        at = positions.draw(index, parts[0].op.positions(x.shape))
+        for block, part in enumerate(parts):
+            rows_x, rows_y = part.op.inputs(x, at), part.op.outputs(y, at)
+            xp = namespace_of(rows_x)
+            rows_y = xp.take(rows_y, xp.asarray(rows[block]), axis=1)
+            if had is not None:
+                rows_y = rows_y - part.op.outputs(had, at)
+            if block == len(evidence):
+                width = int(rows_x.shape[1]), len(rows[block])
+                evidence.append(Evidence(Moments(*width, xp), Moments(*width, xp)))
+            _split(evidence[block], rows_x, rows_y, int(x.shape[0]), index)
+    assert evidence, "a dataset without samples is refused when it is opened"
     return evidence
+
+
+def _split(evidence: Evidence, x: Array, y: Array, samples: int, index: int) -> None:
+    """One sample in `VALID` is kept aside; of batches of fewer, every `VALID`th."""
+    per_sample = int(x.shape[0]) // samples
+    aside = (samples // VALID) * per_sample
+    if not aside and index % VALID == VALID - 1:
+        evidence.valid.update(x, y)
+        return
+    evidence.valid.update(x[:aside], y[:aside])
+    evidence.train.update(x[aside:], y[aside:])
 
 
 def fit(evidence: Evidence, prior: Array, guess: float | None = None) -> Fit:

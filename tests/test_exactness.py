@@ -29,10 +29,12 @@ from pcns_onnx.data import open_data
 from pcns_onnx.fold import explicit_biases
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.groups import Census, survey
-from pcns_onnx.passes import Setup, mixed_prior, read_groups, refit
+from pcns_onnx.passes import Places, Setup, read_groups, refit
 from pcns_onnx.pipeline import ShrinkResult
 from pcns_onnx.plan import Plan
 from pcns_onnx.progress import Progress
+from pcns_onnx.reading import Seen
+from pcns_onnx.rewrite import apply
 from pcns_onnx.runtime import Engine
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -460,15 +462,14 @@ def test_a_refit_at_full_width_changes_nothing(architecture: str, name: str, pri
     model = planted(architecture, BY_NAME[name])
     graph, census, setup = surveyed(model)
     keep = {group.name: group.labels for group in census.shrinkable}
-    priors: dict[str, Array] = {}
+    seen: dict[Places, dict[str, Seen]] = {}
     if prior == "mixed":
-        for group, readings in read_groups(setup, graph, census, census.shrinkable):
-            every = np.arange(group.width)
-            priors |= {
-                reader: mixed_prior(graph, group, census.layer(reader), seen.channel_covariance(), every)
-                for reader, seen in zip(group.readers, readings, strict=True)
-            }
-    solved, _, fits = refit(setup, graph, graph, census, keep, priors)
+        for read in read_groups(setup, graph, census, census.shrinkable):
+            for place, view in read.seen().items():
+                seen.setdefault(place, {})[read.group.name] = view
+        assert set(seen) == {("second", 0), ("last", 0)}
+    edits, fits = refit(setup, graph, graph.copy(), census, keep, seen)
+    solved = apply(graph, edits)
     assert set(fits) == {"second", "last"}
     x = model.samples(11)
     assert relative(run(model.proto, x), run(solved.proto, x)) < 1e-5

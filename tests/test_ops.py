@@ -11,16 +11,22 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 import pytest
-from chains import BATCH, LAYERS, MODELS, C
+from chains import BATCH, LAYERS, C
+from chains import MODELS as CHAINS
 from conftest import Array, relative, run
 from numpy.typing import NDArray
+from topologies import TOPOLOGIES
 
 from pcns_onnx import shrink
 from pcns_onnx.fold import explicit_biases
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Layer, survey
 from pcns_onnx.ops.movement import reshape_labels
+from pcns_onnx.plan import Costs
 from pcns_onnx.rewrite import apply, narrow, set_layer
+
+
+MODELS = {**CHAINS, **{name: make() for name, make in TOPOLOGIES.items()}}
 
 
 def surveyed(name: str) -> tuple[Graph, Census]:
@@ -34,7 +40,20 @@ def sample(model: onnx.ModelProto) -> Array:
 
 
 def removed_labels(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    return labels[[1, 2, 5]]
+    """Some of the classes, more than a third where there are many."""
+    return labels[[at for at in (1, 2, 5) if at < len(labels) - 1] if len(labels) > 2 else [1]]
+
+
+def twins(census: Census) -> list[NDArray[np.int64]]:
+    """The classes that can be narrowed, those together that lie in the same tensors: they could change places."""
+    carriers = {label: set[str]() for group in census.shrinkable for label in group.labels.tolist()}
+    for name, labels in census.labels.items():
+        for label in set(np.unique(labels).tolist()) & carriers.keys():
+            carriers[label].add(name)
+    found: dict[tuple[int, frozenset[str]], list[int]] = {}
+    for label, names in carriers.items():
+        found.setdefault((int(census.owner[label]), frozenset(names)), []).append(label)
+    return [np.array(labels) for labels in found.values()]
 
 
 def weight_of(graph: Graph, layer: Layer) -> Array:
@@ -61,14 +80,15 @@ def taken_from(vector: NDArray[np.int64], source: Mapping[int, int]) -> NDArray[
     return result
 
 
-def permuted(graph: Graph, census: Census, order: Mapping[int, int]) -> Graph:
-    """The graph with channel `order[label]` standing where `label` stood, everywhere."""
+def permuted(graph: Graph, census: Census, order: Mapping[int, int], *, reads: bool = True) -> Graph:
+    """The graph with channel `order[label]` standing where `label` stood, everywhere (or only where it is made)."""
     result = graph.copy()
     biases = {layer.bias.key for layer in census.layers}
     for layer in census.layers:
         weight = weight_of(graph, layer)
-        for axis, labels in zip(layer.linear.weight_axes, (layer.linear.writes, layer.linear.reads), strict=True):
-            weight = np.take(weight, taken_from(labels, order), axis=axis)
+        ends = [layer.linear.writes, layer.linear.reads]
+        for axis, labels in list(zip(layer.linear.weight_axes, ends, strict=True))[: 1 + reads]:
+            weight = np.take(weight, taken_from(labels[: weight.shape[axis]], order), axis=axis)
         result.set_input(layer.key, layer.linear.weight, weight)
         if not layer.bias.absent:
             bias = graph.constant(graph.node(layer.bias.key).inputs[layer.bias.position])
@@ -87,6 +107,23 @@ def permuted(graph: Graph, census: Census, order: Mapping[int, int]) -> Graph:
     return result
 
 
+def narrowed(census: Census, gone: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Every group that loses some of the classes `gone`, and what stays of it."""
+    lost = [group for group in census.groups if np.isin(group.labels, gone).any()]
+    return {group.name: np.setdiff1d(group.labels, gone) for group in lost}
+
+
+def unread(graph: Graph, census: Census, gone: NDArray[np.int64]) -> Graph:
+    """The graph in which no layer reads the classes `gone`."""
+    zeroed = graph.copy()
+    for layer in census.layers:
+        weight, axis = weight_of(graph, layer), layer.linear.weight_axes[1]
+        reads = layer.linear.reads[: weight.shape[axis]]
+        mask = np.expand_dims(~np.isin(reads, gone), [a for a in range(weight.ndim) if a != axis])
+        zeroed.set_input(layer.key, layer.linear.weight, weight * mask)
+    return zeroed
+
+
 # -- the contract ----------------------------------------------------------------------------
 
 
@@ -100,16 +137,11 @@ def test_full_width_is_a_no_op(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_zeroed_channels_slice_exactly(name: str) -> None:
     graph, census = surveyed(name)
-    group = census.shrinkable[0]
-    gone = removed_labels(group.labels)
-    kept = np.setdiff1d(group.labels, gone)
-    zeroed = graph.copy()
-    for layer in census.layers:
-        axis, unread = layer.linear.weight_axes[1], np.isin(layer.linear.reads, gone)
-        mask = np.expand_dims(~unread, [a for a in range(weight_of(graph, layer).ndim) if a != axis])
-        zeroed.set_input(layer.key, layer.linear.weight, weight_of(graph, layer) * mask)
-    patch = narrow(zeroed, census, {group.name: kept})
-    small = apply(zeroed, patch)
+    gone = np.concatenate([removed_labels(group.labels) for group in census.shrinkable])
+    keep = narrowed(census, gone)
+    assert len(keep) == len(census.shrinkable) > 0
+    zeroed = unread(graph, census, gone)
+    small = apply(zeroed, narrow(zeroed, census, keep))
     small.prune()
     small.check(full=True)
 
@@ -119,22 +151,54 @@ def test_zeroed_channels_slice_exactly(name: str) -> None:
     assert relative(expected, run(small.proto, x)) < 1e-5
 
     after = survey(small)
-    share = len(kept) / C
     for old, new in zip(census.layers, after.layers, strict=True):
-        reads, writes = old.name in group.readers, old.name == group.writer
-        shape = [int(d) for d in weight_of(graph, old).shape]
-        for axis, narrowed in zip(old.linear.weight_axes, (writes, reads), strict=True):
-            shape[axis] = round(shape[axis] * share) if narrowed else shape[axis]
-        assert weight_of(small, new).shape == tuple(shape)
-    assert after.groups[0].width == len(kept) and after.groups[0].frozen is None
+        shape = list(weight_of(graph, old).shape)
+        for axis, labels in zip(old.linear.weight_axes, (old.linear.writes, old.parts[0].reads), strict=True):
+            shape[axis] = int(np.sum(~np.isin(labels, gone)))
+        assert list(weight_of(small, new).shape) == shape
+        assert old.linear.op.blocks == new.linear.op.blocks
+    for group, same in zip(census.groups, after.groups, strict=True):
+        kept = len(keep.get(group.name, group.labels))
+        assert (same.width, same.writers, same.readers) == (kept, group.writers, group.readers)
+        assert same.unit == group.unit
+        assert group.name not in keep or kept == 1 or same.frozen is None
     assert small.parameters < graph.parameters
+
+    costs = Costs(census, graph.parameters, graph.parameters)
+    macs, parameters = costs({group.name: len(keep[group.name]) / group.width for group in census.shrinkable})
+    assert macs == pytest.approx(sum(item.macs for item in (*after.layers, *after.unsolved)), abs=len(after.layers))
+    assert parameters - ridden(zeroed, small, census) == pytest.approx(small.parameters + unbiased(small, after))
+
+
+def ridden(before: Graph, after: Graph, census: Census) -> int:
+    """What constants per channel have lost, which costs leave out of account: other than biases and weights."""
+    counted = {layer.bias.key for layer in census.layers} | {node.name for node in census.unsolved}
+    places = {(key, ride.position) for key, ride in census.rides if key not in counted}
+    names = {before.node(key).inputs[position] for key, position in places}
+    lost = 0
+    for key, position in places:
+        old, new = (graph.constant(graph.node(key).inputs[position]) for graph in (before, after))
+        assert old is not None and new is not None
+        lost += old.size - new.size
+    assert len(names) == len(places)
+    return lost
+
+
+def unbiased(graph: Graph, census: Census) -> int:
+    """How many biases are stored fewer than there are neurons: costs count one for each."""
+    stored = 0
+    for layer in census.layers:
+        value = None if layer.bias.absent else graph.constant(graph.node(layer.bias.key).inputs[layer.bias.position])
+        stored += 0 if value is None else value.size
+    return sum(layer.width for layer in census.layers) - stored
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_permuting_channels_is_a_no_op(name: str) -> None:
     graph, census = surveyed(name)
-    labels = census.shrinkable[0].labels
-    order = dict(zip(labels.tolist(), np.random.default_rng(2).permutation(labels).tolist(), strict=True))
+    generator, order = np.random.default_rng(2), dict[int, int]()
+    for labels in twins(census):
+        order |= zip(labels.tolist(), generator.permutation(labels).tolist(), strict=True)
     x = sample(graph.proto)
     moved = permuted(graph, census, order)
     assert moved.serialize() != graph.serialize()
@@ -145,25 +209,27 @@ def test_permuting_channels_is_a_no_op(name: str) -> None:
 def test_a_layers_algebra_is_what_onnxruntime_computes(name: str) -> None:
     graph, census = surveyed(name)
     x = sample(graph.proto)
-    for layer in census.layers:
-        op, weight = layer.linear.op, weight_of(graph, layer)
+    for layer, block, part in ((layer, *item) for layer in census.layers for item in enumerate(layer.parts)):
+        op, weight = part.op, weight_of(graph, layer)
         source = tensor(graph, layer.source, x)
         output = tensor(graph, layer.output, x)
-        matrix, bias = op.matrix(weight.astype(np.float64)), bias_of(graph, layer)
+        matrix, bias = op.matrix(weight.astype(np.float64)), bias_of(graph, layer)[part.rows]
         rows = op.inputs(source.astype(np.float64), None) @ matrix.T + bias
         np.testing.assert_allclose(op.outputs(output, None), rows, rtol=1e-4, atol=1e-4)
 
-        assert matrix.shape == (layer.width, len(layer.linear.reads) * op.taps)
-        channels = np.arange(1, len(layer.linear.reads) + 1)
+        width = len(layer.linear.reads)
+        assert matrix.shape == (len(part.writes), len(part.reads) * op.taps)
         axis = 1 if layer.kind == "Conv" else 0 if graph.node(layer.key).attrs.get("transA") else -1
         numbered = np.moveaxis(
-            np.broadcast_to(channels, (*np.moveaxis(source, axis, -1).shape[:-1], len(channels))), -1, axis
+            np.broadcast_to(np.arange(1, width + 1), (*np.moveaxis(source, axis, -1).shape[:-1], width)), -1, axis
         )
         seen = op.inputs(numbered, None)
-        np.testing.assert_array_equal(np.where(seen, op.owners(channels), 0), seen)
+        mine = np.split(np.arange(1, width + 1), layer.linear.op.blocks)[block]
+        np.testing.assert_array_equal(np.where(seen, op.owners(mine), 0), seen)
         assert seen.any(axis=0).all()
 
         positions = op.positions(source.shape)
+        assert positions == op.positions_of(output.shape)
         samples = len(op.inputs(source, None)) // positions
         if samples != len(source):  # transA: samples are not on the first axis
             continue

@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from conftest import build
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
@@ -83,19 +84,74 @@ class Chain:
         return {g.name: max(1, int(share * g.width)) for g in self.groups}
 
 
+@dataclass(frozen=True)
+class Stream:
+    """A layer, blocks on top of it that add to its outputs, and a last layer.
+
+    A block of inner width 0 is a single layer, which reads and writes the same channels.
+    """
+
+    width: int
+    inner: tuple[int, ...]
+    ends: tuple[int, int] = (5, 3)
+
+    @property
+    def graph(self) -> Graph:
+        nodes: list[onnx.NodeProto] = []
+        weights: dict[str, NDArray[np.float32]] = {}
+
+        def gemm(name: str, source: str, rows: int, columns: int) -> str:
+            weights[f"{name}.w"], weights[f"{name}.b"] = np.zeros((rows, columns)), np.zeros(columns)
+            nodes.append(helper.make_node("Gemm", [source, f"{name}.w", f"{name}.b"], [name], name=name))
+            return name
+
+        stream = gemm("stem", "x", self.ends[0], self.width)
+        for i, width in enumerate(self.inner):
+            source = gemm(f"in{i}", stream, self.width, width) if width else stream
+            if width:
+                nodes.append(helper.make_node("Relu", [source], [f"relu{i}"]))
+                source = f"relu{i}"
+            nodes.append(helper.make_node("Add", [stream, gemm(f"out{i}", source, width or self.width, self.width)],
+                                          [f"sum{i}"]))  # fmt: skip
+            stream = f"sum{i}"
+        gemm("y", stream, self.width, self.ends[1])
+        stored = {name: value.astype(np.float32) for name, value in weights.items()}
+        return Graph(build(nodes, stored, ["N", self.ends[0]]))
+
+    @property
+    def full(self) -> dict[str, int]:
+        return {"stem": self.width, **{f"in{i}": width for i, width in enumerate(self.inner) if width > 1}}
+
+    def macs(self, widths: Mapping[str, int]) -> int:
+        """Multiply-adds by hand."""
+        w = widths.get("stem", self.width)
+        inner = [widths.get(f"in{i}", width) for i, width in enumerate(self.inner)]
+        return w * sum(self.ends) + sum(2 * w * i if i else w * w for i in inner)
+
+    def parameters(self, widths: Mapping[str, int]) -> int:
+        """Weights and biases by hand."""
+        w = widths.get("stem", self.width)
+        inner = [widths.get(f"in{i}", width) for i, width in enumerate(self.inner)]
+        return self.macs(widths) + w + sum(i + w for i in inner) + self.ends[1]
+
+
 def total(curves: Curves, widths: Mapping[str, int]) -> float:
     return sum(float(curves[name][width]) for name, width in widths.items())
 
 
 def convex_curves(chain: Chain, seed: int) -> dict[str, NDArray[np.float64]]:
     """Per group: error at every width from 0 to all of it, falling, convex, 0 at the end."""
+    return curves_of({group.name: group.width for group in chain.groups}, seed)
+
+
+def curves_of(widths: Mapping[str, int], seed: int) -> dict[str, NDArray[np.float64]]:
     rng = np.random.default_rng(seed)
     curves = {}
-    for group in chain.groups:
-        gains = np.sort(rng.exponential(size=group.width) ** rng.integers(1, 4))[::-1]
+    for name, width in widths.items():
+        gains = np.sort(rng.exponential(size=width) ** rng.integers(1, 4))[::-1]
         curve = np.append(gains.sum(), gains.sum() - np.cumsum(gains))
         curve[-1] = 0
-        curves[group.name] = curve / curve[0] * rng.random()
+        curves[name] = curve / curve[0] * rng.random()
     return curves
 
 
@@ -104,6 +160,7 @@ def straight(width: int, slope: float, free: int = 0) -> NDArray[np.float64]:
     return np.array([slope * max(width - free - kept, 0) for kept in range(width + 1)])
 
 
+streams = st.builds(Stream, st.integers(2, 30), st.lists(st.integers(0, 20), min_size=1, max_size=4).map(tuple))
 chains = st.lists(st.integers(2, 30), min_size=3, max_size=6).map(lambda widths: Chain(tuple(widths)))
 
 
@@ -161,13 +218,13 @@ def test_numbers_that_are_no_fraction(number: float) -> None:
     ],
 )
 def test_widths_on_the_grid(width: int, kind: str, multiple: str, expected: list[int]) -> None:
-    group = Group("g", np.arange(width), "g", ("r",), "a", (), None)
+    group = Group("g", np.arange(width), ("g",), ("r",), "a", (), None)
     assert grid(group, kind, multiple).tolist() == expected
 
 
 @given(st.integers(1, 200), st.integers(1, 32), st.sampled_from(["Gemm", "Conv"]))
 def test_a_grid_is_multiples_and_the_width_itself(width: int, step: int, kind: str) -> None:
-    widths = grid(Group("g", np.arange(width), "g", ("r",), "a", (), None), kind, str(step)).tolist()
+    widths = grid(Group("g", np.arange(width), ("g",), ("r",), "a", (), None), kind, str(step)).tolist()
     assert widths == sorted(set(widths))
     assert widths[-1] == width
     assert widths[:-1] == list(range(step, width, step))
@@ -197,6 +254,34 @@ def test_slopes_are_exact_while_the_others_stand_still(chain: Chain, data: st.Da
     at = {g.name: data.draw(st.integers(1, g.width)) / g.width for g in chain.groups}
     for name, slope in costs.slopes(at).items():
         assert costs({**at, name: 1.0}) - costs({**at, name: 0.25}) == pytest.approx(0.75 * slope)
+        assert not costs.bends[name].any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(streams, st.data())
+def test_slopes_and_bends_are_exact_where_a_layer_reads_what_it_writes(stream: Stream, data: st.DataObject) -> None:
+    graph = stream.graph
+    costs = Costs(survey(graph), graph.parameters, graph.parameters)
+    at = {name: data.draw(st.integers(1, width)) / width for name, width in stream.full.items()}
+    slopes = costs.slopes(at)
+    assert costs.bends["stem"][0] == stream.inner.count(0) * stream.width**2
+    for name, start in at.items():
+        more = 0.75 - start
+        expected = slopes[name] * more + costs.bends[name] * more**2
+        assert costs({**at, name: 0.75}) - costs(at) == pytest.approx(expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(streams, st.data())
+def test_costs_of_a_shared_stream_are_those_counted_by_hand(stream: Stream, data: st.DataObject) -> None:
+    graph = stream.graph
+    census = survey(graph)
+    assert {g.name: g.width for g in census.shrinkable} == stream.full
+    costs = Costs(census, graph.parameters, graph.parameters)
+    widths = {name: data.draw(st.integers(1, width)) for name, width in stream.full.items()}
+    found = costs({name: width / stream.full[name] for name, width in widths.items()})
+    assert found == pytest.approx([stream.macs(widths), stream.parameters(widths)])
+    assert costs.total == pytest.approx([stream.macs({}), stream.parameters({})])
 
 
 def test_a_bias_that_the_solve_may_add_is_counted() -> None:
@@ -251,6 +336,28 @@ def test_all_budgets_hold_or_are_refused(chain: Chain, seed: int, macs: float, p
     assert all(width in grids[name] for name, width in widths.items())
     assert chain.macs(widths) <= macs * chain.macs({}) * (1 + 1e-9)
     assert chain.parameters(widths) <= params * chain.parameters({}) * (1 + 1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@example(Stream(2, (0,)), 0, 0.96875, 1.0)
+@given(streams, st.integers(0, 999), st.floats(0.05, 1), st.floats(0.05, 1))
+def test_all_budgets_hold_where_layers_read_what_they_write(
+    stream: Stream, seed: int, macs: float, params: float
+) -> None:
+    graph = stream.graph
+    census = survey(graph)
+    grids = {g.name: grid(g, "Gemm", "1") for g in census.shrinkable}
+    budgets = [Budget("macs", macs), Budget("params", params)]
+    costs = Costs(census, graph.parameters, graph.parameters)
+    narrowest = dict.fromkeys(stream.full, 1)
+    try:
+        widths = allocate(census.shrinkable, curves_of(stream.full, seed), grids, costs, budgets)
+    except InputError:
+        too_much = stream.macs(narrowest) > macs * stream.macs({})
+        assert too_much or stream.parameters(narrowest) > params * stream.parameters({})
+        return
+    assert stream.macs(widths) <= macs * stream.macs({}) * (1 + 1e-9)
+    assert stream.parameters(widths) <= params * stream.parameters({}) * (1 + 1e-9)
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
-from onnx import AttributeProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
 
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph.files import first_line, read_model, write_atomic
 from pcns_onnx.graph.protobuf import (
-    HALF_TYPES,
     Array,
     Node,
     copy_of,
@@ -25,7 +25,8 @@ from pcns_onnx.graph.protobuf import (
     shape_of,
     skeleton,
     tensor_of,
-    widen,
+    widen_graph,
+    widen_nodes,
 )
 from pcns_onnx.graph.view import GraphView
 
@@ -82,9 +83,12 @@ class Graph(GraphView):
         for name in used:
             if name in self._initializers:
                 part.graph.initializer.append(self._initializers[name])
-            elif name and name not in made:
+            elif name and name not in made and name not in self.sparse:
                 part.graph.input.append(self._value(name))
-        part.graph.output.extend(self._value(name) for name in outputs)
+        part.graph.sparse_initializer.extend(
+            tensor for tensor in self.proto.graph.sparse_initializer if tensor.values.name in used
+        )
+        part.graph.output.extend(self._value(name, guess=False) for name in outputs)
         return Graph(part)
 
     def as_float32(self) -> Graph:
@@ -92,19 +96,15 @@ class Graph(GraphView):
         if self.storage == "float32" and not any(s.dtype.itemsize == 2 for s in self.inputs):
             return self
         twin = self.copy()
-        graph = twin.proto.graph
-        for tensor in graph.initializer:
-            widen(tensor)
-        for value in [*graph.input, *graph.output, *graph.value_info]:
-            if value.type.tensor_type.elem_type in HALF_TYPES:
-                value.type.tensor_type.elem_type = TensorProto.FLOAT
-        for node in graph.node:
-            for attr in node.attribute:
-                if attr.type == AttributeProto.TENSOR:
-                    widen(attr.t)
-                elif attr.name in ("to", "dtype") and attr.i in HALF_TYPES:
-                    attr.i = TensorProto.FLOAT
+        widen_graph(twin.proto.graph)
+        for function in twin.proto.functions:
+            widen_nodes(function.node)
         return twin
+
+    def evaluated(self, name: str) -> Array:
+        """The value of a tensor that is computed from constants alone."""
+        values: Any = ReferenceEvaluator(self.extract([], [name]).proto).run(None, {})
+        return np.asarray(values[0])
 
     # -- edits ---------------------------------------------------------------------------
 
@@ -117,32 +117,37 @@ class Graph(GraphView):
         proto, node = self._proto(key), self.node(key)
         old = node.inputs[position] if position < len(node.inputs) else ""
         tensor = self._initializers.get(old) or self._constant_nodes.get(old)
-        dtype = tensor.data_type if tensor is not None else self._float_type(node)
+        is_count = value.dtype.kind == "i"
+        kind = TensorProto.INT64 if is_count else self._float_type(node)
+        dtype = tensor.data_type if tensor is not None else kind
         mine = bool(old) and old in self._initializers and len(self.consumers[old]) == 1
         mine = mine and list(node.inputs).count(old) == 1 and old not in {o.name for o in self.outputs}
-        name = old if mine else self.fresh_name(old or f"{node.label}.bias")
+        name = old if mine else self.fresh_name(old or f"{node.label}.{'sizes' if is_count else 'bias'}")
         new = tensor_of(name, value, dtype)
         if mine:
             self._initializers[old].CopyFrom(new)
             for spec in self.proto.graph.input:
                 if spec.name == old:
                     spec.CopyFrom(helper.make_tensor_value_info(old, dtype, new.dims))
-        else:
-            self._add_initializer(new)
-            while len(proto.input) <= position:
-                proto.input.append("")
-            proto.input[position] = name
+            for stale in {"inputs", "_types"} & vars(self).keys():
+                del self.__dict__[stale]
+            return
+        self._add_initializer(new)
+        while len(proto.input) <= position:
+            proto.input.append("")
+        proto.input[position] = name
         self._changed()
 
     def set_attributes(self, key: str, **attrs: Any) -> None:
-        """Set attributes of node `key`."""
+        """Set attributes of node `key`; None takes one away."""
         proto = self._proto(key)
         for name, value in attrs.items():
             for i, attr in enumerate(proto.attribute):
                 if attr.name == name:
                     del proto.attribute[i]
                     break
-            proto.attribute.append(helper.make_attribute(name, value))
+            if value is not None:
+                proto.attribute.append(helper.make_attribute(name, value))
         self._changed()
 
     def append_add(self, key: str, value: Array) -> None:
@@ -179,8 +184,9 @@ class Graph(GraphView):
         self._changed()
 
     def make_constant(self, key: str, like: str, value: Array) -> None:
-        """Replace node `key` by an initializer of its output's name, in the dtype of the constant `like`."""
-        dtype = (self._initializers.get(like) or self._constant_nodes[like]).data_type
+        """Replace node `key` by an initializer of its output's name, in the dtype of the constant `like`, if any."""
+        tensor = self._initializers.get(like) or self._constant_nodes.get(like)
+        dtype = helper.np_dtype_to_tensor_dtype(value.dtype) if tensor is None else tensor.data_type
         del self.proto.graph.node[self._index(key)]
         self._add_initializer(tensor_of(key, value, dtype))
         self._changed()
@@ -192,6 +198,7 @@ class Graph(GraphView):
         keep_only(graph.node, lambda p: p.op_type != "Constant" or p.domain or p.output[0] in used)
         unused = {t.name for t in graph.initializer} - used
         keep_only(graph.initializer, lambda t: t.name not in unused)
+        keep_only(graph.sparse_initializer, lambda t: t.values.name in used)
         keep_only(graph.input, lambda v: v.name not in unused)
         self._changed()
         inferred = {v.name: v for v in shape_inference.infer_shapes(skeleton(self.proto)).graph.value_info}
@@ -229,8 +236,8 @@ class Graph(GraphView):
     # -- internals -----------------------------------------------------------------------
 
     def _changed(self) -> None:
-        for name in ("nodes", "producers", "consumers", "_initializers", "_constant_nodes", "inputs", "outputs"):
-            self.__dict__.pop(name, None)
+        for name in vars(self).keys() - {"proto"}:
+            del self.__dict__[name]
 
     def _add_initializer(self, tensor: TensorProto) -> None:
         """Before IR version 4 an initializer must be listed as an input too."""
@@ -254,14 +261,15 @@ class Graph(GraphView):
                 return int(tensor.data_type)
         return int(TensorProto.FLOAT)
 
-    def _value(self, name: str) -> onnx.ValueInfoProto:
+    def _value(self, name: str, *, guess: bool = True) -> onnx.ValueInfoProto:
+        """A tensor as input or output of a part; one of unknown type is float32 where that is to be guessed."""
         graph = self.proto.graph
         for value in (*graph.input, *graph.output, *graph.value_info):
             if value.name == name:
                 kind = value.type.tensor_type.elem_type
                 return helper.make_tensor_value_info(name, kind, None)
-        kind = self._types.get(name, TensorProto.FLOAT)
-        return helper.make_tensor_value_info(name, kind, None)
+        kind = self._types.get(name, 0) or (TensorProto.FLOAT if guess else 0)
+        return helper.make_tensor_value_info(name, kind, None) if kind else onnx.ValueInfoProto(name=name)
 
     @cached_property
     def _types(self) -> dict[str, int]:

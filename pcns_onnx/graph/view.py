@@ -16,11 +16,15 @@ from pcns_onnx.graph.protobuf import (
     TensorSpec,
     constant_tensor,
     is_float,
+    moved_out,
     node_of,
     shape_of,
     skeleton,
     spec_of,
 )
+
+ONNXRUNTIMES = {"LayerNormalization", "SimplifiedLayerNormalization"}
+"""What onnxruntime has among the default operators, whatever their version, and onnx does not."""
 
 
 class GraphView:
@@ -57,9 +61,20 @@ class GraphView:
     def _constant_nodes(self) -> dict[str, TensorProto]:
         found: dict[str, TensorProto] = {}
         for p in self.proto.graph.node:
-            if p.op_type == "Constant" and not p.domain:
+            if p.op_type == "Constant" and not p.domain and p.output[0] not in self.sparse:
                 found[p.output[0]] = constant_tensor(p)
         return found
+
+    @cached_property
+    def sparse(self) -> frozenset[str]:
+        """Constants that are stored sparsely: they count as computed, since nothing here solves for them."""
+        made = {p.output[0] for p in self.proto.graph.node for a in p.attribute if a.name == "sparse_value"}
+        return frozenset(made | {t.values.name for t in self.proto.graph.sparse_initializer})
+
+    @cached_property
+    def functions(self) -> frozenset[tuple[str, str]]:
+        """(domain, name) of the functions that the model brings along."""
+        return frozenset((f.domain, f.name) for f in self.proto.functions)
 
     def is_constant(self, name: str) -> bool:
         """Whether `name` is an initializer or the output of a Constant node."""
@@ -77,7 +92,8 @@ class GraphView:
     @cached_property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What a caller must feed: graph inputs that are not initializers."""
-        return tuple(spec_of(v) for v in self.proto.graph.input if v.name not in self._initializers)
+        stored = self._initializers.keys() | self.sparse
+        return tuple(spec_of(v) for v in self.proto.graph.input if v.name not in stored)
 
     @cached_property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -114,8 +130,8 @@ class GraphView:
         """Shape of every tensor when dynamic leading axes are `batch`.
 
         `feeds` gives the size of each input where it is known (a real sample), and of any other
-        tensor that cannot be inferred; the remaining dynamic axes stay None. Stale `value_info`
-        is ignored: everything is inferred anew.
+        tensor that cannot be inferred, sizes per sample as negative numbers; the remaining dynamic
+        axes stay None. Stale `value_info` is ignored: everything is inferred anew.
         """
         probe = skeleton(self.proto)
         for value in probe.graph.input:
@@ -134,14 +150,18 @@ class GraphView:
         shapes = {v.name: shape_of(v) for v in values if v.type.tensor_type.HasField("shape")}
         for name, tensor in {**self._initializers, **self._constant_nodes}.items():
             shapes[name] = tuple(tensor.dims)
+        fed = {spec.name for spec in self.inputs}
         for name, known in (feeds or {}).items():
             if None in shapes.get(name, (None,)):
-                shapes[name] = (batch, *known[1:])
+                measured = tuple(size if size >= 0 else -size * batch for size in known)
+                shapes[name] = (batch, *known[1:]) if name in fed else measured
         return shapes
 
     def check(self, *, full: bool = False) -> None:
         """Run the ONNX checker; `full` adds strict shape inference. Raises onnx's own errors."""
-        onnx.checker.check_model(self.proto, full_check=full)
+        strange = {p.op_type for p in self.proto.graph.node if not p.domain} & ONNXRUNTIMES
+        strange = {op for op in strange if not onnx.defs.has(op, self.opset)}
+        onnx.checker.check_model(moved_out(self.proto, strange) if strange else self.proto, full_check=full)
 
     def passes_full_check(self) -> bool:
         """Whether strict shape inference agrees too; some exports that run well do not pass it."""

@@ -10,7 +10,8 @@ weights, removing group g and optimally re-fitting the rest costs
     C⁻¹ <- C⁻¹ - C⁻¹_:g ([C⁻¹]_gg)⁻¹ C⁻¹_g:        V <- V - V_g ([C⁻¹]_gg)⁻¹ C⁻¹_g:
 
 and so on down to one channel: a single sweep yields the order of importance and the whole
-error-versus-width curve. Several readers add their costs, each relative to its own variance.
+error-versus-width curve. Several readers add their costs, each relative to its own variance;
+one that reads some of the channels only has nothing to say about the others.
 
 A downdate of one group is a thin product bound by memory. So a *round* takes the cheapest
 candidates out as a small dense problem, eliminates a few of them there exactly as above, and
@@ -36,16 +37,20 @@ _SMALL = 512  # columns up to which channels go strictly one by one
 
 @dataclass
 class _State:
-    """One reader during the sweep: C⁻¹ (n, n), V (K, n) over the active channels, 1/variance."""
+    """One reader during the sweep: C⁻¹ (n, n), V (K, n) over its active channels, 1/variance.
+
+    `places` (n/taps,) are these channels among those of the group, ascending.
+    """
 
     inverse: Array
     matrix: Array
     taps: int
     scale: float
+    places: NDArray[np.int64]
     alive: NDArray[np.bool_]
 
     def costs(self) -> NDArray[np.float64]:
-        """Cost of removing each channel, (N,); infinite where it is gone."""
+        """Cost of removing each of its channels; 0 where it is gone."""
         xp = namespace_of(self.inverse)
         n, t = int(self.inverse.shape[0]) // self.taps, self.taps
         blocks = xp.reshape(self.inverse, (n, t, n, t))
@@ -55,30 +60,35 @@ class _State:
         v = xp.permute_dims(xp.reshape(self.matrix, (-1, n, t)), (1, 2, 0))
         gram = v @ xp.permute_dims(v, (0, 2, 1))
         costs = np.maximum(to_numpy(_traces(own, gram)) * self.scale, 0.0)
-        return np.where(self.alive, costs, np.inf)
+        return np.where(self.alive, costs, 0.0)
 
     def columns(self, channels: NDArray[np.int64]) -> Array:
         xp = namespace_of(self.inverse)
         return xp.asarray((channels[:, None] * self.taps + np.arange(self.taps)).reshape(-1))
 
-    def restrict(self, channels: NDArray[np.int64]) -> _State:
-        """The same problem on some channels, as copies."""
+    def restrict(self, wanted: NDArray[np.bool_]) -> _State:
+        """The same problem on those of the group's channels that are wanted, as copies."""
         xp = namespace_of(self.inverse)
-        index = self.columns(channels)
+        mine = np.flatnonzero(wanted[self.places])
+        index = self.columns(mine)
         inverse = xp.take(xp.take(self.inverse, index, axis=0), index, axis=1)
-        return _State(inverse, xp.take(self.matrix, index, axis=1), self.taps, self.scale, self.alive[channels])
+        matrix = xp.take(self.matrix, index, axis=1)
+        return _State(inverse, matrix, self.taps, self.scale, self.places[mine], self.alive[mine])
 
-    def eliminate(self, channels: NDArray[np.int64]) -> None:
-        """Remove channels and re-fit the rest."""
+    def eliminate(self, channels: Sequence[int]) -> None:
+        """Remove channels of the group, as far as it reads them, and re-fit the rest."""
         xp = namespace_of(self.inverse)
-        index = self.columns(channels)
+        mine = np.flatnonzero(np.isin(self.places, channels))
+        if not len(mine):
+            return
+        index = self.columns(mine)
         rows = xp.take(self.inverse, index, axis=0)
         own = xp.take(rows, index, axis=1)
         gain = xp.linalg.solve(own, rows)
         self.matrix = self.matrix - xp.take(self.matrix, index, axis=1) @ gain
         subtract_product(self.inverse, rows.T, gain)
         self.alive = self.alive.copy()
-        self.alive[channels] = False
+        self.alive[mine] = False
 
 
 def _traces(own: Array, gram: Array) -> Array:
@@ -89,55 +99,62 @@ def _traces(own: Array, gram: Array) -> Array:
     return xp.sum(xp.linalg.diagonal(xp.linalg.solve(own, gram)), axis=-1)
 
 
-def rank(readings: Sequence[Reading]) -> Ranking:
-    """Order the channels of a group by one sweep over all its readers."""
-    states = [_prepare(reading) for reading in readings]
-    channels = readings[0].channels
-    active = np.arange(channels)
+def rank(readings: Sequence[Reading], channels: int) -> Ranking:
+    """Order the `channels` of a group by one sweep over all its readers."""
+    states = [_prepare(reading, channels) for reading in readings]
+    left = np.ones(channels, dtype=np.bool_)
+    held = channels
     removed: list[int] = []
     errors: list[float] = [0.0]
     block = max(1, channels // _ROUNDS) if channels * max(s.taps for s in states) > _SMALL else 1
-    while (left := int(states[0].alive.sum())) > 1:
-        gone = _round(states, min(block, left - 1))
-        for local, cost in gone:
-            removed.append(int(active[local]))
+    while (count := int(left.sum())) > 1:
+        gone = _round(states, left, min(block, count - 1))
+        for channel, cost in gone:
+            removed.append(channel)
             errors.append(errors[-1] + cost)
         for state in states:
-            state.eliminate(np.asarray([local for local, _ in gone]))
-        kept = np.flatnonzero(states[0].alive)
-        if len(kept) < 0.8 * len(active):
-            states, active = [state.restrict(kept) for state in states], active[kept]
-    removed.append(int(active[states[0].alive][0]))
-    errors.append(1.0)
-    return Ranking(np.asarray(removed[::-1], dtype=np.int64), np.minimum(np.asarray(errors[::-1]), 1.0))
+            state.eliminate([channel for channel, _ in gone])
+        left[[channel for channel, _ in gone]] = False
+        if left.sum() < 0.8 * held:
+            states, held = [state.restrict(left) for state in states], int(left.sum())
+    removed.append(int(np.flatnonzero(left)[0]))
+    errors.append(float(len(readings)))
+    curve = np.asarray(errors[::-1]) / len(readings)
+    return Ranking(np.asarray(removed[::-1], dtype=np.int64), np.minimum(curve, 1.0))
 
 
-def _prepare(reading: Reading) -> _State:
+def _prepare(reading: Reading, channels: int) -> _State:
     xp = namespace_of(reading.covariance)
     inverse = inverse_spd(add_ridge(reading.covariance, damping(reading)))
     scale = 1.0 / max(reading.output_variance(), 1e-300)
     alive = np.ones(reading.channels, dtype=np.bool_)
-    return _State(inverse, reading.matrix + xp.zeros_like(reading.matrix), reading.taps, scale, alive)
+    matrix = reading.matrix + xp.zeros_like(reading.matrix)
+    return _State(inverse, matrix, reading.taps, scale, reading.among(channels), alive)
 
 
-def _total(states: Sequence[_State]) -> NDArray[np.float64]:
-    return np.asarray(np.sum([state.costs() for state in states], axis=0))
+def _total(states: Sequence[_State], left: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Cost of removing each channel of the group for all readers; infinite where it is gone."""
+    total = np.where(left, 0.0, np.inf)
+    for state in states:
+        total[state.places] += state.costs()
+    return total
 
 
-def _round(states: Sequence[_State], count: int) -> list[tuple[int, float]]:
+def _round(states: Sequence[_State], left: NDArray[np.bool_], count: int) -> list[tuple[int, float]]:
     """Choose `count` channels exactly among the cheapest candidates: (channel, cost) each."""
-    costs = _total(states)
+    costs = _total(states, left)
     if count == 1:
         best = int(np.argmin(costs))
         return [(best, float(costs[best]))]
-    finite = int(np.isfinite(costs).sum())
-    pool = np.sort(np.argsort(costs, kind="stable")[: min(_POOL * count, finite)]).astype(np.int64)
+    pool = np.zeros_like(left)
+    pool[np.argsort(costs, kind="stable")[: min(_POOL * count, int(left.sum()))]] = True
     local = [state.restrict(pool) for state in states]
     gone: list[tuple[int, float]] = []
     for _ in range(count):
-        prices = _total(local)
+        prices = _total(local, pool)
         best = int(np.argmin(prices))
-        gone.append((int(pool[best]), float(prices[best])))
+        gone.append((best, float(prices[best])))
+        pool[best] = False
         for state in local:
-            state.eliminate(np.asarray([best]))
+            state.eliminate([best])
     return gone

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from pcns_onnx.ops import barriers, linear, movement, pointwise, pooling
-from pcns_onnx.ops.facts import Flow, Kind, Labels, Linear, LinearOp, Ride, Site, Size, flow_of, rules
+from pcns_onnx.ops import barriers, intact, joining, linear, movement, norms, pointwise, pooling, transposed
+from pcns_onnx.ops.facts import (
+    Bilinear,
+    Flow,
+    Heads,
+    Kind,
+    Labels,
+    Linear,
+    LinearOp,
+    Pick,
+    Ride,
+    Site,
+    Size,
+    axes_of,
+    flow_of,
+    rules,
+)
 
 __all__ = [
-    "Flow", "Kind", "Labels", "Linear", "LinearOp", "Ride", "Site", "Size",
-    "barriers", "flow_of", "linear", "movement", "pointwise", "pooling", "rules",
+    "Bilinear", "Flow", "Heads", "Kind", "Labels", "Linear", "LinearOp", "Pick", "Ride", "Site", "Size",
+    "axes_of", "barriers", "flow_of", "intact", "joining", "linear", "movement", "norms", "pointwise", "pooling",
+    "rules", "transposed",
 ]  # fmt: skip

@@ -9,21 +9,9 @@ from __future__ import annotations
 from pcns_onnx.ops.facts import Flow, Site, describe, freeze, rule
 
 BARRIERS = {
-    "joins the channels of several layers": ("Concat",),
-    "takes some of the channels": ("Split", "Slice", "Gather", "GatherElements", "GatherND", "TopK"),
-    "rearranges channels": ("DepthToSpace", "SpaceToDepth"),
-    "normalises over several channels": (
-        "Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "RMSNormalization", "GroupNormalization",
-        "InstanceNormalization", "LpNormalization", "MeanVarianceNormalization", "LRN",
-    ),
+    "takes some of the channels": ("GatherElements", "GatherND", "ScatterND", "TopK"),
     "looks for the largest or smallest channel": ("ArgMax", "ArgMin"),
-    "is a recurrent layer": ("LSTM", "GRU", "RNN"),
-    "mixes channels in a way that is not supported yet": ("Einsum", "Attention", "CumSum"),
-    "is control flow": ("If", "Loop", "Scan"),
-    "is part of a quantised model, and quantising comes after shrinking": (
-        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
-        "MatMulInteger",
-    ),
+    "mixes channels in a way that is not supported yet": ("Attention",),
 }  # fmt: skip
 """What an operator does to channels -> the operators that do it."""
 

@@ -6,6 +6,10 @@ varies along them and size 1 elsewhere; -1 marks positions that belong to no cha
 labels of a Conv output N,C,H,W have the shape 1,C,1,1, and after Flatten 1,C*H*W: data
 movement acts on labels exactly as it acts on data.
 
+Labels that must come and go together are *tied* (the two sides of an Add, the same place in
+every block of a grouped Conv). `groups` merges tied labels into one class while it walks, and
+shows rules one label per class, so an axis along which a class does not vary has size 1.
+
 A rule looks at one node (`Site`) and returns what is true of it (`Flow`). It never walks the
 graph and never edits it: `groups` walks, `rewrite` edits.
 """
@@ -24,14 +28,30 @@ from pcns_onnx.graph import Array, Node, Shape
 
 Labels = NDArray[np.int64]
 
-Kind = Literal["pointwise", "affine", "linear", "channelwise", "move", "reader", "opaque"]
-"""How a node treats channels: one scalar function for all ('pointwise'), per-channel constants
-('affine'), commutes with any mixing of channels ('linear'), per channel but not linear
-('channelwise', e.g. MaxPool), relabels only ('move'), solved for ('reader'), unknown ('opaque')."""
+Kind = Literal["pointwise", "scaling", "affine", "linear", "channelwise", "move", "reader", "opaque"]
+"""How a node treats channels: one scalar function for all ('pointwise', or 'scaling' where it is
+linear), per-channel constants ('affine'), commutes with any mixing of channels ('linear'), per
+channel but not linear ('channelwise', e.g. MaxPool), relabels only ('move'), solved for
+('reader'), unknown ('opaque')."""
+
+
+Heads = Literal["width", "whole"]
+"""What can go where the last axis splits into heads: the same dimensions of all, or whole ones."""
 
 
 class LinearOp(Protocol):
-    """The numeric face of a linear layer: y = V x + c at every position."""
+    """The numeric face of a linear layer: y = V x + c at every position.
+
+    With `blocks` > 1 input and output channels are cut into as many equal blocks, and each block
+    of V sees its own block of channels only: V is (K, C/blocks*taps), `part(b)` is block b alone.
+    """
+
+    @property
+    def blocks(self) -> int:
+        """Number of equal blocks; 1 where every output sees every input channel."""
+
+    def part(self, block: int) -> LinearOp:
+        """Block `block` as a layer of its own: its rows of V, its share of inputs and outputs."""
 
     @property
     def taps(self) -> int:
@@ -68,7 +88,7 @@ class Linear:
     """A layer whose weight can be solved for.
 
     `weight` and `bias` are input positions (bias None: no such input can exist). `reads` labels
-    the input channels of V (before taps), `writes` its rows. `resets` are attributes that must
+    the input channels (before taps), `writes` the rows of V. `resets` are attributes that must
     be set when the weight is replaced, since V has absorbed them.
     """
 
@@ -92,12 +112,49 @@ class Ride:
 
 @dataclass(frozen=True)
 class Size:
-    """Element `element` of constant input `position` of node `key` is the length of an axis."""
+    """A number in the model that counts these labels: the length of an axis, a number of blocks.
+
+    It is element `element` of what node `key` holds at `place`: a constant input (by position) or
+    an attribute (by name). `replaces` names an attribute that says the same and has to go. One
+    that counts from the end of the axis `along` is stored anew as soon as any of these go.
+    """
+
+    key: str
+    place: int | str
+    element: int
+    labels: Labels
+    replaces: str = ""
+    along: Labels | None = None
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Constant input `position` of node `key` holds places along an axis with these labels."""
 
     key: str
     position: int
-    element: int
     labels: Labels
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Equal places of `a` and `b` (same shape) come and go together; -1 opposite a label: it must stay."""
+
+    a: Labels
+    b: Labels
+    reason: str
+
+
+@dataclass(frozen=True)
+class Bilinear:
+    """A product of inputs 0 and 1 that sums over channels of both, on `axes`: sum_j a_j b_j in every head.
+
+    `a` and `b` are the labels, of one shape, channels last.
+    """
+
+    axes: tuple[int, int]
+    a: Labels
+    b: Labels
 
 
 @dataclass(frozen=True)
@@ -112,7 +169,9 @@ class Frozen:
 class Flow:
     """Everything a rule states about one node.
 
-    `macs` are its multiply-adds for the whole inferred batch: 0 where a shape is not known, None
+    `ties` merge labels, `coupled` are labels that several layers share (a sum, a concatenation).
+    `scales` labels what the cost of a node that is not solved for is proportional to. `macs` are
+    its multiply-adds for the whole inferred batch: 0 where a shape is not known, None
     for operators that are not counted. `reason` says why one that is counted is not solved for.
     """
 
@@ -120,8 +179,13 @@ class Flow:
     kind: Kind = "opaque"
     rides: tuple[Ride, ...] = ()
     sizes: tuple[Size, ...] = ()
+    picks: tuple[Pick, ...] = ()
+    ties: tuple[Tie, ...] = ()
+    coupled: tuple[Labels, ...] = ()
     frozen: tuple[Frozen, ...] = ()
     linear: Linear | None = None
+    bilinear: Bilinear | None = None
+    scales: Labels | None = None
     macs: int | None = None
     reason: str = ""
 
@@ -132,8 +196,11 @@ class Site:
 
     Per input: `labels` (None: carries no channels), `shapes` (None: not inferred), `constants`
     (None: computed), `batched` (axes whose size follows the batch). Per output: `exposed` (it is
-    an output of the model). `fresh(n)` makes n new labels. Of any tensor by name: `producer` makes
-    it, `readers` read it, `value` is its constant (None: computed), `size` its inferred shape.
+    an output of the model). `heads` says what to take from attention, `opset` the version of
+    the default operators. `fresh(n)` makes n new labels. Of any tensor by name: `producer` makes
+    it, `readers` read it, `value` is its constant (None: computed), `size` its inferred shape,
+    `carried` its labels, `leaves` says whether it is an output of the model, `sparse` whether it is a
+    constant that is stored sparsely (its value is None).
     """
 
     node: Node
@@ -143,11 +210,16 @@ class Site:
     constants: tuple[Array | None, ...]
     batched: tuple[tuple[int, ...], ...]
     exposed: tuple[bool, ...]
+    heads: Heads
+    opset: int
     fresh: Callable[[int], Labels]
     producer: Callable[[str], Node | None]
     readers: Callable[[str], tuple[Node, ...]]
     value: Callable[[str], Array | None]
     size: Callable[[str], Shape | None]
+    carried: Callable[[str], Labels | None]
+    leaves: Callable[[str], bool]
+    sparse: Callable[[str], bool]
 
     def constant(self, position: int) -> Array | None:
         """Constant input `position`, None if absent or computed."""
@@ -200,12 +272,18 @@ def rules() -> Mapping[tuple[str, str], Rule]:
     return dict(_RULES)
 
 
-def flow_of(site: Site) -> Flow:
-    """What is true of the node; an operator without a rule freezes all channels that touch it."""
+def flow_of(site: Site, *, local: bool = False) -> Flow:
+    """What is true of the node; an operator without a rule freezes all channels that touch it.
+
+    A `local` one is a function of the model, whatever its name. Of these and of operators of other
+    domains, those that have weights are named.
+    """
     known = _RULES.get((site.node.domain, site.node.op))
-    if known is None:
-        return freeze(site, f"{describe(site.node)} is not understood")
-    return known(site)
+    if known is not None and not local:
+        return known(site)
+    named = (local or bool(site.node.domain)) and any(c is not None and c.size > 1 for c in site.constants)
+    why = "is a function of the model, which is left as it is" if local else "is not understood"
+    return freeze(site, f"{describe(site.node)} {why}", macs=0 if named else None)
 
 
 def freeze(site: Site, reason: str, *, macs: int | None = None) -> Flow:

@@ -2,6 +2,10 @@
 
 Each is y = V x + c per output position: for Gemm and MatMul x is a row, for Conv the patch
 under the kernel (zero padding included, so border effects are in the moments).
+
+A grouped Conv whose blocks are wide is solved block by block, and the same places go in every
+block, so that the blocks stay equal. One with more blocks than channels in a block (ResNeXt,
+depthwise) loses whole blocks instead: what is left of it needs no solving.
 """
 
 from __future__ import annotations
@@ -16,23 +20,14 @@ from numpy.typing import NDArray
 
 from pcns_onnx.backend import namespace_of
 from pcns_onnx.graph import Array
-from pcns_onnx.ops.facts import Flow, Labels, Linear, Site, along, describe, freeze, rule, spread
+from pcns_onnx.ops.attention import product
+from pcns_onnx.ops.facts import Flow, Labels, Linear, Site, describe, freeze, rule, spread
+from pcns_onnx.ops.layers import WindowOp, alike, form_of, reads_of, unsolvable, whole_blocks
 
 
 @dataclass(frozen=True)
-class ConvOp:
-    """An ungrouped convolution with any number of spatial axes."""
-
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    pads: tuple[int, ...] | None
-    auto_pad: str
-
-    @property
-    def taps(self) -> int:
-        """Kernel positions."""
-        return prod(self.kernel)
+class ConvOp(WindowOp):
+    """A convolution with any number of spatial axes."""
 
     @property
     def padded(self) -> bool:
@@ -42,24 +37,13 @@ class ConvOp:
         return any(self.pads or ())
 
     def matrix(self, weight: Array) -> Array:
-        """(K, C, *kernel) -> (K, taps*C)."""
+        """(K, C, *kernel) -> (K, taps*C), or the rows of the block."""
+        weight = self._own(weight, 0)
         return np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
 
     def weight(self, matrix: Array, like: Array) -> Array:
         """(K, taps*C) -> (K, C, *kernel)."""
         return np.moveaxis(matrix.reshape(matrix.shape[0], *like.shape[2:], -1), -1, 1)
-
-    def owners(self, reads: Labels) -> Labels:
-        """Tap-major: all channels of the first tap, then of the second."""
-        return np.tile(reads, self.taps)
-
-    def positions(self, x_shape: tuple[int, ...]) -> int:
-        """Output positions per sample."""
-        return prod(self._out(x_shape[2:]))
-
-    def positions_of(self, y_shape: tuple[int, ...]) -> int:
-        """Output positions per sample."""
-        return prod(y_shape[2:])
 
     def inputs(self, x: Any, at: NDArray[np.int64] | None) -> Any:
         """Patches (R, taps*C) of x (N, C, *size) at flat output positions, the same for all samples.
@@ -67,6 +51,7 @@ class ConvOp:
         Channels are moved last first, so that a patch is gathered as `taps` contiguous runs.
         """
         xp = namespace_of(x)
+        x = self._own(x, 1)
         n, c, *size = (int(s) for s in x.shape)
         pads = self._pads(size)
         padded_size = tuple(s + a + b for s, a, b in zip(size, pads, pads[len(size) :], strict=False))
@@ -76,15 +61,6 @@ class ConvOp:
         index = xp.asarray(self._index(tuple(size), padded_size, at))
         patches = xp.take(xp.reshape(padded, (n, -1, c)), index, axis=1)
         return xp.reshape(patches, (-1, self.taps * c))
-
-    def outputs(self, y: Any, at: NDArray[np.int64] | None) -> Any:
-        """(R, K) of y (N, K, *out)."""
-        xp = namespace_of(y)
-        n, k = int(y.shape[0]), int(y.shape[1])
-        y = xp.reshape(y, (n, k, -1))
-        if at is not None:
-            y = xp.take(y, xp.asarray(at), axis=2)
-        return xp.reshape(xp.permute_dims(y, (0, 2, 1)), (-1, k))
 
     def _index(self, size: tuple[int, ...], padded: tuple[int, ...], at: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Flat indices into the padded input, position-major, one per (position, tap)."""
@@ -97,9 +73,6 @@ class ConvOp:
             for corner, tap, s, d in zip(corners, taps, self.strides, self.dilations, strict=True)
         ]
         return np.asarray(np.ravel_multi_index(where, padded), dtype=np.int64).reshape(-1)
-
-    def _spans(self) -> tuple[int, ...]:
-        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
     def _out(self, size: Sequence[int]) -> tuple[int, ...]:
         pads, half = self._pads(size), len(self.kernel)
@@ -134,8 +107,13 @@ class RowOp:
     rows_first: bool = True
     mixed: bool = False
 
+    blocks = 1
     taps = 1
     padded = False
+
+    def part(self, block: int) -> RowOp:
+        """There is one block."""
+        return self
 
     def matrix(self, weight: Array) -> Array:
         """(C, K), or (K, C) when `transposed`, -> (K, C)."""
@@ -177,42 +155,23 @@ def _rows(x: Any, at: NDArray[np.int64] | None) -> Any:
 
 @rule("Conv", operands="all")
 def conv(site: Site) -> Flow:
-    """Conv: mixes channels on axis 1; groups are left alone."""
+    """Conv: mixes channels on axis 1, in blocks where it is grouped."""
     shape, out = site.known_shape(1), site.known_output()
     if shape is None:
         return freeze(site, f"{describe(site.node)} has a weight of unknown shape", macs=0)
     macs = prod(out) * prod(shape[1:]) if out else 0
-    weight = site.constant(1)
-    if site.attr("group", 1) != 1:
-        return freeze(site, f"{describe(site.node)} is a grouped or depthwise Conv", macs=macs)
-    if weight is None:
-        return freeze(site, f"{describe(site.node)} has a weight that is computed, not stored", macs=macs)
-    spatial = weight.ndim - 2
-    reads = _read(site, axis=1, rank=weight.ndim, width=shape[1])
+    if why := unsolvable(site):
+        return freeze(site, f"{describe(site.node)} {why}", macs=macs)
+    op, rank = ConvOp.of(site, shape[2:]), len(shape)
+    reads = reads_of(site, axis=1, rank=rank, width=shape[1] * op.blocks)
     if reads is None:
         return freeze(site, f"{describe(site.node)} reads channels along another axis", macs=macs)
-    if len(site.node.inputs) > 2 and site.node.inputs[2] and site.constant(2) is None:
-        return freeze(site, f"{describe(site.node)} has a bias that is computed, not stored", macs=macs)
-    auto_pad = _text(site.attr("auto_pad", b"NOTSET"))
-    pads = site.attr("pads", None) if auto_pad == "NOTSET" else None
-    op = ConvOp(
-        kernel=tuple(weight.shape[2:]),
-        strides=tuple(site.attr("strides", (1,) * spatial)),
-        dilations=tuple(site.attr("dilations", (1,) * spatial)),
-        pads=tuple(pads) if pads else None,
-        auto_pad=auto_pad,
-    )
+    if op.blocks > shape[1]:
+        return whole_blocks(site, reads.reshape(op.blocks, -1), shape[0] // op.blocks, macs)
     writes = site.fresh(shape[0])
     linear = Linear(op, weight=1, weight_axes=(0, 1), bias=2, reads=reads, writes=writes)
-    return Flow((spread(writes, 1, weight.ndim),), "reader", linear=linear, macs=macs)
-
-
-@rule("ConvTranspose", operands="all")
-def conv_transpose(site: Site) -> Flow:
-    """ConvTranspose: counted, not yet solved for."""
-    x, shape = site.known_shape(0), site.known_shape(1)
-    macs = prod(x) * prod(shape[1:]) if x and shape else 0
-    return freeze(site, f"{describe(site.node)} is not supported yet", macs=macs)
+    ties = (*alike(reads, op.blocks, site), *alike(writes, op.blocks, site))
+    return Flow((spread(writes, 1, rank),), "reader", linear=linear, macs=macs, ties=ties)
 
 
 @rule("Gemm", operands="all")
@@ -224,8 +183,9 @@ def gemm(site: Site) -> Flow:
     c = shape[1 if trans_b else 0] if shape else 0
     macs = prod(out) * c if out else 0
     if weight is None or shape is None:
-        return freeze(site, f"{describe(site.node)} multiplies two computed matrices", macs=macs)
-    reads = _read(site, axis=0 if trans_a else 1, rank=2, width=c)
+        why = form_of(site, 1) or "multiplies two computed matrices"
+        return freeze(site, f"{describe(site.node)} {why}", macs=macs)
+    reads = reads_of(site, axis=0 if trans_a else 1, rank=2, width=c)
     if reads is None:
         return freeze(site, f"{describe(site.node)} reads channels along its rows", macs=macs)
     has_bias = len(site.node.inputs) > 2 and bool(site.node.inputs[2])
@@ -253,28 +213,19 @@ def matmul(site: Site) -> Flow:
     x, shape, out = site.known_shape(0), site.known_shape(1), site.known_output()
     macs = prod(out) * x[-1] if out and x else 0
     weight = site.constant(1)
+    if weight is None and (why := form_of(site, 1)):
+        return freeze(site, f"{describe(site.node)} {why}", macs=macs)
+    if weight is None and site.constant(0) is None:
+        return product(site, macs)
     if weight is None or weight.ndim != 2 or shape is None:
         return freeze(site, f"{describe(site.node)} does not multiply by one stored matrix", macs=macs)
     if site.shapes[0] is None:
         return freeze(site, f"{describe(site.node)} has an input of unknown rank", macs=macs)
     rank = len(site.shapes[0])
-    reads = _read(site, axis=rank - 1, rank=rank, width=shape[0])
+    reads = reads_of(site, axis=rank - 1, rank=rank, width=shape[0])
     if reads is None or rank < 2:
         return freeze(site, f"{describe(site.node)} reads channels along another axis", macs=macs)
     writes = site.fresh(shape[1])
     mixed = any(axis for axis in site.batched[0])
     linear = Linear(RowOp(False, mixed=mixed), weight=1, weight_axes=(1, 0), bias=None, reads=reads, writes=writes)
     return Flow((spread(writes, rank - 1, rank),), "reader", linear=linear, macs=macs)
-
-
-def _read(site: Site, *, axis: int, rank: int, width: int) -> Labels | None:
-    """Labels of the `width` input channels, all -1 where the input carries none."""
-    labels = site.labels[0]
-    if labels is None:
-        return np.full(width, -1, dtype=np.int64)
-    vector = along(labels, axis, rank)
-    return None if vector is None else np.broadcast_to(vector, (width,)).copy()
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,4 +1,4 @@
-"""Data movement: Flatten, Reshape, Squeeze, Unsqueeze, Transpose, Shape.
+"""Data movement: reshaping, transposing, repeating, and the shapes that come of it.
 
 Movement acts on labels as it acts on data. A Reshape is first cut into the smallest blocks of
 axes whose sizes match, so only axes that really merge or split are expanded.
@@ -6,12 +6,13 @@ axes whose sizes match, so only axes that really merge or split are expanded.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import numpy as np
 
-from pcns_onnx.graph import Node
-from pcns_onnx.ops.facts import Flow, Labels, Site, Size, axes_of, describe, freeze, rule
+from pcns_onnx.ops.facts import Flow, Labels, Site, Tie, along, axes_of, describe, freeze, rule, spread
+from pcns_onnx.ops.shapes import Stored, is_followed, measured, origin, target
 
 
 @rule("Flatten")
@@ -38,56 +39,89 @@ def transpose(site: Site) -> Flow:
 
 @rule("Reshape")
 def reshape(site: Site) -> Flow:
-    """Static or exporter-style; a stored size of an axis that carries channels is kept in step."""
-    if site.labels[0] is None:
-        return Flow((None,))
+    """Static or exporter-style; a stored size of an axis that carries channels is kept in step.
+
+    Where channels are split over several axes they can only go in whole slices of one of these:
+    the last one (the same place in every group of a shuffle, the same dimension of every head),
+    or the one before where whole heads are to go.
+    """
     flow = _moved(site)
+    place: int | str = 1 if len(site.node.inputs) > 1 else "shape"
     labels = flow.outputs[0]
     if labels is None:
-        return flow
-    sizes = []
-    for axis in axes_of(labels):
-        source = _element(site, axis)
-        if source is None:
-            return freeze(site, f"{describe(site.node)} computes the size of the channel axis")
-        key, position, element, value = source
-        if value == -1 or (value == 0 and not site.attr("allowzero", 0)):
-            continue
-        if key != site.node.key and len(site.readers(key)) != 1:
-            return freeze(site, f"{describe(site.node)} shares the size of the channel axis with another node")
-        vector = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
-        if vector.shape[1] != 1:
-            return freeze(site, f"{describe(site.node)} splits channels over several axes")
-        sizes.append(Size(key, position, element, vector[:, 0]))
-    if len(axes_of(labels)) > 1:
-        return freeze(site, f"{describe(site.node)} splits channels over several axes")
-    return Flow((labels,), "move", sizes=tuple(sizes))
+        return replace(flow, frozen=(*flow.frozen, *target(site, place, None)[1]))
+    axes = axes_of(labels)
+    slices, ties = labels, tuple[Tie, ...]()
+    if len(axes) > 1:
+        is_heads = site.heads == "whole" and axes[-1] == labels.ndim - 1
+        kept = axes[-2] if is_heads else axes[-1]
+        for axis in axes:
+            slices = slices if axis == kept else np.take(slices, [0], axis=axis)
+        why = f"{describe(site.node)} splits its channels over several axes"
+        ties = (Tie(np.broadcast_to(slices, labels.shape), labels, why),)
+    sizes, frozen = target(site, place, slices)
+    return Flow((labels,), "move", sizes=sizes, ties=ties, frozen=frozen)
+
+
+@rule("Expand")
+def expand(site: Site) -> Flow:
+    """Positions are repeated; a stored number of channels is kept in step."""
+    labels = site.labels[0]
+    rank = len(site.outputs[0] or ())
+    if labels is None or not axes_of(labels) or rank < labels.ndim:
+        held = freeze(site, f"{describe(site.node)} may spread one channel over many")
+        return replace(held, frozen=(*held.frozen, *target(site, 1, None)[1]))
+    labels = labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
+    sizes, frozen = target(site, 1, labels)
+    return Flow((labels,), "linear", sizes=sizes, frozen=frozen)
+
+
+@rule("Tile")
+def tile(site: Site) -> Flow:
+    """Positions are repeated, or whole sets of channels."""
+    labels = site.labels[0]
+    if labels is None:
+        return Flow((None,))
+    repeats = {axis: origin(site, 1, axis) for axis in axes_of(labels)}
+    if not repeats or len(site.node.inputs) > 2:
+        return freeze(site, f"{describe(site.node)} may spread one channel over many")
+    for axis, source in repeats.items():
+        if not isinstance(source, Stored) or source.value < 1:
+            return freeze(site, f"{describe(site.node)} computes how often it repeats its channels")
+        labels = np.concatenate([labels] * int(source.value), axis=axis)
+    is_plain = all(isinstance(s, Stored) and s.value == 1 for s in repeats.values())
+    return Flow((labels,), "linear" if is_plain else "channelwise")
+
+
+@rule("DepthToSpace", "SpaceToDepth")
+def depth_to_space(site: Site) -> Flow:
+    """Channels become positions: those that stand side by side go together. Or positions become channels."""
+    labels, shape = site.labels[0], site.known_shape(0)
+    if labels is None:
+        return Flow((None,))
+    vector = along(labels, 1, 4)
+    if vector is None or shape is None:
+        return freeze(site, f"{describe(site.node)} takes its channels from another axis")
+    vector, blocks = np.broadcast_to(vector, (shape[1],)), int(site.attr("blocksize", 1)) ** 2
+    if site.node.op == "SpaceToDepth":
+        return Flow((spread(np.tile(vector, blocks), 1, 4),), "channelwise")
+    is_last = site.attr("mode", b"DCR") == b"CRD"
+    together = vector.reshape(-1, blocks).T if is_last else vector.reshape(blocks, -1)
+    why = f"{describe(site.node)} puts these channels side by side"
+    ties = (Tie(np.broadcast_to(together[:1], together.shape), together, why),)
+    return Flow((spread(together[0], 1, 4),), "channelwise", ties=ties)
 
 
 @rule("Shape")
 def shape(site: Site) -> Flow:
-    """Harmless when only the sizes of other axes are taken from it."""
+    """Harmless where the number of channels only becomes that of a tensor with the same channels (see `shapes`)."""
     labels = site.labels[0]
     if labels is None:
         return Flow((None,))
-    axes = list(range(labels.ndim))[site.attr("start", 0) : site.attr("end", None)]
-    readers = site.readers(site.node.outputs[0])
-    taken = [axes] if site.exposed[0] else [_picked(site, reader, axes) for reader in readers]
-    if any(axis in axes_of(labels) for picked in taken for axis in picked):
+    axes, name = measured(site, site.node), site.node.outputs[0]
+    if axes is None or any(labels.shape[a] > 1 and not is_followed(site, name, i) for i, a in enumerate(axes)):
         return freeze(site, f"the number of channels is read by {describe(site.node)}")
     return Flow((None,), "move")
-
-
-def _picked(site: Site, reader: Node, axes: list[int]) -> list[int]:
-    """Which of the sizes of `axes` a reader of Shape's output takes; all, unless it is seen to take fewer."""
-    given = [site.value(name) for name in reader.inputs[1:]]
-    if reader.op == "Gather" and given[0] is not None:
-        return [axes[int(i)] for i in np.ravel(given[0])]
-    if reader.op == "Slice" and len(given) < 4:
-        start, end = given[:2] or (reader.attrs["starts"], reader.attrs["ends"])
-        if start is not None and end is not None:
-            return axes[int(start[0]) : int(end[0])]
-    return axes
 
 
 def _moved(site: Site) -> Flow:
@@ -115,22 +149,3 @@ def reshape_labels(labels: Labels, before: tuple[int, ...], after: tuple[int, ..
     expanded = [size if block in varying else 1 for size, block in zip(before, block_before, strict=True)]
     shape = [size if block in varying else 1 for size, block in zip(after, block_after, strict=True)]
     return np.broadcast_to(labels, expanded).reshape(shape)
-
-
-def _element(site: Site, axis: int) -> tuple[str, int, int, int] | None:
-    """Where the target size of `axis` is stored: (node key, input, element, value)."""
-    stored = site.constant(1)
-    if stored is not None:
-        return site.node.key, 1, axis, int(stored[axis])
-    concat = site.producer(site.node.inputs[1])
-    if concat is None or concat.op != "Concat":
-        return None
-    at = 0
-    for position, name in enumerate(concat.inputs):
-        piece, size = site.value(name), site.size(name)
-        if size is None or size[0] is None:
-            return None
-        if at <= axis < at + size[0]:
-            return None if piece is None else (concat.key, position, axis - at, int(piece[axis - at]))
-        at += size[0]
-    return None

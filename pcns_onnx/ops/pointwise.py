@@ -1,29 +1,41 @@
 """Elementwise operators: channels pass through, per-channel constants ride along.
 
 Any scalar function applied to every element commutes with *selecting* channels, so one rule
-serves all activations, fused or decomposed. A binary operator ties its computed operands: the
-same channels on both sides (x * sigmoid(x)) are fine, different ones are coupled.
+serves all activations, fused or decomposed. A binary operator ties its computed operands: a sum
+of two layers (a residual connection) makes their channels one group, as does a gate.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from pcns_onnx.ops.facts import Flow, Labels, Ride, Site, axes_of, describe, freeze, rule
+from pcns_onnx.graph import Shape
+from pcns_onnx.ops.facts import Flow, Frozen, Kind, Labels, Ride, Site, Tie, axes_of, describe, freeze, rule
 
 UNARY = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Cos", "Cosh",
-    "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu",
-    "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh",
+    "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu",
+    "Log", "Mish", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh",
     "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
 )  # fmt: skip
 BINARY = (
     "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mean", "Sum", "PRelu", "Clip", "Where", "Mod",
     "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor",
 )  # fmt: skip
+GATES = ("Mul", "Div", "Pow", "PRelu", "Clip", "Where", "Mod")
+"""Products and choices tie channels within a block; sums make streams that several blocks share."""
+
+
+@rule("Identity", "Neg")
+def scaling(site: Site) -> Flow:
+    """One factor for all channels."""
+    return Flow((site.labels[0],), "scaling")
 
 
 @rule(*UNARY)
+@rule("Gelu", "QuickGelu", domain="com.microsoft")
 def unary(site: Site) -> Flow:
     """One input, one output."""
     return Flow((site.labels[0],), "pointwise")
@@ -45,33 +57,53 @@ def dropout(site: Site) -> Flow:
 
 
 @rule(*BINARY, operands="all")
+@rule("BiasGelu", "FastGelu", domain="com.microsoft", operands="all")
 def binary(site: Site) -> Flow:
-    """Operands broadcast against each other; constants with a value per channel are sliced."""
+    """Operands broadcast against each other: computed ones tie their channels, constants are sliced."""
     ranks = [len(s) if s is not None else 0 for s in site.shapes]
     rank = max([*ranks, *(lab.ndim for lab in site.labels if lab is not None)], default=0)
     carried = [_align(lab, rank) for lab in site.labels if lab is not None]
     if not carried:
         return Flow((None,))
-    labels = max(carried, key=lambda lab: lab.size)
-    coupled = f"{describe(site.node)} couples its channels with another tensor's (a residual connection or a gate)"
-    if not all(np.array_equal(lab, labels) for lab in carried):
-        return freeze(site, coupled)
-    rides, per_channel = [], False
+    whole = np.broadcast_shapes(*(lab.shape for lab in carried))
+    sizes = [s for s, lab in zip(site.shapes, site.labels, strict=True) if lab is not None]
+    alone = [_is_spread(lab, whole, size) for lab, size in zip(carried, sizes, strict=True)]
+    frozen = tuple(
+        Frozen(lab, f"{describe(site.node)} spreads it over the channels of another layer")
+        for lab, spread in zip(carried, alone, strict=True)
+        if spread
+    )
+    tied = [np.broadcast_to(lab, whole) for lab, spread in zip(carried, alone, strict=True) if not spread]
+    if not tied:
+        return freeze(site, f"{describe(site.node)} spreads channels over one another")
+    labels = np.max(np.stack(tied), axis=0)
+    why = f"{describe(site.node)} joins its channels with a tensor's that must stay"
+    ties = tuple(Tie(labels, lab, why) for lab in tied if not np.array_equal(lab, labels))
+    rides = []
     for position, name in enumerate(site.node.inputs):
         if not name or site.labels[position] is not None:
             continue
         shape = site.shapes[position]
         if shape is None:
             return freeze(site, f"{describe(site.node)} has an operand of unknown shape")
-        ride = _ride(labels, len(shape), tuple(shape))
+        ride = ride_of(labels, len(shape), tuple(shape))
         if ride is None:
             continue
         if site.constant(position) is None:
-            return freeze(site, coupled)
+            return freeze(site, why)
         rides.append(Ride(position, ride))
-        per_channel = True
-    scalar = not per_channel or site.node.op == "PRelu"
-    return Flow((labels,), "pointwise" if scalar else "affine", rides=tuple(rides))
+    coupled = (labels,) if ties and site.node.op not in GATES else ()
+    return Flow((labels,), _kind(site, carried, rides), rides=tuple(rides), ties=ties, coupled=coupled, frozen=frozen)
+
+
+def _kind(site: Site, carried: Sequence[Labels], rides: Sequence[Ride]) -> Kind:
+    if len(carried) == 1 and not rides and (site.node.op == "Mul" or (site.node.op == "Div" and _is_first(site))):
+        return "scaling"
+    return "affine" if rides and site.node.op != "PRelu" else "pointwise"
+
+
+def _is_first(site: Site) -> bool:
+    return site.labels[0] is not None
 
 
 @rule("BatchNormalization")
@@ -89,11 +121,17 @@ def batch_normalization(site: Site) -> Flow:
     return Flow((labels, *rest), "affine", rides=tuple(Ride(i, vector) for i in range(1, 5)))
 
 
+def _is_spread(labels: Labels, whole: tuple[int, ...], size: Shape | None) -> bool:
+    """Whether a tensor of one channel meets one of many: broadcast, not tied."""
+    dims = (1,) * (labels.ndim - len(size or ())) + tuple(size or ())
+    return any(mine < all_ and dim == 1 for mine, all_, dim in zip(labels.shape, whole, dims, strict=True))
+
+
 def _align(labels: Labels, rank: int) -> Labels:
     return labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
 
 
-def _ride(labels: Labels, rank: int, shape: tuple[int | None, ...]) -> Labels | None:
+def ride_of(labels: Labels, rank: int, shape: tuple[int | None, ...]) -> Labels | None:
     """Labels of an operand of `shape`: None if it has one value for all channels."""
     tail = labels.shape[labels.ndim - rank :] if rank else ()
     varying = [axis for axis, (size, dim) in enumerate(zip(tail, shape, strict=True)) if size > 1 and dim != 1]

@@ -1,10 +1,12 @@
-"""Pools and reductions over positions: every channel keeps to itself."""
+"""Pooling, padding, resizing and reducing over positions: every channel keeps to itself."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from pcns_onnx.ops.facts import Flow, Kind, Site, axes_of, describe, freeze, rule
+from pcns_onnx.ops.facts import Flow, Kind, Site, Size, along, axes_of, describe, freeze, rule, spread
+from pcns_onnx.ops.norms import SEVERAL, is_norm_of
+from pcns_onnx.ops.shapes import Stored, origin, target
 
 
 @rule("MaxPool", "GlobalMaxPool", "LpPool", "GlobalLpPool")
@@ -15,7 +17,7 @@ def max_pool(site: Site) -> Flow:
 
 @rule("Pad")
 def pad(site: Site) -> Flow:
-    """Positions are added around every channel; a mixture of channels would be padded differently."""
+    """Positions are added around every channel, or channels of zeros; a mixture would be padded differently."""
     labels = site.labels[0]
     if labels is None:
         return Flow((None,))
@@ -23,10 +25,40 @@ def pad(site: Site) -> Flow:
     axes = site.constant(3) if len(site.node.inputs) > 3 and site.node.inputs[3] else np.arange(labels.ndim)
     if pads is None or axes is None or pads.size != 2 * axes.size:
         return freeze(site, f"{describe(site.node)} pads by sizes that are computed")
-    padded = {int(axis) % labels.ndim for axis, both in zip(axes, pads.reshape(2, -1).T, strict=True) if both.any()}
-    if padded.intersection(axes_of(labels)) or (padded and not axes_of(labels)):
+    both = {int(axis) % labels.ndim: i for i, axis in enumerate(axes) if pads.reshape(2, -1)[:, i].any()}
+    channels = axes_of(labels)
+    if both.keys().isdisjoint(channels) and channels:
+        return Flow((labels,), "channelwise")
+    vector = along(labels, channels[0], labels.ndim) if channels else None
+    if vector is None or site.attr("mode", b"constant") != b"constant" or (pads < 0).any():
         return freeze(site, f"{describe(site.node)} pads the channel axis")
-    return Flow((labels,), "channelwise")
+    place: int | str = 1 if len(site.node.inputs) > 1 else "pads"
+    element = both[channels[0]]
+    front, back = (site.fresh(int(count)) for count in pads.reshape(2, -1)[:, element])
+    ends = (Size(site.node.key, place, element, front), Size(site.node.key, place, element + axes.size, back))
+    wider = spread(np.concatenate([front, vector, back]), channels[0], labels.ndim)
+    return Flow((wider,), "channelwise", sizes=ends)
+
+
+@rule("Resize", "Upsample")
+def resize(site: Site) -> Flow:
+    """Positions are interpolated, the same way for every channel; sizes that name the channels are kept in step."""
+    labels, inputs = site.labels[0], site.node.inputs
+    has_sizes = len(inputs) > 3 and bool(inputs[3])
+    rank = len(site.shapes[0] or ()) if labels is None else labels.ndim
+    axes = [axis % rank for axis in site.attr("axes", range(rank))] if rank else []
+    sizes, frozen = target(site, 3, labels, axes) if has_sizes else ((), ())
+    if labels is None:
+        return Flow((None,), frozen=frozen)
+    place: int | str = "scales" if len(inputs) == 1 else 1 if len(inputs) == 2 else 2
+    for axis in () if has_sizes else set(axes).intersection(axes_of(labels)):
+        scale = origin(site, place, axes.index(axis))
+        if not isinstance(scale, Stored) or scale.value != 1:
+            return freeze(site, f"{describe(site.node)} resizes the channel axis")
+    if has_sizes and site.attr("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        return freeze(site, f"{describe(site.node)} may resize the channel axis to keep an aspect ratio")
+    is_cropped = site.attr("coordinate_transformation_mode", b"") == b"tf_crop_and_resize"
+    return Flow((labels,), "channelwise" if is_cropped else "linear", sizes=sizes, frozen=frozen)
 
 
 @rule("AveragePool", "GlobalAveragePool")
@@ -45,6 +77,28 @@ def reduce_linear(site: Site) -> Flow:
 def reduce_channelwise(site: Site) -> Flow:
     """Any other reduction over axes that are not the channels'."""
     return _reduce(site, "channelwise")
+
+
+@rule("CumSum")
+def cumulative_sum(site: Site) -> Flow:
+    """Sums up along positions: linear, the same for every channel."""
+    labels, axis = site.labels[0], site.constant(1)
+    if labels is None:
+        return Flow((None,))
+    if axis is None or int(axis.reshape(-1)[0]) % labels.ndim in axes_of(labels):
+        return freeze(site, f"{describe(site.node)} adds up channels")
+    return Flow((labels,), "linear")
+
+
+@rule("Trilu")
+def triangle(site: Site) -> Flow:
+    """Keeps a triangle of the last two axes: linear where these are positions."""
+    labels = site.labels[0]
+    if labels is None:
+        return Flow((None,))
+    if set(axes_of(labels)).intersection((labels.ndim - 2, labels.ndim - 1)):
+        return freeze(site, f"{describe(site.node)} keeps other positions of every channel")
+    return Flow((labels,), "linear")
 
 
 def _pool(site: Site, kind: Kind) -> Flow:
@@ -71,7 +125,8 @@ def _reduce(site: Site, kind: Kind) -> Flow:
         axes = tuple(range(labels.ndim))
     axes = tuple(a % labels.ndim for a in axes)
     if any(a in axes for a in axes_of(labels)) or _single_channel(labels.shape, axes):
-        return freeze(site, f"{describe(site.node)} mixes channels: it reduces over their axis")
+        why = SEVERAL if is_norm_of(site) else "mixes channels: it reduces over their axis"
+        return freeze(site, f"{describe(site.node)} {why}")
     return Flow((labels if site.attr("keepdims", 1) else np.squeeze(labels, axis=axes),), kind)
 
 

@@ -1,0 +1,93 @@
+"""Operators with weights of their own that are not solved for: named, counted where that is easy, left intact.
+
+What enters them stays; the rest of the model shrinks around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+from pcns_onnx.ops.facts import Flow, Site, describe, freeze, rule
+
+QUANTISED = "is part of a quantised model, and quantising comes after shrinking"
+FUSED = "was fused for onnxruntime: shrink the model before it is optimised"
+_FUSED = (
+    "Attention", "BiasAdd", "BiasDropout", "BiasSoftmax", "BiasSplitGelu", "DecoderMaskedMultiHeadAttention",
+    "FusedConv", "FusedGemm", "FusedMatMul", "FusedMatMulActivation", "GatedRelativePositionBias", "GemmFastGelu",
+    "GroupQueryAttention", "MultiHeadAttention", "NhwcConv", "NhwcFusedConv", "NhwcMaxPool", "PackedAttention",
+    "PackedMultiHeadAttention", "RotaryEmbedding", "TransposeMatMul",
+)  # fmt: skip
+_QUANTISED = (
+    "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulBnb4", "MatMulFpQ4",
+    "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBits", "QAttention", "QGemm", "QLinearAdd", "QLinearAveragePool",
+    "QLinearConcat", "QLinearConv", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean",
+    "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere", "QuantizeLinear",
+)  # fmt: skip
+
+
+def _recurrent(site: Site) -> int:
+    """All gates at every step, in every direction."""
+    x, weight, again = (site.known_shape(position) for position in range(3))
+    return prod(x[:2]) * (prod(weight) + prod(again)) if x and weight and again else 0
+
+
+def _window(site: Site) -> int:
+    out = site.known_output()
+    weight = site.known_shape(3 if site.node.op == "QLinearConv" else 1)
+    return prod(out) * prod(weight[1:]) if out and weight else 0
+
+
+def _product(site: Site) -> int:
+    out, x = site.known_output(), site.known_shape(0)
+    return prod(out) * x[-1] if out and x else 0
+
+
+def _einsum(site: Site) -> int:
+    """One multiply-add for every value of all indices together."""
+    sizes: dict[str, int] = {}
+    terms = _text(site.attr("equation", b"")).replace(" ", "").partition("->")[0].split(",")
+    for term, shape in zip(terms, site.shapes, strict=False):
+        if "." in term or shape is None or None in shape:
+            return 0
+        sizes.update({index: int(size or 0) for index, size in zip(term, shape, strict=True)})
+    return prod(sizes.values())
+
+
+def _none(site: Site) -> int:
+    return 0
+
+
+INTACT: dict[str, tuple[str, Callable[[Site], int | None]]] = {
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), ("is a recurrent layer", _recurrent)),
+    **dict.fromkeys(("If", "Loop", "Scan"), ("is control flow", _none)),
+    **dict.fromkeys(("QLinearConv", "ConvInteger"), (QUANTISED, _window)),
+    **dict.fromkeys(("QLinearMatMul", "MatMulInteger"), (QUANTISED, _product)),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"), (QUANTISED, lambda site: None)),
+    "Einsum": ("mixes channels in a way that is not supported yet", _einsum),
+    "DeformConv": ("bends its windows, which is not supported yet", _window),
+}
+"""Operator -> what to say of it, and what it costs (None: it is not listed as a layer)."""
+
+
+@rule(*INTACT, operands="all")
+def intact(site: Site) -> Flow:
+    """Channels that enter must stay."""
+    why, macs = INTACT[site.node.op]
+    return freeze(site, f"{describe(site.node)} {why}", macs=macs(site))
+
+
+@rule(*_FUSED, domain="com.microsoft", operands="all")
+def fused(site: Site) -> Flow:
+    """Known to onnxruntime only."""
+    return freeze(site, f"{describe(site.node)} {FUSED}", macs=_product(site) if "MatMul" in site.node.op else 0)
+
+
+@rule(*_QUANTISED, domain="com.microsoft", operands="all")
+def quantised(site: Site) -> Flow:
+    """Known to onnxruntime only, in integers."""
+    return freeze(site, f"{describe(site.node)} {QUANTISED}")
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

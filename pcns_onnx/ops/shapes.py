@@ -1,0 +1,210 @@
+"""Shapes that the model computes: where each of their numbers comes from, and where it goes.
+
+Exporters write the target shape of a Reshape or a Resize as small pieces: Shape, Gather, Unsqueeze, Concat.
+What only moves numbers about is looked through. A number of channels may come that way from one tensor's shape
+to another tensor's axis with the same channels; one that enters anything else must stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from pcns_onnx.graph import Node
+from pcns_onnx.ops.facts import Frozen, Labels, Site, Size, describe
+
+SHAPED = {"Reshape": 1, "Expand": 1, "Resize": 3}
+"""Operators whose rules ask `target` where the numbers of a target shape come from, and the input that holds it."""
+_MOVING = ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten")
+_INTEGERS = (6, 7)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A number that is stored at `place` of node `key`; `alone`: only the asking node takes it from there."""
+
+    key: str
+    place: int | str
+    element: int
+    value: float
+    alone: bool
+
+
+@dataclass(frozen=True)
+class Dim:
+    """The size of an axis of a tensor."""
+
+    tensor: str
+    axis: int
+
+
+def origin(site: Site, place: int | str, element: int) -> Stored | Dim | None:
+    """Where number `element` of an input or attribute of the node comes from; None if it is computed otherwise."""
+    node, alone = site.node, True
+    if isinstance(place, str):
+        return Stored(node.key, place, element, node.attrs[place][element], alone) if place in node.attrs else None
+    while place < len(node.inputs):
+        name = node.inputs[place]
+        value = site.value(name)
+        if value is not None:
+            flat = value.reshape(-1)
+            return Stored(node.key, place, element, flat[element].item(), alone) if element < flat.size else None
+        maker = site.producer(name)
+        if maker is None or maker.domain:
+            return None
+        if maker.op == "Shape":
+            axes = measured(site, maker)
+            return None if axes is None else Dim(maker.inputs[0], axes[element])
+        sources = _sources(site, maker)
+        if sources is None or element >= len(sources):
+            return None
+        alone = alone and len(site.readers(name)) == 1 and not site.leaves(name)
+        node, (place, element) = maker, sources[element]
+    return None
+
+
+def measured(site: Site, node: Node) -> list[int] | None:
+    """The axes whose sizes a Shape puts out; None where the rank is not known."""
+    shape = site.size(node.inputs[0])
+    axes = None if shape is None else list(range(len(shape)))
+    return None if axes is None else axes[node.attrs.get("start", 0) : node.attrs.get("end", None)]
+
+
+def is_followed(site: Site, name: str, element: int) -> bool:
+    """Whether number `element` of tensor `name` ends in target shapes only, all of whose numbers are looked at."""
+    if site.leaves(name):
+        return False
+    for node in site.readers(name):
+        places = [place for place, given in enumerate(node.inputs) if given == name]
+        if node.domain or not places:
+            return False
+        if places == [SHAPED.get(node.op)] and _count(site, name) is not None:
+            continue
+        sources = _sources(site, node)
+        if sources is None:
+            return False
+        for moved, (place, taken) in enumerate(sources):
+            if place in places and taken == element and not is_followed(site, node.outputs[0], moved):
+                return False
+    return True
+
+
+def target(
+    site: Site, place: int | str, labels: Labels | None, axes: Sequence[int] | None = None
+) -> tuple[tuple[Size, ...], tuple[Frozen, ...]]:
+    """What a target shape says of the output's `labels`: sizes to keep in step, and what must stay.
+
+    It stands at an input or attribute; its numbers belong to `axes` of the output, the last ones if not given.
+    """
+    sizes, frozen = list[Size](), list[Frozen]()
+    count = len(site.node.attrs[place]) if isinstance(place, str) else _count(site, site.node.inputs[place]) or 0
+    for element in range(count):
+        axis = element - count if axes is None else axes[element]
+        mine = counted(labels, axis)
+        source = origin(site, place, element)
+        if isinstance(source, Dim):
+            theirs = counted(site.carried(source.tensor), source.axis)
+            if not _same(mine, theirs):
+                why = f"the number of channels is read by {describe(site.node)}"
+                frozen += [Frozen(channels, why) for channels in (mine, theirs) if channels is not None]
+        elif mine is not None and not _stands_for_itself(site, source, element, mine):
+            why = _refusal(source, len(mine))
+            if why or source is None:
+                frozen.append(Frozen(mine, f"{describe(site.node)} {why}"))
+            else:
+                sizes.append(Size(source.key, source.place, source.element, mine))
+    return tuple(sizes), tuple(frozen)
+
+
+def counted(labels: Labels | None, axis: int) -> Labels | None:
+    """The channels along an axis, one after the other; None where they do not vary along it."""
+    if labels is None or labels.shape[axis] < 2:
+        return None
+    vector: Labels = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)[:, 0]
+    return vector
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What a Slice takes: `starts`, `ends` and `steps` along `axes`; None where they are computed.
+
+    `places` are where starts and ends are stored.
+    """
+
+    axes: list[int] | None
+    starts: list[int] | None
+    ends: list[int] | None
+    steps: list[int] | None
+    places: tuple[int | str, int | str]
+
+
+def windows(site: Site, node: Node) -> Windows:
+    """What a Slice takes, from attributes or inputs."""
+    if len(node.inputs) == 1:
+        starts, ends = list(node.attrs["starts"]), list(node.attrs["ends"])
+        axes = list(node.attrs.get("axes", range(len(starts))))
+        return Windows(axes, starts, ends, [1] * len(starts), ("starts", "ends"))
+    count = _count(site, node.inputs[1])
+    given = list[list[int] | None]()
+    for place, default in enumerate((None, None, None if count is None else range(count), [1] * (count or 0)), start=1):
+        name = node.inputs[place] if place < len(node.inputs) else ""
+        value = site.value(name) if name else default
+        given.append(None if value is None else [int(v) for v in np.asarray(value).reshape(-1)])
+    return Windows(given[2], given[0], given[1], given[3], (1, 2))
+
+
+def _refusal(source: Stored | None, count: int) -> str:
+    """Why a number cannot be kept in step with the channels that it counts; empty if it can."""
+    if source is None:
+        return "computes the size of the channel axis"
+    if source.value != count:
+        return "changes the number of channels"
+    return "" if source.alone else "shares the size of the channel axis with another node"
+
+
+def _stands_for_itself(site: Site, source: Stored | None, element: int, mine: Labels) -> bool:
+    """Whether a stored number says that the axis is as large as the input's, or as what is left."""
+    if source is None or site.node.op not in ("Reshape", "Expand"):
+        return False
+    if site.node.op == "Expand":
+        return source.value == 1
+    copies = source.value == 0 and not site.attr("allowzero", 0)
+    before = site.labels[0]
+    is_copy = copies and before is not None and element < before.ndim and _same(counted(before, element), mine)
+    return is_copy or source.value == -1
+
+
+def _same(a: Labels | None, b: Labels | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return np.array_equal(np.sort(a), np.sort(b))
+
+
+def _count(site: Site, name: str) -> int | None:
+    """How many numbers a tensor holds."""
+    shape = site.size(name)
+    return None if shape is None or None in shape else prod(d or 0 for d in shape)
+
+
+def _sources(site: Site, node: Node) -> list[tuple[int, int]] | None:
+    """(input, element) of each number that a node puts out; None if it does more than move numbers about."""
+    if node.domain:
+        return None
+    counts = [_count(site, name) for name in node.inputs]
+    if node.op == "Concat" and None not in counts:
+        return [(place, element) for place, count in enumerate(counts) for element in range(count or 0)]
+    if not counts or counts[0] is None:
+        return None
+    whole = range(counts[0])
+    if node.op in _MOVING or (node.op == "Cast" and node.attrs["to"] in _INTEGERS):
+        return [(0, element) for element in whole]
+    if node.op == "Gather" and (indices := site.value(node.inputs[1])) is not None:
+        return [(0, whole[int(i)]) for i in indices.reshape(-1)]
+    if node.op == "Slice":
+        taken = windows(site, node)
+        if taken.starts is not None and taken.ends is not None and taken.steps is not None and taken.axes == [0]:
+            return [(0, element) for element in whole[slice(taken.starts[0], taken.ends[0], taken.steps[0])]]
+    return None

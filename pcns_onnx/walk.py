@@ -1,0 +1,185 @@
+"""One walk over the graph: every node goes to its rule, and what the rules state is collected.
+
+Channels are labels (see `ops.facts`). A tie merges labels into one class; from then on rules are
+shown one label per class, and an axis along which the class does not change has size one. So
+the heads of an attention layer, once tied, look like a single head to what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from pcns_onnx.graph import Graph, Node, Shape
+from pcns_onnx.ops import Flow, Heads, Labels, Site, axes_of, flow_of
+
+
+@dataclass
+class Classes:
+    """Labels and the ties between them."""
+
+    born: int = 0
+    _ends: list[NDArray[np.int64]] = field(default_factory=list)
+    _roots: NDArray[np.int64] | None = None
+
+    def fresh(self, count: int) -> Labels:
+        """`count` labels that were not used before."""
+        self.born += count
+        self._roots = None
+        return np.arange(self.born - count, self.born, dtype=np.int64)
+
+    def tie(self, a: Labels, b: Labels) -> None:
+        """Merge a[i] with b[i] (same shape, no -1)."""
+        pairs = np.unique(np.stack([a.reshape(-1), b.reshape(-1)]), axis=1)
+        pairs = pairs[:, pairs[0] != pairs[1]]
+        if pairs.size:
+            self._ends.append(pairs)
+            self._roots = None
+
+    @property
+    def roots(self) -> NDArray[np.int64]:
+        """Label -> the smallest label of its class; one more element answers -1 for -1."""
+        if self._roots is None:
+            roots = np.arange(self.born + 1, dtype=np.int64)
+            if self._ends:
+                a, b = np.concatenate(self._ends, axis=1)
+                links = coo_array((np.ones(len(a)), (a, b)), shape=(self.born, self.born))
+                _, component = connected_components(links, directed=False)
+                first = np.full(self.born, self.born, dtype=np.int64)
+                np.minimum.at(first, component, np.arange(self.born))
+                roots[: self.born] = first[component]
+            roots[self.born] = -1
+            self._roots = roots
+        return self._roots
+
+    def of(self, labels: Labels) -> Labels:
+        """The classes of labels, in the same shape."""
+        return self.roots[labels]
+
+    def compact(self, labels: Labels) -> Labels:
+        """The classes of labels, with size one along every axis along which they do not change."""
+        classes = self.of(labels)
+        for axis, size in enumerate(classes.shape):
+            first = np.take(classes, [0], axis=axis)
+            if size > 1 and (classes == first).all():
+                classes = first
+        return classes
+
+
+@dataclass
+class Walk:
+    """The walk's state and, once `run`, its findings; with `tied` false, ties are left out of account."""
+
+    graph: Graph
+    shapes: Mapping[str, Shape]
+    larger: Mapping[str, Shape]
+    batch: int
+    heads: Heads = "width"
+    tied: bool = True
+    classes: Classes = field(default_factory=Classes)
+    labels: dict[str, Labels] = field(default_factory=dict)
+    flows: list[tuple[Node, Flow]] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def over(
+        cls, graph: Graph, feeds: Mapping[str, Sequence[int]] | None, *, heads: Heads = "width", tied: bool = True
+    ) -> Walk:
+        """Walk `graph`; `feeds` gives the shape of each input where the model leaves it open."""
+        batch = next((s.shape[0] for s in graph.inputs if s.shape and s.shape[0] is not None), 2)
+        shapes = graph.shapes(feeds, batch=batch)
+        walk = cls(graph, shapes, graph.shapes(feeds, batch=batch + 1), batch, heads, tied)
+        walk._run()
+        return walk
+
+    @cached_property
+    def exposed(self) -> frozenset[str]:
+        """Names of the model's outputs."""
+        return frozenset(output.name for output in self.graph.outputs)
+
+    @cached_property
+    def carried(self) -> Mapping[str, frozenset[int]]:
+        """Tensor -> the classes that it carries."""
+        return {name: frozenset(np.unique(self.classes.of(lab)).tolist()) - {-1} for name, lab in self.labels.items()}
+
+    @cached_property
+    def coupled(self) -> frozenset[int]:
+        """Classes that several layers share."""
+        shared = [self.classes.of(labels).reshape(-1) for _, flow in self.flows for labels in flow.coupled]
+        return frozenset(np.unique(np.concatenate(shared)).tolist()) - {-1} if shared else frozenset()
+
+    @cached_property
+    def frozen(self) -> Mapping[int, str]:
+        """Class -> why it must stay."""
+        found: dict[int, str] = {}
+        for label in sorted(self.reasons):
+            found.setdefault(int(self.classes.roots[label]), self.reasons[label])
+        return found
+
+
+    def _run(self) -> None:
+        for node in self.graph.nodes:
+            if self.graph.is_constant(node.key):
+                continue
+            flow = flow_of(self._site(node), local=(node.domain, node.op) in self.graph.functions)
+            self.flows.append((node, flow))
+            for name, labels in zip(node.outputs, flow.outputs, strict=False):
+                if name and labels is not None:
+                    self.labels[name] = labels
+            for fact in flow.frozen:
+                self._freeze(fact.labels, fact.reason)
+            for tie in flow.ties if self.tied else ():
+                both = (tie.a >= 0) & (tie.b >= 0)
+                self.classes.tie(tie.a[both], tie.b[both])
+                self._freeze(np.concatenate([tie.a[~both], tie.b[~both]]), tie.reason)
+            for name in node.captures:
+                if name in self.labels:
+                    self._freeze(self.labels[name], f"a subgraph of {node.op} '{node.label}' reads it")
+        for output in self.graph.outputs:
+            if output.name in self.labels:
+                self._freeze(self.labels[output.name], f"it feeds the model's output '{output.name}'")
+        for name, labels in self.labels.items():
+            if len(axes_of(self.classes.compact(labels))) > 1:
+                self._freeze(labels, f"its channels lie on several axes of '{name}'")
+
+    def _freeze(self, labels: Labels, reason: str) -> None:
+        for label in np.unique(labels):
+            if label >= 0:
+                self.reasons.setdefault(int(label), reason)
+
+    def _seen(self, name: str) -> Labels | None:
+        labels = self.labels.get(name)
+        return labels if labels is None or not self.tied else self.classes.compact(labels)
+
+    def _batched(self, name: str) -> tuple[int, ...]:
+        sizes = zip(self.shapes.get(name, ()), self.larger.get(name, ()), strict=False)
+        return tuple(axis for axis, (one, more) in enumerate(sizes) if one != more)
+
+    def _site(self, node: Node) -> Site:
+        graph = self.graph
+        names = node.inputs
+        return Site(
+            node=node,
+            labels=tuple(self._seen(name) for name in names),
+            shapes=tuple(self.shapes.get(name) for name in names),
+            outputs=tuple(self.shapes.get(name) for name in node.outputs),
+            constants=tuple(graph.constant(name) if name else None for name in names),
+            batched=tuple(self._batched(name) for name in names),
+            exposed=tuple(name in self.exposed for name in node.outputs),
+            heads=self.heads,
+            opset=graph.opset,
+            fresh=self.classes.fresh,
+            producer=graph.producers.get,
+            readers=lambda name: graph.consumers.get(name, ()),
+            value=graph.constant,
+            size=self.shapes.get,
+            carried=self._seen,
+            leaves=self.exposed.__contains__,
+            sparse=graph.sparse.__contains__,
+        )

@@ -1,0 +1,75 @@
+"""What must hold for every operator that channels pass, checked on one model in onnxruntime."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from conftest import relative, run
+from test_ops import narrowed, permuted, removed_labels, sample, twins, unread, weight_of
+
+from pcns_onnx import ShrinkResult, shrink
+from pcns_onnx.fold import explicit_biases
+from pcns_onnx.graph import Graph
+from pcns_onnx.groups import Census, survey
+from pcns_onnx.rewrite import apply, narrow
+
+
+def surveyed(model: onnx.ModelProto) -> tuple[Graph, Census]:
+    """The graph as it is solved, and what is found in it."""
+    graph, _ = explicit_biases(Graph.load(model))
+    return graph, survey(graph)
+
+
+def holds(model: onnx.ModelProto, width: int | None = None) -> None:
+    """Full width and any order change nothing; channels that nothing reads go without a trace.
+
+    `width` is that of the first group, where it is asked for.
+    """
+    graph, census = surveyed(model)
+    assert census.shrinkable and (width is None or census.groups[0].width == width)
+    assert narrow(graph, census, {group.name: group.labels for group in census.groups}) == ()
+    x = sample(graph.proto)
+
+    generator, order = np.random.default_rng(2), dict[int, int]()
+    for labels in twins(census):
+        order |= zip(labels.tolist(), generator.permutation(labels).tolist(), strict=True)
+    moved = permuted(graph, census, order)
+    assert moved.serialize() != graph.serialize()
+    assert relative(run(graph.proto, x), run(moved.proto, x)) < 1e-5
+
+    gone = np.concatenate([removed_labels(group.labels) for group in census.shrinkable])
+    keep = narrowed(census, gone)
+    zeroed = unread(graph, census, gone)
+    small = apply(zeroed, narrow(zeroed, census, keep))
+    small.prune()
+    small.check(full=True)
+    assert small.parameters < graph.parameters
+    expected = run(zeroed.proto, x)
+    assert np.isfinite(expected).all() and expected.std() > 0
+    assert relative(expected, run(small.proto, x)) < 1e-5
+    after = survey(small)
+    for old in census.layers:
+        for axis, labels in zip(old.linear.weight_axes, (old.linear.writes, old.linear.reads), strict=True):
+            before = weight_of(graph, old).shape[axis]
+            assert weight_of(small, after.layer(old.name)).shape[axis] == np.sum(~np.isin(labels[:before], gone))
+
+
+def halved(model: onnx.ModelProto, samples: int = 60) -> ShrinkResult:
+    """Every group at half its width, solved on random data: it runs and does less."""
+    rows = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+    x = np.random.default_rng(0).standard_normal((samples * rows, *sample(model).shape[1:])).astype(np.float32)
+    result = shrink(model, x, width=0.5, multiple="1")
+    onnx.checker.check_model(result.model, full_check=Graph.load(model).passes_full_check())
+    assert result.report.after.macs < result.report.before.macs
+    assert result.report.agreement.error < 1
+    return result
+
+
+def nothing_lost(model: onnx.ModelProto, width: float, samples: int = 200) -> ShrinkResult:
+    """What is planted to be superfluous goes, and the outputs stay what they were."""
+    x = np.random.default_rng(0).standard_normal((samples, *sample(model).shape[1:])).astype(np.float32)
+    result = shrink(model, x, width=width, multiple="1")
+    onnx.checker.check_model(result.model, full_check=True)
+    assert result.report.after.macs < result.report.before.macs
+    assert relative(run(model, x[:50]), run(result.model, x[:50])) < 1e-4
+    return result
