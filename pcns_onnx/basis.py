@@ -81,14 +81,17 @@ def refusal(graph: Graph, census: Census, group: Group, *, refit: bool) -> str |
     for layer in (census.layer(name) for name in group.readers):
         if layer.linear.op.blocks > 1 or not np.isin(layer.linear.reads, group.labels).all():
             return f"'{layer.name}' reads it beside other channels, or in blocks"
+        if not np.isin(group.labels, layer.linear.reads).all():
+            return f"'{layer.name}' reads some of its channels only"
     sigma = activation_of(graph, census, group)
     if isinstance(sigma, str):
         return sigma
     inside = _inside(graph, census, group)
     rest = [graph.node(key) for key in group.path if key not in inside]
+    riding = {key for key, _ in census.rides}
     for node in rest:
         kind = census.kinds[node.key]
-        if kind == "affine":
+        if kind == "affine" or node.key in riding:
             return f"{node.op} '{node.label}' has per-channel constants, which new neurons do not match"
         if kind not in ("linear", "move", "pointwise") and not refit:
             return f"{node.op} '{node.label}' does not commute with the projection: re-fit the reader instead"

@@ -22,7 +22,7 @@ from pcns_onnx.graph import Graph, Node
 
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}
 _REARRANGING = {"Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Flatten"}
-_COMPUTING = {"Cast", "Concat", "ConstantOfShape", "Gather", "Slice"}
+_COMPUTING = {"Cast", "Concat", "ConstantOfShape", "Gather", "Slice", "Add", "Sub", "Mul", "Div"}
 _FEW = 1024
 
 
@@ -31,8 +31,8 @@ def fold_constants(graph: Graph) -> Graph:
 
     PyTorch's first exporter puts an Identity where two constants are equal; both exporters leave
     a Transpose in front of nn.Linear's weight, and an Unsqueeze or Reshape in front of PReLU's
-    slope, where they are told not to fold. The first one also computes what a Pad adds; such
-    short vectors are computed here.
+    slope, where they are told not to fold. The first one also computes what a Pad adds and where
+    a chunk ends: such integers are computed here.
     """
     result, outputs, shapes = graph, {o.name for o in graph.outputs}, graph.shapes()
     for node in graph.nodes:
@@ -43,9 +43,9 @@ def fold_constants(graph: Graph) -> Graph:
             continue
         if node.op in _COMPUTING:
             if all(result.is_constant(name) for name in node.inputs) and prod(d or 0 for d in shape) <= _FEW:
-                computed = result.evaluated(node.key)
-                result = graph.copy() if result is graph else result
-                result.make_constant(node.key, "", computed)
+                if (computed := result.evaluated(node.key)).dtype.kind == "i":
+                    result = graph.copy() if result is graph else result
+                    result.make_constant(node.key, "", computed)
             continue
         result = graph.copy() if result is graph else result
         moved = np.transpose(value, node.attrs.get("perm")) if node.op == "Transpose" else value

@@ -93,7 +93,10 @@ class Unsolved:
 
 @dataclass(frozen=True)
 class Product:
-    """A product of two computed tensors, `names`, that sums over a group's channels, on `axes`, in every head."""
+    """A product of two computed tensors, `names`, that sums over channels, on `axes`, in every head.
+
+    `labels` are the classes along these axes.
+    """
 
     key: str
     names: tuple[str, str]
@@ -323,7 +326,10 @@ def _group(walk: Walk, writers: Sequence[Layer], classes: set[int], layers: Sequ
 def _products(walk: Walk, labels: Labels) -> Iterator[Product]:
     for node, flow in walk.flows:
         found: Bilinear | None = flow.bilinear
-        if found is not None and np.isin(classes := np.unique(walk.classes.of(found.a)), labels).any():
+        if found is None:
+            continue
+        classes = walk.classes.of(found.a.reshape(-1, found.a.shape[-1])[0])
+        if np.isin(classes, labels).all():
             names = (node.inputs[0], node.inputs[1])
             blocks = [_blocks(walk.shapes.get(name, ())) for name in names]
             heads = blocks[0] // walk.batch if blocks[0] == blocks[1] else 1

@@ -117,7 +117,7 @@ def read_groups(setup: Setup, graph: Graph, census: Census, groups: Sequence[Gro
                 view.update(q, k, partial(setup.scattered(len(product.labels)).draw, index))
         for group in chunk:
             mine = [key for key in views if key[0] == group.name]
-            heads = {p.key: products[group.name, p.key][1].readings() for p in group.products}
+            heads = {p.key: products[group.name, p.key][1].readings(group) for p in group.products}
             yield GroupReadings(group, {key[1]: views.pop(key).reading() for key in mine}, heads)
 
 

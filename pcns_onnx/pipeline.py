@@ -34,6 +34,7 @@ from pcns_onnx.report import Inspection, Left, Report
 from pcns_onnx.rewrite import apply
 from pcns_onnx.runtime import Engine, choose_engine
 from pcns_onnx.shrinking import Work, decide, eigenvalue_summary, solve
+from pcns_onnx.sizes import fix_sizes
 from pcns_onnx.verify import load_metric
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class _Canonical:
 
     @classmethod
     def of(cls, original: Graph) -> _Canonical:
-        norms_folded, folded = fold_batch_norms(fold_constants(original))
+        norms_folded, folded = fold_batch_norms(fold_constants(fix_sizes(original)))
         typed, added = explicit_biases(norms_folded)
         return cls(original, typed, typed.as_float32(), folded, added)
 

@@ -143,15 +143,16 @@ class ProductView:
             for head, found in enumerate(moments):
                 found.update(xp.reshape(rows[:, head], (-1, int(rows.shape[-1]))))
 
-    def readings(self) -> list[Reading]:
+    def readings(self, group: Group) -> list[Reading]:
         """One reading per head: its covariance is the second moment of q, its matrix C_k^½."""
         found = []
+        places = np.searchsorted(group.labels, self._product.labels)
         for q, k in zip(self._q, self._k, strict=True):
             xp = namespace_of(q.mean_x)
             second = q.covariance + q.mean_x[:, None] * q.mean_x[None, :]
             values, vectors = eigh_descending(k.covariance)
             root = xp.sqrt(xp.where(values > 0, values, 0.0))[:, None] * vectors.T
-            found.append(Reading(second, root, 1, q.rows))
+            found.append(Reading(second, root, 1, q.rows, places))
         return found
 
 
@@ -209,5 +210,7 @@ def mixed_matrix(matrix: Array, columns: Columns, mix: Array, places: NDArray[np
     wide = xp.concat([matrix, xp.zeros((int(matrix.shape[0]), 1), dtype=matrix.dtype)], axis=1)
     split = xp.reshape(xp.take(wide, xp.asarray(columns.index.reshape(-1)), axis=1), (-1, n, taps))
     mixed = xp.permute_dims(xp.permute_dims(split, (0, 2, 1)) @ mix, (0, 2, 1))
-    wide[:, xp.asarray(columns.index[places].reshape(-1))] = xp.reshape(mixed, (int(matrix.shape[0]), -1))
-    return wide[:, :-1]
+    mixed = xp.reshape(mixed, (int(matrix.shape[0]), len(places) * taps))
+    source, new = np.arange(int(matrix.shape[1])), columns.index[places].reshape(-1)
+    source[new[new >= 0]] = len(source) + np.flatnonzero(new >= 0)
+    return xp.take(xp.concat([matrix, mixed], axis=1), xp.asarray(source), axis=1)

@@ -49,7 +49,23 @@ class SetAttributes:
         return f"attributes of '{self.key}' := {dict(self.attributes)}"
 
 
-Edit = SetInput | SetAttributes
+@dataclass(frozen=True)
+class SetNumbers:
+    """Some elements of a 1-d input that is put together in the graph: (element, value)."""
+
+    key: str
+    position: int
+    numbers: tuple[tuple[int, int], ...]
+
+    def apply(self, graph: Graph) -> None:
+        """Make the edit."""
+        graph.set_numbers(self.key, self.position, dict(self.numbers))
+
+    def __str__(self) -> str:
+        return f"elements of input {self.position} of '{self.key}' := {dict(self.numbers)}"
+
+
+Edit = SetInput | SetAttributes | SetNumbers
 Patch = tuple[Edit, ...]
 
 
@@ -95,6 +111,9 @@ def _resize(graph: Graph, census: Census, kept: NDArray[np.bool_]) -> Iterator[E
         held.setdefault((size.key, size.place), []).append(size)
     for (key, place), sizes in held.items():
         if all(kept[size.labels if size.along is None else size.along].all() for size in sizes):
+            continue
+        if isinstance(place, int) and graph.is_computed(key, place):
+            yield SetNumbers(key, place, tuple((size.element, int(kept[size.labels].sum())) for size in sizes))
             continue
         old = _numbers(graph, key, place)
         new = np.zeros(len(sizes), dtype=np.int64) if old is None else old.reshape(-1).astype(np.int64)

@@ -30,6 +30,7 @@ from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group, Layer
 from pcns_onnx.linalg import add_ridge
 from pcns_onnx.methods import Reading
+from pcns_onnx.ops import Labels
 from pcns_onnx.passes import GroupReadings
 from pcns_onnx.reading import Columns, stored_bias, stored_weight
 from pcns_onnx.rewrite import Patch, apply, set_layer
@@ -50,18 +51,8 @@ class Turn:
     is_row: bool
 
 
-@dataclass(frozen=True)
-class Heads:
-    """For one layer: `head` and `channel` (place among the group's classes) of each row, -1 for others."""
-
-    head: Places
-    channel: Places
-
-    def places(self, head: int, width: int) -> Places | None:
-        """Where the channels of a head stand, (width,); None if it does not have each of them once."""
-        at = np.flatnonzero(self.head == head)
-        order = np.argsort(self.channel[at], kind="stable")
-        return at[order] if np.array_equal(self.channel[at][order], np.arange(width)) else None
+Maker = tuple[str, int]
+"""The layer that made a channel, and the row of V that did."""
 
 
 class Origins:
@@ -80,11 +71,11 @@ class Origins:
         }
         self._products = {key: flow.bilinear for key, flow in flows.items() if flow.bilinear is not None}
 
-    def of_columns(self, layer: str) -> list[tuple[str, int] | None]:
+    def of_columns(self, layer: str) -> list[Maker | None]:
         """The maker of every channel that a layer reads."""
         return [self._made.get(int(label)) for label in self._reads[layer]]
 
-    def of_product(self, key: str) -> list[tuple[list[tuple[str, int] | None], list[tuple[str, int] | None]]]:
+    def of_product(self, key: str) -> list[tuple[list[Maker | None], list[Maker | None]]]:
         """For every head of a product: the makers of the channels of both sides."""
         found = self._products.get(key)
         if found is None:
@@ -109,7 +100,7 @@ def rotations(
             turned, layers = _between_layers(census, read, origins)
             turns += turned
         for product in group.products:
-            turned, products[product.key] = _inside_product(census, group, origins, product.key, products[product.key])
+            turned, products[product.key] = _inside_product(census, origins, product.key, products[product.key])
             turns += turned
     except _Unfit:
         return (), read
@@ -140,32 +131,22 @@ class _Unfit(Exception):
     """A group whose basis cannot be changed."""
 
 
-def _heads_of(layer: Layer, group: Group) -> Heads:
-    """Rows of a writer: the n-th row of a class is in head n."""
-    writes = layer.linear.writes
-    channel = np.where(np.isin(writes, group.labels), np.searchsorted(group.labels, writes), -1)
-    head = np.full(len(writes), -1, dtype=np.int64)
-    seen = np.zeros(group.width, dtype=np.int64)
-    for row in np.flatnonzero(channel >= 0):
-        head[row] = seen[channel[row]]
-        seen[channel[row]] += 1
-    return Heads(head, channel)
+def _rows(census: Census, makers: Sequence[Maker | None]) -> tuple[str, Places]:
+    """The layer and its rows that made the channels of one head."""
+    found = [maker for maker in makers if maker is not None]
+    names = {name for name, _ in found}
+    if len(found) != len(makers) or len(names) != 1 or census.layer(found[0][0]).linear.op.blocks != 1:
+        raise _Unfit
+    return names.pop(), np.array([row for _, row in found], dtype=np.int64)
 
 
-def _rows(census: Census, group: Group, makers: list[tuple[str, int] | None]) -> tuple[str, Places, int]:
-    """The rows that made all channels of one head: (layer, rows in the order of the classes, head)."""
-    if len(makers) != group.width or any(maker is None for maker in makers):
-        raise _Unfit
-    names, rows = {m[0] for m in makers if m}, {m[1] for m in makers if m}
-    if len(names) != 1:
-        raise _Unfit
-    layer = census.layer(names.pop())
-    heads = _heads_of(layer, group)
-    numbers = {int(heads.head[row]) for row in rows}
-    places = heads.places(min(numbers), group.width)
-    if len(numbers) != 1 or layer.linear.op.blocks != 1 or places is None:
-        raise _Unfit
-    return layer.name, places, numbers.pop()
+def _heads_of(labels: Labels) -> Places:
+    """The n-th row of a class is in head n."""
+    seen: dict[int, int] = {}
+    heads = np.empty(len(labels), dtype=np.int64)
+    for row, label in enumerate(labels):
+        heads[row] = seen[int(label)] = seen.get(int(label), -1) + 1
+    return heads
 
 
 def _between_layers(
@@ -204,20 +185,22 @@ def _columns(
     if layer.linear.op.blocks != 1 or not np.isin(layer.linear.reads, group.labels).all():
         raise _Unfit
     makers = origins.of_columns(name)
-    numbers = {n: _heads_of(census.layer(n), group).head for n in group.writers}
-    heads: dict[tuple[str, int], list[int]] = {}
+    numbers = {writer: _heads_of(census.layer(writer).linear.writes) for writer in group.writers}
+    heads: dict[Maker, list[int]] = {}
     for column, maker in enumerate(makers):
         if maker is None or maker[0] not in numbers:
             raise _Unfit
         heads.setdefault((maker[0], int(numbers[maker[0]][maker[1]])), []).append(column)
+    sizes = {len(columns) for columns in heads.values()}
+    if len(sizes) != 1 or sizes != {len(np.unique(layer.linear.reads))}:
+        raise _Unfit
     for columns in heads.values():
         at = np.asarray(columns)[np.argsort(layer.linear.reads[columns], kind="stable")]
-        writer, rows, _ = _rows(census, group, [makers[c] for c in at])
-        yield (writer, rows), [at + tap * len(makers) for tap in range(layer.linear.op.taps)]
+        yield _rows(census, [makers[c] for c in at]), [at + tap * len(makers) for tap in range(layer.linear.op.taps)]
 
 
 def _inside_product(
-    census: Census, group: Group, origins: Origins, key: str, readings: list[Reading]
+    census: Census, origins: Origins, key: str, readings: list[Reading]
 ) -> tuple[list[Turn], list[Reading]]:
     """Both sides of a product: their joint singular directions, head by head."""
     heads = origins.of_product(key)[: len(readings)]  # samples, if merged with the heads, repeat them
@@ -225,7 +208,7 @@ def _inside_product(
         raise _Unfit
     turns, found = [], []
     for (a, b), reading in zip(heads, readings, strict=True):
-        q, k = _rows(census, group, a), _rows(census, group, b)
+        q, k = _rows(census, a), _rows(census, b)
         left = np.linalg.cholesky(add_ridge(to_numpy(reading.covariance), _RIDGE))
         root = to_numpy(reading.matrix)
         right = np.linalg.cholesky(add_ridge(root.T @ root, _RIDGE))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
+from chains import Chain, node
 from conftest import relative, run
 from test_ops import narrowed, permuted, removed_labels, sample, twins, unread, weight_of
 
@@ -18,6 +21,16 @@ def surveyed(model: onnx.ModelProto) -> tuple[Graph, Census]:
     """The graph as it is solved, and what is found in it."""
     graph, _ = explicit_biases(Graph.load(model))
     return graph, survey(graph)
+
+
+def stood_in(chain: Chain) -> onnx.ModelProto:
+    """The model of a chain behind which onnx infers no shapes: those of a Relu stand in."""
+    model = replace(chain, middle=[node("Relu", "h")], weights={}).build()
+    nodes = [part for item in model.graph.node for part in (chain.middle if item.op_type == "Relu" else [item])]
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in chain.weights.items())
+    return model
 
 
 def holds(model: onnx.ModelProto, width: int | None = None) -> None:

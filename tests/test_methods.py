@@ -47,8 +47,10 @@ def problem(seed: int, channels: int, taps: int = 1, outputs: int = 5, rows: int
     return x - x.mean(0), normal(seed + 3, outputs, n)
 
 
-def reading(x: Array, v: Array, taps: int = 1, xp: Any = np, rows: int = MANY) -> Reading:
-    return Reading(xp.asarray(x.T @ x / len(x)), xp.asarray(v), taps, rows)
+def reading(
+    x: Array, v: Array, taps: int = 1, xp: Any = np, rows: int = MANY, places: Array | None = None
+) -> Reading:
+    return Reading(xp.asarray(x.T @ x / len(x)), xp.asarray(v), taps, rows, places)
 
 
 def columns(channels: Array, taps: int) -> Array:
@@ -128,6 +130,13 @@ def test_what_is_kept_is_nested_and_ascending() -> None:
     assert [ranking.keep(m).tolist() for m in (1, 2, 4)] == [[3], [0, 3], [0, 1, 2, 3]]
 
 
+def test_channels_that_must_stay_lead_the_others() -> None:
+    ranking = Ranking(np.array([3, 0, 2, 1], dtype=np.int64), np.linspace(1, 0, 5))
+    led = ranking.led_by([2, 1])
+    assert (led.order.tolist(), led.least, ranking.least) == ([2, 1, 3, 0], 2, 1)
+    np.testing.assert_array_equal(led.error, ranking.error)
+
+
 # -- subsets ---------------------------------------------------------------------------------
 
 READERS = pytest.mark.parametrize("taps", [(1,), (3,), (1, 1), (1, 4)], ids=str)
@@ -155,6 +164,48 @@ def test_obs_removes_the_cheapest_at_every_step(taps: Sequence[int]) -> None:
         kept = order[:left]
         costs = {int(g): lost_all(problems, kept[kept != g]) for g in kept}
         assert costs[int(order[left - 1])] <= min(costs.values()) * (1 + 1e-4)
+
+
+PARTS = [np.array([0, 1, 2, 3, 4]), np.arange(7), np.array([2, 6]), np.array([3, 4, 5])]
+"""Places of a group of 7 that four readers take."""
+
+
+def partial(seed: int) -> list[tuple[Array, Array, int, Array]]:
+    """Four problems on some of the 7 channels of a group each."""
+    taps = (1, 1, 3, 2)
+    return [(*problem(seed + 10 * i, len(p), t), t, p) for i, (p, t) in enumerate(zip(PARTS, taps, strict=True))]
+
+
+@BACKENDS
+@given(seed=st.integers(0, 999))
+@QUICK
+def test_readers_of_some_channels_lose_only_these(xp: Any, seed: int) -> None:
+    """The mean over all readers of what each of them misses; one that is left with nothing misses all."""
+    problems = partial(seed)
+    ranking = obs.rank([reading(x, v, t, xp, places=p) for x, v, t, p in problems], 7)
+    assert sorted(ranking.order) == list(range(7))
+    for width in range(2, 8):
+        kept = np.sort(ranking.order[:width])
+        missed = [lost(x, v, t, np.flatnonzero(np.isin(p, kept))) for x, v, t, p in problems]
+        assert ranking.error[width] == pytest.approx(np.mean(missed), abs=3e-4)
+    assert ranking.error[0] == 1.0 and ranking.error[7] == 0.0
+
+
+@RANKS
+def test_readers_of_some_channels_are_the_same_in_any_array_namespace(rank: Rank) -> None:
+    host, strict = (rank([reading(x, v, t, xp, places=p) for x, v, t, p in partial(3)], 7)
+                    for xp in (np, array_api_strict))  # fmt: skip
+    np.testing.assert_array_equal(host.order, strict.order)
+    np.testing.assert_allclose(host.error, strict.error, atol=1e-9)
+
+
+def test_places_of_all_channels_say_nothing_new() -> None:
+    problems = several(5, 6, (1, 3))
+    plain, placed = (
+        obs.rank([reading(x, v, t, places=p) for x, v, t in problems], 6) for p in (None, np.arange(6))
+    )
+    np.testing.assert_array_equal(plain.order, placed.order)
+    np.testing.assert_allclose(plain.error, placed.error)
 
 
 @BACKENDS
@@ -189,6 +240,18 @@ def test_what_is_redundant_goes_first_and_for_nothing(rank: Rank, taps: int) -> 
     ranking = rank([reading(split.reshape(len(x), -1), weights.reshape(len(v), -1), taps)], 10)
     assert ranking.error[5] < 1e-5 < 1e-4 < ranking.error[4]
     assert lost(split.reshape(len(x), -1), weights.reshape(len(v), -1), taps, ranking.order[:5]) < 1e-9
+
+
+@RANKS
+def test_copies_go_first_whoever_reads_them(rank: Rank) -> None:
+    """Two readers use a channel and its copy differently; a third sees some of the channels at another size."""
+    (x, v), (_, w) = problem(8, 8), problem(60, 8)
+    x[:, 4:] = x[:, :4]
+    part = np.array([0, 1, 4, 5])
+    readings = [reading(x, v), reading(np.tanh(x) * 30, w), reading(x[:, part], v[:, part], places=part)]
+    ranking = rank(readings, 8)
+    assert sorted(ranking.order[:4] % 4) == [0, 1, 2, 3]
+    assert ranking.error[4] < 1e-5 < 1e-3 < ranking.error[3]
 
 
 @RANKS

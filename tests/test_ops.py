@@ -219,7 +219,7 @@ def test_a_layers_algebra_is_what_onnxruntime_computes(name: str) -> None:
 
         width = len(layer.linear.reads)
         assert matrix.shape == (len(part.writes), len(part.reads) * op.taps)
-        axis = 1 if layer.kind == "Conv" else 0 if graph.node(layer.key).attrs.get("transA") else -1
+        axis = 1 if layer.kind.startswith("Conv") else 0 if graph.node(layer.key).attrs.get("transA") else -1
         numbered = np.moveaxis(
             np.broadcast_to(np.arange(1, width + 1), (*np.moveaxis(source, axis, -1).shape[:-1], width)), -1, axis
         )

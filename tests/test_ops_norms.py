@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import onnx
 import pytest
 from chains import BACKS, FRONTS, NORM, C, Chain, K, ints, node, random, scalar
-from conftest import Array, build, relative, run
-from contract import halved, holds, nothing_lost, surveyed
-from onnx import helper
-from test_ops import sample
+from conftest import Array, build
+from contract import halved, holds, nothing_lost, stood_in, surveyed
 
 from pcns_onnx.ops.norms import SEVERAL
 from pcns_onnx.runtime import Engine
@@ -69,16 +64,6 @@ PASSED: dict[str, Chain] = {
 """What treats every channel by itself."""
 
 
-def stood_in(chain: Chain) -> onnx.ModelProto:
-    """The model of a chain behind which onnx infers no shapes: those of a Relu stand in."""
-    model = replace(chain, middle=[node("Relu", "h")], weights={}).build()
-    nodes = [part for item in model.graph.node for part in (chain.middle if item.op_type == "Relu" else [item])]
-    model.graph.ClearField("node")
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in chain.weights.items())
-    return model
-
-
 def group_norm(groups: int) -> Chain:
     """As both of PyTorch's exporters write it below opset 18."""
     return Chain(
@@ -96,6 +81,42 @@ def group_norm(groups: int) -> Chain:
     )  # fmt: skip
 
 
+GROUPS: dict[str, tuple[onnx.ModelProto, int]] = {
+    "of pairs": (stood_in(Chain([node("GroupNormalization", "h g be", num_groups=4)], SCALE, opset=21)), 4),
+    "of two": (stood_in(Chain([node("GroupNormalization", "h g be", num_groups=2)], SCALE, opset=21)), 2),
+    "of single channels": (stood_in(Chain([node("GroupNormalization", "h g be", num_groups=C)], SCALE, opset=21)), C),
+    "in pieces, of two": (group_norm(2).build(), 2),
+    "in pieces, of pairs": (group_norm(4).build(), 4),
+    "in pieces, of single channels": (group_norm(C).build(), C),
+}  # fmt: skip
+"""GroupNormalizations and the number of their groups."""
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_of_a_group_norm_whole_groups_go(name: str) -> None:
+    model, groups = GROUPS[name]
+    _, census = surveyed(model)
+    assert (census.groups[0].width, census.groups[0].unit) == (groups, C // groups)
+    assert census.groups[0].frozen is None
+    small = halved(model).model
+    left = {tuple(tensor.dims) for tensor in small.graph.initializer if tensor.name in ("g", "be", "g3", "be3")}
+    assert left <= {(C // 2,), (C // 2, 1, 1)}
+    for item in small.graph.node:
+        assert [a.i for a in item.attribute if a.name == "num_groups"] in ([], [groups // 2])
+
+
+def test_dead_groups_go_without_a_trace() -> None:
+    for name in ("of pairs", "in pieces, of pairs"):
+        model = onnx.ModelProto()
+        model.CopyFrom(GROUPS[name][0])
+        for tensor in model.graph.initializer:
+            if tensor.name in ("g", "be", "g3", "be3"):
+                value = onnx.numpy_helper.to_array(tensor).copy()
+                value[2:6] = 0
+                tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+        nothing_lost(model, 0.5)
+
+
 MIXED: dict[str, tuple[Chain, str]] = {
     "layer norm": (
         Chain([node("LayerNormalization", "h g be")], SCALE, "rows", "rows"), f"LayerNormalization 'm' {SEVERAL}"),
@@ -108,12 +129,10 @@ MIXED: dict[str, tuple[Chain, str]] = {
     "lp norm": (Chain([node("LpNormalization", "h", axis=1)]), f"LpNormalization 'm' {SEVERAL}"),
     "mean variance norm": (
         Chain([node("MeanVarianceNormalization", "h", axes=[1, 2, 3])]), f"MeanVarianceNormalization 'm' {SEVERAL}"),
-    "group norm": (
-        Chain([node("GroupNormalization", "h g be", num_groups=2)], SCALE, opset=21),
-        f"GroupNormalization 'm' {SEVERAL}"),
     "group norm of one": (group_norm(1), f"InstanceNormalization 'n' {SEVERAL}"),
-    "group norm in pieces": (group_norm(2), f"InstanceNormalization 'n' {SEVERAL}"),
-    "group norm of pairs": (group_norm(C // 2), f"InstanceNormalization 'n' {SEVERAL}"),
+    "group norm of one, whole": (
+        Chain([node("GroupNormalization", "h g be", num_groups=1)], SCALE, opset=21),
+        f"GroupNormalization 'm' {SEVERAL}"),
     "layer norm in pieces": (
         Chain([*layer_norm(), node("Mul", "q g", "s"), node("Add", "s be")], {**PIECES, **SCALE}, "rows", "rows"),
         f"ReduceMean 'mean' {SEVERAL}"),
@@ -124,6 +143,11 @@ MIXED: dict[str, tuple[Chain, str]] = {
         Chain([node("Pow", "h two", "sq"), node("ReduceMean", "sq", "ms", axes=[-1]), node("Add", "ms eps", "me"),
                node("Sqrt", "me", "rms"), node("Reciprocal", "rms", "inv"), node("Mul", "h inv")],
               PIECES, "rows", "rows"),
+        f"ReduceMean 'ms' {SEVERAL}"),
+    "rms norm in other pieces": (
+        Chain([node("Mul", "h h", "sq"), node("ReduceMean", "sq", "ms", axes=[1]), node("Add", "ms eps", "me"),
+               node("Sqrt", "me", "rms"), node("Div", "one rms", "inv"), node("Mul", "h inv")],
+              {**PIECES, "one": scalar(1)}),
         f"ReduceMean 'ms' {SEVERAL}"),
     "l2 norm in pieces": (
         Chain([node("ReduceL2", "h", "l", axes=[1]), node("Clip", "l eps", "c"), node("Shape", "h", "s"),
@@ -158,7 +182,7 @@ def test_what_treats_channels_apart_is_shrunk_end_to_end(name: str) -> None:
 @pytest.mark.parametrize("name", MIXED)
 def test_what_mixes_channels_keeps_them(name: str) -> None:
     chain, reason = MIXED[name]
-    graph, census = surveyed(stood_in(chain) if name == "group norm" else chain.build())
+    graph, census = surveyed(stood_in(chain) if "whole" in name else chain.build())
     assert census.groups[0].frozen == reason
     Engine().session(graph.serialize())
 
@@ -275,55 +299,3 @@ def test_dead_and_equal_channels_go_without_a_trace() -> None:
     result = nothing_lost(chain.build(), 0.5)
     sizes = {tensor.name: tuple(tensor.dims) for tensor in result.model.graph.initializer}
     assert (sizes["g"], sizes["be"], sizes["c"]) == ((4,), (4,), (4, 1, 1))
-
-
-# -- onnxruntime's own -----------------------------------------------------------------------
-
-
-def fused(op: str, inputs: str = "h", weights: dict[str, Array] | None = None, **attributes: Any) -> onnx.ModelProto:
-    """Rows through an operator of com.microsoft, with a layer before and behind."""
-    item = node(op, inputs, domain="com.microsoft", **attributes)
-    model = stood_in(Chain([item], weights or {}, "rows", "rows"))
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    onnx.checker.check_model(model)
-    return model
-
-
-FUSED = {
-    "Gelu": fused("Gelu"),
-    "QuickGelu": fused("QuickGelu", alpha=1.5),
-    "FastGelu": fused("FastGelu"),
-    "FastGelu with a bias": fused("FastGelu", "h c", {"c": random(C)}),
-    "BiasGelu": fused("BiasGelu", "h c", {"c": random(C)}),
-}
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_fused_activations_pass(name: str) -> None:
-    model = FUSED[name]
-    result = halved(model)
-    assert result.plan.groups["h"].width == C // 2
-    sizes = {tensor.name: tuple(tensor.dims) for tensor in result.model.graph.initializer}
-    assert sizes.get("c", (C // 2,)) == (C // 2,) and sizes["W1"] == (C // 2, K)
-    x = sample(model)
-    whole = nothing_lost(twins_in(model), 0.5).model
-    assert relative(run(twins_in(model), x), run(whole, x)) < 1e-4
-
-
-def twins_in(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The second half of the hidden channels is what the first half is."""
-    twin = onnx.ModelProto()
-    twin.CopyFrom(model)
-    for tensor in twin.graph.initializer:
-        if tensor.name in ("W0", "b0", "c"):
-            value = onnx.numpy_helper.to_array(tensor).copy()
-            value[..., C // 2 :] = value[..., : C // 2]
-            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
-    return twin
-
-
-def test_skip_layer_norm_keeps_its_channels() -> None:
-    model = fused("SkipLayerNormalization", "h h g be", SCALE)
-    _, census = surveyed(model)
-    assert census.groups[0].frozen == f"com.microsoft.SkipLayerNormalization 'm' {SEVERAL}"
-    Engine().session(model.SerializeToString())

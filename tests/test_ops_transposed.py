@@ -15,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_ops import bias_of, sample, taken, weight_of
 
+from pcns_onnx import shrink
 from pcns_onnx.errors import InputError
 from pcns_onnx.fold import fold_batch_norms
 from pcns_onnx.graph import Graph
@@ -232,6 +233,28 @@ def test_what_is_superfluous_goes_without_a_trace() -> None:
     result = nothing_lost(planted(planted(up, "U", 1), "W0", 0), 0.5)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in result.model.graph.initializer}
     assert shapes["U"] == (C // 2, C // 2, 3, 3)
+
+
+def test_principal_components_are_exact_without_an_activation() -> None:
+    """Eight channels that are mixtures of four: the paper's four and their mean are enough."""
+    mixed = np.einsum("cktu,kn->cntu", random(3, 4, 3, 2), random(4, C))
+    nodes = [node("ConvTranspose", "x W0", "h", strides=[2, 2], pads=[1] * 4), node("ConvTranspose", "h W1 b1", "y")]
+    model = build(nodes, {"W0": mixed, "W1": random(C, K, 3, 3), "b1": random(K)}, ("N", 3, 5, 4))
+    x = np.random.default_rng(0).standard_normal((100, *sample(model).shape[1:])).astype(np.float32)
+    for refit in (True, False):
+        small = shrink(model, x, method="pcns", width=5 / C, multiple="1", refit=refit).model
+        assert relative(run(model, x), run(small, x)) < 1e-3
+        assert {tensor.name: tuple(tensor.dims) for tensor in small.graph.initializer}["W0"] == (3, 5, 3, 2)
+
+
+def test_it_runs_on_any_array_library() -> None:
+    xp = pytest.importorskip("array_api_strict")
+    _, census = surveyed(LAYERS["in blocks"][0])
+    x = np.random.default_rng(0).standard_normal((2, 6, 5, 4))
+    for at in (None, np.array([0, 7, 8])):
+        for part in census.layers[0].parts:
+            rows = part.op.inputs(xp.asarray(x), at)
+            np.testing.assert_array_equal(np.asarray(rows), part.op.inputs(x, at))
 
 
 def replace_op(item: onnx.NodeProto, output: str) -> onnx.NodeProto:

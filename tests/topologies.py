@@ -334,6 +334,49 @@ def split_axis() -> onnx.ModelProto:
     return s.head("m")
 
 
+# -- side by side ----------------------------------------------------------------------------
+
+
+def dense() -> onnx.ModelProto:
+    """DenseNet: every layer reads all that came before it."""
+    s = Sketch()
+    stream, width = s.relu(s.conv("x", "stem", (3, C))), C
+    for name in "ab":
+        inner = s.relu(s.norm(s.conv(stream, f"{name}1", (width, C), 1), f"{name}n", C))
+        stream, width = s.op("Concat", f"{stream} {s.conv(inner, f'{name}2', (C, 4))}", name, axis=1), width + 4
+    return s.pooled_head(s.relu(s.norm(stream, "n", width)), width)
+
+
+def skipped() -> onnx.ModelProto:
+    """U-Net: down and up again, beside what was there before; a depthwise Conv of both."""
+    s = Sketch()
+    stem = s.relu(s.conv("x", "stem", (3, C)))
+    low = s.relu(s.conv(stem, "low", (C, 2 * C), strides=[2, 2]))
+    weight = s.store("up.w", 2 * C, C, 2, 2, spread=(2 * C) ** -0.5)
+    s.op("ConvTranspose", f"{low} {weight}", "up", name="up", strides=[2, 2])
+    s.op("Concat", f"up {stem}", "both", axis=1)
+    return s.head(s.relu(s.conv("both", "deep", (2 * C, 2 * C), group=2 * C)), 2 * C)
+
+
+def parted_sum() -> onnx.ModelProto:
+    """One layer's channels are the sum of two others' side by side."""
+    s = Sketch("N", 5)
+    for name, width in (("a", C), ("b", 4), ("c", C + 4)):
+        s.gemm("x", name, (5, width))
+    s.op("Concat", "a b", "ab", axis=1)
+    s.gemm(s.op("Tanh", s.add("ab", "c", "sum"), "t"), "y", (C + 4, K))
+    return s.model()
+
+
+def partly_held() -> onnx.ModelProto:
+    """A sum whose first channels come from the model's input and must stay, the others need not."""
+    s = Sketch("N", 4)
+    s.op("Concat", f"x {s.gemm('x', 'a', (4, C))}", "xa", axis=1)
+    stream = s.add("xa", s.gemm("x", "b", (4, C + 4)), "sum")
+    s.gemm(s.relu(stream), "y", (C + 4, K))
+    return s.model()
+
+
 TOPOLOGIES: dict[str, Callable[[], onnx.ModelProto]] = {
     "residual": residual,
     "residual of one layer": residual_of_one,
@@ -371,4 +414,8 @@ TOPOLOGIES: dict[str, Callable[[], onnx.ModelProto]] = {
     "shuffle": shuffle,
     "shuffle of four": lambda: shuffle(4, 4 * C),
     "channels on two axes": split_axis,
+    "dense": dense,
+    "skipped": skipped,
+    "parted sum": parted_sum,
+    "partly held": partly_held,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,52 @@ class Graph(GraphView):
             proto.input.append("")
         proto.input[position] = name
         self._changed()
+
+    def set_numbers(self, key: str, position: int, numbers: Mapping[int, int]) -> None:
+        """Set elements of a 1-d integer input that is concatenated from pieces, some of them stored.
+
+        What other nodes read too is left to them: node `key` gets a concatenation of its own.
+        """
+        name = self.node(key).inputs[position]
+        value = self.constant(name)
+        if value is not None:
+            new = value.reshape(-1).copy()
+            new[list(numbers)] = list(numbers.values())
+            self.set_input(key, position, new.reshape(value.shape))
+            return
+        maker = self._own_maker(key, position)
+        if maker.op != "Concat":
+            self.set_numbers(maker.key, 0, numbers)
+            return
+        shapes, start = self.shapes(), 0
+        for piece, source in enumerate(maker.inputs):
+            count = int(np.prod([size or 1 for size in shapes[source]]))
+            mine = {element - start: n for element, n in numbers.items() if start <= element < start + count}
+            if mine:
+                self.set_numbers(maker.key, piece, mine)
+            start += count
+
+    def is_computed(self, key: str, position: int) -> bool:
+        """Whether a node has this input and something computes it."""
+        inputs = self.node(key).inputs
+        return position < len(inputs) and inputs[position] in self.producers and not self.is_constant(inputs[position])
+
+    def _own_maker(self, key: str, position: int) -> Node:
+        """The node that makes an input, copied if anything else reads what it makes."""
+        node = self.node(key)
+        name = node.inputs[position]
+        maker = self.producers[name]
+        if len(self.consumers[name]) == 1 and name not in {o.name for o in self.outputs}:
+            return maker
+        at = self._index(maker.key)
+        twin = onnx.NodeProto()
+        twin.CopyFrom(self.proto.graph.node[at])
+        twin.output[0] = self.fresh_name(f"{node.label}.shape")
+        twin.name = twin.output[0] if twin.name else ""
+        self._proto(key).input[position] = twin.output[0]
+        self.proto.graph.node.insert(at + 1, twin)
+        self._changed()
+        return self.node(twin.output[0])
 
     def set_attributes(self, key: str, **attrs: Any) -> None:
         """Set attributes of node `key`; None takes one away."""

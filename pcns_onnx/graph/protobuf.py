@@ -179,7 +179,7 @@ def tensor_of(name: str, value: Array, kind: int) -> TensorProto:
     """A tensor of type `kind`; raises `UnsupportedError` where a value does not fit into it."""
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(value.astype(dtype))
+        stored = np.asarray(value, order="C").astype(dtype)
     if is_float(kind) and (np.isfinite(value) & ~np.isfinite(stored)).any():
         raise UnsupportedError(f"a solved value of '{name}' is too large for {dtype}: store the model in float32")
     return numpy_helper.from_array(stored, name)

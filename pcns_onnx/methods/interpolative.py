@@ -1,8 +1,9 @@
 """Interpolative subset: pivoted Cholesky of the channels' second moments.
 
 With C the covariance of the channels and w_g the norm of the weights that read channel g,
-pivots are taken from D C D, D = diag(w): column-pivoted QR of the activations with rows
-weighted by how much the readers use them. The residual trace is the error curve.
+pivots are taken from D C D, D = diag(w): column-pivoted QR of the activations, weighted by how
+much the readers use them. The residual trace is the error curve. Several readers have their C
+and w² added up, all of the same size: one D for all, so that copies are copies for them together.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ from pcns_onnx.methods.ranking import Ranking, Reading
 def rank(readings: Sequence[Reading], channels: int) -> Ranking:
     """Order the channels of a group by greedy pivots over all its readers."""
     xp = namespace_of(readings[0].covariance)
-    total = xp.zeros((channels, channels), dtype=xp.float64)
+    covariance = xp.zeros((channels, channels), dtype=xp.float64)
+    use = xp.zeros((channels,), dtype=xp.float64)
     for reading in readings:
-        weight = xp.sqrt(reading.channel_energy())
-        scaled = weight[:, None] * reading.channel_covariance() * weight[None, :]
-        scaled = scaled / max(float(xp.sum(xp.linalg.diagonal(scaled))), 1e-300)
+        seen, energy = reading.channel_covariance(), reading.channel_energy()
+        variance = xp.linalg.diagonal(seen)
+        size = max(float(xp.mean(variance)), 1e-300)
+        read = max(float(xp.sum(energy * variance)), 1e-300)
+        seen, energy = seen / size, energy * (size / read)
         if reading.places is not None:  # rows of the identity, to lay it among the group's channels
             chosen = xp.asarray(np.eye(channels)[reading.places])
-            scaled = chosen.T @ scaled @ chosen
-        total = total + scaled
+            seen, energy = chosen.T @ seen @ chosen, energy @ chosen
+        covariance, use = covariance + seen, use + energy
+    weight = xp.sqrt(use)
+    total = weight[:, None] * covariance * weight[None, :]
     pivots = pivoted_cholesky(total)
     return Ranking(pivots.order, pivots.residual / max(float(pivots.residual[0]), 1e-300))

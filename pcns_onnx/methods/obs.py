@@ -57,7 +57,7 @@ class _State:
         own = xp.permute_dims(xp.linalg.diagonal(xp.permute_dims(blocks, (1, 3, 0, 2))), (2, 0, 1))
         gone = xp.asarray((~self.alive).astype(np.float64))
         own = own + gone[:, None, None] * xp.eye(t, dtype=own.dtype)  # keeps the stacked solve regular
-        v = xp.permute_dims(xp.reshape(self.matrix, (-1, n, t)), (1, 2, 0))
+        v = xp.permute_dims(xp.reshape(self.matrix, (int(self.matrix.shape[0]), n, t)), (1, 2, 0))
         gram = v @ xp.permute_dims(v, (0, 2, 1))
         costs = np.maximum(to_numpy(_traces(own, gram)) * self.scale, 0.0)
         return np.where(self.alive, costs, 0.0)

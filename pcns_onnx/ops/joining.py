@@ -43,10 +43,10 @@ def concat(site: Site) -> Flow:
         return _side_by_side(site, carried, coupled)
     pieces = []
     for labels, shape in zip(site.labels, site.shapes, strict=True):
-        size = None if shape is None else shape[axis]
+        vector = np.full(1, -1, dtype=np.int64) if labels is None else labels.reshape(-1)
+        size = len(vector) if len(vector) > 1 else None if shape is None else shape[axis]
         if size is None:
             return freeze(site, f"{describe(site.node)} joins a tensor of unknown size to its channels")
-        vector = np.full(1, -1, dtype=np.int64) if labels is None else labels.reshape(-1)
         pieces.append(np.broadcast_to(vector, (size,)))
     return Flow((spread(np.concatenate(pieces), axis, rank),), "move", coupled=coupled)
 

@@ -77,7 +77,7 @@ class WindowOp:
             return array
         step = int(array.shape[axis]) // self.blocks
         share = slice(self.block * step, (self.block + 1) * step)
-        return array[share] if axis == 0 else array[:, share]
+        return array[share, ...] if axis == 0 else array[:, share, ...]
 
     def _spans(self) -> tuple[int, ...]:
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
@@ -128,7 +128,8 @@ def alike(labels: Labels, blocks: int, site: Site) -> tuple[Tie, ...]:
 def whole_blocks(site: Site, reads: Labels, width: int, macs: int) -> Flow:
     """A grouped layer that loses whole blocks: `reads` (blocks, channels), `width` outputs of each."""
     if site.labels[0] is None:
-        return freeze(site, f"{describe(site.node)} filters the model's own channels one by one", macs=macs)
+        whose = "the model's own channels" if site.producer(site.node.inputs[0]) is None else "channels that must stay"
+        return freeze(site, f"{describe(site.node)} filters {whose} one by one", macs=macs)
     why = f"{describe(site.node)} takes these channels as one block"
     first, rank = reads[:, :1], len(site.shapes[1] or ())
     outputs = np.repeat(first[:, 0], width)

@@ -12,6 +12,7 @@ from math import prod
 import numpy as np
 
 from pcns_onnx.ops.facts import Flow, Labels, Site, Tie, along, axes_of, describe, freeze, rule, spread
+from pcns_onnx.ops.norms import is_grouped
 from pcns_onnx.ops.shapes import Stored, is_followed, measured, origin, target
 
 
@@ -43,7 +44,7 @@ def reshape(site: Site) -> Flow:
 
     Where channels are split over several axes they can only go in whole slices of one of these:
     the last one (the same place in every group of a shuffle, the same dimension of every head),
-    or the one before where whole heads are to go.
+    or the one before where whole heads are to go, or the groups that a norm takes together.
     """
     flow = _moved(site)
     place: int | str = 1 if len(site.node.inputs) > 1 else "shape"
@@ -54,7 +55,7 @@ def reshape(site: Site) -> Flow:
     slices, ties = labels, tuple[Tie, ...]()
     if len(axes) > 1:
         is_heads = site.heads == "whole" and axes[-1] == labels.ndim - 1
-        kept = axes[-2] if is_heads else axes[-1]
+        kept = axes[-2] if is_heads or is_grouped(site) else axes[-1]
         for axis in axes:
             slices = slices if axis == kept else np.take(slices, [0], axis=axis)
         why = f"{describe(site.node)} splits its channels over several axes"
@@ -96,13 +97,12 @@ def tile(site: Site) -> Flow:
 @rule("DepthToSpace", "SpaceToDepth")
 def depth_to_space(site: Site) -> Flow:
     """Channels become positions: those that stand side by side go together. Or positions become channels."""
-    labels, shape = site.labels[0], site.known_shape(0)
+    labels, blocks = site.labels[0], int(site.attr("blocksize", 1)) ** 2
     if labels is None:
         return Flow((None,))
     vector = along(labels, 1, 4)
-    if vector is None or shape is None:
+    if vector is None or len(vector) == 1:
         return freeze(site, f"{describe(site.node)} takes its channels from another axis")
-    vector, blocks = np.broadcast_to(vector, (shape[1],)), int(site.attr("blocksize", 1)) ** 2
     if site.node.op == "SpaceToDepth":
         return Flow((spread(np.tile(vector, blocks), 1, 4),), "channelwise")
     is_last = site.attr("mode", b"DCR") == b"CRD"
@@ -134,6 +134,9 @@ def _moved(site: Site) -> Flow:
     moved = reshape_labels(labels, before, after)
     if moved is None:
         return freeze(site, f"{describe(site.node)} regroups channels in a way that is not understood")
+    for axis in axes_of(moved):
+        first = np.take(moved, [0], axis=axis)
+        moved = first if (moved == first).all() else moved
     return Flow((moved,), "move")
 
 

@@ -2,20 +2,23 @@
 
 Taking a channel out of a LayerNormalization changes all the others, so its channels stay. Exporters
 also write such norms in pieces, as x - mean(x) and x / sqrt(mean(x²) + e): `is_norm_of` knows these.
-A GroupNormalization in pieces is an InstanceNormalization of a Reshape: channels then lie along
-the axis that is normalised over.
+
+A GroupNormalization can lose whole groups, which leaves the others as they were. In pieces it is an
+InstanceNormalization between two Reshapes: `is_grouped` knows the first of these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pcns_onnx.ops.facts import Flow, Ride, Site, axes_of, describe, freeze, rule
+import numpy as np
+
+from pcns_onnx.ops.facts import Flow, Ride, Site, Size, Tie, along, axes_of, describe, freeze, rule, spread
 from pcns_onnx.ops.pointwise import ride_of
 
 SEVERAL = "normalises over several channels: removing some changes the others"
 _SQUARES = ("Pow", "Mul", "Sub", "Abs", "Cast")
-_BETWEEN = ("Add", "Sqrt", "Pow", "Clip", "Max", "Reciprocal", "Expand", "Unsqueeze", "Cast")
+_BETWEEN = ("Add", "Div", "Sqrt", "Pow", "Clip", "Max", "Reciprocal", "Expand", "Unsqueeze", "Cast")
 
 
 @rule("InstanceNormalization")
@@ -64,6 +67,34 @@ def local_response(site: Site) -> Flow:
 
 
 @rule("GroupNormalization")
+def group_normalization(site: Site) -> Flow:
+    """Over equal groups of channels (axis 1): whole groups can go."""
+    labels, shape = site.labels[0], site.shapes[0]
+    if labels is None:
+        return Flow((None,))
+    vector, groups = along(labels, 1, labels.ndim), int(site.attr("num_groups", 1))
+    if vector is None or groups == 1 or shape is None or shape[1] is None or shape[1] % groups:
+        return freeze(site, f"{describe(site.node)} {SEVERAL}")
+    if any(site.constant(position) is None for position in (1, 2)):
+        return freeze(site, f"{describe(site.node)} scales its channels by computed values")
+    rows = np.broadcast_to(vector, (shape[1],)).reshape(groups, -1)
+    first = np.broadcast_to(rows[:, :1], rows.shape)
+    whole = first.reshape(-1)
+    return Flow(
+        (spread(whole, 1, labels.ndim),),
+        "channelwise",
+        rides=(Ride(1, whole), Ride(2, whole)),
+        sizes=(Size(site.node.key, "num_groups", 0, first[:, 0]),),
+        ties=(Tie(first, rows, f"{describe(site.node)} normalises its channels with some that must stay"),),
+    )
+
+
+def is_grouped(site: Site) -> bool:
+    """Whether a Reshape stands in front of an InstanceNormalization of groups of channels."""
+    readers, shape = site.readers(site.node.outputs[0]), site.outputs[0]
+    return shape is not None and len(shape) == 3 and {reader.op for reader in readers} == {"InstanceNormalization"}
+
+
 @rule("LayerNormalization", "GroupNorm", "SkipGroupNorm", "EmbedLayerNormalization", domain="com.microsoft")
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft", operands="all")
 def several(site: Site) -> Flow:

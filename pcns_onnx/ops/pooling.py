@@ -48,7 +48,7 @@ def resize(site: Site) -> Flow:
     rank = len(site.shapes[0] or ()) if labels is None else labels.ndim
     axes = [axis % rank for axis in site.attr("axes", range(rank))] if rank else []
     sizes, frozen = target(site, 3, labels, axes) if has_sizes else ((), ())
-    if labels is None:
+    if labels is None or frozen:
         return Flow((None,), frozen=frozen)
     place: int | str = "scales" if len(inputs) == 1 else 1 if len(inputs) == 2 else 2
     for axis in () if has_sizes else set(axes).intersection(axes_of(labels)):

@@ -24,13 +24,10 @@ _INTEGERS = (6, 7)
 
 @dataclass(frozen=True)
 class Stored:
-    """A number that is stored at `place` of node `key`; `alone`: only the asking node takes it from there."""
+    """A number that is stored; `plain`: behind nothing but concatenations."""
 
-    key: str
-    place: int | str
-    element: int
     value: float
-    alone: bool
+    plain: bool
 
 
 @dataclass(frozen=True)
@@ -43,15 +40,15 @@ class Dim:
 
 def origin(site: Site, place: int | str, element: int) -> Stored | Dim | None:
     """Where number `element` of an input or attribute of the node comes from; None if it is computed otherwise."""
-    node, alone = site.node, True
+    node, plain = site.node, True
     if isinstance(place, str):
-        return Stored(node.key, place, element, node.attrs[place][element], alone) if place in node.attrs else None
+        return Stored(node.attrs[place][element], plain) if place in node.attrs else None
     while place < len(node.inputs):
         name = node.inputs[place]
         value = site.value(name)
         if value is not None:
             flat = value.reshape(-1)
-            return Stored(node.key, place, element, flat[element].item(), alone) if element < flat.size else None
+            return Stored(flat[element].item(), plain) if element < flat.size else None
         maker = site.producer(name)
         if maker is None or maker.domain:
             return None
@@ -61,7 +58,7 @@ def origin(site: Site, place: int | str, element: int) -> Stored | Dim | None:
         sources = _sources(site, maker)
         if sources is None or element >= len(sources):
             return None
-        alone = alone and len(site.readers(name)) == 1 and not site.leaves(name)
+        plain = plain and maker.op not in ("Gather", "Slice")
         node, (place, element) = maker, sources[element]
     return None
 
@@ -115,7 +112,7 @@ def target(
             if why or source is None:
                 frozen.append(Frozen(mine, f"{describe(site.node)} {why}"))
             else:
-                sizes.append(Size(source.key, source.place, source.element, mine))
+                sizes.append(Size(site.node.key, place, element, mine))
     return tuple(sizes), tuple(frozen)
 
 
@@ -162,7 +159,7 @@ def _refusal(source: Stored | None, count: int) -> str:
         return "computes the size of the channel axis"
     if source.value != count:
         return "changes the number of channels"
-    return "" if source.alone else "shares the size of the channel axis with another node"
+    return "" if source.plain else "computes the size of the channel axis"
 
 
 def _stands_for_itself(site: Site, source: Stored | None, element: int, mine: Labels) -> bool:
