@@ -91,6 +91,8 @@ def refusal(graph: Graph, census: Census, group: Group, *, refit: bool) -> str |
     riding = {key for key, _ in census.rides}
     for node in rest:
         kind = census.kinds[node.key]
+        if kind == "select":
+            return f"{node.op} '{node.label}' takes some of its channels, which new neurons do not match"
         if kind == "affine" or node.key in riding:
             return f"{node.op} '{node.label}' has per-channel constants, which new neurons do not match"
         if kind not in ("linear", "move", "pointwise") and not refit:

@@ -115,7 +115,7 @@ class Tape:
         """
         inputs = tuple(spec.name for spec in graph.inputs)
         given = inputs if self._live is None else self._live
-        live = _live_at(graph, before, wanted, later)
+        live = _live_at(graph, before, given, wanted, later)
         computed = [name for name in dict.fromkeys((*live, *wanted)) if name and name not in given]
         session = None
         if computed:
@@ -134,12 +134,14 @@ class Tape:
         self._store.close()
 
 
-def _live_at(graph: Graph, before: str, wanted: Sequence[str], later: Sequence[str]) -> tuple[str, ...]:
+def _live_at(
+    graph: Graph, before: str, given: Sequence[str], wanted: Sequence[str], later: Sequence[str]
+) -> tuple[str, ...]:
     """Tensors made up to the cut that `later` still needs, in a fixed order.
 
-    Made are all nodes in front of `before` and whatever `wanted` takes beyond it.
+    Made are all nodes in front of `before` and whatever `wanted` takes beyond it; what is `given`
+    was made earlier, perhaps beyond this cut too.
     """
-    inputs = {spec.name for spec in graph.inputs}
     made_by = graph.producers
     done: set[str] = set()
     for node in graph.nodes:
@@ -161,7 +163,7 @@ def _live_at(graph: Graph, before: str, wanted: Sequence[str], later: Sequence[s
             continue
         seen.add(name)
         maker = made_by.get(name)
-        if name in inputs or (maker is not None and maker.key in done):
+        if name in given or (maker is not None and maker.key in done):
             if not graph.is_constant(name):
                 live[name] = None
         elif maker is not None:

@@ -32,7 +32,7 @@ def fold_constants(graph: Graph) -> Graph:
     PyTorch's first exporter puts an Identity where two constants are equal; both exporters leave
     a Transpose in front of nn.Linear's weight, and an Unsqueeze or Reshape in front of PReLU's
     slope, where they are told not to fold. The first one also computes what a Pad adds and where
-    a chunk ends: such integers are computed here.
+    a chunk ends: such short vectors are computed here.
     """
     result, outputs, shapes = graph, {o.name for o in graph.outputs}, graph.shapes()
     for node in graph.nodes:
@@ -43,7 +43,7 @@ def fold_constants(graph: Graph) -> Graph:
             continue
         if node.op in _COMPUTING:
             if all(result.is_constant(name) for name in node.inputs) and prod(d or 0 for d in shape) <= _FEW:
-                if (computed := result.evaluated(node.key)).dtype.kind == "i":
+                if (computed := result.evaluated(node.key)).dtype.kind in "if":
                     result = graph.copy() if result is graph else result
                     result.make_constant(node.key, "", computed)
             continue

@@ -21,7 +21,7 @@ from pcns_onnx.graph import Array, Graph, Node, Shape
 from pcns_onnx.ops import Bilinear, Heads, Kind, Labels, Linear, LinearOp, Pick, Ride, Size
 from pcns_onnx.walk import Walk
 
-_MIXABLE = ("scaling", "linear", "move")
+_MIXABLE = ("scaling", "linear", "move", "select")
 
 
 @dataclass(frozen=True)

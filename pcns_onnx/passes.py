@@ -13,13 +13,13 @@ residual block corrects the stream, not only its own branch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.backend import to_numpy
+from pcns_onnx.backend import namespace_of, to_numpy
 from pcns_onnx.capture import Positions, Samples, Tape, run_batches
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group, Layer
@@ -78,6 +78,10 @@ class GroupReadings:
         """Every reading, in a fixed order."""
         return [*self.layers.values(), *(reading for heads in self.products.values() for reading in heads)]
 
+    def without_refit(self) -> GroupReadings:
+        """Products as they are where no change of basis can make up for what goes: every channel for itself."""
+        return replace(self, products={key: [_alone(r) for r in heads] for key, heads in self.products.items()})
+
     def seen(self) -> dict[Places, Seen]:
         """What the re-fit of the readers needs of it."""
         labels = self.group.labels
@@ -85,6 +89,14 @@ class GroupReadings:
             place: Seen(labels[reading.among(len(labels))], reading.channel_covariance())
             for place, reading in self.layers.items()
         }
+
+
+def _alone(reading: Reading) -> Reading:
+    """A product's reading without the correlations between channels."""
+    xp = namespace_of(reading.covariance)
+    energy = xp.sum(reading.matrix * reading.matrix, axis=0)
+    eye = xp.eye(reading.channels, dtype=xp.float64)
+    return replace(reading, covariance=eye * xp.linalg.diagonal(reading.covariance), matrix=eye * xp.sqrt(energy))
 
 
 def read_groups(setup: Setup, graph: Graph, census: Census, groups: Sequence[Group]) -> Iterator[GroupReadings]:

@@ -19,7 +19,7 @@ from pcns_onnx.capture import Samples, measure
 from pcns_onnx.checking import finish, gates_of, library_versions, provenance, size_of, stages_of, time_both, verify
 from pcns_onnx.data import Dataset, DataSource, open_data, split
 from pcns_onnx.errors import InputError, NothingToShrinkError
-from pcns_onnx.fold import drop_zero_biases, explicit_biases, fold_batch_norms, fold_constants
+from pcns_onnx.fold import drop_zero_biases, explicit_biases, fold_batch_norms
 from pcns_onnx.graph import Graph, ModelSource, write_atomic
 from pcns_onnx.groups import Census, Group, survey
 from pcns_onnx.inspecting import group_rows, layer_rows, shrinkable_share
@@ -34,7 +34,7 @@ from pcns_onnx.report import Inspection, Left, Report
 from pcns_onnx.rewrite import apply
 from pcns_onnx.runtime import Engine, choose_engine
 from pcns_onnx.shrinking import Work, decide, eigenvalue_summary, solve
-from pcns_onnx.sizes import fix_sizes
+from pcns_onnx.sizes import settled
 from pcns_onnx.verify import load_metric
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class _Canonical:
 
     @classmethod
     def of(cls, original: Graph) -> _Canonical:
-        norms_folded, folded = fold_batch_norms(fold_constants(fix_sizes(original)))
+        norms_folded, folded = fold_batch_norms(settled(original))
         typed, added = explicit_biases(norms_folded)
         return cls(original, typed, typed.as_float32(), folded, added)
 

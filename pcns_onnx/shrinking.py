@@ -141,13 +141,13 @@ class _Turns:
     def turned(self, read: GroupReadings) -> GroupReadings:
         """How the group is read in its best basis, or as it was."""
         if self._origins is None or not read.group.mixable:
-            return read
+            return read.without_refit()
         graph, census, setup = self._work.graph, self._work.census, self._work.setup
         with setup.progress.stage("rank"):
             turns, following = rotations(graph, census, read, self._origins)
             names = [census.layer(name).output for name in read.group.readers] + [p.key for p in read.group.products]
             if not turns or not is_same(setup, graph, turned(graph, census, turns)[0], names):
-                return read
+                return read.without_refit()
         self.by_group[read.group.name] = turns
         return following
 

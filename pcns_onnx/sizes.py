@@ -12,9 +12,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.fold import fold_constants
 from pcns_onnx.graph import Graph, Node
 
 Dims = list[int | None]
+
+
+def settled(graph: Graph) -> Graph:
+    """A copy of `graph` in which all that never changes is stored, and what is computed from it, and so on."""
+    while (following := fold_constants(fix_sizes(graph))) is not graph:
+        graph = following
+    return graph
 
 
 def fix_sizes(graph: Graph) -> Graph:

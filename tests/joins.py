@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from chains import K, ints, node
 from conftest import Array
+from onnx import numpy_helper
 from topologies import Sketch
 
 OPEN = np.iinfo(np.int64).max
@@ -202,6 +203,41 @@ def qkv() -> onnx.ModelProto:
     return s.model()
 
 
+def chunked() -> onnx.ModelProto:
+    """PyTorch's first exporter computes where the halves of x.chunk(2, 1) end, and C // 2 of the result."""
+    s, h = stem()
+    for name, value in {"zero": ints(0), "one": ints(1), "two": ints(2), "rest": ints(6, 6), "lead": ints(-1)}.items():
+        s.keep(name, value)
+    s.op("Gather", f"{s.op('Shape', h, 'shape')} one", "c"), s.op("Add", "c one", "c1")
+    s.op("Mul", f"{s.op('Div', 'c1 two', 'half')} one", "end"), s.op("Mul", "half two", "last")
+    s.op("Slice", f"{h} zero end one", "left"), s.op("Slice", f"{h} end last one", "right")
+    s.op("Concat", f"{s.relu(s.conv('right', 'a', (6, 6), 1))} left", "both", axis=1)
+    s.op("Gather", f"{s.op('Shape', 'both', 'shape2')} one", "d"), s.op("Div", "d two", "d2")
+    s.op("Reshape", f"both {s.op('Concat', 'lead two d2 rest', 'to', axis=0)}", "u")
+    s.op("Transpose", "u", "v", perm=[0, 2, 1, 3, 4])
+    s.op("Reshape", f"v {s.op('Concat', 'lead d rest', 'back', axis=0)}", "m")
+    return after(s, "m", W)
+
+
+def padded() -> onnx.ModelProto:
+    """PyTorch's first exporter turns the sizes of F.pad round in the graph."""
+    s, h = stem()
+    for name, value in {"six": ints(0, 0, 0, 0, 2, 2), "two": ints(2), "rows": ints(-1, 2), "zero": ints(0)}.items():
+        s.keep(name, value)
+    s.keep("last", ints(-1)), s.keep("first", ints(-OPEN))
+    s.op(
+        "Concat",
+        f"six {s.op('ConstantOfShape', 'two', 'none', value=numpy_helper.from_array(ints(0)))}",
+        "eight",
+        axis=0,
+    )
+    s.op("Slice", f"{s.op('Reshape', 'eight rows', 'pairs')} last first zero last", "turned")
+    s.op("Reshape", f"{s.op('Transpose', 'turned', 't', perm=[1, 0])} last", "flat")
+    s.op("Pad", f"{h} {s.op('Cast', 'flat', 'sizes', to=7)}", "p")
+    both = s.add("p", s.conv(s.relu(s.conv(h, "a", (W, 8))), "b", (8, W + 4)), "m")
+    return after(s, both, W + 4)
+
+
 def take(name: str, spelled: str) -> list[onnx.NodeProto]:
     return [node(name, f"h.r {spelled}")]
 
@@ -248,6 +284,8 @@ def pieces() -> dict[str, Callable[[], onnx.ModelProto]]:
     }
 
 
+WRITTEN = {"chunk": chunked, "pad": padded}
+"""Models whose sizes are computed in the graph although they are known."""
 JOINS: dict[str, Callable[[], onnx.ModelProto]] = {
     "concat": lambda: branches(8, 6, 10),
     "concat of two, axis from the end": lambda: branches(6, 8, axis=-3),

@@ -12,7 +12,7 @@ import pytest
 from chains import K, ints, node
 from conftest import MODELS, Array, relative, run
 from contract import halved, holds, surveyed
-from joins import FLOATS, JOINS, OPEN, W, after, branches, one, option_a, parts, stem
+from joins import FLOATS, JOINS, OPEN, WRITTEN, W, after, branches, one, option_a, parts, stem
 from onnx import TensorProto, helper
 from test_ops import permuted, sample, twins, unread
 
@@ -52,6 +52,13 @@ def test_copies_go_without_a_trace(name: str, tmp_path: Path) -> None:
     result = shrink(model, x, plan=tmp_path / "plan.json")
     assert {name: (g.width, g.of) for name, g in result.plan.groups.items()} == widths
     assert relative(run(model, x[:6]), run(result.model, x[:6])) < 1e-3
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_exporters_compute_is_no_matter(name: str) -> None:
+    model = WRITTEN[name]()
+    assert [row.reason for row in inspect(model).groups if row.reason] == ["it feeds the model's output 'y'"]
+    halved(model)
 
 
 # -- what is written -------------------------------------------------------------------------

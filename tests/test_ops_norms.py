@@ -64,8 +64,8 @@ PASSED: dict[str, Chain] = {
 """What treats every channel by itself."""
 
 
-def group_norm(groups: int) -> Chain:
-    """As both of PyTorch's exporters write it below opset 18."""
+def group_norm(groups: int, *rest: int) -> Chain:
+    """As both of PyTorch's exporters write it below opset 18: a Reshape to groups and the `rest` in front of a norm."""
     return Chain(
         [
             node("Reshape", "h there", "r"),
@@ -75,7 +75,7 @@ def group_norm(groups: int) -> Chain:
             node("Add", "s be3"),
         ],
         {
-            "there": ints(0, groups, -1), "back": ints(-1, C, 6, 6), "one": np.ones(groups, np.float32),
+            "there": ints(0, groups, *(rest or (-1,))), "back": ints(-1, C, 6, 6), "one": np.ones(groups, np.float32),
             "zero": np.zeros(groups, np.float32), "g3": random(C, 1, 1), "be3": random(C, 1, 1),
         },
     )  # fmt: skip
@@ -87,6 +87,7 @@ GROUPS: dict[str, tuple[onnx.ModelProto, int]] = {
     "of single channels": (stood_in(Chain([node("GroupNormalization", "h g be", num_groups=C)], SCALE, opset=21)), C),
     "in pieces, of two": (group_norm(2).build(), 2),
     "in pieces, of pairs": (group_norm(4).build(), 4),
+    "in pieces, of more axes": (group_norm(4, 2, 6, 6).build(), 4),
     "in pieces, of single channels": (group_norm(C).build(), C),
 }  # fmt: skip
 """GroupNormalizations and the number of their groups."""

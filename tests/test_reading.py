@@ -225,6 +225,18 @@ def test_what_lies_beyond_the_cut_is_there_when_it_is_wanted() -> None:
         tape.close()
 
 
+def test_what_was_made_beyond_the_cut_is_not_made_again() -> None:
+    graph, census = surveyed(TOPOLOGIES["late sum"]())
+    x = np.random.default_rng(0).standard_normal((3, 3, 6, 6)).astype(np.float32)
+    tape = Tape(Engine(threads=1), Samples(open_data(x, graph.inputs), 4), 1 << 20)
+    try:
+        for layer, wanted, later in (("a2", "sum", ["b", "c", "y"]), ("b", "b", ["c", "y"]), ("c", "c", ["y"])):
+            (batch,) = tape.advance(graph, census.layer(layer).key, [wanted], later)
+            np.testing.assert_allclose(to_numpy(batch[wanted]), tensor(graph, wanted, x), rtol=1e-4, atol=1e-5)
+    finally:
+        tape.close()
+
+
 def test_the_readers_of_a_part_are_told_apart_from_those_of_all(rng: np.random.Generator) -> None:
     """A model in which one layer reads half of a group still runs at any width."""
     model = repeated()

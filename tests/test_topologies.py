@@ -51,6 +51,7 @@ GROUPS: dict[str, str] = {
     "residual rows": "embed+down+gate: 8 coupled, up: 16",
     "residual flattened": "stem+a2: 8 coupled, a1: 16",
     "nested sums": "stem+a+b: 8 coupled",
+    "late sum": "stem+a2+c: 8 coupled, a1: 8, b: 4",
     "gate of convs": "stem+excite: 8, squeeze: 4",
     "gate of gemms, reshape": "stem+excite: 8, squeeze: 4",
     "gate of gemms, unsqueeze": "stem+excite: 8, squeeze: 4",

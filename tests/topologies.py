@@ -173,6 +173,17 @@ def nested() -> onnx.ModelProto:
     return s.head(s.add(stem, s.relu(inner), "all"))
 
 
+def late_sum() -> onnx.ModelProto:
+    """A sum that stands behind layers that it has nothing to do with."""
+    s = Sketch()
+    stem = s.conv("x", "stem", (3, C))
+    inner = s.relu(s.conv(s.relu(stem), "a1", (C, C), 1))
+    s.conv(inner, "a2", (C, C))
+    s.conv(inner, "b", (C, 4))
+    s.conv("b", "c", (4, C))
+    return s.head(s.op("Mul", f"{s.add('a2', stem, 'sum')} {s.op('Tanh', 'c', 't')}", "m"))
+
+
 # -- gates -----------------------------------------------------------------------------------
 
 
@@ -386,6 +397,7 @@ TOPOLOGIES: dict[str, Callable[[], onnx.ModelProto]] = {
     "residual rows": residual_rows,
     "residual flattened": residual_flattened,
     "nested sums": nested,
+    "late sum": late_sum,
     "gate of convs": lambda: squeeze_excite("conv"),
     "gate of gemms, reshape": lambda: squeeze_excite("reshape"),
     "gate of gemms, unsqueeze": lambda: squeeze_excite("unsqueeze"),

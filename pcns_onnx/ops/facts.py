@@ -28,11 +28,11 @@ from pcns_onnx.graph import Array, Node, Shape
 
 Labels = NDArray[np.int64]
 
-Kind = Literal["pointwise", "scaling", "affine", "linear", "channelwise", "move", "reader", "opaque"]
+Kind = Literal["pointwise", "scaling", "affine", "linear", "channelwise", "move", "select", "reader", "opaque"]
 """How a node treats channels: one scalar function for all ('pointwise', or 'scaling' where it is
 linear), per-channel constants ('affine'), commutes with any mixing of channels ('linear'), per
-channel but not linear ('channelwise', e.g. MaxPool), relabels only ('move'), solved for
-('reader'), unknown ('opaque')."""
+channel but not linear ('channelwise', e.g. MaxPool), relabels only ('move'), takes some of them
+('select'), solved for ('reader'), unknown ('opaque')."""
 
 
 Heads = Literal["width", "whole"]

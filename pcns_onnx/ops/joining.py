@@ -87,7 +87,7 @@ def split(site: Site) -> Flow:
     outputs = tuple(_some(piece) for piece in np.split(labels, cuts, axis=axis))
     counts = np.split(vector, cuts)
     facts = (Size(site.node.key, place, i, piece, replaces="num_outputs") for i, piece in enumerate(counts))
-    return Flow(outputs, "channelwise", sizes=tuple(facts))
+    return Flow(outputs, "select", sizes=tuple(facts))
 
 
 def _piece_sizes(site: Site, width: int, count: int) -> list[int] | None:
@@ -128,7 +128,7 @@ def cut(site: Site) -> Flow:
                     sizes.append(Size(site.node.key, place, i, vector[:at], along=vector if literal < 0 else None))
             ties += _strides(site, vector[start:], step)
         labels = np.take(labels, np.arange(width)[slice(start, None if end < 0 else end, step)], axis=axis)
-    return Flow((_some(labels),), "channelwise", sizes=tuple(sizes), ties=tuple(ties))
+    return Flow((_some(labels),), "select", sizes=tuple(sizes), ties=tuple(ties))
 
 
 def _strides(site: Site, vector: Labels, step: int) -> list[Tie]:
@@ -160,8 +160,8 @@ def gather(site: Site) -> Flow:
     picks = (Pick(site.node.key, 1, vector),)
     if indices.ndim == 0:
         why = f"{describe(site.node)} takes a single channel"
-        return Flow((None,), "channelwise", picks=picks, frozen=(Frozen(taken, why),))
-    return Flow((_some(taken),), "channelwise", picks=picks)
+        return Flow((None,), "select", picks=picks, frozen=(Frozen(taken, why),))
+    return Flow((_some(taken),), "select", picks=picks)
 
 
 def _some(labels: Labels) -> Labels | None:

@@ -55,7 +55,7 @@ def reshape(site: Site) -> Flow:
     slices, ties = labels, tuple[Tie, ...]()
     if len(axes) > 1:
         is_heads = site.heads == "whole" and axes[-1] == labels.ndim - 1
-        kept = axes[-2] if is_heads or is_grouped(site) else axes[-1]
+        kept = 1 if 1 in axes and is_grouped(site) else axes[-2] if is_heads else axes[-1]
         for axis in axes:
             slices = slices if axis == kept else np.take(slices, [0], axis=axis)
         why = f"{describe(site.node)} splits its channels over several axes"

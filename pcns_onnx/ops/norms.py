@@ -90,9 +90,8 @@ def group_normalization(site: Site) -> Flow:
 
 
 def is_grouped(site: Site) -> bool:
-    """Whether a Reshape stands in front of an InstanceNormalization of groups of channels."""
-    readers, shape = site.readers(site.node.outputs[0]), site.outputs[0]
-    return shape is not None and len(shape) == 3 and {reader.op for reader in readers} == {"InstanceNormalization"}
+    """Whether a Reshape stands in front of an InstanceNormalization, which takes axis 1 for its channels."""
+    return {reader.op for reader in site.readers(site.node.outputs[0])} == {"InstanceNormalization"}
 
 
 @rule("LayerNormalization", "GroupNorm", "SkipGroupNorm", "EmbedLayerNormalization", domain="com.microsoft")

@@ -1,0 +1,285 @@
+"""Attention: heads lose inner dimensions by PCA or whole, the function at full width stays what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from chains import ints
+from conftest import Array, relative, run
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from topologies import Sketch
+
+from pcns_onnx import NothingToShrinkError, inspect, shrink
+from pcns_onnx.capture import Samples
+from pcns_onnx.data import open_data
+from pcns_onnx.fold import explicit_biases
+from pcns_onnx.graph import Graph
+from pcns_onnx.groups import survey
+from pcns_onnx.passes import Setup, read_groups
+from pcns_onnx.progress import Progress
+from pcns_onnx.rotation import Origins, rotations, turned
+from pcns_onnx.runtime import Engine
+from pcns_onnx.sizes import fix_sizes
+
+S, E, H, D = 6, 12, 3, 4
+"""Positions, width of the stream, heads, dimensions of a head."""
+RANK = 2
+"""Dimensions that a planted head really uses."""
+
+
+def low_rank(rng: np.random.Generator, rows: int, heads: int) -> Array:
+    """(rows, heads * D) whose heads have rank `RANK` each."""
+    parts = [rng.standard_normal((rows, RANK)) @ rng.standard_normal((RANK, D)) for _ in range(heads)]
+    return (np.concatenate(parts, axis=1) / rows**0.5).astype(np.float32)
+
+
+class Attention(Sketch):
+    """x (N, S, E) -> attention -> y (N, S, 5), spelled in one of several ways."""
+
+    def __init__(self, planted: bool = True) -> None:
+        super().__init__("N", S, E)
+        self.rng = np.random.default_rng(3)
+        self.planted = planted
+
+    def project(self, source: str, name: str, heads: int = H) -> str:
+        """A layer to all heads, without bias so that a planted rank is the rank of what comes out."""
+        width = heads * D
+        weight = low_rank(self.rng, E, heads) if self.planted else self.rng.standard_normal((E, width)) / E**0.5
+        self.keep(f"{name}.w", np.asarray(weight, dtype=np.float32))
+        return self.op("MatMul", f"{source} {name}.w", name, name=name)
+
+    def split(self, source: str, name: str, perm: list[int], shape: tuple[int, ...] = (0, 0, H, D)) -> str:
+        self.keep(f"{name}.shape", ints(*shape))
+        self.op("Reshape", f"{source} {name}.shape", f"{name}.heads")
+        return self.op("Transpose", f"{name}.heads", name, perm=perm)
+
+    def attend(self, q: str, k: str, v: str, *, scale: str = "scale") -> str:
+        """softmax(q kᵀ scale) v and the output layer; k is transposed already."""
+        if scale == "scale":
+            self.keep("scale", np.float32(D**-0.5))
+        self.op("MatMul", f"{q} {k}", "scores")
+        self.op("Mul", f"scores {scale}", "scaled")
+        self.op("Softmax", "scaled", "weights", axis=-1)
+        self.op("MatMul", f"weights {v}", "context")
+        self.op("Transpose", "context", "back", perm=[0, 2, 1, 3])
+        self.keep("merged", ints(0, 0, -1))
+        return self.op("Reshape", "back merged", "joined")
+
+    def done(self, source: str, width: int = H * D) -> onnx.ModelProto:
+        self.keep("o.w", (self.rng.standard_normal((width, 5)) / width**0.5).astype(np.float32))
+        self.op("MatMul", f"{source} o.w", "y", name="o")
+        return self.model()
+
+
+def separate(planted: bool = True) -> onnx.ModelProto:
+    s = Attention(planted)
+    q, k, v = (s.project("x", name) for name in ("q", "k", "v"))
+    q, k, v = s.split(q, "qh", [0, 2, 1, 3]), s.split(k, "kh", [0, 2, 3, 1]), s.split(v, "vh", [0, 2, 1, 3])
+    return s.done(s.attend(q, k, v))
+
+
+def scaled_by_shape(planted: bool = True) -> onnx.ModelProto:
+    """As F.scaled_dot_product_attention is exported: the scale is computed from the width of q."""
+    s = Attention(planted)
+    q, k, v = (s.project("x", name) for name in ("q", "k", "v"))
+    q, k, v = s.split(q, "qh", [0, 2, 1, 3]), s.split(k, "kh", [0, 2, 3, 1]), s.split(v, "vh", [0, 2, 1, 3])
+    s.op("Shape", q, "size")
+    s.op("Gather", f"size {s.keep('last', np.asarray(-1))}", "width")
+    s.op("Cast", "width", "number", to=onnx.TensorProto.FLOAT)
+    s.op("Sqrt", "number", "root")
+    s.op("Reciprocal", "root", "one_by_root")
+    return s.done(s.attend(q, k, v, scale="one_by_root"))
+
+
+def fused_split(planted: bool = True) -> onnx.ModelProto:
+    s = Attention(planted)
+    s.project("x", "qkv", 3 * H)
+    s.keep("thirds", ints(H * D, H * D, H * D))
+    s.op("Split", "qkv thirds", "q k v", axis=2)
+    q, k, v = s.split("q", "qh", [0, 2, 1, 3]), s.split("k", "kh", [0, 2, 3, 1]), s.split("v", "vh", [0, 2, 1, 3])
+    return s.done(s.attend(q, k, v))
+
+
+def fused_gather(planted: bool = True) -> onnx.ModelProto:
+    """As timm writes it: (N, S, 3, H, D), permuted, q = qkv[0]."""
+    s = Attention(planted)
+    s.project("x", "qkv", 3 * H)
+    s.split("qkv", "all", [2, 0, 3, 1, 4], (0, 0, 3, H, D))
+    q, k, v = (s.op("Gather", f"all {s.keep(f'at{i}', np.asarray(i))}", n, axis=0) for i, n in enumerate("qkv"))
+    s.op("Transpose", k, "kt", perm=[0, 1, 3, 2])
+    return s.done(s.attend(q, "kt", v))
+
+
+SPELLED: dict[str, Callable[..., onnx.ModelProto]] = {
+    "separate": separate,
+    "scaled by shape": scaled_by_shape,
+    "fused, split": fused_split,
+    "fused, gathered": fused_gather,
+}
+SPELLINGS = pytest.mark.parametrize("name", SPELLED)
+
+
+def samples(count: int = 120, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal((count, S, E)).astype(np.float32)
+
+
+def sizes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    return {t.name: tuple(t.dims) for t in model.graph.initializer}
+
+
+def shrunk(model: onnx.ModelProto, **choices: Any) -> onnx.ModelProto:
+    """The shrunk model, which loads and checks."""
+    result = shrink(model, samples(), multiple=1, **choices).model
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+@SPELLINGS
+def test_dimensions_that_no_head_uses_go_without_a_trace(name: str) -> None:
+    model = SPELLED[name]()
+    small = shrunk(model, width=RANK / D)
+    x = samples(seed=1)
+    assert relative(run(model, x), run(small, x)) < 2e-3
+    assert sizes(small)["o.w"] == (H * RANK, 5)
+    made = [shape for key, shape in sizes(small).items() if key in ("q.w", "k.w", "v.w", "qkv.w")]
+    assert sum(shape[1] for shape in made) == 3 * H * RANK
+
+
+@SPELLINGS
+def test_a_change_of_basis_changes_nothing_else(name: str) -> None:
+    graph = explicit_biases(fix_sizes(Graph.load(SPELLED[name](planted=False))))[0]
+    census = survey(graph, {"x": (1, S, E)})
+    data = Samples(open_data(samples(), graph.inputs), 16)
+    setup = Setup(Engine(), data, 0, Progress())
+    origins = Origins(graph, census)
+    turns = []
+    for read in read_groups(setup, graph, census, census.shrinkable):
+        found, following = rotations(graph, census, read, origins)
+        assert found
+        assert [r.output_variance() for r in following.all] == pytest.approx(
+            [r.output_variance() for r in read.all], rel=1e-3
+        )
+        turns += found
+    other, patch = turned(graph, census, turns)
+    x = samples(seed=2)
+    assert patch
+    assert relative(run(graph.proto, x), run(other.proto, x)) < 1e-4
+
+
+def weight(model: onnx.ModelProto, name: str) -> Array:
+    return next(numpy_helper.to_array(t) for t in model.graph.initializer if t.name == name)
+
+
+def test_rotating_beats_choosing() -> None:
+    """With nothing planted, directions carry more than dimensions."""
+    model, x = separate(planted=False), samples(seed=3)
+    by_direction = relative(run(model, x), run(shrunk(model, width=0.5), x))
+    kept: NDArray[np.bool_] = np.tile([True, False], H * D // 2)
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    for tensor in plain.graph.initializer:
+        if tensor.name in ("q.w", "k.w", "v.w"):
+            tensor.CopyFrom(numpy_helper.from_array(weight(model, tensor.name) * kept, tensor.name))
+    assert by_direction < relative(run(model, x), run(plain, x))
+
+
+def test_the_scale_stays_what_it_was() -> None:
+    """1 / sqrt(d) is computed from the width of q: the number must not follow it."""
+    model, x = scaled_by_shape(planted=False), samples(seed=3)
+    small = shrunk(model, width=0.5)
+    assert sizes(small)["q.w"] == (E, H * D // 2)
+    same = relative(run(separate(planted=False), x), run(shrunk(separate(planted=False), width=0.5), x))
+    assert relative(run(model, x), run(small, x)) == pytest.approx(same, rel=1e-3)
+
+
+@pytest.mark.parametrize("dead", range(H))
+def test_whole_heads_go_where_they_are_asked_for(dead: int) -> None:
+    model = separate(planted=False)
+    for tensor in model.graph.initializer:
+        if tensor.name == "o.w":
+            value = numpy_helper.to_array(tensor).copy()
+            value[dead * D : (dead + 1) * D] = 0
+            tensor.CopyFrom(numpy_helper.from_array(value, "o.w"))
+    small = shrunk(model, width=(H - 1) / H, heads="whole")
+    x = samples(seed=4)
+    assert relative(run(model, x), run(small, x)) < 1e-4
+    assert sizes(small)["q.w"] == (E, (H - 1) * D)
+    stays = np.delete(weight(model, "q.w").reshape(E, H, D), dead, axis=1).reshape(E, -1)
+    assert np.array_equal(weight(small, "q.w"), stays)
+
+
+def rotary() -> onnx.ModelProto:
+    s = Attention()
+    q, k, v = (s.project("x", name) for name in ("q", "k", "v"))
+    q, k, v = s.split(q, "qh", [0, 2, 1, 3]), s.split(k, "kh", [0, 2, 1, 3]), s.split(v, "vh", [0, 2, 1, 3])
+    half = s.keep("halves", ints(D // 2, D // 2))
+    s.keep("cos", np.cos(np.arange(S * D, dtype=np.float32)).reshape(S, D))
+    s.keep("sin", np.sin(np.arange(S * D, dtype=np.float32)).reshape(S, D))
+    for t in (q, k):
+        s.op("Split", f"{t} {half}", f"{t}.a {t}.b", axis=3)
+        s.op("Neg", f"{t}.b", f"{t}.minus")
+        s.op("Concat", f"{t}.minus {t}.a", f"{t}.turned", axis=3)
+        s.op("Mul", f"{t} cos", f"{t}.c")
+        s.op("Mul", f"{t}.turned sin", f"{t}.s")
+        s.op("Add", f"{t}.c {t}.s", f"{t}.rotary")
+    s.op("Transpose", "kh.rotary", "kt", perm=[0, 1, 3, 2])
+    return s.done(s.attend("qh.rotary", "kt", v))
+
+
+def normalised() -> onnx.ModelProto:
+    s = Attention()
+    q, k, v = (s.project("x", name) for name in ("q", "k", "v"))
+    q, k, v = s.split(q, "qh", [0, 2, 1, 3]), s.split(k, "kh", [0, 2, 1, 3]), s.split(v, "vh", [0, 2, 1, 3])
+    s.keep("gain", np.ones(D, np.float32))
+    s.op("LayerNormalization", f"{q} gain", "qn", axis=-1)
+    s.op("LayerNormalization", f"{k} gain", "kn", axis=-1)
+    s.op("Transpose", "kn", "kt", perm=[0, 1, 3, 2])
+    return s.done(s.attend("qn", "kt", v))
+
+
+def test_a_norm_of_q_and_k_keeps_their_dimensions() -> None:
+    groups = {g.name: g.reason for g in inspect(normalised()).groups}
+    assert groups["v"] is None
+    assert "normalises over several channels" in str(groups["q"])
+
+
+def test_a_rotary_embedding_with_stored_angles_loses_pairs() -> None:
+    """A pair is turned by an angle of its own: pairs can go, whole, and no basis can be changed."""
+    model = rotary()
+    census = survey(explicit_biases(fix_sizes(Graph.load(model)))[0])
+    q = census.writes(census.layer("q"))
+    assert (q.mixable, q.frozen, q.width, q.unit) == (False, None, D // 2, 2 * H)
+    for tensor in model.graph.initializer:
+        if tensor.name in ("q.w", "k.w"):  # the second pair of every head is dead
+            alive = np.tile([True, False], D * H // 2)
+            tensor.CopyFrom(numpy_helper.from_array(weight(model, tensor.name) * alive, tensor.name))
+    small = shrunk(model, width=0.5, exclude="v")
+    x = samples(seed=5)
+    assert relative(run(model, x), run(small, x)) < 1e-4
+
+
+def test_rotary_angles_that_are_computed_keep_the_dimensions() -> None:
+    model = rotary()
+    for table in ("cos", "sin"):
+        tensor = next(t for t in model.graph.initializer if t.name == table)
+        tensor.name = f"{table}.stored"
+        model.graph.node.insert(0, onnx.helper.make_node("RandomNormalLike", [tensor.name], [table]))
+    reasons = {g.name: g.reason for g in inspect(model).groups}
+    assert "joins its channels with a tensor's that must stay" in str(reasons["q"])
+    assert reasons["v"] is None
+
+
+def test_softmax_over_the_channels_keeps_them() -> None:
+    s = Attention()
+    s.project("x", "q", 1)
+    s.keep("back", np.asarray(np.random.default_rng(2).standard_normal((D, 5)), np.float32))
+    s.op("Softmax", "q", "p", axis=-1)
+    s.op("MatMul", "p back", "y")
+    with pytest.raises(NothingToShrinkError) as caught:
+        shrink(s.model(), samples(), width=0.5)
+    assert "normalises over several channels" in str(caught.value.reasons)
