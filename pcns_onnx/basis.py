@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from pcns_onnx.backend import Array, namespace_of, to_numpy
 from pcns_onnx.capture import run_batches
 from pcns_onnx.graph import Graph, Node
-from pcns_onnx.groups import Census, Group, Layer
+from pcns_onnx.groups import Census, Group
+from pcns_onnx.layers import Layer
 from pcns_onnx.methods.activations import IDENTITY, Activation, activation
 from pcns_onnx.methods.pcns import Basis, Expansion, expand
 from pcns_onnx.moments import Moments

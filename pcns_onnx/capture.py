@@ -71,7 +71,7 @@ def run_batches(engine: Engine, graph: Graph, samples: Samples, outputs: Sequenc
     """The named tensors of `graph`, batch by batch; only what they need is computed."""
     inputs = [spec.name for spec in graph.inputs]
     computed = [name for name in outputs if name not in inputs]
-    session = engine.session(graph.extract(inputs, computed).serialize()) if computed else None
+    session = engine.session(graph.extract(inputs, computed).program()) if computed else None
     for batch in samples:
         feeds = {name: engine.xp.asarray(array) for name, array in batch.feeds.items() if name in outputs}
         made = session.run(batch.feeds) if session is not None else {}
@@ -86,7 +86,7 @@ def measure(engine: Engine, graph: Graph, samples: Samples, names: Sequence[str]
     batch = next(iter(samples), None)
     if batch is None:
         return {}
-    session = engine.session(graph.extract([spec.name for spec in graph.inputs], names).serialize())
+    session = engine.session(graph.extract([spec.name for spec in graph.inputs], names).program())
     one = {name: tuple(made.shape) for name, made in session.run(batch.feeds).items() if hasattr(made, "shape")}
     if samples.fixed:
         return one
@@ -119,7 +119,7 @@ class Tape:
         computed = [name for name in dict.fromkeys((*live, *wanted)) if name and name not in given]
         session = None
         if computed:
-            session = self._engine.session(graph.extract(given, computed).serialize())
+            session = self._engine.session(graph.extract(given, computed).program())
         first = self._live is None
         source: Iterator[Tensors] = (b.feeds for b in self._samples) if first else self._store.read()
         for index, tensors in enumerate(source):

@@ -13,44 +13,12 @@ time of the solve; those that are still zero afterwards go again.
 
 from __future__ import annotations
 
-from math import prod
-
 import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.graph import Graph, Node
 
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}
-_REARRANGING = {"Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Flatten"}
-_COMPUTING = {"Cast", "Concat", "ConstantOfShape", "Gather", "Slice", "Add", "Sub", "Mul", "Div"}
-_FEW = 1024
-
-
-def fold_constants(graph: Graph) -> Graph:
-    """A copy in which nodes that only rearrange stored tensors are stored tensors themselves.
-
-    PyTorch's first exporter puts an Identity where two constants are equal; both exporters leave
-    a Transpose in front of nn.Linear's weight, and an Unsqueeze or Reshape in front of PReLU's
-    slope, where they are told not to fold. The first one also computes what a Pad adds and where
-    a chunk ends: such short vectors are computed here.
-    """
-    result, outputs, shapes = graph, {o.name for o in graph.outputs}, graph.shapes()
-    for node in graph.nodes:
-        if node.op not in _REARRANGING | _COMPUTING or node.domain or node.key in outputs:
-            continue
-        value, shape = result.constant(node.inputs[0]), shapes.get(node.key, (None,))
-        if value is None or None in shape:
-            continue
-        if node.op in _COMPUTING:
-            if all(result.is_constant(name) for name in node.inputs) and prod(d or 0 for d in shape) <= _FEW:
-                if (computed := result.evaluated(node.key)).dtype.kind in "if":
-                    result = graph.copy() if result is graph else result
-                    result.make_constant(node.key, "", computed)
-            continue
-        result = graph.copy() if result is graph else result
-        moved = np.transpose(value, node.attrs.get("perm")) if node.op == "Transpose" else value
-        result.make_constant(node.key, node.inputs[0], moved.reshape([int(d or 0) for d in shape]))
-    return result
 
 
 def fold_batch_norms(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
@@ -99,7 +67,7 @@ def _is_inference_norm(graph: Graph, node: Node) -> bool:
         and not node.domain
         and not node.attrs.get("training_mode", 0)
         and len([o for o in node.outputs if o]) == 1
-        and all(graph.is_constant(name) for name in node.inputs[1:5])
+        and all(graph.constant(name) is not None for name in node.inputs[1:5])
     )
 
 
@@ -137,7 +105,7 @@ def _only_reader(graph: Graph, name: str, reader: Node) -> bool:
 
 def _can_scale(graph: Graph, node: Node) -> bool:
     bias_known = len(node.inputs) < 3 or not node.inputs[2] or _bias_is_vector(graph, node)
-    return node.op in _WEIGHTED and not node.domain and graph.is_constant(node.inputs[1]) and bias_known
+    return node.op in _WEIGHTED and not node.domain and graph.constant(node.inputs[1]) is not None and bias_known
 
 
 def _bias_is_vector(graph: Graph, node: Node) -> bool:

@@ -11,84 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.fold import bias_add
-from pcns_onnx.graph import Array, Graph, Node, Shape
-from pcns_onnx.ops import Bilinear, Heads, Kind, Labels, Linear, LinearOp, Pick, Ride, Size
+from pcns_onnx.graph import Graph, Shape
+from pcns_onnx.layers import Layer, Unsolved, find_layers, find_unsolved
+from pcns_onnx.ops import Bilinear, Heads, Kind, Labels, Pick, Ride, Size
 from pcns_onnx.walk import Walk
 
 _MIXABLE = ("scaling", "linear", "move", "select")
-
-
-@dataclass(frozen=True)
-class Bias:
-    """Where a layer's bias is stored: input `position` of node `key`; new if `absent`."""
-
-    key: str
-    position: int
-    scale: float
-    absent: bool
-
-
-@dataclass(frozen=True)
-class Part:
-    """A block of a layer that sees its own channels only: V's `rows`, the classes it reads and writes."""
-
-    op: LinearOp
-    reads: Labels
-    writes: Labels
-    rows: slice
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One linear layer y = V x + c. `output` is the tensor after its bias, `key` the node."""
-
-    name: str
-    kind: str
-    key: str
-    source: str
-    output: str
-    linear: Linear
-    bias: Bias
-    macs: int
-    parameters: int
-
-    @property
-    def width(self) -> int:
-        """Number of neurons or output channels."""
-        return len(self.linear.writes)
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The blocks of V; one for all but grouped convolutions."""
-        blocks = self.linear.op.blocks
-        reads, writes = np.split(self.linear.reads, blocks), np.split(self.linear.writes, blocks)
-        step = self.width // blocks
-        return tuple(
-            Part(self.linear.op.part(b), reads[b], writes[b], slice(b * step, (b + 1) * step)) for b in range(blocks)
-        )
-
-
-@dataclass(frozen=True)
-class Unsolved:
-    """A node with multiply-adds whose weights are not solved for; `width` 0 where it is not known.
-
-    `scales` are the classes that its cost is proportional to (a depthwise Conv's channels), None
-    where it stays as it is, for `reason`.
-    """
-
-    name: str
-    kind: str
-    reason: str
-    width: int
-    macs: int
-    parameters: int
-    scales: Labels | None = None
 
 
 @dataclass(frozen=True)
@@ -193,89 +125,26 @@ class Census:
 def survey(graph: Graph, feeds: Mapping[str, Sequence[int]] | None = None, *, heads: Heads = "width") -> Census:
     """Walk `graph`; `feeds` gives the shape of each input where the model leaves it open."""
     walk = Walk.over(graph, feeds, heads=heads)
-    layers = tuple(_layers(walk))
+    layers = tuple(find_layers(walk))
     see, classes = walk.classes.compact, walk.classes.of
     flows = walk.flows
     return Census(
         layers=layers,
         groups=tuple(_groups(walk, layers)),
         rides=tuple((n.key, replace(ride, labels=see(ride.labels))) for n, flow in flows for ride in flow.rides),
-        sizes=tuple(_size(walk, size) for _, flow in flows for size in flow.sizes),
+        sizes=tuple(
+            replace(s, labels=classes(s.labels), along=classes(s.labels if s.along is None else s.along))
+            for _, flow in flows
+            for s in flow.sizes
+        ),
         picks=tuple(replace(pick, labels=classes(pick.labels)) for _, flow in flows for pick in flow.picks),
         kinds={node.key: flow.kind for node, flow in flows},
         labels={name: see(labels) for name, labels in walk.labels.items()},
         shapes=walk.shapes,
-        unsolved=tuple(_unsolved(walk)),
+        unsolved=tuple(find_unsolved(walk)),
         born=walk.classes.born,
         feeds=feeds,
     )
-
-
-def _size(walk: Walk, size: Size) -> Size:
-    along = None if size.along is None else walk.classes.of(size.along)
-    return replace(size, labels=walk.classes.of(size.labels), along=along)
-
-
-# -- layers ----------------------------------------------------------------------------------
-
-
-def _layers(walk: Walk) -> Iterator[Layer]:
-    graph = walk.graph
-    taken: set[str] = set()
-    for node, flow in walk.flows:
-        if flow.linear is None:
-            continue
-        classes = walk.classes.of
-        linear = replace(flow.linear, reads=classes(flow.linear.reads), writes=classes(flow.linear.writes))
-        bias = _bias(graph, node, linear)
-        size = int(np.prod([d or 1 for d in walk.shapes[node.inputs[linear.weight]]]))
-        name = next(n for n in _names(node.name, bias.key) if n not in taken)
-        taken.add(name)
-        yield Layer(
-            name=name,
-            kind=node.op,
-            key=node.key,
-            source=node.inputs[0],
-            output=bias.key,
-            linear=linear,
-            bias=bias,
-            macs=(flow.macs or 0) // walk.batch,
-            parameters=size + (0 if bias.absent else len(linear.writes)),
-        )
-
-
-def _names(name: str, output: str) -> Iterator[str]:
-    """What a layer may be called: its name, else its output's; node names need not be unique."""
-    if name:
-        yield name
-    yield output
-    yield from (f"{name or output}_{i}" for i in count(1))
-
-
-def _bias(graph: Graph, node: Node, linear: Linear) -> Bias:
-    """The node's own bias input, or the Add behind it (`fold` puts one where there is none)."""
-    if linear.bias is not None:
-        absent = len(node.inputs) <= linear.bias or not node.inputs[linear.bias]
-        return Bias(node.key, linear.bias, linear.bias_scale, absent)
-    add = bias_add(graph, node, len(linear.writes))
-    assert add is not None, "fold.explicit_biases ran before the survey"
-    return Bias(add.key, 1 - list(add.inputs).index(node.key), 1.0, absent=False)
-
-
-def _unsolved(walk: Walk) -> Iterator[Unsolved]:
-    for node, flow in walk.flows:
-        if flow.macs is not None and flow.linear is None:
-            weights: list[Array] = [c for n in node.inputs if (c := walk.graph.constant(n)) is not None]
-            shape = walk.shapes.get(node.key, ())
-            axis = 1 if node.op.startswith("Conv") else -1
-            width = shape[axis] if len(shape) > 1 else None
-            parameters = sum(int(w.size) for w in weights)
-            scales = None if flow.scales is None else walk.classes.of(flow.scales)
-            macs = flow.macs // walk.batch
-            yield Unsolved(node.label, node.op, flow.reason, width or 0, macs, parameters, scales)
-
-
-# -- groups ----------------------------------------------------------------------------------
 
 
 def _groups(walk: Walk, layers: Sequence[Layer]) -> Iterator[Group]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pcns_onnx.groups import Census, Layer, Unsolved
+from pcns_onnx.groups import Census
+from pcns_onnx.layers import Layer, Unsolved
 from pcns_onnx.report import GroupRow, LayerInfo
 
 

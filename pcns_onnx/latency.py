@@ -42,8 +42,8 @@ def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, second
     held = next(iter(samples))
     batch = min(samples.batch, max(held.size, _REPEATED))
     feeds = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in held.feeds.items()}
-    first = engine.session(a.serialize(), spinning=True)
-    second = engine.session(b.serialize(), spinning=True)
+    first = engine.session(a.program(), spinning=True)
+    second = engine.session(b.program(), spinning=True)
     for _ in range(2):
         first.run(feeds)
         second.run(feeds)
@@ -66,7 +66,7 @@ def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, second
 
 def pass_seconds(engine: Engine, graph: Graph, samples: Samples) -> float:
     """Seconds for one pass of the model over all samples, extrapolated from some of them."""
-    session = engine.session(graph.serialize(), spinning=True)
+    session = engine.session(graph.program(), spinning=True)
     seen, seconds = 0, 0.0
     for batch in samples:
         if not seen:

@@ -1,17 +1,17 @@
 """From error curves and a budget to one width per group; the plan is data.
 
 Costs are sums over layers of products of neighbouring widths, so they are linear in any one
-width while the others stand still, and quadratic where a layer reads what it writes. The allocation descends: of all groups and all smaller
-widths on the grid, take the step that adds the least error per unit of cost saved, until every
-budget holds; then widen again wherever the slack allows it, best error per cost first. The same
-share of every width, widened likewise, is the other candidate: the descent is greedy, and this
-way never worse than that. Errors are the readers' lost shares of output variance, added over
-groups (a first-order proxy for the error at the model's output).
+width while the others stand still, and quadratic where a layer reads what it writes. The
+allocation descends: of all groups and all smaller widths on the grid, take the step that adds the
+least error per unit of cost saved, until every budget holds; then widen again wherever the slack
+allows it, best error per cost first. The same share of every width, widened likewise, is the
+other candidate: the descent is greedy, and this way never worse than that. Errors are the
+readers' lost shares of output variance, added over groups (a first-order proxy for the error at
+the model's output).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,7 +74,7 @@ class Budget:
 
 def fingerprint(graph: Graph) -> str:
     """Hash that ties a plan to a model."""
-    return hashlib.sha256(graph.serialize()).hexdigest()[:16]
+    return graph.digest()[:16]
 
 
 def load_plan(path: str | Path, graph: Graph) -> Plan:

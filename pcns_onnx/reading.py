@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, namespace_of
 from pcns_onnx.graph import Graph
-from pcns_onnx.groups import Group, Layer, Part, Product
+from pcns_onnx.groups import Group, Product
+from pcns_onnx.layers import Layer, Part
 from pcns_onnx.linalg import eigh_descending
 from pcns_onnx.methods import Reading, mixing
 from pcns_onnx.moments import Moments

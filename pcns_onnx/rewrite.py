@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.graph import Array, Graph
-from pcns_onnx.groups import Census, Layer
+from pcns_onnx.groups import Census
+from pcns_onnx.layers import Layer
 from pcns_onnx.ops import Labels, Size
 
 

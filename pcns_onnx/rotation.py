@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from pcns_onnx.backend import namespace_of, to_numpy
 from pcns_onnx.graph import Graph
-from pcns_onnx.groups import Census, Group, Layer
+from pcns_onnx.groups import Census, Group
+from pcns_onnx.layers import Layer
 from pcns_onnx.linalg import add_ridge
 from pcns_onnx.methods import Reading
 from pcns_onnx.ops import Labels

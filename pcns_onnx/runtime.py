@@ -15,6 +15,7 @@ import numpy as np
 
 from pcns_onnx.backend import Array, array_module, synchronize, wrap_device_memory
 from pcns_onnx.errors import InputError, UnsupportedError
+from pcns_onnx.graph import Program
 
 
 def _onnxruntime() -> Any:
@@ -44,13 +45,13 @@ class Engine:
         """The onnxruntime execution provider's name."""
         return "CUDAExecutionProvider" if self.device == "cuda" else "CPUExecutionProvider"
 
-    def session(self, model: bytes, *, spinning: bool = False) -> Session:
-        """Compile a serialised model; raises `InputError` if onnxruntime refuses it.
+    def session(self, program: Program, *, spinning: bool = False) -> Session:
+        """Compile a program; raises `InputError` if onnxruntime refuses it.
 
         Between runs onnxruntime's threads spin by default: right for a server, and for timings,
         but here they would take the cores from the linear algebra in between.
         """
-        return Session(model, self, spinning)
+        return Session(program, self, spinning)
 
 
 def choose_engine(device: str, threads: int = 0) -> Engine:
@@ -83,7 +84,7 @@ def versions() -> dict[str, str]:
 class Session:
     """One compiled model on one engine."""
 
-    def __init__(self, model: bytes, engine: Engine, spinning: bool) -> None:
+    def __init__(self, program: Program, engine: Engine, spinning: bool) -> None:
         ort = _onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 4
@@ -95,7 +96,10 @@ class Session:
         if engine.device == "cuda":
             providers.append("CPUExecutionProvider")
         try:
-            self._session = ort.InferenceSession(model, options, providers=providers)
+            # onnxruntime reads contents where they lie, so they have to live as long as the session does.
+            self._weights = [_ort_value(ort, value) for value in program.weights.values()]
+            options.add_external_initializers(list(program.weights), self._weights)
+            self._session = ort.InferenceSession(program.model, options, providers=providers)
         except Exception as error:  # onnxruntime raises its own untyped family
             raise InputError(f"onnxruntime cannot load the model: {_first_line(error)}") from None
         if engine.provider not in self._session.get_providers():
@@ -139,6 +143,13 @@ class Session:
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return {name: _wrap(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+def _ort_value(ort: Any, value: Array) -> Any:
+    """An array as onnxruntime holds it, not copied."""
+    if value.dtype.name == "bfloat16":  # NumPy has no name for it: it goes by its number in ONNX
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(value.view(np.uint16), 16)
+    return ort.OrtValue.ortvalue_from_numpy(value)
 
 
 _ELEMENT_TYPES: dict[str, Any] = {

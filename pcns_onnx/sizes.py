@@ -12,15 +12,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.fold import fold_constants
 from pcns_onnx.graph import Graph, Node
 
 Dims = list[int | None]
 
 
 def settled(graph: Graph) -> Graph:
-    """A copy of `graph` in which all that never changes is stored, and what is computed from it, and so on."""
-    while (following := fold_constants(fix_sizes(graph))) is not graph:
+    """A copy of `graph` in which all sizes that never change are stored, those too that follow from others."""
+    while (following := fix_sizes(graph)) is not graph:
         graph = following
     return graph
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, namespace_of
 from pcns_onnx.capture import Positions
-from pcns_onnx.groups import Part
+from pcns_onnx.layers import Part
 from pcns_onnx.linalg import add_ridge, solve_spd
 from pcns_onnx.moments import Moments
 

@@ -120,7 +120,7 @@ def compare_outputs(
     names = [spec.name for spec in a.outputs]
     if names != [spec.name for spec in b.outputs]:
         raise InputError(f"the models have different outputs: {names} and {[s.name for s in b.outputs]}")
-    first, second = engine.session(a.serialize()), engine.session(b.serialize())
+    first, second = engine.session(a.program()), engine.session(b.program())
     tallies = [_Tally(name) for name in names]
     scores, count, scored = [0.0, 0.0], 0, False
     for batch in progress.track(samples, "verify", samples.batches):

@@ -382,6 +382,23 @@ CHAINS: dict[str, Chain] = {
         ],
         {"all": ints(-1)},
     ),
+    "reshape to its own shape": Chain(
+        [node("Shape", "h", "s"), node("Gather", "s one", "n"), node("Reshape", "h s")], {"one": ints(1)}
+    ),
+    "reshape by a number of channels that is sliced": Chain(
+        [
+            node("Shape", "h", "s"),
+            node("Slice", "s one two", "n"),
+            node("Concat", "zero n hw", "shape", axis=0),
+            node("Reshape", "h shape"),
+        ],
+        {"zero": ints(0), "one": ints(1), "two": ints(2), "hw": ints(36)},
+        back="conv1d",
+    ),
+    "padded channels": Chain(
+        [node("Pad", "h p", "a"), node("Slice", "a s e i")],
+        {"p": ints(0, 1, 0, 0, 0, 0, 0, 0), "s": ints(1), "e": ints(99), "i": ints(1)},
+    ),
     "unsqueeze squeeze": Chain(
         [node("Unsqueeze", "h axes", "a"), node("Relu", "a", "b"), node("Squeeze", "b axes")],
         {"axes": ints(2)},

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from threadpoolctl import threadpool_limits
 
+from pcns_onnx.graph import Program
 from pcns_onnx.runtime import Engine
 
 Array = NDArray[Any]
@@ -45,7 +46,7 @@ def build(
 
 def run(model: onnx.ModelProto, x: Array) -> Array:
     """The first output of a model in onnxruntime."""
-    outputs = Engine().session(model.SerializeToString()).run({"x": x})
+    outputs = Engine().session(Program(model.SerializeToString())).run({"x": x})
     return np.asarray(next(iter(outputs.values())))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from chains import Chain, node
 from conftest import relative, run
-from test_ops import narrowed, permuted, removed_labels, sample, twins, unread, weight_of
+from surgery import narrowed, permuted, removed_labels, sample, twins, unread, weight_of
 
 from pcns_onnx import ShrinkResult, shrink
 from pcns_onnx.fold import explicit_biases

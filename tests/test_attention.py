@@ -22,7 +22,7 @@ from pcns_onnx.graph import Graph
 from pcns_onnx.groups import survey
 from pcns_onnx.passes import Setup, read_groups
 from pcns_onnx.progress import Progress
-from pcns_onnx.rotation import Origins, rotations, turned
+from pcns_onnx.rotation import Origins, Turn, rotations, turned
 from pcns_onnx.runtime import Engine
 from pcns_onnx.sizes import fix_sizes
 
@@ -35,7 +35,7 @@ RANK = 2
 def low_rank(rng: np.random.Generator, rows: int, heads: int) -> Array:
     """(rows, heads * D) whose heads have rank `RANK` each."""
     parts = [rng.standard_normal((rows, RANK)) @ rng.standard_normal((RANK, D)) for _ in range(heads)]
-    return (np.concatenate(parts, axis=1) / rows**0.5).astype(np.float32)
+    return np.asarray(np.concatenate(parts, axis=1) / rows**0.5, dtype=np.float32)
 
 
 class Attention(Sketch):
@@ -61,7 +61,7 @@ class Attention(Sketch):
     def attend(self, q: str, k: str, v: str, *, scale: str = "scale") -> str:
         """softmax(q kᵀ scale) v and the output layer; k is transposed already."""
         if scale == "scale":
-            self.keep("scale", np.float32(D**-0.5))
+            self.keep("scale", np.asarray(D**-0.5, dtype=np.float32))
         self.op("MatMul", f"{q} {k}", "scores")
         self.op("Mul", f"scores {scale}", "scaled")
         self.op("Softmax", "scaled", "weights", axis=-1)
@@ -157,7 +157,7 @@ def test_a_change_of_basis_changes_nothing_else(name: str) -> None:
     data = Samples(open_data(samples(), graph.inputs), 16)
     setup = Setup(Engine(), data, 0, Progress())
     origins = Origins(graph, census)
-    turns = []
+    turns: list[Turn] = []
     for read in read_groups(setup, graph, census, census.shrinkable):
         found, following = rotations(graph, census, read, origins)
         assert found

@@ -92,6 +92,22 @@ FOLDED = [
     before("before-gemm-transposed", "Gemm", normal(5, 6, 4), (4,), transB=1, alpha=2.0),
     before("before-gemm-scalar", "Gemm", normal(5, 6, 4), (4,), normal(6, 1), transB=1, beta=0.5),
     Case(
+        "weight-derived",
+        [node("Transpose", ["w"], ["t"], perm=[1, 0, 2, 3]), node("Neg", ["t"], ["v"]), node("Conv", ["x", "v"], ["h"]),
+         norm("h", "y")],
+        {"w": normal(5, 4, 6, 3, 3)} | stats(6),
+        (4, 7, 6),
+        ["Transpose", "Neg", "Conv"],
+    ),
+    Case(
+        "statistics-derived",
+        [node("Exp", ["norm.beta"], ["b"]), node("Conv", ["x", "w"], ["h"]),
+         node("BatchNormalization", ["h", "norm.gamma", "b", "norm.mean", "norm.var"], ["y"], name="norm")],
+        {"w": normal(5, 6, 4, 3, 3)} | stats(6),
+        (4, 7, 6),
+        ["Exp", "Conv"],
+    ),
+    Case(
         "two-in-a-row",
         [node("Conv", ["x", "w"], ["h"]), norm("h", "i"), norm("i", "y", "again")],
         {"w": normal(5, 6, 4, 3, 3)} | stats(6) | stats(6, "again"),
@@ -170,13 +186,13 @@ REFUSED = [
     ),
     kept(
         "weight-computed",
-        [node("Neg", ["v"], ["u"]), node("Gemm", ["x", "u"], ["h"]), norm("h", "y")],
+        [node("Relu", ["v"], ["u"]), node("Gemm", ["x", "u"], ["h"]), norm("h", "y")],
         V | stats(6),
         ROWS,
     ),
     kept(
         "statistics-computed",
-        [node("Neg", ["norm.beta"], ["b"]), CONV, node("BatchNormalization", COMPUTED, ["y"])],
+        [node("Relu", ["norm.beta"], ["b"]), CONV, node("BatchNormalization", COMPUTED, ["y"])],
         W | stats(6),
         MAPS,
     ),
@@ -298,5 +314,5 @@ def test_a_bias_that_is_needed_stays() -> None:
 
 
 def test_a_matrix_that_is_computed_gets_no_bias() -> None:
-    model = chain(node("Neg", ["w"], ["u"]), node("MatMul", ["x", "u"], ["i"]), LAST)
+    model = chain(node("Relu", ["w"], ["u"]), node("MatMul", ["x", "u"], ["i"]), LAST)
     assert explicit_biases(Graph(model))[1] == ("y",)

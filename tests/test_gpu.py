@@ -18,11 +18,11 @@ def test_captured_tensors_stay_on_the_device_and_equal_the_hosts() -> None:
     graph = Graph.load(MODELS / "digits_cnn.onnx")
     with np.load(MODELS / "digits_images_test.npz") as archive:
         feeds = {"input": archive["input"]}
-    on_host = Engine("cpu").session(graph.serialize()).run(feeds)["logits"]
-    on_device = Engine("cuda").session(graph.serialize()).run(feeds)["logits"]
+    on_host = Engine("cpu").session(graph.program()).run(feeds)["logits"]
+    on_device = Engine("cuda").session(graph.program()).run(feeds)["logits"]
     assert not isinstance(on_device, np.ndarray)
     assert relative(on_host, to_numpy(on_device)) < 1e-3
-    again = Engine("cuda").session(graph.serialize()).run({"input": array_module("cuda").asarray(feeds["input"])})
+    again = Engine("cuda").session(graph.program()).run({"input": array_module("cuda").asarray(feeds["input"])})
     assert np.array_equal(to_numpy(on_device), to_numpy(again["logits"]))
 
 

@@ -9,14 +9,17 @@ import onnx
 import pytest
 from chains import BACKS, CHAINS, CHW, FRONTS, HALF, LAYERS, C, Chain, K, node, random
 from conftest import Array, build, relative, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from pcns_onnx import inspect, shrink
 from pcns_onnx.fold import explicit_biases
-from pcns_onnx.graph import Graph
+from pcns_onnx.graph import Graph, Program
 from pcns_onnx.groups import Census, survey
 from pcns_onnx.rewrite import apply, narrow
 from pcns_onnx.runtime import Engine
+from pcns_onnx.walk import Classes
 
 H = 16
 """Hidden width of the models that are shrunk."""
@@ -47,7 +50,7 @@ def graph_model(
 
 
 def outputs_of(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    return dict(Engine().session(model.SerializeToString()).run(feeds))
+    return dict(Engine().session(Program(model.SerializeToString())).run(feeds))
 
 
 def rows(count: int, width: int, rank: int = 3) -> Array:
@@ -576,3 +579,48 @@ def test_weights_are_found_however_they_are_stored(how: str, rank: int) -> None:
     assert result.report.after.parameters == Graph.load(result.model).parameters == 5 * half + half + half * K + K
     assert result.report.after.bytes < result.report.before.bytes
     assert relative(run(model, x), run(result.model, x)) < 0.5
+
+
+# -- classes ---------------------------------------------------------------------------------
+
+
+def test_ties_merge_labels_into_classes() -> None:
+    classes = Classes()
+    a, b, c = classes.fresh(4), classes.fresh(4), classes.fresh(2)
+    assert (a.tolist(), b.tolist(), c.tolist()) == ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9])
+    np.testing.assert_array_equal(classes.of(np.array([[3, -1], [9, 4]])), [[3, -1], [9, 4]])
+    classes.tie(b[:2], c)
+    classes.tie(a, b)
+    classes.tie(a[:1], a[:1])
+    assert classes.roots.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, -1]
+    later = classes.fresh(1)
+    classes.tie(later, c[1:])
+    assert classes.of(later).tolist() == [1]
+
+
+def test_an_axis_along_which_a_class_does_not_change_has_size_one() -> None:
+    classes = Classes()
+    labels = classes.fresh(6).reshape(1, 2, 3)
+    np.testing.assert_array_equal(classes.compact(labels), labels)
+    classes.tie(labels[:, 0], labels[:, 1])  # two heads of three dimensions
+    assert classes.compact(labels).tolist() == [[[0, 1, 2]]]
+    classes.tie(labels[:, 0, :2], labels[:, 0, 1:])
+    assert classes.compact(labels).tolist() == [[[0]]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30))
+def test_classes_are_those_of_union_and_find(pairs: list[tuple[int, int]]) -> None:
+    classes, groups = Classes(), {i: {i} for i in range(20)}
+    classes.fresh(20)
+    for a, b in pairs:
+        classes.tie(np.array([a]), np.array([b]))
+        merged = groups[a] | groups[b]
+        groups |= dict.fromkeys(merged, merged)
+    assert classes.roots[:-1].tolist() == [min(groups[i]) for i in range(20)]
+
+
+def test_every_class_has_one_owner() -> None:
+    model = two_heads()
+    _, census = surveyed(model)
+    assert census.owner.tolist() == [0] * H + [1] * 3 + [2] * 2 + [3]

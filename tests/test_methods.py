@@ -47,9 +47,7 @@ def problem(seed: int, channels: int, taps: int = 1, outputs: int = 5, rows: int
     return x - x.mean(0), normal(seed + 3, outputs, n)
 
 
-def reading(
-    x: Array, v: Array, taps: int = 1, xp: Any = np, rows: int = MANY, places: Array | None = None
-) -> Reading:
+def reading(x: Array, v: Array, taps: int = 1, xp: Any = np, rows: int = MANY, places: Array | None = None) -> Reading:
     return Reading(xp.asarray(x.T @ x / len(x)), xp.asarray(v), taps, rows, places)
 
 
@@ -201,9 +199,7 @@ def test_readers_of_some_channels_are_the_same_in_any_array_namespace(rank: Rank
 
 def test_places_of_all_channels_say_nothing_new() -> None:
     problems = several(5, 6, (1, 3))
-    plain, placed = (
-        obs.rank([reading(x, v, t, places=p) for x, v, t in problems], 6) for p in (None, np.arange(6))
-    )
+    plain, placed = (obs.rank([reading(x, v, t, places=p) for x, v, t in problems], 6) for p in (None, np.arange(6)))
     np.testing.assert_array_equal(plain.order, placed.order)
     np.testing.assert_allclose(plain.error, placed.error)
 

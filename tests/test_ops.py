@@ -6,25 +6,21 @@ layer's own algebra (`LinearOp`) is what onnxruntime computes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
-import onnx
 import pytest
-from chains import BATCH, LAYERS, C
+from chains import LAYERS, C
 from chains import MODELS as CHAINS
-from conftest import Array, relative, run
-from numpy.typing import NDArray
+from conftest import relative, run
+from surgery import bias_of, narrowed, permuted, removed_labels, sample, taken, tensor, twins, unread, weight_of
 from topologies import TOPOLOGIES
 
 from pcns_onnx import shrink
 from pcns_onnx.fold import explicit_biases
 from pcns_onnx.graph import Graph
-from pcns_onnx.groups import Census, Layer, survey
+from pcns_onnx.groups import Census, survey
 from pcns_onnx.ops.movement import reshape_labels
 from pcns_onnx.plan import Costs
 from pcns_onnx.rewrite import apply, narrow, set_layer
-
 
 MODELS = {**CHAINS, **{name: make() for name, make in TOPOLOGIES.items()}}
 
@@ -32,96 +28,6 @@ MODELS = {**CHAINS, **{name: make() for name, make in TOPOLOGIES.items()}}
 def surveyed(name: str) -> tuple[Graph, Census]:
     graph, _ = explicit_biases(Graph.load(MODELS[name]))
     return graph, survey(graph)
-
-
-def sample(model: onnx.ModelProto) -> Array:
-    shape = [d.dim_value or BATCH for d in model.graph.input[0].type.tensor_type.shape.dim]
-    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-
-
-def removed_labels(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Some of the classes, more than a third where there are many."""
-    return labels[[at for at in (1, 2, 5) if at < len(labels) - 1] if len(labels) > 2 else [1]]
-
-
-def twins(census: Census) -> list[NDArray[np.int64]]:
-    """The classes that can be narrowed, those together that lie in the same tensors: they could change places."""
-    carriers = {label: set[str]() for group in census.shrinkable for label in group.labels.tolist()}
-    for name, labels in census.labels.items():
-        for label in set(np.unique(labels).tolist()) & carriers.keys():
-            carriers[label].add(name)
-    found: dict[tuple[int, frozenset[str]], list[int]] = {}
-    for label, names in carriers.items():
-        found.setdefault((int(census.owner[label]), frozenset(names)), []).append(label)
-    return [np.array(labels) for labels in found.values()]
-
-
-def weight_of(graph: Graph, layer: Layer) -> Array:
-    weight = graph.constant(graph.node(layer.key).inputs[layer.linear.weight])
-    assert weight is not None
-    return weight
-
-
-def bias_of(graph: Graph, layer: Layer) -> Array:
-    """The bias that the layer adds, shape (K,)."""
-    if layer.bias.absent:
-        return np.zeros(layer.width)
-    value = graph.constant(graph.node(layer.bias.key).inputs[layer.bias.position])
-    assert value is not None
-    return np.broadcast_to(value.astype(np.float64).reshape(-1) * layer.bias.scale, (layer.width,))
-
-
-def taken_from(vector: NDArray[np.int64], source: Mapping[int, int]) -> NDArray[np.int64]:
-    """For each place, the place of the same occurrence of the label that replaces its own."""
-    places = {label: np.flatnonzero(vector == label) for label in np.unique(vector)}
-    result = np.arange(len(vector))
-    for label, where in places.items():
-        result[where] = places[source.get(int(label), int(label))]
-    return result
-
-
-def permuted(graph: Graph, census: Census, order: Mapping[int, int], *, reads: bool = True) -> Graph:
-    """The graph with channel `order[label]` standing where `label` stood, everywhere (or only where it is made)."""
-    result = graph.copy()
-    biases = {layer.bias.key for layer in census.layers}
-    for layer in census.layers:
-        weight = weight_of(graph, layer)
-        ends = [layer.linear.writes, layer.linear.reads]
-        for axis, labels in list(zip(layer.linear.weight_axes, ends, strict=True))[: 1 + reads]:
-            weight = np.take(weight, taken_from(labels[: weight.shape[axis]], order), axis=axis)
-        result.set_input(layer.key, layer.linear.weight, weight)
-        if not layer.bias.absent:
-            bias = graph.constant(graph.node(layer.bias.key).inputs[layer.bias.position])
-            assert bias is not None
-            if bias.shape[-1:] == (layer.width,):
-                moved = np.take(bias, taken_from(layer.linear.writes, order), axis=-1)
-                result.set_input(layer.bias.key, layer.bias.position, moved)
-    for key, ride in census.rides:
-        value = graph.constant(graph.node(key).inputs[ride.position])
-        assert value is not None
-        if key not in biases:
-            for axis, size in enumerate(ride.labels.shape):
-                if size > 1:
-                    value = np.take(value, taken_from(ride.labels.reshape(-1), order), axis=axis)
-            result.set_input(key, ride.position, value)
-    return result
-
-
-def narrowed(census: Census, gone: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """Every group that loses some of the classes `gone`, and what stays of it."""
-    lost = [group for group in census.groups if np.isin(group.labels, gone).any()]
-    return {group.name: np.setdiff1d(group.labels, gone) for group in lost}
-
-
-def unread(graph: Graph, census: Census, gone: NDArray[np.int64]) -> Graph:
-    """The graph in which no layer reads the classes `gone`."""
-    zeroed = graph.copy()
-    for layer in census.layers:
-        weight, axis = weight_of(graph, layer), layer.linear.weight_axes[1]
-        reads = layer.linear.reads[: weight.shape[axis]]
-        mask = np.expand_dims(~np.isin(reads, gone), [a for a in range(weight.ndim) if a != axis])
-        zeroed.set_input(layer.key, layer.linear.weight, weight * mask)
-    return zeroed
 
 
 # -- the contract ----------------------------------------------------------------------------
@@ -166,7 +72,8 @@ def test_zeroed_channels_slice_exactly(name: str) -> None:
 
     costs = Costs(census, graph.parameters, graph.parameters)
     macs, parameters = costs({group.name: len(keep[group.name]) / group.width for group in census.shrinkable})
-    assert macs == pytest.approx(sum(item.macs for item in (*after.layers, *after.unsolved)), abs=len(after.layers))
+    counted = sum(layer.macs for layer in after.layers) + sum(node.macs for node in after.unsolved)
+    assert macs == pytest.approx(counted, abs=len(after.layers))  # a sample's share of each may be rounded
     assert parameters - ridden(zeroed, small, census) == pytest.approx(small.parameters + unbiased(small, after))
 
 
@@ -174,13 +81,12 @@ def ridden(before: Graph, after: Graph, census: Census) -> int:
     """What constants per channel have lost, which costs leave out of account: other than biases and weights."""
     counted = {layer.bias.key for layer in census.layers} | {node.name for node in census.unsolved}
     places = {(key, ride.position) for key, ride in census.rides if key not in counted}
-    names = {before.node(key).inputs[position] for key, position in places}
+    assert len({before.node(key).inputs[position] for key, position in places}) == len(places)
     lost = 0
     for key, position in places:
         old, new = (graph.constant(graph.node(key).inputs[position]) for graph in (before, after))
         assert old is not None and new is not None
         lost += old.size - new.size
-    assert len(names) == len(places)
     return lost
 
 
@@ -209,7 +115,7 @@ def test_permuting_channels_is_a_no_op(name: str) -> None:
 def test_a_layers_algebra_is_what_onnxruntime_computes(name: str) -> None:
     graph, census = surveyed(name)
     x = sample(graph.proto)
-    for layer, block, part in ((layer, *item) for layer in census.layers for item in enumerate(layer.parts)):
+    for layer, block, part in ((one, *item) for one in census.layers for item in enumerate(one.parts)):
         op, weight = part.op, weight_of(graph, layer)
         source = tensor(graph, layer.source, x)
         output = tensor(graph, layer.output, x)
@@ -257,19 +163,8 @@ def test_a_layer_takes_its_own_matrix_back(name: str) -> None:
         np.testing.assert_allclose(twice, 2 * tensor(graph, layer.output, x) + 1, rtol=1e-4, atol=1e-4)
 
 
-def tensor(graph: Graph, name: str, x: Array) -> Array:
-    """A tensor of the graph in onnxruntime."""
-    return x if name == "x" else run(graph.extract(["x"], [name]).proto, x)
-
-
-def taken(rows: Array, samples: int, at: NDArray[np.int64]) -> Array:
-    """Rows at some positions of each sample."""
-    width = rows.shape[-1]
-    return rows.reshape(samples, -1, width)[:, at].reshape(-1, width)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CHAINS)
 def test_chains_are_shrunk_end_to_end(name: str) -> None:
     model = MODELS[name]
     fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1

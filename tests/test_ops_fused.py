@@ -10,8 +10,9 @@ from chains import C, Chain, K, node, random
 from conftest import Array, relative, run
 from contract import halved, nothing_lost, stood_in, surveyed
 from onnx import helper
-from test_ops import sample
+from surgery import sample
 
+from pcns_onnx.graph import Program
 from pcns_onnx.ops.intact import FUSED as WHY
 from pcns_onnx.ops.intact import QUANTISED
 from pcns_onnx.ops.norms import SEVERAL
@@ -64,7 +65,7 @@ def test_skip_layer_norm_keeps_its_channels() -> None:
     model = fused("SkipLayerNormalization", "h h g be", {"g": random(C), "be": random(C)})
     _, census = surveyed(model)
     assert census.groups[0].frozen == f"com.microsoft.SkipLayerNormalization 'm' {SEVERAL}"
-    Engine().session(model.SerializeToString())
+    Engine().session(Program(model.SerializeToString()))
 
 
 @pytest.mark.parametrize(

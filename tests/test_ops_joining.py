@@ -14,10 +14,10 @@ from conftest import MODELS, Array, relative, run
 from contract import halved, holds, surveyed
 from joins import FLOATS, JOINS, OPEN, WRITTEN, W, after, branches, one, option_a, parts, stem
 from onnx import TensorProto, helper
-from test_ops import permuted, sample, twins, unread
+from surgery import permuted, sample, twins, unread
 
 from pcns_onnx import inspect, shrink
-from pcns_onnx.graph import Graph
+from pcns_onnx.graph import Graph, Program
 from pcns_onnx.groups import Census
 from pcns_onnx.plan import SCHEMA, GroupPlan, Plan, fingerprint
 from pcns_onnx.rewrite import apply, narrow
@@ -186,11 +186,11 @@ def test_the_piece_that_nobody_sees_can_shrink() -> None:
     small.check(full=True)
     assert stored(small, "left", 1) == [5, 4]
     x = sample(model)
-    before, now = (Engine().session(g.serialize()).run({"x": x}) for g in (zeroed, small))
+    before, now = (Engine().session(g.program()).run({"x": x}) for g in (zeroed, small))
     for name in ("y", "left"):
         assert relative(np.asarray(before[name]), np.asarray(now[name])) < 1e-5
     solved = shrink(model, np.random.default_rng(0).standard_normal((60, 3, 6, 6)).astype(np.float32), width=0.5)
-    found = Engine().session(solved.model.SerializeToString()).run({"x": x})
+    found = Engine().session(Program(solved.model.SerializeToString())).run({"x": x})
     assert np.asarray(found["left"]).shape == (6, 5, 6, 6)
     assert relative(np.asarray(now["left"]), np.asarray(found["left"])) < 1e-5
 
@@ -313,7 +313,7 @@ FIXED: dict[str, tuple[Any, str]] = {
 def test_what_cannot_follow_stays_with_the_reason(name: str) -> None:
     make, reason = FIXED[name]
     model = make()
-    Engine().session(model.SerializeToString())
+    Engine().session(Program(model.SerializeToString()))
     _, census = surveyed(model)
     frozen = census.groups[0].frozen
     assert frozen is not None and reason in frozen

@@ -185,7 +185,7 @@ def test_what_mixes_channels_keeps_them(name: str) -> None:
     chain, reason = MIXED[name]
     graph, census = surveyed(stood_in(chain) if "whole" in name else chain.build())
     assert census.groups[0].frozen == reason
-    Engine().session(graph.serialize())
+    Engine().session(graph.program())
 
 
 def test_defaults_are_the_operators() -> None:

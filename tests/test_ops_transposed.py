@@ -13,7 +13,7 @@ from conftest import build, relative, run
 from contract import halved, holds, nothing_lost, surveyed
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_ops import bias_of, sample, taken, weight_of
+from surgery import bias_of, sample, taken, weight_of
 
 from pcns_onnx import shrink
 from pcns_onnx.errors import InputError

@@ -35,7 +35,7 @@ SOLVING = ("capture", "rank", "re-fit")
 
 def one_pass(model: Path, images: int, threads: int) -> float:
     """Seconds that onnxruntime alone needs for so many images, in batches of 64; best of three."""
-    session = Engine("cpu", threads).session(Graph.load(model).serialize(), spinning=True)
+    session = Engine("cpu", threads).session(Graph.load(model).program(), spinning=True)
     feeds = {"input": np.random.default_rng(0).standard_normal((64, 3, 32, 32)).astype(np.float32)}
     session.run(feeds)
     times = []

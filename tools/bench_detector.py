@@ -140,7 +140,7 @@ def _zoomed(photo: Images, rng: np.random.Generator) -> Images:
 
 def run(model: ModelSource, images: Images, threads: int) -> Outputs:
     """Outputs for all images, one by one as the model wants them."""
-    session = Engine("cpu", threads).session(Graph.load(model).serialize())
+    session = Engine("cpu", threads).session(Graph.load(model).program())
     found = [session.run({"input": PIXELS(image[None], np.dtype(np.float32))}) for image in images]
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 

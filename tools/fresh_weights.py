@@ -24,6 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from pcns_onnx.graph import Program
 from pcns_onnx.runtime import Engine
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -176,7 +177,7 @@ def _settle(model: ModelProto, samples: Sequence[Feeds]) -> None:
     _replace(measuring.graph.node, [part for node in measuring.graph.node for part in _measuring(node)])
     wanted = list(dict.fromkeys([node.output[0] + RMS for node in layers] + [node.input[0] for node in norms]))
     _replace(measuring.graph.output, [helper.make_empty_tensor_value_info(name) for name in wanted])
-    session = Engine().session(measuring.SerializeToString())
+    session = Engine().session(Program(measuring.SerializeToString()))
     sums: dict[str, NDArray[np.float64]] = {}
     for feeds in samples:
         for name, tensor in session.run(feeds).items():

@@ -4,7 +4,8 @@ This package is the only importer of onnx. A `Graph` wraps one `ModelProto`; its
 makes a tensor, who reads it) is rebuilt lazily after an edit. Nodes are addressed by their
 *key*, the name of their first output: unique in a valid graph, present where node names are
 not, and stable under every edit made here. Edits go straight to the protobuf, so whatever is
-not touched (names, metadata, doc strings, opsets) survives to the byte.
+not touched (names, metadata, doc strings, opsets) survives to the byte. The contents of large
+initializers are kept beside it, in memory or mapped from files, and shared by all copies.
 """
 
 from __future__ import annotations
@@ -12,5 +13,6 @@ from __future__ import annotations
 from pcns_onnx.graph.files import write_atomic
 from pcns_onnx.graph.model import Graph, ModelSource
 from pcns_onnx.graph.protobuf import Array, Node, Shape, TensorSpec
+from pcns_onnx.graph.weights import Program
 
-__all__ = ["Array", "Graph", "ModelSource", "Node", "Shape", "TensorSpec", "write_atomic"]
+__all__ = ["Array", "Graph", "ModelSource", "Node", "Program", "Shape", "TensorSpec", "write_atomic"]

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 
 from pcns_onnx.errors import InputError
 
 
-def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write `content` to a temporary neighbour of `path` and rename it into place."""
+def write_atomic(path: str | os.PathLike[str], content: bytes | Iterable[bytes | memoryview]) -> None:
+    """Write `content`, whole or in parts, to a temporary neighbour of `path` and rename it into place."""
     target = Path(path)
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent or ".", prefix=f".{target.name[:40]}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                file.writelines([content] if isinstance(content, bytes) else content)
                 file.flush()
                 os.fsync(file.fileno())
             mask = os.umask(0)
@@ -33,8 +34,8 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
         raise InputError(f"cannot write '{target}': {error.strerror or error}") from None
 
 
-def read_model(path: Path) -> onnx.ModelProto:
-    """Parse a model and its external data; raises `InputError`."""
+def parse(path: Path) -> onnx.ModelProto:
+    """Parse a model without its external data; raises `InputError`."""
     try:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     except FileNotFoundError:
@@ -45,11 +46,15 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise InputError(f"'{path}' is not an ONNX model, or is truncated: cannot parse it as protobuf") from None
     if not proto.graph.node or not proto.ir_version:
         raise InputError(f"'{path}' is not an ONNX model: it holds no graph")
-    try:
-        onnx.load_external_data_for_model(proto, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError(f"cannot read the external data of '{path}': {first_line(error)}") from None
     return proto
+
+
+def encode(model: onnx.ModelProto) -> bytes:
+    """A model as bytes, the same for equal content; raises `InputError` above 2 GB."""
+    try:
+        return bytes(model.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError) as error:
+        raise InputError(f"the model cannot be written as one protobuf: {first_line(error)}") from None
 
 
 def first_line(error: Exception) -> str:

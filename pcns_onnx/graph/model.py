@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import EncodeError
-from onnx import TensorProto, helper, numpy_helper, shape_inference
-from onnx.reference import ReferenceEvaluator
+from onnx import TensorProto, helper, shape_inference
 
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph.files import first_line, read_model, write_atomic
+from pcns_onnx.graph.external import data_files_of, read_model, refuse_external, refuse_source, save_with_data
+from pcns_onnx.graph.files import first_line, write_atomic
 from pcns_onnx.graph.protobuf import (
+    HALF_TYPES,
     Array,
     Node,
-    copy_of,
     is_float,
     keep_only,
     shape_of,
-    skeleton,
     tensor_of,
     widen_graph,
     widen_nodes,
 )
 from pcns_onnx.graph.view import GraphView
+from pcns_onnx.graph.weights import take_out
 
 ModelSource = str | os.PathLike[str] | onnx.ModelProto
 
@@ -42,24 +42,28 @@ class Graph(GraphView):
         if not isinstance(source, str | os.PathLike | onnx.ModelProto):
             raise InputError(f"a model cannot be a {type(source).__name__}: give a path or a ModelProto")
         where = "the given ModelProto" if isinstance(source, onnx.ModelProto) else f"'{os.fspath(source)}'"
-        graph = cls(copy_of(source) if isinstance(source, onnx.ModelProto) else read_model(Path(source)))
+        if isinstance(source, onnx.ModelProto):
+            refuse_external(source)
+            graph = cls(source)
+        else:
+            graph = cls(*read_model(Path(source)))
         try:
             graph.check()
         except (onnx.checker.ValidationError, shape_inference.InferenceError, ValueError) as error:
             raise InputError(f"{where} is not a valid ONNX model: {first_line(error)}") from None
-        graph._refuse_non_finite(where)
+        graph.refuse_non_finite(where)
         return graph
 
     def copy(self) -> Graph:
-        """An independent deep copy."""
-        return Graph(copy_of(self.proto))
+        """An independent copy; contents are shared."""
+        return Graph(self._model, self._weights, self.files)
 
     # -- derived graphs ------------------------------------------------------------------
 
     def extract(self, inputs: Iterable[str], outputs: Sequence[str]) -> Graph:
         """The part that computes `outputs` from `inputs` (tensor names): a throwaway model.
 
-        Initializers are shared by value; types of cut tensors are float32 unless known.
+        Types of cut tensors are float32 unless known.
         """
         given = set(inputs)
         wanted, needed = set(), list(outputs)
@@ -70,12 +74,12 @@ class Graph(GraphView):
                 continue
             wanted.add(node.key)
             needed += [*node.inputs, *node.captures]
-        part = onnx.ModelProto(ir_version=max(self.proto.ir_version, 4))
-        part.opset_import.extend(self.proto.opset_import)
-        part.functions.extend(self.proto.functions)
+        part = onnx.ModelProto(ir_version=max(self._model.ir_version, 4))
+        part.opset_import.extend(self._model.opset_import)
+        part.functions.extend(self._model.functions)
         part.graph.name = "part"
         used: dict[str, None] = {}
-        for p, node in zip(self.proto.graph.node, self.nodes, strict=True):
+        for p, node in zip(self._model.graph.node, self.nodes, strict=True):
             if node.key in wanted:
                 part.graph.node.append(p)
                 used.update(dict.fromkeys((*node.inputs, *node.captures)))
@@ -85,26 +89,23 @@ class Graph(GraphView):
                 part.graph.initializer.append(self._initializers[name])
             elif name and name not in made and name not in self.sparse:
                 part.graph.input.append(self._value(name))
-        part.graph.sparse_initializer.extend(
-            tensor for tensor in self.proto.graph.sparse_initializer if tensor.values.name in used
-        )
+        part.graph.sparse_initializer.extend(s for s in self._model.graph.sparse_initializer if s.values.name in used)
         part.graph.output.extend(self._value(name, guess=False) for name in outputs)
-        return Graph(part)
+        return Graph(part, {name: self._weights[name] for name in used if name in self._weights})
 
     def as_float32(self) -> Graph:
         """A twin whose half-precision tensors are float32 (onnxruntime's CPU has no bf16 kernels)."""
         if self.storage == "float32" and not any(s.dtype.itemsize == 2 for s in self.inputs):
             return self
         twin = self.copy()
-        widen_graph(twin.proto.graph)
-        for function in twin.proto.functions:
+        for tensor in twin._model.graph.initializer:
+            if tensor.name in twin._weights and tensor.data_type in HALF_TYPES:
+                twin._weights[tensor.name] = twin._weights[tensor.name].astype(np.float32)
+                tensor.data_type = TensorProto.FLOAT
+        widen_graph(twin._model.graph)
+        for function in twin._model.functions:
             widen_nodes(function.node)
         return twin
-
-    def evaluated(self, name: str) -> Array:
-        """The value of a tensor that is computed from constants alone."""
-        values: Any = ReferenceEvaluator(self.extract([], [name]).proto).run(None, {})
-        return np.asarray(values[0])
 
     # -- edits ---------------------------------------------------------------------------
 
@@ -116,20 +117,20 @@ class Graph(GraphView):
         """
         proto, node = self._proto(key), self.node(key)
         old = node.inputs[position] if position < len(node.inputs) else ""
-        tensor = self._initializers.get(old) or self._constant_nodes.get(old)
         is_count = value.dtype.kind == "i"
-        kind = TensorProto.INT64 if is_count else self._float_type(node)
-        dtype = tensor.data_type if tensor is not None else kind
+        dtype = self._kind(old) or (TensorProto.INT64 if is_count else self._float_type(node))
         mine = bool(old) and old in self._initializers and len(self.consumers[old]) == 1
         mine = mine and list(node.inputs).count(old) == 1 and old not in {o.name for o in self.outputs}
         name = old if mine else self.fresh_name(old or f"{node.label}.{'sizes' if is_count else 'bias'}")
         new = tensor_of(name, value, dtype)
         if mine:
+            self._weights.pop(old, None)
+            self._weights |= take_out([new])
             self._initializers[old].CopyFrom(new)
-            for spec in self.proto.graph.input:
+            for spec in self._model.graph.input:
                 if spec.name == old:
                     spec.CopyFrom(helper.make_tensor_value_info(old, dtype, new.dims))
-            for stale in {"inputs", "_types"} & vars(self).keys():
+            for stale in {"inputs", "_types", "_derived"} & vars(self).keys():
                 del self.__dict__[stale]
             return
         self._add_initializer(new)
@@ -176,11 +177,11 @@ class Graph(GraphView):
             return maker
         at = self._index(maker.key)
         twin = onnx.NodeProto()
-        twin.CopyFrom(self.proto.graph.node[at])
+        twin.CopyFrom(self._model.graph.node[at])
         twin.output[0] = self.fresh_name(f"{node.label}.shape")
         twin.name = twin.output[0] if twin.name else ""
         self._proto(key).input[position] = twin.output[0]
-        self.proto.graph.node.insert(at + 1, twin)
+        self._model.graph.node.insert(at + 1, twin)
         self._changed()
         return self.node(twin.output[0])
 
@@ -199,14 +200,14 @@ class Graph(GraphView):
     def append_add(self, key: str, value: Array) -> None:
         """Put `+ value` behind node `key`; the sum takes over the node's output name."""
         index = self._index(key)
-        proto = self.proto.graph.node[index]
+        proto = self._model.graph.node[index]
         node = self.node(key)
         dtype = self._float_type(node)
         inner = self.fresh_name(f"{key}.linear")
         bias = self.fresh_name(f"{node.label}.bias")
         proto.output[0] = inner
         add = helper.make_node("Add", [inner, bias], [key], name=f"{node.name}.bias" if node.name else "")
-        self.proto.graph.node.insert(index + 1, add)
+        self._model.graph.node.insert(index + 1, add)
         self._add_initializer(tensor_of(bias, value, dtype))
         self._changed()
 
@@ -215,15 +216,15 @@ class Graph(GraphView):
         node = self.node(key)
         source = self._proto(self.producers[node.inputs[0]].key)
         position = list(source.output).index(node.inputs[0])
-        del self.proto.graph.node[self._index(key)]
+        del self._model.graph.node[self._index(key)]
         source.output[position] = key
         self._changed()
 
     def drop_into_reader(self, key: str) -> None:
         """Remove node `key`; its readers read its first input instead."""
         source = self.node(key).inputs[0]
-        del self.proto.graph.node[self._index(key)]
-        for proto in self.proto.graph.node:
+        del self._model.graph.node[self._index(key)]
+        for proto in self._model.graph.node:
             for position, name in enumerate(proto.input):
                 if name == key:
                     proto.input[position] = source
@@ -231,24 +232,29 @@ class Graph(GraphView):
 
     def make_constant(self, key: str, like: str, value: Array) -> None:
         """Replace node `key` by an initializer of its output's name, in the dtype of the constant `like`, if any."""
-        tensor = self._initializers.get(like) or self._constant_nodes.get(like)
-        dtype = helper.np_dtype_to_tensor_dtype(value.dtype) if tensor is None else tensor.data_type
-        del self.proto.graph.node[self._index(key)]
+        dtype = self._kind(like) or helper.np_dtype_to_tensor_dtype(value.dtype)
+        del self._model.graph.node[self._index(key)]
         self._add_initializer(tensor_of(key, value, dtype))
         self._changed()
 
     def prune(self) -> None:
-        """Drop constants that no node reads and bring `value_info` up to date."""
-        graph = self.proto.graph
-        used = {*self.consumers, *(o.name for o in graph.output)}
-        keep_only(graph.node, lambda p: p.op_type != "Constant" or p.domain or p.output[0] in used)
-        unused = {t.name for t in graph.initializer} - used
+        """Drop constants that no node reads, derived ones too, and bring `value_info` up to date."""
+        graph, loose = self._model.graph, self._constant_nodes.keys() | self.sparse | self.derived
+        used, unread = {o.name for o in graph.output}, set[str]()
+        for node in reversed(self.nodes):
+            if node.key in loose and node.key not in used:
+                unread.add(node.key)
+            else:
+                used.update(node.inputs, node.captures)
+        keep_only(graph.node, lambda p: unread.isdisjoint(p.output))
+        unused = self._initializers.keys() - used
         keep_only(graph.initializer, lambda t: t.name not in unused)
         keep_only(graph.sparse_initializer, lambda t: t.values.name in used)
         keep_only(graph.input, lambda v: v.name not in unused)
+        self._weights = {name: value for name, value in self._weights.items() if name not in unused}
         self._changed()
-        inferred = {v.name: v for v in shape_inference.infer_shapes(skeleton(self.proto)).graph.value_info}
-        stale = [v for v in graph.value_info if v.name not in inferred]
+        inferred = {v.name: v for v in shape_inference.infer_shapes(self._unshaped()).graph.value_info}
+        stale = [v for v in graph.value_info if v.name not in inferred and v.name not in self.derived]
         for value in graph.value_info:
             if value.name in inferred and shape_of(value) != shape_of(inferred[value.name]):
                 value.type.CopyFrom(inferred[value.name].type)
@@ -256,60 +262,62 @@ class Graph(GraphView):
 
     def set_metadata(self, key: str, value: str) -> None:
         """Set one entry of the model's `metadata_props`."""
-        for entry in self.proto.metadata_props:
+        for entry in self._model.metadata_props:
             if entry.key == key:
                 entry.value = value
                 return
-        self.proto.metadata_props.add(key=key, value=value)
-
-    def metadata(self, key: str) -> str | None:
-        """One entry of the model's `metadata_props`, or None."""
-        return next((e.value for e in self.proto.metadata_props if e.key == key), None)
+        self._model.metadata_props.add(key=key, value=value)
 
     # -- files ---------------------------------------------------------------------------
 
-    def serialize(self) -> bytes:
-        """The model as bytes, deterministic for equal content."""
-        try:
-            return bytes(self.proto.SerializeToString(deterministic=True))
-        except (EncodeError, ValueError) as error:
-            raise InputError(f"the model cannot be written as one protobuf: {error}") from None
-
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model atomically: the file appears whole or not at all."""
-        write_atomic(path, self.serialize())
+        """Write the model atomically: it appears whole or not at all.
+
+        If it came with external data, or is too large for one file, it gets a data file beside it.
+        That of a model which is replaced goes, unless this one was read from it.
+        """
+        target = Path(path)
+        refuse_source(target, self.files)
+        replaced = data_files_of(target)
+        if self._has_data_file:
+            replaced.discard(save_with_data(target, self._model, self._weights, self.files))
+        else:
+            write_atomic(target, self.serialize())
+        for old in replaced:
+            if old.resolve() not in self.files:
+                with suppress(OSError):  # the model is there; what is left over does no harm
+                    old.unlink()
 
     # -- internals -----------------------------------------------------------------------
 
     def _changed(self) -> None:
-        for name in vars(self).keys() - {"proto"}:
+        """Forget all that was read off the model before it was edited."""
+        for name in vars(self).keys() - {"_model", "_weights", "files"}:
             del self.__dict__[name]
 
     def _add_initializer(self, tensor: TensorProto) -> None:
         """Before IR version 4 an initializer must be listed as an input too."""
-        graph = self.proto.graph
+        graph = self._model.graph
+        self._weights |= take_out([tensor])
         graph.initializer.append(tensor)
-        if self.proto.ir_version < 4:
+        if self._model.ir_version < 4:
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
 
     def _index(self, key: str) -> int:
-        return next(i for i, p in enumerate(self.proto.graph.node) if key in p.output)
+        return next(i for i, p in enumerate(self._model.graph.node) if key in p.output)
 
     def _proto(self, key: str) -> onnx.NodeProto:
-        found: onnx.NodeProto = self.proto.graph.node[self._index(key)]
+        found: onnx.NodeProto = self._model.graph.node[self._index(key)]
         return found
 
     def _float_type(self, node: Node) -> int:
         """The tensor type of a node's weights: what a constant added beside them must have."""
-        for name in node.inputs:
-            tensor = self._initializers.get(name) or self._constant_nodes.get(name)
-            if tensor is not None and is_float(tensor.data_type):
-                return int(tensor.data_type)
-        return int(TensorProto.FLOAT)
+        kinds = (self._kind(name) for name in node.inputs)
+        return next((kind for kind in kinds if kind is not None and is_float(kind)), int(TensorProto.FLOAT))
 
     def _value(self, name: str, *, guess: bool = True) -> onnx.ValueInfoProto:
         """A tensor as input or output of a part; one of unknown type is float32 where that is to be guessed."""
-        graph = self.proto.graph
+        graph = self._model.graph
         for value in (*graph.input, *graph.output, *graph.value_info):
             if value.name == name:
                 kind = value.type.tensor_type.elem_type
@@ -319,18 +327,5 @@ class Graph(GraphView):
 
     @cached_property
     def _types(self) -> dict[str, int]:
-        inferred = shape_inference.infer_shapes(skeleton(self.proto))
+        inferred = shape_inference.infer_shapes(self._unshaped())
         return {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
-
-    def _refuse_non_finite(self, where: str) -> None:
-        """Refuse NaN, and Inf among other numbers; a bound or a mask made of Inf (and 0) is meant."""
-        for name, tensor in {**self._initializers, **self._constant_nodes}.items():
-            if not is_float(tensor.data_type):
-                continue
-            try:
-                value = numpy_helper.to_array(tensor)
-            except (ValueError, TypeError) as error:
-                raise InputError(f"{where}: constant '{name}' is damaged: {first_line(error)}") from None
-            finite = np.isfinite(value)
-            if not finite.all() and (np.isnan(value).any() or value[finite].any()):
-                raise InputError(f"{where}: constant '{name}' holds NaN or Inf; export the model again")

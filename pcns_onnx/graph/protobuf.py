@@ -17,8 +17,8 @@ Array = NDArray[Any]
 Shape = tuple[int | None, ...]
 
 HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-LARGE = 1024
-"""Elements; larger initializers are replaced by their type for shape inference."""
+_BLOCK = 1 << 22
+"""Elements that are looked at in one go."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +54,6 @@ def copy_of(proto: onnx.ModelProto) -> onnx.ModelProto:
     twin = onnx.ModelProto()
     twin.CopyFrom(proto)
     return twin
-
-
-def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without the contents of large weights: enough for shape inference."""
-    bare = onnx.ModelProto(ir_version=proto.ir_version)
-    bare.opset_import.extend(proto.opset_import)
-    bare.functions.extend(proto.functions)
-    bare.graph.name = proto.graph.name
-    bare.graph.node.extend(proto.graph.node)
-    listed = {v.name for v in proto.graph.input}
-    bare.graph.input.extend(proto.graph.input)
-    bare.graph.output.extend(proto.graph.output)
-    for sparse in proto.graph.sparse_initializer:
-        name = sparse.values.name
-        if name not in listed:
-            bare.graph.input.append(helper.make_tensor_value_info(name, sparse.values.data_type, sparse.dims))
-    for tensor in proto.graph.initializer:
-        if int(np.prod(tensor.dims)) <= LARGE:
-            bare.graph.initializer.append(tensor)
-        elif tensor.name not in listed:
-            bare.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    return bare
 
 
 def moved_out(proto: onnx.ModelProto, ops: set[str]) -> onnx.ModelProto:
@@ -146,6 +124,18 @@ def is_float(kind: int) -> bool:
     return kind in (TensorProto.FLOAT, TensorProto.DOUBLE, *HALF_TYPES)
 
 
+def is_sound(value: Array) -> bool:
+    """Free of NaN, and of Inf among other numbers; a bound or a mask made of Inf (and 0) is meant."""
+    infinite = other = False
+    for block in np.array_split(value.reshape(-1), 1 + value.size // _BLOCK):
+        finite = np.isfinite(block)
+        if np.isnan(block[~finite]).any():
+            return False
+        infinite = infinite or not finite.all()
+        other = other or bool(block[finite].any())
+    return not (infinite and other)
+
+
 def widen(tensor: TensorProto) -> None:
     """Make a half-precision tensor float32, in place."""
     if tensor.data_type in HALF_TYPES:
@@ -169,7 +159,7 @@ def widen_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
             widen(attr.t)
         elif attr.type == AttributeProto.SPARSE_TENSOR:
             widen(attr.sparse_tensor.values)
-        elif attr.name in ("to", "dtype") and attr.i in HALF_TYPES:
+        elif attr.name in ("to", "dtype", "output_dtype") and attr.i in HALF_TYPES:
             attr.i = TensorProto.FLOAT
         for sub in (attr.g, *attr.graphs):
             widen_graph(sub)

@@ -2,41 +2,64 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper, shape_inference
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from pcns_onnx.errors import InputError
+from pcns_onnx.graph.derived import Derived
+from pcns_onnx.graph.files import encode, first_line
 from pcns_onnx.graph.protobuf import (
     Array,
     Node,
     Shape,
     TensorSpec,
     constant_tensor,
+    copy_of,
     is_float,
+    is_sound,
+    keep_only,
     moved_out,
     node_of,
     shape_of,
-    skeleton,
     spec_of,
 )
+from pcns_onnx.graph.weights import Program, put_back, raw, take_out, without_placeholders
+
+MOST = (1 << 31) - 1
+"""Bytes that one protobuf file can have."""
 
 ONNXRUNTIMES = {"LayerNormalization", "SimplifiedLayerNormalization"}
 """What onnxruntime has among the default operators, whatever their version, and onnx does not."""
 
 
 class GraphView:
-    """An index over the main graph of one `ModelProto`, built when it is first asked for."""
+    """An index over the main graph of one model, built when it is first asked for.
 
-    def __init__(self, proto: onnx.ModelProto) -> None:
-        self.proto = proto
+    `weights` are contents that `proto` has placeholders for, `files` those that they are mapped
+    from. The message is copied, the contents are shared and never written to.
+    """
+
+    def __init__(
+        self, proto: onnx.ModelProto, weights: Mapping[str, Array] | None = None, files: frozenset[Path] = frozenset()
+    ) -> None:
+        self._model = copy_of(proto)
+        taken = take_out(self._model.graph.initializer)
+        if taken:
+            self._model = copy_of(self._model)  # what was taken out of a message stays allocated in it
+        self._weights: dict[str, Array] = {**(weights or {}), **taken}
+        self.files = files
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
         """All nodes of the main graph in topological order."""
-        return tuple(node_of(p) for p in self.proto.graph.node)
+        return tuple(node_of(p) for p in self._model.graph.node)
 
     @cached_property
     def producers(self) -> dict[str, Node]:
@@ -55,35 +78,60 @@ class GraphView:
 
     @cached_property
     def _initializers(self) -> dict[str, TensorProto]:
-        return {t.name: t for t in self.proto.graph.initializer}
+        return {t.name: t for t in self._model.graph.initializer}
 
     @cached_property
     def _constant_nodes(self) -> dict[str, TensorProto]:
         found: dict[str, TensorProto] = {}
-        for p in self.proto.graph.node:
+        for p in self._model.graph.node:
             if p.op_type == "Constant" and not p.domain and p.output[0] not in self.sparse:
                 found[p.output[0]] = constant_tensor(p)
         return found
 
     @cached_property
+    def _stored(self) -> dict[str, TensorProto]:
+        return {**self._initializers, **self._constant_nodes}
+
+    @cached_property
     def sparse(self) -> frozenset[str]:
         """Constants that are stored sparsely: they count as computed, since nothing here solves for them."""
-        made = {p.output[0] for p in self.proto.graph.node for a in p.attribute if a.name == "sparse_value"}
-        return frozenset(made | {t.values.name for t in self.proto.graph.sparse_initializer})
+        graph = self._model.graph
+        constants = (p for p in graph.node if p.op_type == "Constant" and not p.domain)
+        made = {p.output[0] for p in constants if p.attribute[0].name == "sparse_value"}
+        return frozenset(made | {t.values.name for t in graph.sparse_initializer})
 
     @cached_property
     def functions(self) -> frozenset[tuple[str, str]]:
         """(domain, name) of the functions that the model brings along."""
-        return frozenset((f.domain, f.name) for f in self.proto.functions)
+        return frozenset((f.domain, f.name) for f in self._model.functions)
+
+    @cached_property
+    def _derived(self) -> Derived:
+        return Derived(self._model, self.nodes, self._stored, self._read)
+
+    @property
+    def derived(self) -> frozenset[str]:
+        """Keys of the nodes that make constants of constants alone: `constant` sees through them."""
+        return self._derived.names
 
     def is_constant(self, name: str) -> bool:
-        """Whether `name` is an initializer or the output of a Constant node."""
-        return name in self._initializers or name in self._constant_nodes
+        """Whether `name` is an initializer, the output of a Constant node, or derived from such alone."""
+        return name in self._stored or name in self._derived.names
 
     def constant(self, name: str) -> Array | None:
-        """Value of an initializer or Constant node, None for anything computed."""
-        tensor = self._initializers.get(name) or self._constant_nodes.get(name)
-        return None if tensor is None else numpy_helper.to_array(tensor)
+        """Value of a constant, not to be written to; None for anything computed."""
+        if name in self._stored:
+            return self._read(name)
+        return self._derived.value(name) if name in self._derived.names else None
+
+    def _read(self, name: str) -> Array:
+        return self._weights[name] if name in self._weights else numpy_helper.to_array(self._stored[name])
+
+    def _kind(self, name: str) -> int | None:
+        """The element type of a constant."""
+        if name in self._stored:
+            return int(self._stored[name].data_type)
+        return self._derived.kind(name) if name in self._derived.names else None
 
     def node(self, key: str) -> Node:
         """The node whose first output is `key`."""
@@ -93,36 +141,34 @@ class GraphView:
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What a caller must feed: graph inputs that are not initializers."""
         stored = self._initializers.keys() | self.sparse
-        return tuple(spec_of(v) for v in self.proto.graph.input if v.name not in stored)
+        return tuple(spec_of(v) for v in self._model.graph.input if v.name not in stored)
 
     @cached_property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The graph outputs."""
-        return tuple(spec_of(v) for v in self.proto.graph.output)
+        return tuple(spec_of(v) for v in self._model.graph.output)
 
     @property
     def opset(self) -> int:
         """Version of the default operator set."""
-        return next((o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+        return next((o.version for o in self._model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
     @property
     def parameters(self) -> int:
-        """Number of floating point elements in initializers and Constant nodes."""
-        tensors = [*self._initializers.values(), *self._constant_nodes.values()]
-        return sum(int(np.prod(t.dims)) for t in tensors if is_float(t.data_type))
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the serialised model in bytes."""
-        return int(self.proto.ByteSize())
+        """Number of floating point elements that are stored: in initializers and Constant nodes."""
+        return sum(math.prod(t.dims) for t in self._stored.values() if is_float(t.data_type))
 
     @property
     def storage(self) -> str:
-        """'bfloat16', 'float16' or 'float32': the narrowest float among the initializers."""
-        types = {t.data_type for t in (*self._initializers.values(), *self._constant_nodes.values())}
+        """'bfloat16', 'float16' or 'float32': the narrowest float among the constants."""
+        types = {self._kind(name) for name in (*self._stored, *self._derived.names)}
         if TensorProto.BFLOAT16 in types:
             return "bfloat16"
         return "float16" if TensorProto.FLOAT16 in types else "float32"
+
+    def metadata(self, key: str) -> str | None:
+        """One entry of the model's `metadata_props`, or None."""
+        return next((e.value for e in self._model.metadata_props if e.key == key), None)
 
     # -- shapes --------------------------------------------------------------------------
 
@@ -133,7 +179,7 @@ class GraphView:
         tensor that cannot be inferred, sizes per sample as negative numbers; the remaining dynamic
         axes stay None. Stale `value_info` is ignored: everything is inferred anew.
         """
-        probe = skeleton(self.proto)
+        probe = self._unshaped()
         for value in probe.graph.input:
             known = (feeds or {}).get(value.name)
             for axis, dim in enumerate(value.type.tensor_type.shape.dim):
@@ -148,8 +194,8 @@ class GraphView:
         inferred = shape_inference.infer_shapes(probe, data_prop=True)
         values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
         shapes = {v.name: shape_of(v) for v in values if v.type.tensor_type.HasField("shape")}
-        for name, tensor in {**self._initializers, **self._constant_nodes}.items():
-            shapes[name] = tuple(tensor.dims)
+        shapes |= {name: tuple(tensor.dims) for name, tensor in self._stored.items()}
+        shapes |= {name: self._derived.shape(name) for name in self._derived.names}
         fed = {spec.name for spec in self.inputs}
         for name, known in (feeds or {}).items():
             if None in shapes.get(name, (None,)):
@@ -157,11 +203,27 @@ class GraphView:
                 shapes[name] = (batch, *known[1:]) if name in fed else measured
         return shapes
 
+    def _unshaped(self) -> onnx.ModelProto:
+        """A copy for shape inference: numbers are written down, no shape is stale, and nothing sparse."""
+        probe = without_placeholders(self._model)
+        numbers = self._derived.numbers
+        keep_only(probe.graph.node, lambda p: numbers.keys().isdisjoint(p.output))
+        probe.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in numbers.items())
+        listed = {value.name for value in probe.graph.input}
+        for sparse in probe.graph.sparse_initializer:
+            name, kind = sparse.values.name, sparse.values.data_type
+            if name not in listed:
+                probe.graph.input.append(helper.make_tensor_value_info(name, kind, sparse.dims))
+        probe.graph.ClearField("sparse_initializer")
+        probe.graph.ClearField("value_info")
+        return probe
+
     def check(self, *, full: bool = False) -> None:
         """Run the ONNX checker; `full` adds strict shape inference. Raises onnx's own errors."""
-        strange = {p.op_type for p in self.proto.graph.node if not p.domain} & ONNXRUNTIMES
+        model = without_placeholders(self._model)
+        strange = {p.op_type for p in model.graph.node if not p.domain} & ONNXRUNTIMES
         strange = {op for op in strange if not onnx.defs.has(op, self.opset)}
-        onnx.checker.check_model(moved_out(self.proto, strange) if strange else self.proto, full_check=full)
+        onnx.checker.check_model(moved_out(model, strange) if strange else model, full_check=full)
 
     def passes_full_check(self) -> bool:
         """Whether strict shape inference agrees too; some exports that run well do not pass it."""
@@ -171,8 +233,61 @@ class GraphView:
             return False
         return True
 
+    def refuse_non_finite(self, where: str) -> None:
+        """Raise `InputError` if a constant is damaged or holds numbers that are none."""
+        for name, tensor in self._stored.items():
+            if is_float(tensor.data_type):
+                try:
+                    sound = is_sound(self._read(name))
+                except (ValueError, TypeError) as error:
+                    raise InputError(f"{where}: constant '{name}' is damaged: {first_line(error)}") from None
+                if not sound:
+                    raise InputError(f"{where}: constant '{name}' holds NaN or Inf; export the model again")
+
     def fresh_name(self, stem: str) -> str:
         """A tensor name derived from `stem` that nothing in the graph uses yet."""
-        taken = {*self.producers, *self.consumers, *self._initializers, *(v.name for v in self.proto.graph.input)}
+        listed = (v.name for v in self._model.graph.input)
+        taken = {*self.producers, *self.consumers, *self._initializers, *self.sparse, *listed}
         names = (stem if not i else f"{stem}_{i}" for i in range(len(taken) + 1))
         return next(name for name in names if name not in taken)
+
+    # -- bytes ---------------------------------------------------------------------------
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        """The whole model as one message, all contents inside: a copy, which may be larger than protobuf writes."""
+        whole = copy_of(self._model)
+        for tensor in whole.graph.initializer:
+            if tensor.name in self._weights:
+                put_back(tensor, bytes(raw(self._weights[tensor.name])))
+        return whole
+
+    def program(self) -> Program:
+        """The model for onnxruntime; no content is copied that lies aligned in memory."""
+        weights = {name: np.require(value, requirements=["C", "A"]) for name, value in self._weights.items()}
+        return Program(encode(self._model), weights)
+
+    def digest(self) -> str:
+        """SHA-256 of the model and all contents; wherever these are stored, equal models have the same."""
+        found = hashlib.sha256(encode(self._model))
+        for name in self._initializers:
+            if name in self._weights:
+                found.update(raw(self._weights[name]))
+        return found.hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """Size of what `save` writes."""
+        return self._size if self._has_data_file else int(self.proto.ByteSize())
+
+    def serialize(self) -> bytes:
+        """The model as bytes, deterministic for equal content; raises `InputError` above 2 GB."""
+        return encode(self.proto)
+
+    @property
+    def _size(self) -> int:
+        return int(self._model.ByteSize()) + sum(int(value.nbytes) for value in self._weights.values())
+
+    @property
+    def _has_data_file(self) -> bool:
+        return bool(self._weights) and (bool(self.files) or self._size > MOST)

@@ -1,0 +1,184 @@
+"""External data: contents of tensors in files beside the model, mapped and never loaded whole.
+
+Where a tensor lies is said by a path relative to the model's folder. A stranger may have
+written it, so it must not lead out of that folder, be it as an absolute path, by `..` or
+through a link; and offset and length must fit the tensor and the file.
+
+`OUT.onnx` is written with one data file, `OUT.onnx.<hash of the contents>.data`, which is there
+before the model is. An older model of that name never points into the new file, and its own
+goes only when it has been replaced.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from pcns_onnx.errors import InputError
+from pcns_onnx.graph.files import encode, first_line, parse, write_atomic
+from pcns_onnx.graph.protobuf import Array, copy_of
+from pcns_onnx.graph.weights import is_large, is_left_out, leave_out, put_back, raw, take_out
+
+_BITS: dict[int, int] = {
+    TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.FLOAT4E2M1: 4,
+    TensorProto.UINT2: 2, TensorProto.INT2: 2, TensorProto.FLOAT6E2M3: 6, TensorProto.FLOAT6E3M2: 6,
+}  # fmt: skip
+"""Bits per element of the types that are packed; NumPy's have a byte."""
+
+_PAGE = 4096
+"""Contents are written at multiples of it, so that a runtime can map each."""
+
+Files = dict[Path, NDArray[np.uint8]]
+
+
+# -- reading ---------------------------------------------------------------------------------
+
+
+def read_model(path: Path) -> tuple[onnx.ModelProto, dict[str, Array], frozenset[Path]]:
+    """A model, the contents of large initializers that it leaves out, and the files that it came with."""
+    model, weights, files = parse(path), dict[str, Array](), Files()
+    for tensor in filter(is_left_out, model.graph.initializer):
+        content = _content(path, tensor, files)
+        if is_large(tensor):
+            dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            weights[tensor.name] = content.view(dtype).reshape(tuple(tensor.dims))
+            leave_out(tensor)
+        else:
+            put_back(tensor, content.tobytes())
+    for tensor in filter(is_left_out, _other_tensors(model)):
+        put_back(tensor, _content(path, tensor, files).tobytes())
+    return model, weights | take_out(model.graph.initializer), frozenset(files)
+
+
+def refuse_external(model: onnx.ModelProto) -> None:
+    """Raise `InputError` if a model in memory needs files: nobody knows in which folder."""
+    for tensor in filter(is_left_out, chain(model.graph.initializer, _other_tensors(model))):
+        raise InputError(
+            f"the given ModelProto leaves the data of '{tensor.name}' in a file: give the model's path instead"
+        )
+
+
+def _other_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """All tensors but the main graph's initializers: in attributes, subgraphs and functions."""
+    for part in (*model.graph.node, *model.graph.sparse_initializer, *model.functions, *model.training_info):
+        yield from _tensors_in(part)
+
+
+def _tensors_in(message: Message) -> Iterator[TensorProto]:
+    if isinstance(message, TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _tensors_in(part)
+
+
+def _content(model: Path, tensor: TensorProto, files: Files) -> NDArray[np.uint8]:
+    """The raw content of a tensor, mapped; raises `InputError`."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        file = _inside(model.parent, entries.get("location", ""))
+        if file not in files:
+            empty = np.empty(0, dtype=np.uint8)
+            files[file] = np.asarray(np.memmap(file, dtype=np.uint8, mode="r")) if file.stat().st_size else empty
+        expected = _content_size(tensor)
+        start, length = _number(entries, "offset", 0), _number(entries, "length", expected)
+        if length != expected:
+            raise ValueError(f"tensor '{tensor.name}' takes {expected} bytes but its length is {length}")
+        if start + length > len(files[file]):
+            raise ValueError(
+                f"tensor '{tensor.name}' ends at byte {start + length} of '{file.name}', which has {len(files[file])}"
+            )
+        return files[file][start : start + length]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"cannot read the external data of '{model}': {first_line(error)}") from None
+
+
+def _inside(folder: Path, location: str) -> Path:
+    file = (folder / location).resolve()
+    outside = Path(location).is_absolute() or ".." in Path(location).parts or not file.is_relative_to(folder.resolve())
+    if not location or outside:
+        raise ValueError(f"'{location}' leads out of the model's folder")
+    if not file.is_file():
+        raise ValueError(f"there is no file '{location}'")
+    return file
+
+
+def _content_size(tensor: TensorProto) -> int:
+    kind, dims = tensor.data_type, tuple(tensor.dims)
+    if kind in (TensorProto.UNDEFINED, TensorProto.STRING) or kind not in TensorProto.DataType.values():
+        raise ValueError(f"tensor '{tensor.name}' is of a type that has no raw data")
+    if any(size < 0 for size in dims):
+        raise ValueError(f"tensor '{tensor.name}' has the shape {dims}")
+    bits = _BITS.get(kind) or 8 * helper.tensor_dtype_to_np_dtype(kind).itemsize
+    return -(-math.prod(dims) * bits // 8)
+
+
+def _number(entries: Mapping[str, str], key: str, default: int) -> int:
+    text = entries.get(key, str(default))
+    if not (text.isascii() and text.isdecimal()) or len(text) > 18:
+        raise ValueError(f"{key} '{text[:30]}' is not understood")
+    return int(text)
+
+
+# -- writing ---------------------------------------------------------------------------------
+
+
+def save_with_data(target: Path, model: onnx.ModelProto, weights: Mapping[str, Array], files: frozenset[Path]) -> Path:
+    """Write a model and the contents that it leaves out, neither into one of `files`; returns the data file."""
+    located, contents, end = copy_of(model), list[memoryview | bytes](), 0
+    digest = hashlib.sha256()
+    placeholders = [tensor for tensor in located.graph.initializer if tensor.name in weights]
+    for tensor in placeholders:
+        content = raw(weights[tensor.name])
+        digest.update(content)
+        contents += [bytes(-end % _PAGE), content]
+        end += -end % _PAGE
+        tensor.external_data.add(key="offset", value=str(end))
+        tensor.external_data.add(key="length", value=str(len(content)))
+        end += len(content)
+    data = target.with_name(f"{target.name}.{digest.hexdigest()[:8]}.data")
+    for tensor in placeholders:
+        tensor.external_data[0].value = data.name
+    encoded, existed = encode(located), os.path.exists(data)
+    refuse_source(data, files)
+    write_atomic(data, contents)
+    try:
+        write_atomic(target, encoded)
+    except BaseException:
+        if not existed:
+            data.unlink(missing_ok=True)
+        raise
+    return data
+
+
+def refuse_source(target: Path, files: frozenset[Path]) -> None:
+    """Raise `InputError` if `target` is one of the files that contents are mapped from."""
+    if os.path.exists(target) and any(os.path.exists(file) and os.path.samefile(target, file) for file in files):
+        raise InputError(f"cannot write '{target}': it holds the data of the model that was read")
+
+
+def data_files_of(target: Path) -> set[Path]:
+    """The data files, written by `save_with_data`, that the model which is now at `target` points to."""
+    pattern = re.compile(re.escape(target.name) + r"\.[0-9a-f]{8}\.data")
+    found = target.parent.glob(f"{glob.escape(target.name)}.*.data")
+    ours = {file.name for file in found if pattern.fullmatch(file.name)}
+    try:
+        replaced = parse(target) if ours else onnx.ModelProto()
+    except InputError:
+        return set()
+    entries = (entry for tensor in replaced.graph.initializer for entry in tensor.external_data)
+    return {target.with_name(entry.value) for entry in entries if entry.key == "location" and entry.value in ours}
