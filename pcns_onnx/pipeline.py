@@ -46,7 +46,7 @@ FEW = 5.0
 
 @dataclass(frozen=True)
 class ShrinkResult:
-    """The shrunk model, the plan that replays it, and the report."""
+    """The shrunk model (whole, weights of large ones included), the plan that replays it, and the report."""
 
     model: ModelProto
     plan: Plan
@@ -96,6 +96,7 @@ def shrink(
     engine = choose_engine(options.device, options.threads)
     with threadpool_limits(options.threads or None), progress.stage("total"):
         form = _Canonical.of(Graph.load(model))
+        check_targets(tuple(form.original.files), output, options.plan_out, options.report)
         plan = None if options.plan is None else load_plan(options.plan, form.original)
         method = method_named(options.method if plan is None else plan.method)
         if method.family != "basis" and (options.order != ORDERS[0] or not options.refit):
@@ -191,6 +192,7 @@ def compare(
     engine = choose_engine(options.device, options.threads)
     forms = [_Canonical.of(Graph.load(source)) for source in (a, b)]
     first, second = (form.original for form in forms)
+    check_targets((*first.files, *second.files), options.report)
     if [s.name for s in first.inputs] != [s.name for s in second.inputs]:
         raise InputError(f"the models have different inputs: {_names(first)} and {_names(second)}")
     dataset, _ = split(_open(forms[0], data, options), holdout=0.0, seed=options.seed, samples=options.samples)

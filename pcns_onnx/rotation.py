@@ -157,12 +157,15 @@ def _between_layers(
     group = read.group
     columns = {place: list(_columns(census, group, origins, place[0])) for place in read.layers}
     heads = len(next(iter(columns.values())))
+    if any(len(found) != heads for found in columns.values()):
+        raise _Unfit
     turns, maps = [], []
     for head in range(heads):
+        made = [found[head][0] for found in columns.values()]
+        name, rows = made[0]
+        if any(other != name or not np.array_equal(at, rows) for other, at in made):
+            raise _Unfit  # one of them reads other channels than the rest
         seen = [_of_head(census, group, read.layers[place], place[0], columns[place][head][1]) for place in columns]
-        makers = {columns[place][head][0][0]: columns[place][head][0][1] for place in columns}
-        if len(makers) != 1 or any(len(columns[place]) != heads for place in columns):
-            raise _Unfit
         covariance = np.mean([c for c, _ in seen], axis=0)
         lower = np.linalg.cholesky(add_ridge(covariance, _RIDGE))
         _, axes = np.linalg.eigh(lower.T @ np.sum([g for _, g in seen], axis=0) @ lower)
@@ -170,7 +173,6 @@ def _between_layers(
         scale = np.linalg.norm(ahead, axis=1)
         ahead, back = ahead / scale[:, None], (lower @ axes[:, ::-1]) * scale
         maps.append((ahead, back))
-        ((name, rows),) = makers.items()
         turns.append(Turn(name, rows, ahead, True))
         for (layer, _), found in columns.items():
             turns += [Turn(layer, at, back, False) for at in found[head][1]]

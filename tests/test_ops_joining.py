@@ -23,6 +23,9 @@ from pcns_onnx.plan import SCHEMA, GroupPlan, Plan, fingerprint
 from pcns_onnx.rewrite import apply, narrow
 from pcns_onnx.runtime import Engine
 
+QUICK = ("concat", "dense block", "neck", "shuffle", "split sizes", "slice middle", "option a")
+"""What is shrunk from end to end in every run of the tests."""
+
 
 @pytest.mark.parametrize("name", JOINS)
 def test_channels_pass(name: str) -> None:
@@ -38,8 +41,7 @@ def test_half_of_them_go(name: str) -> None:
     halved(JOINS[name]())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", JOINS)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in JOINS])
 def test_copies_go_without_a_trace(name: str, tmp_path: Path) -> None:
     graph, census = surveyed(JOINS[name]())
     alike = [pair for labels in twins(census) for pair in zip(labels[::2], labels[1::2], strict=False)]

@@ -115,3 +115,14 @@ def test_the_digest_is_of_everything() -> None:
     changed.set_input("c", 0, value)
     assert len({graph.digest(), Graph(renamed).digest(), changed.digest()}) == 3
     assert graph.digest() == graph.copy().digest() == Graph.load(graph.proto).digest()
+
+
+def test_initializers_that_nothing_reads_are_no_matter() -> None:
+    """onnxruntime drops them when it reads the model and cannot take a content for them."""
+    model, x = scaled(np.float32), normal(3, 16)
+    expected = run(model, x)
+    model.graph.initializer.append(numpy_helper.from_array(normal(64, 64), "spare"))
+    graph = Graph.load(model)
+    assert set(graph.program().weights) == {"w"}
+    np.testing.assert_array_equal(Engine().session(graph.program()).run({"x": x})["y"], expected)
+    assert "spare" in {tensor.name for tensor in graph.proto.graph.initializer}

@@ -388,6 +388,16 @@ def partly_held() -> onnx.ModelProto:
     return s.model()
 
 
+def half_read() -> onnx.ModelProto:
+    """One layer reads all channels of another, one the first half; nothing lies between."""
+    s = Sketch("N", 5)
+    h = s.gemm("x", "h", (5, C))
+    ends = (s.keep(name, ints(value)) for name, value in (("start", 0), ("end", C // 2), ("axis", 1)))
+    s.op("Slice", " ".join((h, *ends)), "half")
+    s.add(s.gemm(h, "a", (C, K)), s.gemm("half", "b", (C // 2, K)), "y")
+    return s.model()
+
+
 TOPOLOGIES: dict[str, Callable[[], onnx.ModelProto]] = {
     "residual": residual,
     "residual of one layer": residual_of_one,
@@ -430,4 +440,5 @@ TOPOLOGIES: dict[str, Callable[[], onnx.ModelProto]] = {
     "skipped": skipped,
     "parted sum": parted_sum,
     "partly held": partly_held,
+    "half read": half_read,
 }

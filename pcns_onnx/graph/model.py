@@ -130,7 +130,7 @@ class Graph(GraphView):
             for spec in self._model.graph.input:
                 if spec.name == old:
                     spec.CopyFrom(helper.make_tensor_value_info(old, dtype, new.dims))
-            for stale in {"inputs", "_types", "_derived"} & vars(self).keys():
+            for stale in {"inputs", "_types", *(["_derived"] if key in self.derived else [])} & vars(self).keys():
                 del self.__dict__[stale]
             return
         self._add_initializer(new)

@@ -30,7 +30,7 @@ from pcns_onnx.graph.protobuf import (
     shape_of,
     spec_of,
 )
-from pcns_onnx.graph.weights import Program, put_back, raw, take_out, without_placeholders
+from pcns_onnx.graph.weights import Program, put_back, raw, take_out, without, without_placeholders
 
 MOST = (1 << 31) - 1
 """Bytes that one protobuf file can have."""
@@ -263,9 +263,16 @@ class GraphView:
         return whole
 
     def program(self) -> Program:
-        """The model for onnxruntime; no content is copied that lies aligned in memory."""
-        weights = {name: np.require(value, requirements=["C", "A"]) for name, value in self._weights.items()}
-        return Program(encode(self._model), weights)
+        """The model for onnxruntime; no content is copied that lies aligned in memory.
+
+        onnxruntime takes no content for initializers that no node reads, so they are left out.
+        """
+        used = {output.name for output in self.outputs}
+        for node in self.nodes:
+            used.update((*node.inputs, *node.captures))
+        weights = {name: value for name, value in self._weights.items() if name in used}
+        weights = {name: np.require(value, requirements=["C", "A"]) for name, value in weights.items()}
+        return Program(encode(without(self._model, self._weights.keys() - used)), weights)
 
     def digest(self) -> str:
         """SHA-256 of the model and all contents; wherever these are stored, equal models have the same."""

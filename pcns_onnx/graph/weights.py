@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,6 +84,16 @@ def put_back(tensor: TensorProto, content: bytes) -> None:
 def raw(value: Array) -> memoryview:
     """The bytes of an array, not copied where it lies in one piece."""
     return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+
+
+def without(model: onnx.ModelProto, names: AbstractSet[str]) -> onnx.ModelProto:
+    """The model without these initializers (and the inputs that list them)."""
+    if not names:
+        return model
+    twin = copy_of(model)
+    keep_only(twin.graph.initializer, lambda tensor: tensor.name not in names)
+    keep_only(twin.graph.input, lambda value: value.name not in names)
+    return twin
 
 
 def without_placeholders(model: onnx.ModelProto) -> onnx.ModelProto:

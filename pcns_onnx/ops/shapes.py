@@ -81,7 +81,7 @@ def is_followed(site: Site, name: str, element: int) -> bool:
         if places == [SHAPED.get(node.op)] and _count(site, name) is not None:
             continue
         sources = _sources(site, node)
-        if sources is None:
+        if sources is None or (node.op != "Concat" and places != [0]):
             return False
         for moved, (place, taken) in enumerate(sources):
             if place in places and taken == element and not is_followed(site, node.outputs[0], moved):
@@ -202,6 +202,7 @@ def _sources(site: Site, node: Node) -> list[tuple[int, int]] | None:
         return [(0, whole[int(i)]) for i in indices.reshape(-1)]
     if node.op == "Slice":
         taken = windows(site, node)
-        if taken.starts is not None and taken.ends is not None and taken.steps is not None and taken.axes == [0]:
-            return [(0, element) for element in whole[slice(taken.starts[0], taken.ends[0], taken.steps[0])]]
+        starts, ends, steps = taken.starts or [], taken.ends or [], taken.steps or []
+        if taken.axes in ([0], [-1]) and starts and ends and steps:
+            return [(0, element) for element in whole[slice(starts[0], ends[0], steps[0])]]
     return None
