@@ -230,6 +230,7 @@ class Positions:
 
     def __init__(self, wanted_rows: int, samples: int, seed: tuple[int, ...]) -> None:
         self._per_sample = max(1, -(-wanted_rows // max(samples, 1)))
+        self.samples = samples
         self._seed = seed
 
     def draw(self, batch: int, available: int) -> NDArray[np.int64] | None:

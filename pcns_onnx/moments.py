@@ -142,3 +142,51 @@ class Moments:
         """Variance of each target, (k,)."""
         self._flush()
         return self._yy / max(self._counted, 1)
+
+
+class Rows:
+    """The rows themselves, where they are so few that they take less room than their moments."""
+
+    def __init__(self, xp: Any = np) -> None:
+        self.xp = xp
+        self._x: list[Array] = []
+        self._y: list[Array] = []
+
+    def update(self, x: Array, y: Array) -> None:
+        """Add a block of rows x (R, n) and targets y (R, k)."""
+        if int(x.shape[0]):
+            self._x.append(self.xp.astype(x, self.xp.float64))
+            self._y.append(self.xp.astype(y, self.xp.float64))
+
+    def merge(self, other: Rows) -> None:
+        """Add another accumulator's rows."""
+        self._x += other._x
+        self._y += other._y
+
+    def only(self, targets: NDArray[np.int64]) -> Rows:
+        """The same rows with some of the targets."""
+        part = Rows(self.xp)
+        part._x = self._x
+        part._y = [self.xp.take(y, self.xp.asarray(targets), axis=1) for y in self._y]
+        return part
+
+    @property
+    def rows(self) -> int:
+        """Rows seen."""
+        return sum(int(x.shape[0]) for x in self._x)
+
+    @property
+    def x(self) -> Array:
+        """All inputs, (R, n) float64."""
+        return self.xp.concat(self._x, axis=0)
+
+    @property
+    def y(self) -> Array:
+        """All targets, (R, k) float64."""
+        return self.xp.concat(self._y, axis=0)
+
+    @property
+    def variance_y(self) -> Array:
+        """Variance of each target, (k,)."""
+        centred = self.y - self.xp.mean(self.y, axis=0)
+        return self.xp.mean(centred * centred, axis=0)

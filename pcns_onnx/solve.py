@@ -10,12 +10,18 @@ V₀ are the original weights, in which every removed channel is replaced by its
 mixture of the kept ones (one N x M matrix shared over all taps). So full width is a no-op, and
 where rows are few the answer falls back on that mixture. The relative ridge r is the one that
 predicts a fifth of the samples best when it is solved on the others.
+
+Where the rows X are fewer than half the columns, the same V comes from the dual, whose system is
+as small as the rows are few: with T = Y - X V₀ᵀ, all centred, and R rows,
+
+    V = V₀ + Aᵀ X,    (X Xᵀ + R r s I) A = T
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +30,7 @@ from pcns_onnx.backend import Array, namespace_of
 from pcns_onnx.capture import Positions
 from pcns_onnx.layers import Part
 from pcns_onnx.linalg import add_ridge, solve_spd
-from pcns_onnx.moments import Moments
+from pcns_onnx.moments import Moments, Rows
 
 RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 VALID = 5
@@ -67,21 +73,34 @@ class Fit:
         )
 
 
+Known = TypeVar("Known", Moments, Rows)
+
+
 @dataclass(frozen=True)
-class Evidence:
-    """Moments of one layer: the part that is solved on and the part that chooses the ridge."""
+class Evidence(Generic[Known]):
+    """What is known of one layer: the part that is solved on and the part that chooses the ridge."""
 
-    train: Moments
-    valid: Moments
+    train: Known
+    valid: Known
 
-    def only(self, rows: NDArray[np.int64]) -> Evidence:
+    def only(self, rows: NDArray[np.int64]) -> Evidence[Known]:
         """The same evidence for some of the targets."""
         return Evidence(self.train.only(rows), self.valid.only(rows))
 
-    def merged(self) -> Moments:
+    def merged(self) -> Known:
         """All rows together (adds the second part into the first)."""
         self.train.merge(self.valid)
         return self.train
+
+
+AnyEvidence = Evidence[Moments] | Evidence[Rows]
+
+
+def evidence_for(rows: int, columns: int, targets: int, xp: Any) -> AnyEvidence:
+    """Empty evidence: the rows themselves where there will be less than half as many as columns."""
+    if 2 * rows < columns:
+        return Evidence(Rows(xp), Rows(xp))
+    return Evidence(Moments(columns, targets, xp), Moments(columns, targets, xp))
 
 
 def gather(
@@ -89,13 +108,13 @@ def gather(
     rows: Sequence[NDArray[np.int64]],
     batches: Iterable[tuple[Array, Array, Array | None]],
     positions: Positions,
-) -> list[Evidence]:
+) -> list[AnyEvidence]:
     """Moments of each block of a layer, from batches of (input, target, what the target has already).
 
     `rows` are, by block, the outputs that stay. Input and what is there already come from the
     shrunk model, which has no others; the target from the original.
     """
-    evidence: list[Evidence] = []
+    evidence: list[AnyEvidence] = []
     for index, (x, y, had) in enumerate(batches):
         at = positions.draw(index, parts[0].op.positions(x.shape))
         for block, part in enumerate(parts):
@@ -105,14 +124,14 @@ def gather(
             if had is not None:
                 rows_y = rows_y - part.op.outputs(had, at)
             if block == len(evidence):
-                width = int(rows_x.shape[1]), len(rows[block])
-                evidence.append(Evidence(Moments(*width, xp), Moments(*width, xp)))
+                expected = int(rows_x.shape[0]) * positions.samples // int(x.shape[0])
+                evidence.append(evidence_for(expected, int(rows_x.shape[1]), len(rows[block]), xp))
             _split(evidence[block], rows_x, rows_y, int(x.shape[0]), index)
     assert evidence, "a dataset without samples is refused when it is opened"
     return evidence
 
 
-def _split(evidence: Evidence, x: Array, y: Array, samples: int, index: int) -> None:
+def _split(evidence: AnyEvidence, x: Array, y: Array, samples: int, index: int) -> None:
     """One sample in `VALID` is kept aside; of batches of fewer, every `VALID`th."""
     per_sample = int(x.shape[0]) // samples
     aside = (samples // VALID) * per_sample
@@ -123,15 +142,48 @@ def _split(evidence: Evidence, x: Array, y: Array, samples: int, index: int) -> 
     evidence.train.update(x[aside:], y[aside:])
 
 
-def fit(evidence: Evidence, prior: Array, guess: float | None = None) -> Fit:
+def fit(evidence: AnyEvidence, prior: Array, guess: float | None = None) -> Fit:
     """Solve for V and b, towards `prior` (K, n). `guess` is where the search for the ridge starts."""
     ridge, held_out = _choose_ridge(evidence, prior, guess)
     moments = evidence.merged()
-    system = _System(moments, prior)
+    system = _system(moments, prior)
     matrix, bias = system.solve(ridge)
     xp = namespace_of(prior)
     scale = float(xp.mean(moments.variance_y)) ** 0.5
     return Fit(matrix, bias, ridge, moments.rows, system.error(matrix, bias), held_out, scale)
+
+
+def _system(known: Moments | Rows, prior: Array) -> _System | _Dual:
+    return _System(known, prior) if isinstance(known, Moments) else _Dual(known, prior)
+
+
+class _Dual:
+    """The same solve from the rows themselves."""
+
+    def __init__(self, rows: Rows, prior: Array) -> None:
+        xp = namespace_of(prior)
+        self._x, self._y, self._prior = rows.x, rows.y, prior
+        self._mean_x, self._mean_y = xp.mean(self._x, axis=0), xp.mean(self._y, axis=0)
+        self._centred = self._x - self._mean_x
+        self._miss = self._y - self._mean_y - self._centred @ prior.T
+
+    def solve(self, ridge: float) -> tuple[Array, Array]:
+        """V (K, n) and b (K,)."""
+        xp = namespace_of(self._prior)
+        count, columns = (int(size) for size in self._x.shape)
+        gram = self._centred @ self._centred.T
+        spread = float(xp.sum(xp.linalg.diagonal(gram))) / columns
+        system = gram + (ridge * spread if spread > 0 else 1.0) * xp.eye(count, dtype=gram.dtype)
+        matrix = self._prior + solve_spd(system, self._miss).T @ self._centred
+        return matrix, self._mean_y - matrix @ self._mean_x
+
+    def error(self, matrix: Array, bias: Array) -> float:
+        """Share of the targets' variance that V x + b misses on these rows, as `_System.error` counts it."""
+        xp = namespace_of(matrix)
+        off = self._y - self._x @ matrix.T - bias
+        deviation = self._y - self._mean_y
+        rounding = 1e-14 * float(xp.sum(self._mean_y**2)) * int(self._y.shape[0]) + 1e-300
+        return float(xp.sum(off * off)) / max(float(xp.sum(deviation * deviation)), rounding)
 
 
 class _System:
@@ -164,7 +216,7 @@ class _System:
         return max(total - float(base) - float(gain) + float(xp.sum(off * off)), 0.0) / max(total, rounding)
 
 
-def _choose_ridge(evidence: Evidence, prior: Array, guess: float | None) -> tuple[float, float]:
+def _choose_ridge(evidence: AnyEvidence, prior: Array, guess: float | None) -> tuple[float, float]:
     """Walk the grid downhill on the held-out error: the ridge and its error (NaN without samples)."""
     ample = evidence.train.rows / max(int(prior.shape[1]), 1)
     at = 2 if ample > 100 else 4 if ample > 10 else 5 if ample > 1 else 6
@@ -175,7 +227,7 @@ def _choose_ridge(evidence: Evidence, prior: Array, guess: float | None) -> tupl
     xp = namespace_of(prior)
     some = np.unique(np.linspace(0, int(prior.shape[0]) - 1, _JUDGES).astype(np.int64))
     evidence, prior = evidence.only(some), xp.take(prior, xp.asarray(some), axis=0)
-    train, valid = _System(evidence.train, prior), _System(evidence.valid, prior)
+    train, valid = _system(evidence.train, prior), _system(evidence.valid, prior)
     errors: dict[int, float] = {}
 
     def error(index: int) -> float:
