@@ -385,7 +385,8 @@ def test_the_inputs_data_is_not_written_over(tmp_path: Path, monkeypatch: pytest
     os.link(tmp_path / "in" / DATA, tmp_path / "hard.bin")
     monkeypatch.chdir(tmp_path)
     before = snapshot(tmp_path)
-    with pytest.raises(InputError, match=f"^cannot write '{spelling}': it is an input or another output, choose another name$"):
+    refused = f"^cannot write '{spelling}': it is an input or another output, choose another name$"
+    with pytest.raises(InputError, match=refused):
         shrink(path, rows(), spelling, width=0.5)
     assert snapshot(tmp_path) == before
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcns_onnx.backend import to_numpy
-from pcns_onnx.moments import WIDE, Moments
+from pcns_onnx.moments import WIDE, Moments, Rows
+from pcns_onnx.solve import _Dual, _System, evidence_for
 
 Array = Any
 BACKENDS = pytest.mark.parametrize("xp", [np, array_api_strict], ids=["numpy", "strict"])
@@ -166,3 +167,22 @@ def test_many_small_updates_are_held_back_and_counted() -> None:
         found.update(x[start : start + 90], y[start : start + 90])
         assert found.rows == start + 90
     assert_equal(found, exact(x, y), 1e-11)
+
+
+@pytest.mark.parametrize("ridge", [1e-4, 1e-1, 10.0])
+def test_few_rows_give_the_same_fit_as_their_moments(rng: np.random.Generator, ridge: float) -> None:
+    """The dual system is another road to the same weights, and misses the same share."""
+    x, y, prior = rng.standard_normal((30, 80)), rng.standard_normal((30, 5)), rng.standard_normal((5, 80))
+    moments, kept = Moments(80, 5), Rows()
+    for block in (slice(0, 13), slice(13, 30)):
+        moments.update(x[block], y[block])
+        kept.update(x[block], y[block])
+    primal, dual = _System(moments, prior), _Dual(kept, prior)
+    np.testing.assert_allclose(dual.solve(ridge)[0], primal.solve(ridge)[0], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(dual.solve(ridge)[1], primal.solve(ridge)[1], rtol=1e-6, atol=1e-9)
+    assert dual.error(*primal.solve(ridge)) == pytest.approx(primal.error(*primal.solve(ridge)), rel=1e-5)
+
+
+def test_rows_are_kept_where_they_are_fewer_than_half_the_columns() -> None:
+    assert isinstance(evidence_for(39, 80, 3, np).train, Rows)
+    assert isinstance(evidence_for(40, 80, 3, np).train, Moments)

@@ -34,7 +34,7 @@ class Case:
     def title(self) -> str:
         """The choices as a command line would say them."""
         flags = [f"--{key.replace('_', '-')} {value}" for key, value in self.choices.items()]
-        return " ".join(flags).replace("--refit False", "--no-refit")
+        return " ".join(flags).replace("--refit False", "--no-refit").replace("--coupled False", "--no-coupled")
 
 
 def cases() -> list[Case]:
@@ -62,14 +62,14 @@ def cases() -> list[Case]:
         for method in ("obs", "interpolative")
         for budget in ("macs=0.5", "macs=0.25")
     ]
+    inner = {"width": 0.5, "coupled": False, "multiple": "1"}
+    residual = {"normalize": IMAGENET, "samples": 512}
     found += [
-        Case(
-            "resnet20_cifar10",
-            "cifar10",
-            {"method": method, "width": 0.5},
-            {"normalize": IMAGENET, "samples": 1024, "multiple": "1"},
-        )
-        for method in ("obs", "interpolative")
+        Case("resnet20_cifar10", "cifar10", {"method": "obs", **inner}, residual),
+        Case("resnet20_cifar10", "cifar10", {"method": "interpolative", **inner}, residual),
+        Case("resnet20_cifar10_dynamo", "cifar10", {"method": "obs", **inner}, residual),
+        Case("resnet20_cifar10", "cifar10", {"method": "obs", "budget": "macs=0.7"}, residual),
+        Case("resnet20_cifar10_dynamo", "cifar10", {"method": "obs", "budget": "macs=0.7"}, residual),
     ]
     return found
 
