@@ -35,6 +35,10 @@ SHARES = ("0.99", "0.999", "0.9999")
 """Shares of variance that `inspect` reports dimensions for."""
 
 
+STREAMS = (1.0, 8.0, 1e6)
+"""How much more the error of channels that several blocks share may count than their readers see."""
+
+
 @dataclass(frozen=True)
 class Work:
     """The float32 graph that is solved, what is known of it, and the groups that may be narrowed."""
@@ -77,8 +81,8 @@ class Decision:
         return {name: width for name, width in self.widths.items() if width < self.full[name]}
 
 
-def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> Decision:
-    """Look at the data, then choose a width for every group."""
+def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> list[Decision]:
+    """Look at the data, then choose a width for every group: one or several proposals, all different."""
     full = {g.name: g.width for g in work.groups}
     if method.family == "basis":
         found = {g.name: b for g, b, _ in basis.bases(work.setup, work.graph, work.census, work.groups)}
@@ -87,7 +91,7 @@ def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> D
         budgets = [Budget.parse(text) for text in options.budgets]
         wanted = _widths(work, options, plan, curves, budgets, {}, lambda: _basis_variance(found, sigmas, options))
         widths = {name: _whole_pairs(width, full[name], sigmas[name]) for name, width in wanted.items()}
-        return Decision(method, full, widths, {n: curves[n][w] for n, w in widths.items()}, bases=found)
+        return [Decision(method, full, widths, {n: curves[n][w] for n, w in widths.items()}, bases=found)]
     assert method.rank is not None, "subset methods rank"
     rankings: dict[str, Ranking] = {}
     seen: dict[Places, dict[str, Seen]] = {}
@@ -99,10 +103,16 @@ def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> D
         rankings[group.name] = ranking.led_by(_essential(work.census, group, ranking))
         for place, view in read.seen().items():
             seen.setdefault(place, {})[group.name] = view
-    curves = {g.name: rankings[g.name].error * (len(g.readers) + len(g.products)) for g in work.groups}
-    widths, keep = _within_budget(work, options, plan, curves, rankings)
-    errors = {name: rankings[name].error[width] for name, width in widths.items()}
-    return Decision(method, full, widths, errors, keep, seen, turns.by_group)
+    proposals: list[Decision] = []
+    streams = [g for g in work.groups if g.coupled]
+    for weight in STREAMS if streams and options.budgets else STREAMS[:1]:
+        readers = {g.name: (len(g.readers) + len(g.products)) * (weight if g.coupled else 1.0) for g in work.groups}
+        curves = {name: ranking.error * readers[name] for name, ranking in rankings.items()}
+        widths, keep = _within_budget(work, options, plan, curves, rankings)
+        errors = {name: rankings[name].error[width] for name, width in widths.items()}
+        if all(widths != proposal.widths for proposal in proposals):
+            proposals.append(Decision(method, full, widths, errors, keep, seen, turns.by_group))
+    return proposals
 
 
 def _within_budget(
