@@ -55,7 +55,7 @@ PAIRS = (
 )
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module):  # type: ignore[misc, unused-ignore]
     """BERT with the three inputs in order, and one output."""
 
     def __init__(self, bert: nn.Module, pooled: bool) -> None:
