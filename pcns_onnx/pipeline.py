@@ -171,6 +171,8 @@ def inspect(
         per_neuron = {layer.name: _samples_per_neuron(work, layer.name) for layer in census.layers}
         warnings = _few_samples(replace(work, groups=census.groups))
     layers = layer_rows(census, dimensions, per_neuron)
+    if any(layer.macs == 0 for layer in census.layers):
+        warnings.append("sizes that the model leaves open hide some costs: give --data, or --shape NAME=1x3x224x224")
     macs, share = sum(layer.macs for layer in layers), shrinkable_share(census)
     return Inspection(layers, macs, form.original.parameters, share, warnings, group_rows(census))
 
