@@ -159,7 +159,7 @@ def inspect(
     """Every linear layer of `model`: its cost, whether it can shrink and, with data, what it uses."""
     options, progress = Options(**choices), progress or Progress()
     form = _Canonical.of(Graph.load(model))
-    census = survey(form.twin, options.shapes(), heads=_heads(options))
+    census = survey(form.twin, _stated_shapes(form.twin, options), heads=_heads(options))
     dimensions, per_neuron, warnings = dict[str, dict[str, int]](), dict[str, float](), list[str]()
     if data is not None:
         engine = choose_engine(options.device, options.threads)
@@ -263,13 +263,24 @@ def _samples(dataset: Dataset, options: Options, *graphs: Graph) -> Samples:
     return samples
 
 
+def _stated_shapes(graph: Graph, options: Options) -> dict[str, tuple[int, ...]]:
+    """The shapes of --shape, each of an input and of its rank."""
+    ranks = {spec.name: len(spec.shape) for spec in graph.inputs}
+    for name, shape in options.shapes().items():
+        if name not in ranks:
+            raise InputError(f"--shape names '{name}', which is no input: the model has {_names(graph)}")
+        if ranks[name] not in (0, len(shape)):
+            raise InputError(f"--shape gives '{name}' {len(shape)} sizes, but the input has {ranks[name]} axes")
+    return options.shapes()
+
+
 def _heads(options: Options) -> Heads:
     return next(choice for choice in HEADS if choice == options.heads)
 
 
 def _census(graph: Graph, engine: Engine, dataset: Dataset, options: Options) -> Census:
     """The survey; shapes that cannot be inferred (behind a custom operator) are measured on some samples."""
-    shapes = {name: array.shape for name, array in next(dataset.batches(1)).feeds.items()} | options.shapes()
+    shapes = {name: array.shape for name, array in next(dataset.batches(1)).feeds.items()} | _stated_shapes(graph, options)
     census = survey(graph, shapes, heads=_heads(options))
     made = (name for node in graph.nodes for name in node.outputs if name and not graph.is_constant(name))
     unknown = [name for name in made if None in census.shapes.get(name, (None,))]
