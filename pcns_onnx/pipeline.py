@@ -270,7 +270,7 @@ def _stated_shapes(graph: Graph, options: Options) -> dict[str, tuple[int, ...]]
         if name not in ranks:
             raise InputError(f"--shape names '{name}', which is no input: the model has {_names(graph)}")
         if ranks[name] not in (0, len(shape)):
-            raise InputError(f"--shape gives '{name}' {len(shape)} sizes, but the input has {ranks[name]} axes")
+            raise InputError(f"--shape gives '{name}' {len(shape)} sizes, the input has {ranks[name]}")
     return options.shapes()
 
 
@@ -280,7 +280,8 @@ def _heads(options: Options) -> Heads:
 
 def _census(graph: Graph, engine: Engine, dataset: Dataset, options: Options) -> Census:
     """The survey; shapes that cannot be inferred (behind a custom operator) are measured on some samples."""
-    shapes = {name: array.shape for name, array in next(dataset.batches(1)).feeds.items()} | _stated_shapes(graph, options)
+    shapes = {name: array.shape for name, array in next(dataset.batches(1)).feeds.items()}
+    shapes |= _stated_shapes(graph, options)
     census = survey(graph, shapes, heads=_heads(options))
     made = (name for node in graph.nodes for name in node.outputs if name and not graph.is_constant(name))
     unknown = [name for name in made if None in census.shapes.get(name, (None,))]

@@ -30,7 +30,7 @@ NORMALIZE = {
     "resnet20_cifar10": ("0.485,0.456,0.406", "0.229,0.224,0.225"),
 }
 IMAGES = 1024
-SOLVING = ("capture", "rank", "re-fit")
+SOLVING = ("capture", "rank", "try", "re-fit")
 
 
 def one_pass(model: Path, images: int, threads: int) -> float:
@@ -101,7 +101,7 @@ def main() -> None:
         model = args.shared / "models" / f"{name}.onnx"
         pace = one_pass(model, IMAGES, args.threads)
         found = measure(model, data, IMAGES, args.threads, ("--budget", "macs=0.5"))
-        parts = [found[stage] for stage in SOLVING]
+        parts = [found.get(stage, 0.0) for stage in SOLVING]
         figures = " | ".join(f"{seconds:.1f}" for seconds in (*parts, sum(parts), sum(parts) / pace))
         print(f"| {name} | {pace:.2f} | {figures} |", flush=True)
 
