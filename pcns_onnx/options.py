@@ -20,7 +20,7 @@ ORDERS = ("ascending", "descending")
 HEADS: tuple[Heads, ...] = get_args(Heads)
 _MOST = 2**31 - 1
 _KINDS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
-    (Integral, "a whole number", ("samples", "batch", "seed", "threads")),
+    (Integral, "a whole number", ("samples", "batch", "seed", "threads", "refine")),
     (Real, "a number", ("width", "variance", "holdout", "max_error", "max_drop")),
     (Normalize, "a pcns_onnx.Normalize(mean, std)", ("normalize",)),
 )
@@ -40,6 +40,7 @@ class Choices(TypedDict, total=False):
     multiple: str | int
     order: str
     refit: bool
+    refine: int
     coupled: bool
     heads: str
     shape: str | Sequence[str]
@@ -67,7 +68,8 @@ class Options:
     the activations' variance to keep) and `plan` (a file made by `plan_out`) says how small.
     `include` and `exclude` are globs on layer names (one or a list). `holdout` is the share of the samples kept
     from the solve for the check, unless `eval` gives others. `coupled` false leaves channels alone
-    that several blocks share. `heads`: take the same dimensions from all attention heads ('width') or
+    that several blocks share. `refine`: so many steps of nonlinear least squares per layer and its
+    reader, after the re-fit. `heads`: take the same dimensions from all attention heads ('width') or
     whole heads ('whole'). `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
     `max_error` (relative L2 error of
     any output) and `max_drop` (points of accuracy or metric) make the run a gate.
@@ -83,6 +85,7 @@ class Options:
     multiple: str | int = "auto"
     order: str = "ascending"
     refit: bool = True
+    refine: int = 0
     coupled: bool = True
     heads: str = "width"
     shape: str | Sequence[str] = ()
@@ -125,7 +128,7 @@ class Options:
         self.shapes()
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"--device {self.device} is not understood: write auto, cpu or cuda")
-        for name, low in (("samples", 1), ("batch", 1), ("threads", 0), ("seed", 0)):
+        for name, low in (("samples", 1), ("batch", 1), ("threads", 0), ("seed", 0), ("refine", 0)):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise InputError(f"--{name} {value} is too small: it must be at least {low}")
