@@ -129,6 +129,11 @@ class Tape:
             yield {name: self._engine.xp.asarray(current[name]) for name in wanted if name}
         self._live = live
 
+    def live(self, graph: Graph, before: str, later: Sequence[str]) -> tuple[str, ...]:
+        """The tensors made in front of node `before` that `later` needs."""
+        given = tuple(spec.name for spec in graph.inputs) if self._live is None else self._live
+        return _live_at(graph, before, given, (), later)
+
     def close(self) -> None:
         """Remove what was written to disk."""
         self._store.close()

@@ -103,7 +103,7 @@ def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None
 @click.argument("model")
 @click.option("--data", help="Samples: .npz, .npy, a folder of them, or module:function.")
 @click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the shrunk model.")
-@click.option("--refine", type=int, metavar="N", help="After the re-fit, N steps of refinement per layer (0).")
+@click.option("--refine", type=int, metavar="N", help="Steps of refinement per layer after its re-fit (400; 0: none).")
 @click.option("--method", metavar="|".join(_METHODS), help="How to choose and solve (auto: obs).")
 @click.option(
     "--budget",

@@ -85,7 +85,7 @@ class Options:
     multiple: str | int = "auto"
     order: str = "ascending"
     refit: bool = True
-    refine: int = 0
+    refine: int = 400
     coupled: bool = True
     heads: str = "width"
     shape: str | Sequence[str] = ()

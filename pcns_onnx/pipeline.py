@@ -35,7 +35,6 @@ from pcns_onnx.rewrite import apply
 from pcns_onnx.runtime import Engine, choose_engine
 from pcns_onnx.shrinking import Work, decide, eigenvalue_summary, solve
 from pcns_onnx.sizes import settled
-from pcns_onnx.trying import best
 from pcns_onnx.verify import load_metric
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def shrink(
             raise NothingToShrinkError(f"nothing can be shrunk: {why}", _pairs(left))
         work = replace(work, groups=tuple(groups))
         warnings = _few_samples(work)
-        decision = best(work, decide(work, method, options, plan), options)
+        decision = decide(work, method, options, plan)
         left += [Left(n, "it keeps its full width here") for n, w in decision.widths.items() if w == decision.full[n]]
         if not decision.narrowed:
             raise NothingToShrinkError("nothing was shrunk: every layer needs its full width here", _pairs(left))

@@ -2,16 +2,17 @@
 
 Costs are sums over layers of products of neighbouring widths, so they are linear in any one
 width while the others stand still, and quadratic where a layer reads what it writes. The
-allocation descends: of all groups and all smaller widths on the grid, take the step that adds the
-least error per unit of cost saved, until every budget holds; then widen again wherever the slack
-allows it, best error per cost first. The same share of every width, widened likewise, is the
-other candidate: the descent is greedy, and this way never worse than that. Errors are the
-readers' lost shares of output variance, added over groups (a first-order proxy for the error at
-the model's output).
+allocation is Lagrangian: at a price per unit of cost, group after group takes the width of the
+least error plus price, until none changes; the price is the lowest at which every budget holds
+(bisection; several budgets are one by a soft maximum). What is left is used up, best error per
+cost first, and a local search narrows one group at a time to widen others as long as that pays.
+The same share of every width, settled likewise, is the other candidate, so that the result is
+never worse than that. Errors add up over groups (first order).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,8 @@ from pcns_onnx.ops import Labels
 SCHEMA = 1
 Resource = Literal["macs", "params"]
 RESOURCES: tuple[Resource, ...] = ("macs", "params")
+_HALVINGS, _SWEEPS, _BACK = 40, 50, 3
+_SHARPNESS = 16
 
 
 class GroupPlan(msgspec.Struct, forbid_unknown_fields=True):
@@ -195,20 +198,22 @@ def allocate(
     budgets: Sequence[Budget],
 ) -> dict[str, int]:
     """Widths that meet all budgets; `curves[name][w]` is the error at width w. Raises `InputError` if none do."""
-    limits = np.full(2, np.inf)
+    limits = np.full(len(RESOURCES), np.inf)
     for budget in budgets:
         at = RESOURCES.index(budget.resource)
         limits[at] = min(limits[at], budget.fraction)
     state = _Allocation(groups, curves, grids, costs, limits)
-    while not state.holds():
-        if not state.narrow():
-            reached = costs(state.fractions()) / costs.total
-            wanted = ", ".join(f"{b.resource}={b.fraction:g}" for b in budgets)
-            least = ", ".join(f"{r}={x:.3f}" for r, x in zip(RESOURCES, reached, strict=True))
-            raise InputError(f"budget {wanted} is out of reach: the narrowest model that can be made has {least}")
-    descended = state.filled()
-    state.take_evenly()
-    return min(descended, state.filled(), key=state.error)
+    state.take_least()
+    if not state.holds():
+        reached = costs(state.fractions()) / costs.total
+        wanted = ", ".join(f"{b.resource}={b.fraction:g}" for b in budgets)
+        least = ", ".join(f"{r}={x:.3f}" for r, x in zip(RESOURCES, reached, strict=True))
+        raise InputError(f"budget {wanted} is out of reach: the narrowest model that can be made has {least}")
+    found = [dict(state.widths)]
+    for start in (state.take_evenly, state.take_by_price):
+        start()
+        found.append(state.settled())
+    return min(found, key=state.error)
 
 
 class _Allocation:
@@ -223,7 +228,6 @@ class _Allocation:
         self._full = {g.name: g.width for g in groups}
         self._curves, self._grids, self._costs = curves, grids, costs
         self._allowed = limits * (1 + 1e-12) * costs.total
-        self._steps: dict[tuple[str, int], tuple[float, int] | None] = {}
         self.widths = dict(self._full)
 
     def fractions(self) -> dict[str, float]:
@@ -235,11 +239,67 @@ class _Allocation:
     def error(self, widths: Mapping[str, int]) -> float:
         return sum(float(self._curves[name][width]) for name, width in widths.items())
 
-    def filled(self) -> dict[str, int]:
-        """The widths after what slack the budgets leave has been used."""
-        while self.widen():
-            pass
+    def take_least(self) -> None:
+        """The narrowest that the grids have."""
+        self.widths = {name: int(widths[0]) for name, widths in self._grids.items()}
+
+    def take_by_price(self) -> None:
+        """The best widths at the lowest price of cost at which the budgets hold."""
+        low, high = -30.0, 30.0
+        best = {name: int(widths[0]) for name, widths in self._grids.items()}
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            self.widths = dict(self._full)
+            self._descend(math.exp(middle))
+            if self.holds():
+                high, best = middle, dict(self.widths)
+            else:
+                low = middle
+        self.widths = best
+
+    def _descend(self, price: float) -> None:
+        """Group by group the width of the least error plus `price` times cost, until none changes."""
+        for _ in range(_SWEEPS):
+            before = dict(self.widths)
+            for name, grid_ in self._grids.items():
+                total = self._curves[name][grid_] + price * self._shortage(self._costs_along(name))
+                self.widths[name] = int(grid_[int(np.argmin(total))])
+            if self.widths == before:
+                return
+
+    def _costs_along(self, name: str) -> NDArray[np.float64]:
+        """(widths, resources): what the model costs at each width of one group, the others as they are."""
+        fractions = self.fractions()
+        change = (self._grids[name] / self._full[name] - fractions[name])[:, None]
+        slope, bend = self._costs.slopes(fractions)[name], self._costs.bends[name]
+        return np.asarray(self._costs(fractions) + change * (slope + change * bend), dtype=np.float64)
+
+    def _shortage(self, spent: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Costs as one number: a soft maximum of the shares of what is allowed, so that all budgets count."""
+        limited = np.isfinite(self._allowed)
+        shares = spent[:, limited] / self._allowed[limited]
+        return np.asarray(np.sum(shares**_SHARPNESS, axis=1) ** (1 / _SHARPNESS), dtype=np.float64)
+
+    def settled(self) -> dict[str, int]:
+        """The widths after slack has been used, and then as long as narrowing one group pays for widening others."""
+        self._fill()
+        improved = True
+        while improved:
+            improved = False
+            for name, grid_ in self._grids.items():
+                before = dict(self.widths)
+                at = int(np.searchsorted(grid_, before[name]))
+                for lower in grid_[max(at - _BACK, 0) : at][::-1]:
+                    self.widths = {**before, name: int(lower)}
+                    self._fill(but=name)
+                    if self.error(self.widths) < self.error(before) * (1 - 1e-9):
+                        before, improved = dict(self.widths), True
+                    self.widths = dict(before)
         return dict(self.widths)
+
+    def _fill(self, but: str = "") -> None:
+        while self.widen(but):
+            pass
 
     def take_evenly(self) -> None:
         """The largest fraction, the same for all groups and rounded down to their grids, that the budgets allow."""
@@ -256,30 +316,14 @@ class _Allocation:
             at = np.searchsorted(self._grids[name], share * width * (1 + 1e-12), side="right")
             self.widths[name] = int(self._grids[name][max(int(at) - 1, 0)])
 
-    def narrow(self) -> bool:
-        """One step down: the least error per cost. False if no group can be narrower."""
-        best: tuple[float, str, int] | None = None
-        prices = self._prices()
-        for name, width in self.widths.items():
-            step = self._step(name, width)
-            if step is None or prices[name] <= 0:
-                continue
-            rate = step[0] / prices[name]
-            if best is None or rate < best[0]:
-                best = (rate, name, step[1])
-        if best is None:
-            return False
-        self.widths[best[1]] = best[2]
-        return True
-
-    def widen(self) -> bool:
+    def widen(self, but: str = "") -> bool:
         """One step up that the budgets still allow: the most error taken back per cost."""
         best: tuple[float, str, int] | None = None
         fractions, prices, slopes = self.fractions(), self._prices(), self._costs.slopes(self.fractions())
         room = self._allowed - self._costs(fractions)
         for name, width in self.widths.items():
             at = int(np.searchsorted(self._grids[name], width, side="right"))
-            if at == len(self._grids[name]):
+            if at == len(self._grids[name]) or name == but:
                 continue
             following = int(self._grids[name][at])
             gain = float(self._curves[name][width] - self._curves[name][following])
@@ -301,13 +345,3 @@ class _Allocation:
         weights = weights / self._costs.total
         slopes = self._costs.slopes(fractions)
         return {name: float(slopes[name] @ weights) / width for name, width in self._full.items()}
-
-    def _step(self, name: str, width: int) -> tuple[float, int] | None:
-        """The best step down from `width`: least error per channel that goes, and the width it leads to."""
-        if (name, width) not in self._steps:
-            lower = self._grids[name][self._grids[name] < width]
-            curve = self._curves[name]
-            rates = (curve[lower] - curve[width]) / (width - lower)
-            at = int(np.argmin(rates)) if len(lower) else 0
-            self._steps[name, width] = (float(rates[at]), int(lower[at])) if len(lower) else None
-        return self._steps[name, width]

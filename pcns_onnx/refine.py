@@ -31,6 +31,11 @@ RATE = 0.1
 closer the start, the smaller the steps."""
 CHECKS = 20
 """How often the samples kept aside are looked at."""
+WORK = 5e11
+"""Multiply-adds that a pair of layers may take: of large ones, fewer steps are made."""
+ENOUGH = 1e-8
+"""Share of the targets' variance below which there is nothing to gain."""
+_TRIES = 4
 _ROWS = 1024
 """Rows of the target that a step should see at least."""
 _DECAYS = (0.9, 0.99)
@@ -193,9 +198,12 @@ def refine(
     scale = max(sum(_variation(piece) for piece in valid), 1e-30)
     first = least = pair.error(start, valid) / scale
     best = weights = start
+    if first < ENOUGH:
+        return Refined(start, first, first)
+    steps = min(steps, int(WORK / max(_work(start, train), 1)))
     adam, rate, order = _Adam(), RATE * min(first, 1.0) ** 0.5, list[int]()
     generator = np.random.default_rng(seed)
-    every = max(1, steps // CHECKS)
+    every, failed = max(1, steps // CHECKS), 0
     for step in range(steps):
         rows, total = 0, None
         while rows < _ROWS:
@@ -212,9 +220,11 @@ def refine(
         if (step + 1) % every == 0 or step + 1 == steps:
             error = pair.error(weights, valid) / scale
             if error < least:
-                best, least = weights, error
+                best, least, failed = weights, error, 0
             elif not error < 1.05 * least:
-                weights, adam, rate = best, _Adam(), rate / 4
+                weights, adam, rate, failed = best, _Adam(), rate / 4, failed + 1
+                if failed == _TRIES:
+                    break
     return Refined(best, first, least)
 
 
@@ -240,6 +250,14 @@ def _kept_aside(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
         else:
             (valid if index % VALID == VALID - 1 else train).append(piece)
     return valid, train
+
+
+def _work(weights: Weights, pieces: Sequence[Piece]) -> float:
+    """Multiply-adds of a step: two matrices forward, and twice as much back."""
+    rows = max(int(piece.x.shape[0]) * int(piece.x.shape[1]) for piece in pieces)
+    targets = max(int(piece.y.shape[0]) * int(piece.y.shape[1]) for piece in pieces)
+    steps = max(1.0, _ROWS / targets)
+    return 3.0 * steps * (rows * float(np.prod(weights.w.shape)) + targets * float(np.prod(weights.v.shape)))
 
 
 def _variation(piece: Piece) -> float:

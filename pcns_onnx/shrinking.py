@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx import basis
 from pcns_onnx.backend import to_numpy
+from pcns_onnx.data import split
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
@@ -26,6 +27,7 @@ from pcns_onnx.ops import Labels
 from pcns_onnx.options import Options
 from pcns_onnx.passes import GroupReadings, Places, Setup, is_same, read_groups
 from pcns_onnx.plan import RESOURCES, Budget, Costs, GroupPlan, Plan, allocate, grid, snap
+from pcns_onnx.probing import Prober, probe_samples
 from pcns_onnx.reading import Seen
 from pcns_onnx.refine import Refined
 from pcns_onnx.refit import refit
@@ -38,8 +40,6 @@ SHARES = ("0.99", "0.999", "0.9999")
 """Shares of variance that `inspect` reports dimensions for."""
 
 
-STREAMS = (1.0, 8.0, 1e6)
-"""How much more the error of channels that several blocks share may count than their readers see."""
 
 
 @dataclass(frozen=True)
@@ -84,38 +84,47 @@ class Decision:
         return {name: width for name, width in self.widths.items() if width < self.full[name]}
 
 
-def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> list[Decision]:
-    """Look at the data, then choose a width for every group: one or several proposals, all different."""
+def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> Decision:
+    """Look at the data, then choose a width for every group."""
     full = {g.name: g.width for g in work.groups}
     if method.family == "basis":
         found = {g.name: b for g, b, _ in basis.bases(work.setup, work.graph, work.census, work.groups)}
         sigmas = {g.name: basis.activation_of(work.graph, work.census, g) for g in work.groups}
-        curves = {name: b.curve(s) for name, b in found.items() if isinstance(s := sigmas[name], Activation)}
+        bent = {name: b.curve(s) for name, b in found.items() if isinstance(s := sigmas[name], Activation)}
         budgets = [Budget.parse(text) for text in options.budgets]
-        wanted = _widths(work, options, plan, curves, budgets, {}, lambda: _basis_variance(found, sigmas, options))
+        wanted = _widths(work, options, plan, bent, budgets, {}, lambda: _basis_variance(found, sigmas, options))
         widths = {name: _whole_pairs(width, full[name], sigmas[name]) for name, width in wanted.items()}
-        return [Decision(method, full, widths, {n: curves[n][w] for n, w in widths.items()}, bases=found)]
+        return Decision(method, full, widths, {n: bent[n][w] for n, w in widths.items()}, bases=found)
     assert method.rank is not None, "subset methods rank"
     rankings: dict[str, Ranking] = {}
+    curves: dict[str, NDArray[np.float64]] = {}
     seen: dict[Places, dict[str, Seen]] = {}
     turns = _Turns(work)
+    prober = _prober(work, options) if options.budgets and plan is None else None
     for read in map(turns.turned, read_groups(work.setup, work.graph, work.census, work.groups)):
-        group = read.group
+        name = read.group.name
         with work.setup.progress.stage("rank"):
-            ranking = method.rank(read.all, group.width)
-        rankings[group.name] = ranking.led_by(_essential(work.census, group, ranking))
+            ranking = method.rank(read.all, read.group.width)
+        rankings[name] = ranking = ranking.led_by(_essential(work.census, read.group, ranking))
         for place, view in read.seen().items():
-            seen.setdefault(place, {})[group.name] = view
-    proposals: list[Decision] = []
-    streams = [g for g in work.groups if g.coupled]
-    for weight in STREAMS if streams and options.budgets else STREAMS[:1]:
-        readers = {g.name: (len(g.readers) + len(g.products)) * (weight if g.coupled else 1.0) for g in work.groups}
-        curves = {name: ranking.error * readers[name] for name, ranking in rankings.items()}
-        widths, keep = _within_budget(work, options, plan, curves, rankings)
-        errors = {name: rankings[name].error[width] for name, width in widths.items()}
-        if all(widths != proposal.widths for proposal in proposals):
-            proposals.append(Decision(method, full, widths, errors, keep, seen, turns.by_group))
-    return proposals
+            seen.setdefault(place, {})[name] = view
+        curves[name] = ranking.error
+        if prober is not None:
+            with work.setup.progress.stage("probe"):
+                base = turned(work.graph, work.census, turns.by_group.get(name, ()))[0]
+                curves[name] = prober.curve(work.graph, base, read, ranking)
+    widths, keep = _within_budget(work, options, plan, curves, rankings)
+    errors = {name: rankings[name].error[width] for name, width in widths.items()}
+    return Decision(method, full, widths, errors, keep, seen, turns.by_group)
+
+
+def _prober(work: Work, options: Options) -> Prober:
+    samples = work.setup.samples
+    count = probe_samples(samples.count, len(work.groups))
+    least = samples.batch if samples.fixed else 1
+    some, _ = split(samples.data, holdout=0.0, seed=options.seed, samples=max(count, least))
+    outputs = [output.name for output in work.graph.outputs]
+    return Prober(work.setup, replace(samples, data=some, _kept=[]), work.census, outputs)
 
 
 def _within_budget(

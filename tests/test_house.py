@@ -17,7 +17,7 @@ HOUSE = ROOT / "pcns_onnx"
 ORDER = (
     "errors", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "sizes", "walk", "layers",
     "groups", "moments", "capture", "methods", "plan", "solve", "rewrite", "reading", "windows", "refine", "passes",
-    "refit", "rotation", "basis", "verify", "latency", "options", "report", "inspecting", "shrinking", "trying",
+    "refit", "probing", "rotation", "basis", "verify", "latency", "options", "report", "inspecting", "shrinking",
     "checking", "pipeline", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
