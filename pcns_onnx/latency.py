@@ -1,4 +1,4 @@
-"""Latency of two models in onnxruntime: interleaved runs, medians, and the ratio pair by pair.
+"""Latency of whole models in onnxruntime: interleaved runs, medians, and the ratio pair by pair.
 
 Runs alternate A B A B, so that a machine whose speed drifts slows both; the ratio is the
 median of the ratios of neighbours. Sessions have onnxruntime's default options but for the
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from pcns_onnx.capture import Samples
 from pcns_onnx.graph import Graph
@@ -39,9 +42,7 @@ class Latency(msgspec.Struct, frozen=True):
 
 def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, seconds: float = _SECONDS) -> Latency:
     """Time both models on the first batch of `samples` for about `seconds` in all."""
-    held = next(iter(samples))
-    batch = min(samples.batch, max(held.size, _REPEATED))
-    feeds = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in held.feeds.items()}
+    feeds = _first_batch(samples)
     first = engine.session(a.program(), spinning=True)
     second = engine.session(b.program(), spinning=True)
     for _ in range(2):
@@ -49,7 +50,7 @@ def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, second
         second.run(feeds)
     times_a, times_b = list[float](), list[float]()
     start = time.perf_counter()
-    while len(times_a) < _ROUNDS[0] or (len(times_a) < _ROUNDS[1] and time.perf_counter() - start < seconds):
+    while _goes_on(len(times_a), start, seconds):
         t0 = time.perf_counter()
         first.run(feeds)
         t1 = time.perf_counter()
@@ -59,9 +60,43 @@ def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, second
         times_b.append(t2 - t1)
     ratio = statistics.median(y / x for x, y in zip(times_a, times_b, strict=True))
     return Latency(
-        batch, engine.threads, engine.provider, len(times_a),
+        len(next(iter(feeds.values()))), engine.threads, engine.provider, len(times_a),
         statistics.median(times_a), statistics.median(times_b), ratio,
     )  # fmt: skip
+
+
+def compare_many(
+    engine: Engine, original: Graph, others: Sequence[Graph], samples: Samples, seconds: float = _SECONDS
+) -> list[float]:
+    """The ratio of each model's time to `original`'s, `seconds` for each, all taking turns.
+
+    Every round starts with the original, whose time of that round is what the others are compared with.
+    """
+    feeds = _first_batch(samples)
+    sessions = [engine.session(graph.program(), spinning=True) for graph in (original, *others)]
+    rounds: list[list[float]] = []
+    for session in (*sessions, *sessions):
+        session.run(feeds)
+    start = time.perf_counter()
+    while _goes_on(len(rounds), start, seconds * len(others)):
+        times = []
+        for session in sessions:
+            before = time.perf_counter()
+            session.run(feeds)
+            times.append(time.perf_counter() - before)
+        rounds.append(times)
+    return [statistics.median(times[at] / times[0] for times in rounds) for at in range(1, len(sessions))]
+
+
+def _first_batch(samples: Samples) -> dict[str, NDArray[Any]]:
+    """The first batch, filled up with itself where the samples are too few."""
+    held = next(iter(samples))
+    batch = min(samples.batch, max(held.size, _REPEATED))
+    return {name: np.resize(array, (batch, *array.shape[1:])) for name, array in held.feeds.items()}
+
+
+def _goes_on(done: int, start: float, seconds: float) -> bool:
+    return done < _ROUNDS[0] or (done < _ROUNDS[1] and time.perf_counter() - start < seconds)
 
 
 def pass_seconds(engine: Engine, graph: Graph, samples: Samples) -> float:

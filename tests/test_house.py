@@ -16,7 +16,8 @@ HOUSE = ROOT / "pcns_onnx"
 
 ORDER = (
     "errors", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "sizes", "walk", "layers",
-    "groups", "moments", "capture", "methods", "plan", "solve", "rewrite", "reading", "passes", "rotation", "basis",
+    "groups", "rewrite", "stopwatch", "layertimes", "timing", "moments", "capture", "methods", "plan", "solve",
+    "reading", "passes", "rotation", "basis",
     "verify", "latency", "options", "report", "inspecting", "shrinking", "trying", "checking", "pipeline", "cli",
     "__main__",
 )  # fmt: skip
