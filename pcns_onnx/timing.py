@@ -1,14 +1,16 @@
 """What a run of a model takes at any widths: its layers as timed one by one, and the rest.
 
-Beside the layers a run of the whole model is profiled. What else takes time in it (pooling, sums,
-norms, products of attention) scales with the channels that it carries, less what starting any
-kernel takes; the remainder of the run is fixed.
+How a layer's time changes with its width is measured on the layer alone; how long it takes at
+full width, in a profile of the whole model, in which all layers are slowed alike by whatever
+else the machine does. What else takes time there (pooling, sums, norms, products of attention)
+scales with the channels that it carries. What starting a kernel takes, the least that any of
+them needs, is taken off all of them; the remainder of the run is fixed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph import Graph, Shape
+from pcns_onnx.graph import Graph, Node, Shape
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.layertimes import BLOCK, Floats, LayerTimes, Measured, Sliced
 from pcns_onnx.ops import Labels
@@ -49,13 +51,14 @@ class Rest:
 class Timings:
     """What a run takes: every layer by its name, `rest` that scales, and `fixed` seconds.
 
-    `steps` is, by group, the multiple of channels that pays on this machine. Vectors are in the order of
-    `layers`, then `rest`.
+    Of each layer's seconds `start` are counted as fixed. `steps` is, by group, the multiple of
+    channels that pays on this machine. Vectors are in the order of `layers`, then `rest`.
     """
 
     layers: Mapping[str, LayerTimes]
     rest: tuple[Rest, ...]
     fixed: float
+    start: float
     steps: Mapping[str, int]
 
     def ends(self, census: Census) -> tuple[list[Labels], list[Labels]]:
@@ -68,7 +71,8 @@ class Timings:
         """Seconds of every part (n,) that reads and writes these fractions (n,) of its channels."""
         count = len(self.layers)
         times = [layer.at(r, w) for layer, r, w in zip(self.layers.values(), read, written, strict=False)]
-        return np.concatenate([np.asarray(times).reshape(count), self._scaling * written[count:]])
+        own = np.maximum(np.array(times).reshape(count) - self.start, 0.0)
+        return np.concatenate([own, self._scaling * written[count:]])
 
     def total(self, read: Floats, written: Floats) -> float:
         """Seconds of the whole model, from the fractions as in `parts`."""
@@ -109,10 +113,15 @@ def measure_layers(
         layers[layer.name] = table.look_up(sliced.key, Measured, sliced.measure).times()
     whole = _Whole(engine, graph, feeds or _made_up(engine, graph, shapes))
     run = table.look_up(whole.key, _Run, whole.measure)
-    rest = tuple(_rest(graph, census, run))
-    known = sum(float(times.at(1.0, 1.0)) for times in layers.values()) + sum(part.seconds for part in rest)
+    within = _seconds_within(graph, census, run)
+    alone = {name: float(times.at(1.0, 1.0)) for name, times in layers.items()}
+    pace = sum(within.values()) / sum(alone[name] for name in within) if within else 1.0
+    layers = {name: times.scaled(within.get(name, pace * alone[name]) / alone[name]) for name, times in layers.items()}
     steps = {group.name: _step(census, group, layers) for group in census.groups}
-    return Timings(layers, rest, max(run.seconds - known, 0.0), steps)
+    start = min((seconds for *_, seconds in run.kernels), default=0.0)
+    timings = Timings(layers, tuple(_rest(graph, census, run, start)), 0.0, start, steps)
+    parts = timings.parts(*np.ones((2, len(layers) + len(timings.rest))))
+    return replace(timings, fixed=max(run.seconds - float(parts.sum()), 0.0))
 
 
 class _Run(msgspec.Struct, frozen=True):
@@ -150,18 +159,35 @@ def _known(name: str, shapes: Mapping[str, Shape]) -> tuple[int, ...]:
     return tuple(size for size in shape if size is not None)
 
 
-def _rest(graph: Graph, census: Census, run: _Run) -> Iterator[Rest]:
+def _seconds_within(graph: Graph, census: Census, run: _Run) -> dict[str, float]:
+    """Seconds of each layer within the whole model, of those that can be found in its profile."""
+    names, found = {layer.key: layer.name for layer in census.layers}, dict[str, float]()
+    for name, op, seconds in run.kernels:
+        node = _node(graph, name)
+        while node is not None and node.key not in names and node.op != op:  # named after what is fused to it
+            node = next((graph.producers[source] for source in node.inputs if source in graph.producers), None)
+        if node is not None and node.key in names:
+            found[names[node.key]] = found.get(names[node.key], 0.0) + seconds
+    return found
+
+
+def _rest(graph: Graph, census: Census, run: _Run, start: float) -> Iterator[Rest]:
     """Kernels of nodes that are no layers, but carry channels."""
-    keys, start = {layer.key for layer in census.layers}, min((time for *_, time in run.kernels), default=0.0)
+    keys = {layer.key for layer in census.layers}
     scales = {node.name: node.scales for node in census.unsolved if node.scales is not None}
     for name, op, seconds in run.kernels:
-        node = graph.producers.get(name.removeprefix("fused ").removesuffix("_nchwc"))
+        node = _node(graph, name)
         if node is None or node.key in keys or node.op != op:
             continue
         carried = (scales.get(node.label), *(census.labels.get(tensor) for tensor in (node.key, *node.inputs)))
         labels = next((found for found in carried if found is not None), None)
         if labels is not None and seconds > start:
             yield Rest(node.key, seconds - start, labels.reshape(-1))
+
+
+def _node(graph: Graph, kernel: str) -> Node | None:
+    """The node that a kernel is named after, if onnxruntime's optimiser left a trace of the name."""
+    return graph.producers.get(kernel.removeprefix("fused ").removesuffix("_nchwc").removesuffix("/MatMulAddFusion"))
 
 
 # -- steps -----------------------------------------------------------------------------------

@@ -59,7 +59,9 @@ def narrowed(graph: Graph, census: Census, kept: NDArray[np.bool_]) -> Graph:
     return apply(graph, narrow(graph, census, keep))
 
 
-def errors(engine: Engine, graph: Graph, census: Census, timings: Timings, batch: int) -> Iterator[tuple[str, float, float]]:
+def errors(
+    engine: Engine, graph: Graph, census: Census, timings: Timings, batch: int
+) -> Iterator[tuple[str, float, float]]:
     """(title, measured ratio, predicted ratio) of every narrowing."""
     spec = graph.inputs[0]
     shape = (batch, *(size or 1 for size in spec.shape[1:]))
@@ -91,7 +93,7 @@ def main() -> None:
                 timings = measure_layers(engine, graph, census, batch, cache=Path(folder) if args.fresh else None)
                 took = time.perf_counter() - start
                 whole = timings.of_classes(census, np.ones(census.born + 1, dtype=np.bool_))
-                rest = whole - timings.fixed - sum(float(t.at(1, 1)) for t in timings.layers.values())
+                rest = whole - timings.fixed - sum(float(t.at(1, 1)) - timings.start for t in timings.layers.values())
                 print(f"\n{name}, batch {batch}: {whole * 1e3:.2f} ms, {timings.fixed / whole:.1%} of it fixed,")
                 print(f"{rest / whole:.1%} beside layers; measured in {took:.1f} s\n")
                 print("| narrowed to | measured | predicted | error |\n|---|---|---|---|")
