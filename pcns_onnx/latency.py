@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.capture import Samples
 from pcns_onnx.graph import Graph
-from pcns_onnx.runtime import Engine
+from pcns_onnx.runtime import Engine, Session
 
 _SECONDS = 2.0
 _ROUNDS = (7, 200)
@@ -43,49 +43,52 @@ class Latency(msgspec.Struct, frozen=True):
 def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, seconds: float = _SECONDS) -> Latency:
     """Time both models on the first batch of `samples` for about `seconds` in all."""
     feeds = _first_batch(samples)
-    first = engine.session(a.program(), spinning=True)
-    second = engine.session(b.program(), spinning=True)
+    first, second = (engine.session(graph.program(), spinning=True) for graph in (a, b))
+    times_a, times_b = _in_turns(engine, first, second, feeds, seconds)
+    return Latency(
+        len(next(iter(feeds.values()))), engine.threads, engine.provider, len(times_a),
+        statistics.median(times_a), statistics.median(times_b), _ratio(times_a, times_b),
+    )  # fmt: skip
+
+
+def compare_many(
+    engine: Engine, original: Graph, others: Iterable[Graph], samples: Samples, seconds: float = _SECONDS
+) -> list[float]:
+    """The ratio of each model's time to `original`'s, by runs that alternate for about `seconds` each.
+
+    One by one: many small models in one round would push each other out of the caches, and the
+    original with them, which in use they do not.
+    """
+    feeds, found = _first_batch(samples), list[float]()
+    first = engine.session(original.program(), spinning=True)
+    for other in others:
+        second = engine.session(other.program(), spinning=True)
+        found.append(_ratio(*_in_turns(engine, first, second, feeds, seconds)))
+    return found
+
+
+def _in_turns(
+    engine: Engine, first: Session, second: Session, feeds: Mapping[str, NDArray[Any]], seconds: float
+) -> tuple[list[float], list[float]]:
+    """Seconds of the runs of both."""
     for _ in range(2):
         first.run(feeds)
         second.run(feeds)
     times_a, times_b = list[float](), list[float]()
     start = time.perf_counter()
-    while _goes_on(len(times_a), start, seconds):
-        t0 = time.perf_counter()
+    while len(times_a) < _ROUNDS[0] or (len(times_a) < _ROUNDS[1] and time.perf_counter() - start < seconds):
+        t0 = engine.clock()
         first.run(feeds)
-        t1 = time.perf_counter()
+        t1 = engine.clock()
         second.run(feeds)
-        t2 = time.perf_counter()
+        t2 = engine.clock()
         times_a.append(t1 - t0)
         times_b.append(t2 - t1)
-    ratio = statistics.median(y / x for x, y in zip(times_a, times_b, strict=True))
-    return Latency(
-        len(next(iter(feeds.values()))), engine.threads, engine.provider, len(times_a),
-        statistics.median(times_a), statistics.median(times_b), ratio,
-    )  # fmt: skip
+    return times_a, times_b
 
 
-def compare_many(
-    engine: Engine, original: Graph, others: Sequence[Graph], samples: Samples, seconds: float = _SECONDS
-) -> list[float]:
-    """The ratio of each model's time to `original`'s, `seconds` for each, all taking turns.
-
-    Every round starts with the original, whose time of that round is what the others are compared with.
-    """
-    feeds = _first_batch(samples)
-    sessions = [engine.session(graph.program(), spinning=True) for graph in (original, *others)]
-    rounds: list[list[float]] = []
-    for session in (*sessions, *sessions):
-        session.run(feeds)
-    start = time.perf_counter()
-    while _goes_on(len(rounds), start, seconds * len(others)):
-        times = []
-        for session in sessions:
-            before = time.perf_counter()
-            session.run(feeds)
-            times.append(time.perf_counter() - before)
-        rounds.append(times)
-    return [statistics.median(times[at] / times[0] for times in rounds) for at in range(1, len(sessions))]
+def _ratio(times_a: Sequence[float], times_b: Sequence[float]) -> float:
+    return statistics.median(b / a for a, b in zip(times_a, times_b, strict=True))
 
 
 def _first_batch(samples: Samples) -> dict[str, NDArray[Any]]:
@@ -93,10 +96,6 @@ def _first_batch(samples: Samples) -> dict[str, NDArray[Any]]:
     held = next(iter(samples))
     batch = min(samples.batch, max(held.size, _REPEATED))
     return {name: np.resize(array, (batch, *array.shape[1:])) for name, array in held.feeds.items()}
-
-
-def _goes_on(done: int, start: float, seconds: float) -> bool:
-    return done < _ROUNDS[0] or (done < _ROUNDS[1] and time.perf_counter() - start < seconds)
 
 
 def pass_seconds(engine: Engine, graph: Graph, samples: Samples) -> float:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,15 @@ class Engine:
     def provider(self) -> str:
         """The onnxruntime execution provider's name."""
         return "CUDAExecutionProvider" if self.device == "cuda" else "CPUExecutionProvider"
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """What to time runs with, in seconds.
+
+        A single thread on the CPU is the caller's: its own time counts, not that in which the
+        machine does something else.
+        """
+        return time.thread_time if self.device == "cpu" and self.threads == 1 else time.perf_counter
 
     def session(self, program: Program, *, spinning: bool = False, profiled: bool = False) -> Session:
         """Compile a program; raises `InputError` if onnxruntime refuses it.

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -34,6 +34,7 @@ _LEAST = 1e-6
 """The resolution of onnxruntime's profile."""
 
 T = TypeVar("T")
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def noise(engine: Engine, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array
     return engine.xp.asarray(values.astype(dtype))
 
 
-def take_turns(engine: Engine, jobs: Sequence[Callable[[], Job]], seconds: float) -> NDArray[np.float64]:
+def take_turns(engine: Engine, jobs: Sequence[Callable[[], Job]], seconds: float) -> Floats:
     """Seconds for one run of each job (n,), measured for about `seconds` in all.
 
     Jobs that do not fit into memory together are timed in parts, each along with the first job,
@@ -88,18 +89,23 @@ def _parts(first: Job, others: Sequence[Callable[[], Job]]) -> Iterator[list[Job
     yield part
 
 
-def _rounds(engine: Engine, jobs: Sequence[Job], seconds: float) -> NDArray[np.float64]:
+def _rounds(engine: Engine, jobs: Sequence[Job], seconds: float) -> Floats:
     on_cpu = engine.device == "cpu"
     sessions = [engine.session(job.program, spinning=True, profiled=on_cpu) for job in jobs]
-    rounds: list[list[float]] = []
+    rounds: list[list[_Run]] = []
     start = time.perf_counter()
     while _goes_on(len(rounds), start, seconds):
         if len(rounds) == _WARM:
             start = time.perf_counter()
-        rounds.append([_seconds(session, job) for session, job in zip(sessions, jobs, strict=True)])
-    if on_cpu:
-        return np.array([_typical(_computing(session.kernels(), len(rounds))) for session in sessions])
-    return np.array([_typical(times) for times in np.array(rounds).T])
+        rounds.append([_run(engine, session, job) for session, job in zip(sessions, jobs, strict=True)])
+    found = []
+    for session, *runs in zip(sessions, *rounds, strict=True):
+        if on_cpu:
+            own = (kernel for kernel in session.kernels() if not kernel.op.startswith("Reorder"))
+            found.append(sum(_typical(_undisturbed(kernel, runs)) for kernel in own))
+        else:
+            found.append(_typical([run.own for run in runs]))
+    return np.array(found)
 
 
 def _goes_on(done: int, start: float, seconds: float) -> bool:
@@ -107,22 +113,31 @@ def _goes_on(done: int, start: float, seconds: float) -> bool:
     return done < least or (done < most and time.perf_counter() - start < seconds)
 
 
-def _seconds(session: Session, job: Job) -> float:
-    start = time.perf_counter()
+class _Run(NamedTuple):
+    """Seconds of one run by the engine's clock, and by the wall's."""
+
+    own: float
+    wall: float
+
+
+def _run(engine: Engine, session: Session, job: Job) -> _Run:
+    start, own = time.perf_counter(), engine.clock()
     session.run(job.feeds)
-    return time.perf_counter() - start
+    own = engine.clock() - own
+    return _Run(own, time.perf_counter() - start)
 
 
-def _computing(kernels: Sequence[Kernel], rounds: int) -> NDArray[np.float64]:
-    """Seconds of each round, without what only moves tensors into another layout."""
-    total = np.zeros(rounds)
-    for kernel in kernels:
-        if not kernel.op.startswith("Reorder"):
-            total += kernel.seconds
-    return total
+def _undisturbed(kernel: Kernel, runs: Sequence[_Run]) -> Floats:
+    """Seconds of a kernel in each run (one figure for all where it does not run once in each).
+
+    The profile goes by the wall's clock: a kernel is taken to be interrupted as much as its run.
+    """
+    if len(kernel.seconds) != len(runs):
+        return np.full(_WARM + 1, sum(kernel.seconds) / len(runs))
+    return np.array(kernel.seconds) * [min(run.own / run.wall, 1.0) for run in runs]
 
 
-def _typical(times: Sequence[float] | NDArray[np.float64]) -> float:
+def _typical(times: Sequence[float] | Floats) -> float:
     """The mean of the faster half of all but the first rounds."""
     kept = np.sort(np.asarray(times)[_WARM:])
     return float(kept[: -(-len(kept) // 2)].mean())
@@ -131,19 +146,18 @@ def _typical(times: Sequence[float] | NDArray[np.float64]) -> float:
 def take_apart(engine: Engine, job: Job, seconds: float) -> tuple[float, list[tuple[Kernel, float]]]:
     """Seconds for one run of a whole model, and for each of its kernels; none on CUDA.
 
-    `job.program` should be `named`. The run that is timed is not profiled, which costs time itself,
-    and it is the fastest: of runs that are long many are disturbed, of kernels few.
+    `job.program` should be `named`. The run that is timed is not profiled, which costs time itself.
     """
     plain = engine.session(job.program, spinning=True)
     profiled = engine.session(job.program, spinning=True, profiled=True) if engine.device == "cpu" else None
-    times: list[float] = []
+    times, runs = list[float](), list[_Run]()
     start = time.perf_counter()
     while _goes_on(len(times), start, seconds):
-        times.append(_seconds(plain, job))
+        times.append(_run(engine, plain, job).own)
         if profiled is not None:
-            profiled.run(job.feeds)
+            runs.append(_run(engine, profiled, job))
     kernels = () if profiled is None else profiled.kernels()
-    return min(times), [(kernel, _typical(kernel.seconds)) for kernel in kernels]
+    return _typical(times), [(kernel, _typical(_undisturbed(kernel, runs))) for kernel in kernels]
 
 
 class Table:

@@ -67,7 +67,7 @@ def errors(
     shape = (batch, *(size or 1 for size in spec.shape[1:]))
     data = open_data({spec.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}, graph.inputs)
     tried = list(narrowings(census))
-    small = [narrowed(graph, census, kept) for _, kept in tried]
+    small = (narrowed(graph, census, kept) for _, kept in tried)
     found = compare_many(engine, graph, small, Samples(data, batch), 1.0)
     whole = timings.of_classes(census, np.ones(census.born + 1, dtype=np.bool_))
     for (title, kept), measured in zip(tried, found, strict=True):
