@@ -101,8 +101,7 @@ def _rounds(engine: Engine, jobs: Sequence[Job], seconds: float) -> Floats:
     found = []
     for session, *runs in zip(sessions, *rounds, strict=True):
         if on_cpu:
-            own = (kernel for kernel in session.kernels() if not kernel.op.startswith("Reorder"))
-            found.append(sum(_typical(_undisturbed(kernel, runs)) for kernel in own))
+            found.append(sum(t for kernel, t in _kernels(session, runs) if not kernel.op.startswith("Reorder")))
         else:
             found.append(_typical([run.own for run in runs]))
     return np.array(found)
@@ -127,14 +126,16 @@ def _run(engine: Engine, session: Session, job: Job) -> _Run:
     return _Run(own, time.perf_counter() - start)
 
 
-def _undisturbed(kernel: Kernel, runs: Sequence[_Run]) -> Floats:
-    """Seconds of a kernel in each run (one figure for all where it does not run once in each).
+def _kernels(session: Session, runs: Sequence[_Run]) -> list[tuple[Kernel, float]]:
+    """The kernels of a profiled session with their seconds.
 
-    The profile goes by the wall's clock: a kernel is taken to be interrupted as much as its run.
+    The profile goes by the wall's clock. Where it has more than the runs took by the engine's, the
+    kernels are long enough to be interrupted always, all in proportion to their length.
     """
-    if len(kernel.seconds) != len(runs):
-        return np.full(_WARM + 1, sum(kernel.seconds) / len(runs))
-    return np.array(kernel.seconds) * [min(run.own / run.wall, 1.0) for run in runs]
+    kernels = session.kernels()
+    times = [_typical(k.seconds) if len(k.seconds) == len(runs) else sum(k.seconds) / len(runs) for k in kernels]
+    own = _typical([run.own for run in runs])
+    return [(kernel, t * min(1.0, own / max(sum(times), _LEAST))) for kernel, t in zip(kernels, times, strict=True)]
 
 
 def _typical(times: Sequence[float] | Floats) -> float:
@@ -156,8 +157,7 @@ def take_apart(engine: Engine, job: Job, seconds: float) -> tuple[float, list[tu
         times.append(_run(engine, plain, job).own)
         if profiled is not None:
             runs.append(_run(engine, profiled, job))
-    kernels = () if profiled is None else profiled.kernels()
-    return _typical(times), [(kernel, _typical(_undisturbed(kernel, runs))) for kernel in kernels]
+    return _typical(times), [] if profiled is None else _kernels(profiled, runs)
 
 
 class Table:
