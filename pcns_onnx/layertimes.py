@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -126,12 +127,12 @@ class Sliced:
     def measure(self) -> Measured:
         """Time it; axes that are not free at their full width only."""
         (reads, inside_reads), (writes, inside_writes) = (
-            _widths(full) if free else ([full], []) for full, free in zip(self.full, self.free, strict=True)
+            widths(full) if free else ([full], []) for full, free in zip(self.full, self.free, strict=True)
         )
         read, written = self.full
         grid = list(product(reads, writes))
         jobs = [self.full, *grid, *((w, written) for w in inside_reads), *((read, w) for w in inside_writes)]
-        times = take_turns(self.engine, [partial(self._job, *job) for job in jobs], _SECONDS)
+        times = take_turns(self.engine, [partial(self.job, *job) for job in jobs], _SECONDS)
         found = dict(zip(jobs[1:], map(float, times[1:]), strict=True))
         return Measured(
             reads,
@@ -141,17 +142,21 @@ class Sliced:
             {w: found[read, w] for w in inside_writes},
         )
 
-    def _job(self, read: int, written: int) -> Job:
+    def job(self, read: int, written: int) -> Job:
+        """The layer with the first so many channels (of each block), fed with as many."""
         linear = self.layer.linear
         columns, rows = (
             np.tile(np.arange(full) < width, linear.op.blocks)
             for width, full in zip((read, written), self.full, strict=True)
         )
-        edits = slice_layer(self.part, self.layer, rows, columns)
+        edits = slice_layer(self.graph, self.layer, rows, columns)
         program = apply(self.part, tuple(e for e in edits if e.key == self.layer.key)).program()
-        shape = list(self.shape)
-        shape[self._axis] = int(columns.sum())
-        return Job(program, {self.layer.source: noise(self.engine, tuple(shape), self.part.inputs[0].dtype)})
+        x = np.compress(columns, self._input, axis=self._axis)
+        return Job(program, {self.layer.source: self.engine.xp.asarray(x)})
+
+    @cached_property
+    def _input(self) -> NDArray[Any]:
+        return noise(self.shape, self.part.inputs[0].dtype)
 
     @property
     def _axis(self) -> int:
@@ -162,12 +167,12 @@ class Sliced:
         return 0 if node.attrs.get("transA") else 1
 
 
-def _widths(full: int) -> tuple[list[int], list[int]]:
+def widths(full: int) -> tuple[list[int], list[int]]:
     """Multiples of a block to measure on a grid, the full width included, and widths inside of blocks."""
     tops = {max(round(full * share / BLOCK), 1) * BLOCK for share in _SHARES} | {BLOCK, full}
     tops = {top for top in tops if top <= full}
     inside = set[int]()
-    for top in {min(BLOCK, full), min(-(-full // (3 * BLOCK)) * BLOCK, full), full}:
+    for top in {min(BLOCK, full), min(-(-full // (3 * BLOCK)) * BLOCK, full), full // BLOCK * BLOCK or full, full}:
         tops.add(top)
         bottom = _below(top)
         offsets = range(1, BLOCK) if top % BLOCK else _OFFSETS

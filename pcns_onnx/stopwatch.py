@@ -46,15 +46,16 @@ class Job:
 
     @property
     def nbytes(self) -> int:
-        """Size of the program."""
-        return len(self.program.model) + sum(int(value.nbytes) for value in self.program.weights.values())
+        """Size of the program and what it is fed."""
+        arrays = (*self.program.weights.values(), *self.feeds.values())
+        return len(self.program.model) + sum(int(array.nbytes) for array in arrays)
 
 
-def noise(engine: Engine, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Normal noise, free of denormal numbers, where the engine reads it; ones of any type but floats."""
+def noise(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Normal noise, free of denormal numbers; ones of any type but floats."""
     floats = np.issubdtype(dtype, np.floating)
-    values = np.random.default_rng(0).standard_normal(shape) if floats else np.ones(shape)
-    return engine.xp.asarray(values.astype(dtype))
+    values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32) if floats else np.ones(shape)
+    return values.astype(dtype)
 
 
 def take_turns(engine: Engine, jobs: Sequence[Callable[[], Job]], seconds: float) -> Floats:

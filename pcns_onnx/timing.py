@@ -34,7 +34,7 @@ _FEW = 4
 """A group should have at least so many widths to choose from."""
 _SECONDS = 0.5
 """Time for the rounds of the whole model."""
-_WASTE = 0.25
+_WASTE = 0.125
 """A step is too fine if its widths save so much less than their share of what a block saves."""
 
 
@@ -149,7 +149,8 @@ class _Whole:
 
 def _made_up(engine: Engine, graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, Array]:
     """Normal noise for floats, ones (valid as tokens, masks and lengths) for all else."""
-    return {spec.name: noise(engine, _known(spec.name, shapes), spec.dtype) for spec in graph.inputs}
+    made = {spec.name: noise(_known(spec.name, shapes), spec.dtype) for spec in graph.inputs}
+    return {name: engine.xp.asarray(array) for name, array in made.items()}
 
 
 def _known(name: str, shapes: Mapping[str, Shape]) -> tuple[int, ...]:
@@ -197,7 +198,7 @@ def step_that_pays(seconds: Sequence[float] | Floats) -> int:
     """The multiple to hold widths to, from the seconds (n,) that all of 1..n channels take.
 
     Widths inside a block of 16 pay if they save their share of what the whole block saves: the
-    finest of `STEPS` whose widths miss no more than a quarter of a block's saving, on average, is taken;
+    finest of `STEPS` whose widths miss no more than an eighth of a block's saving, on average, is taken;
     in narrow groups one that leaves a few widths to choose from.
     """
     times, count = np.asarray(seconds, dtype=np.float64), len(seconds)
