@@ -3,7 +3,8 @@
 Runs take turns, so that a machine whose speed drifts slows all alike, and of the rounds the faster
 half is averaged: what else the machine does can only add. On the CPU a profiled session tells what
 its kernels take. So neither Python counts nor the reordering of tensors at the borders of a lone
-layer, which its neighbours in the model spare it. CUDA's kernels are queued: there whole runs
+layer, which its neighbours in the model spare it. Threads do not spin between runs: those of one
+session would take the cores from the next. CUDA's kernels are queued: there whole runs
 are timed, less the shortest, which is what a launch costs.
 """
 
@@ -92,7 +93,7 @@ def _parts(first: Job, others: Sequence[Callable[[], Job]]) -> Iterator[list[Job
 
 def _rounds(engine: Engine, jobs: Sequence[Job], seconds: float) -> Floats:
     on_cpu = engine.device == "cpu"
-    sessions = [engine.session(job.program, spinning=True, profiled=on_cpu) for job in jobs]
+    sessions = [engine.session(job.program, profiled=on_cpu) for job in jobs]
     rounds: list[list[_Run]] = []
     start = time.perf_counter()
     while _goes_on(len(rounds), start, seconds):
@@ -150,8 +151,8 @@ def take_apart(engine: Engine, job: Job, seconds: float) -> tuple[float, list[tu
 
     `job.program` should be `named`. The run that is timed is not profiled, which costs time itself.
     """
-    plain = engine.session(job.program, spinning=True)
-    profiled = engine.session(job.program, spinning=True, profiled=True) if engine.device == "cpu" else None
+    plain = engine.session(job.program)
+    profiled = engine.session(job.program, profiled=True) if engine.device == "cpu" else None
     times, runs = list[float](), list[_Run]()
     start = time.perf_counter()
     while _goes_on(len(times), start, seconds):

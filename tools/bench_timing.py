@@ -1,6 +1,6 @@
 """How well the layers' measured times predict whole models, and which multiples of channels pay here.
 
-    python tools/bench_timing.py ../shared [--batch 1,16] [--threads 1] [--fresh]
+    python tools/bench_timing.py ../shared [--batch 1,16] [--threads 1] [--fresh] [--only vgg]
 
 SHARED holds `models/` (see its README). Models are narrowed without solving, to the same share of
 every group and to random ones, on multiples of 4 or on any width; their latency is measured against
