@@ -8,6 +8,8 @@ lines run on the host, on the GPU and, in the tests, under array-api-strict.
 from __future__ import annotations
 
 import importlib
+import platform
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,20 @@ def array_module(device: str) -> Any:
     if not cupy.cuda.is_available():
         raise UnsupportedError("device 'cuda' was asked for but no CUDA device is visible; use --device cpu")
     return namespace
+
+
+def processor(device: str) -> str:
+    """What `device` is, as far as it tells: two machines of one name run the same code equally fast."""
+    if device == "cuda":
+        cupy = importlib.import_module("cupy")
+        return str(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
+    try:
+        told = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    wanted = ("model name", "cpu family", "model", "stepping", "cache size", "flags", "CPU part", "Features")
+    pairs = (line.partition(":") for line in told.splitlines())
+    return "; ".join(value.strip() for name, _, value in pairs if name.strip() in wanted) or platform.machine()
 
 
 def namespace_of(*arrays: Array) -> Any:

@@ -1,4 +1,4 @@
-"""Latency of two models in onnxruntime: interleaved runs, medians, and the ratio pair by pair.
+"""Latency of whole models in onnxruntime: interleaved runs, medians, and the ratio pair by pair.
 
 Runs alternate A B A B, so that a machine whose speed drifts slows both; the ratio is the
 median of the ratios of neighbours. Sessions have onnxruntime's default options but for the
@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from pcns_onnx.capture import Samples
 from pcns_onnx.graph import Graph
-from pcns_onnx.runtime import Engine
+from pcns_onnx.runtime import Engine, Session
 
 _SECONDS = 2.0
 _ROUNDS = (7, 200)
@@ -39,29 +42,60 @@ class Latency(msgspec.Struct, frozen=True):
 
 def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, seconds: float = _SECONDS) -> Latency:
     """Time both models on the first batch of `samples` for about `seconds` in all."""
-    held = next(iter(samples))
-    batch = min(samples.batch, max(held.size, _REPEATED))
-    feeds = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in held.feeds.items()}
-    first = engine.session(a.program(), spinning=True)
-    second = engine.session(b.program(), spinning=True)
+    feeds = _first_batch(samples)
+    first, second = (engine.session(graph.program(), spinning=True) for graph in (a, b))
+    times_a, times_b = _in_turns(engine, first, second, feeds, seconds)
+    return Latency(
+        len(next(iter(feeds.values()))), engine.threads, engine.provider, len(times_a),
+        statistics.median(times_a), statistics.median(times_b), _ratio(times_a, times_b),
+    )  # fmt: skip
+
+
+def compare_many(
+    engine: Engine, original: Graph, others: Iterable[Graph], samples: Samples, seconds: float = _SECONDS
+) -> list[float]:
+    """The ratio of each model's time to `original`'s, by runs that alternate for about `seconds` each.
+
+    One by one: many small models in one round would push each other out of the caches, and the
+    original with them, which in use they do not.
+    """
+    feeds, found = _first_batch(samples), list[float]()
+    first = engine.session(original.program(), spinning=True)
+    for other in others:
+        second = engine.session(other.program(), spinning=True)
+        found.append(_ratio(*_in_turns(engine, first, second, feeds, seconds)))
+    return found
+
+
+def _in_turns(
+    engine: Engine, first: Session, second: Session, feeds: Mapping[str, NDArray[Any]], seconds: float
+) -> tuple[list[float], list[float]]:
+    """Seconds of the runs of both."""
     for _ in range(2):
         first.run(feeds)
         second.run(feeds)
     times_a, times_b = list[float](), list[float]()
     start = time.perf_counter()
     while len(times_a) < _ROUNDS[0] or (len(times_a) < _ROUNDS[1] and time.perf_counter() - start < seconds):
-        t0 = time.perf_counter()
+        t0 = engine.clock()
         first.run(feeds)
-        t1 = time.perf_counter()
+        t1 = engine.clock()
         second.run(feeds)
-        t2 = time.perf_counter()
+        t2 = engine.clock()
         times_a.append(t1 - t0)
         times_b.append(t2 - t1)
-    ratio = statistics.median(y / x for x, y in zip(times_a, times_b, strict=True))
-    return Latency(
-        batch, engine.threads, engine.provider, len(times_a),
-        statistics.median(times_a), statistics.median(times_b), ratio,
-    )  # fmt: skip
+    return times_a, times_b
+
+
+def _ratio(times_a: Sequence[float], times_b: Sequence[float]) -> float:
+    return statistics.median(b / a for a, b in zip(times_a, times_b, strict=True))
+
+
+def _first_batch(samples: Samples) -> dict[str, NDArray[Any]]:
+    """The first batch, filled up with itself where the samples are too few."""
+    held = next(iter(samples))
+    batch = min(samples.batch, max(held.size, _REPEATED))
+    return {name: np.resize(array, (batch, *array.shape[1:])) for name, array in held.feeds.items()}
 
 
 def pass_seconds(engine: Engine, graph: Graph, samples: Samples) -> float:

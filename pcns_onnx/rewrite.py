@@ -89,7 +89,7 @@ def narrow(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> Patch:
     biases = {layer.bias.key for layer in census.layers}
     edits: list[Edit] = []
     for layer in census.layers:
-        edits += _narrow_layer(graph, layer, kept)
+        edits += slice_layer(graph, layer, kept[layer.linear.writes], kept[layer.linear.reads])
     for key, ride in census.rides:
         if key in biases:
             continue
@@ -177,9 +177,9 @@ def _slice(value: Array, labels: Labels, kept: NDArray[np.bool_]) -> Array:
     return value
 
 
-def _narrow_layer(graph: Graph, layer: Layer, kept: NDArray[np.bool_]) -> list[Edit]:
+def slice_layer(graph: Graph, layer: Layer, rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> list[Edit]:
+    """Leave a layer the outputs `rows` (K,) and the inputs `columns` (C,), in every block the same."""
     linear = layer.linear
-    rows, columns = kept[linear.writes], kept[linear.reads]
     if rows.all() and columns.all():
         return []
     weight = stored(graph, layer.key, linear.weight)

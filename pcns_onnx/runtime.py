@@ -7,15 +7,31 @@ device memory and handed over as CuPy arrays, so activations never cross to the 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pcns_onnx.backend import Array, array_module, synchronize, wrap_device_memory
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.graph import Program
+
+_KERNEL = "_kernel_time"
+
+
+class _Event(msgspec.Struct):
+    """One line of onnxruntime's profile."""
+
+    name: str = ""
+    cat: str = ""
+    dur: float = 0
+    args: dict[str, Any] = {}
 
 
 def _onnxruntime() -> Any:
@@ -26,6 +42,15 @@ def _onnxruntime() -> Any:
             "onnxruntime is not installed: `pip install 'pcns-onnx[cpu]'` for CPU or `pip install 'pcns-onnx[cuda]'` "
             "for NVIDIA GPUs (one of the two, never both)"
         ) from None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of an optimised model: its node's name, its operator, and seconds for every run, in order."""
+
+    name: str
+    op: str
+    seconds: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -45,13 +70,23 @@ class Engine:
         """The onnxruntime execution provider's name."""
         return "CUDAExecutionProvider" if self.device == "cuda" else "CPUExecutionProvider"
 
-    def session(self, program: Program, *, spinning: bool = False) -> Session:
+    @property
+    def clock(self) -> Callable[[], float]:
+        """What to time runs with, in seconds.
+
+        A single thread on the CPU is the caller's: its own time counts, not that in which the
+        machine does something else.
+        """
+        return time.thread_time if self.device == "cpu" and self.threads == 1 else time.perf_counter
+
+    def session(self, program: Program, *, spinning: bool = False, profiled: bool = False) -> Session:
         """Compile a program; raises `InputError` if onnxruntime refuses it.
 
         Between runs onnxruntime's threads spin by default: right for a server, and for timings,
-        but here they would take the cores from the linear algebra in between.
+        but here they would take the cores from the linear algebra in between. A `profiled` one
+        keeps time of every kernel, for `Session.kernels`.
         """
-        return Session(program, self, spinning)
+        return Session(program, self, spinning, profiled)
 
 
 def choose_engine(device: str, threads: int = 0) -> Engine:
@@ -84,9 +119,13 @@ def versions() -> dict[str, str]:
 class Session:
     """One compiled model on one engine."""
 
-    def __init__(self, program: Program, engine: Engine, spinning: bool) -> None:
+    def __init__(self, program: Program, engine: Engine, spinning: bool, profiled: bool = False) -> None:
         ort = _onnxruntime()
         options = ort.SessionOptions()
+        self._folder = tempfile.TemporaryDirectory(prefix="pcns-onnx-") if profiled else None
+        if self._folder is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = os.path.join(self._folder.name, "kernels")
         options.log_severity_level = 4
         options.use_deterministic_compute = True
         options.add_session_config_entry("session.force_spinning_stop", "0" if spinning else "1")
@@ -122,6 +161,18 @@ class Session:
         except Exception as error:
             shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in wanted.items())
             raise InputError(f"onnxruntime failed on a batch of {shapes}: {_first_line(error)}") from None
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """What the kernels of a profiled session took, to the microsecond; it keeps no more time after that."""
+        assert self._folder is not None, "only a profiled session keeps time"
+        with self._folder:
+            content = Path(self._session.end_profiling()).read_bytes()
+        found: dict[tuple[str, str], list[float]] = {}
+        for event in msgspec.json.decode(content, type=list[_Event]):
+            if event.cat == "Node" and event.name.endswith(_KERNEL):
+                key = event.name.removesuffix(_KERNEL), str(event.args.get("op_name", ""))
+                found.setdefault(key, []).append(event.dur * 1e-6)
+        return tuple(Kernel(name, op, tuple(seconds)) for (name, op), seconds in found.items())
 
     def _run_bound(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         ort = _onnxruntime()

@@ -16,9 +16,10 @@ HOUSE = ROOT / "pcns_onnx"
 
 ORDER = (
     "errors", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "sizes", "walk", "layers",
-    "groups", "moments", "capture", "methods", "plan", "solve", "rewrite", "reading", "windows", "refine", "passes",
-    "refit", "probing", "rotation", "basis", "verify", "latency", "options", "report", "inspecting", "shrinking",
-    "checking", "pipeline", "cli", "__main__",
+    "groups", "rewrite", "stopwatch", "layertimes", "timing", "moments", "capture", "methods", "costs", "plan",
+    "allocation", "solve", "reading", "windows", "refine", "passes", "refit", "probing", "rotation", "basis",
+    "verify", "latency", "options", "report", "inspecting", "shrinking", "searching", "checking", "opening",
+    "pipeline", "planning", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 

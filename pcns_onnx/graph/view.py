@@ -262,17 +262,23 @@ class GraphView:
                 put_back(tensor, bytes(raw(self._weights[tensor.name])))
         return whole
 
-    def program(self) -> Program:
+    def program(self, *, named: bool = False) -> Program:
         """The model for onnxruntime; no content is copied that lies aligned in memory.
 
         onnxruntime takes no content for initializers that no node reads, so they are left out.
+        `named` nodes have their keys as names, so that a profile can be read.
         """
         used = {output.name for output in self.outputs}
         for node in self.nodes:
             used.update((*node.inputs, *node.captures))
         weights = {name: value for name, value in self._weights.items() if name in used}
         weights = {name: np.require(value, requirements=["C", "A"]) for name, value in weights.items()}
-        return Program(encode(without(self._model, self._weights.keys() - used)), weights)
+        model = without(self._model, self._weights.keys() - used)
+        if named:
+            model = copy_of(model)
+            for proto, node in zip(model.graph.node, self.nodes, strict=True):
+                proto.name = node.key
+        return Program(encode(model), weights)
 
     def digest(self) -> str:
         """SHA-256 of the model and all contents; wherever these are stored, equal models have the same."""
