@@ -60,13 +60,15 @@ class Contender:
 def contenders() -> list[Contender]:
     """All, in the order of the tables."""
     both, chained = ("uniform", "global"), ("uniform", "global", "uniform-stream")
+    light = ("uniform-light", "global-light")
     streams = ("uniform-inner", "global-inner", "uniform-stream", "global-stream")
     methods = ("auto", "obs", "interpolative", "pcns")
     return [
         *(Contender(f"pcns-onnx {name}", _ours(name), "pcns-onnx") for name in methods),
         Contender("pcns-onnx auto, refined", _ours("auto", refined=True), "pcns-onnx"),
-        *(Contender(f"onnxsim {name}", _peer("onnxsim", name), "onnxsim", both, chained)
-          for name in ("l2", "wanda", "wanda-ridge")),
+        Contender("onnxsim l2", _peer("onnxsim", "l2"), "onnxsim", both, chained),
+        Contender("onnxsim wanda", _peer("onnxsim", "wanda"), "onnxsim", both, chained),
+        Contender("onnxsim wanda-ridge", _peer("onnxsim", "wanda-ridge"), "onnxsim", (*both, *light), (*chained, *light)),
         Contender("torch-pruning", _peer("torch_pruning", "plain"), "torch-pruning", both, streams),
         Contender("torch-pruning, norms again", _peer("torch_pruning", "norms"), "torch-pruning", both, streams),
         Contender("interpolative paper", _peer("channels", "interpolative"), "own", both),

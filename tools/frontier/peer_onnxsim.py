@@ -3,7 +3,8 @@
 It finds producer-consumer chains and residual groups of Conv; every layer loses the same fraction ("uniform"), or
 all eligible chains are ranked together ("global", which leaves residual groups alone). BatchNormalization has to be
 folded first, which its own `simplify` does. It cannot follow ResNet's padded shortcuts; "stream"
-gives them to it as Conv, so that it may narrow the residual stream too.
+gives them to it as Conv, so that it may narrow the residual stream too. The fine-tune reaches Gemm and MatMul only,
+and of those only layers that lost either inputs or outputs, not both; "light" is a hundredth of its usual ridge.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from frontier.peer import BATCH, Clock, asked
 from frontier.plain import plain
 
 MOST = 0.98
+USUAL, LIGHT = 1e-2, 1e-4
 
 
 def main() -> None:
@@ -44,7 +46,7 @@ def main() -> None:
         clock = Clock()
         sparsity += 1 / 256
     if job.method == "wanda-ridge":
-        small = apply_pruning_finetune(whole, small, batches)
+        small = apply_pruning_finetune(whole, small, batches, reg_param=LIGHT if "light" in job.setting else USUAL)
     job.finish(small, searched)
 
 
