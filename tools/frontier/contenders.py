@@ -60,7 +60,7 @@ class Contender:
 def contenders() -> list[Contender]:
     """All, in the order of the tables."""
     both, chained = ("uniform", "global"), ("uniform", "global", "uniform-stream")
-    light = ("uniform-light", "global-light")
+    light, wanda = ("uniform-light", "global-light"), "wanda-ridge"
     streams = ("uniform-inner", "global-inner", "uniform-stream", "global-stream")
     methods = ("auto", "obs", "interpolative", "pcns")
     return [
@@ -68,7 +68,7 @@ def contenders() -> list[Contender]:
         Contender("pcns-onnx auto, refined", _ours("auto", refined=True), "pcns-onnx"),
         Contender("onnxsim l2", _peer("onnxsim", "l2"), "onnxsim", both, chained),
         Contender("onnxsim wanda", _peer("onnxsim", "wanda"), "onnxsim", both, chained),
-        Contender("onnxsim wanda-ridge", _peer("onnxsim", "wanda-ridge"), "onnxsim", (*both, *light), (*chained, *light)),
+        Contender(f"onnxsim {wanda}", _peer("onnxsim", wanda), "onnxsim", (*both, *light), (*chained, *light)),
         Contender("torch-pruning", _peer("torch_pruning", "plain"), "torch-pruning", both, streams),
         Contender("torch-pruning, norms again", _peer("torch_pruning", "norms"), "torch-pruning", both, streams),
         Contender("interpolative paper", _peer("channels", "interpolative"), "own", both),
