@@ -164,9 +164,10 @@ def _conv(attrs: dict[str, Any], weights: list[npt.NDArray[Any]]) -> Any:
     weight = weights[0]
     if attrs.get("group", 1) != 1 or set(attrs.get("dilations", [1])) != {1} or weight.ndim != 4:
         raise UnsupportedOpError("only plain two-dimensional Conv is rebuilt in PyTorch")
+    stride, padding = attrs.get("strides", (1, 1)), _padding(attrs)
     layer = nn.Conv2d(
-        weight.shape[1], weight.shape[0], weight.shape[2:], tuple(attrs.get("strides", (1, 1))), tuple(_padding(attrs)),
-        bias=len(weights) > 1,
+        weight.shape[1], weight.shape[0], (weight.shape[2], weight.shape[3]), (stride[0], stride[1]),
+        (padding[0], padding[1]), bias=len(weights) > 1,
     )  # fmt: skip
     return _filled(layer, weights)
 
