@@ -61,6 +61,7 @@ def contenders() -> list[Contender]:
     """All, in the order of the tables."""
     both, chained = ("uniform", "global"), ("uniform", "global", "uniform-stream")
     light, wanda = ("uniform-light", "global-light"), "wanda-ridge"
+    torch = "torch-pruning"
     streams = ("uniform-inner", "global-inner", "uniform-stream", "global-stream")
     methods = ("auto", "obs", "interpolative", "pcns")
     return [
@@ -69,8 +70,9 @@ def contenders() -> list[Contender]:
         Contender("onnxsim l2", _peer("onnxsim", "l2"), "onnxsim", both, chained),
         Contender("onnxsim wanda", _peer("onnxsim", "wanda"), "onnxsim", both, chained),
         Contender(f"onnxsim {wanda}", _peer("onnxsim", wanda), "onnxsim", (*both, *light), (*chained, *light)),
-        Contender("torch-pruning", _peer("torch_pruning", "plain"), "torch-pruning", both, streams),
-        Contender("torch-pruning, norms again", _peer("torch_pruning", "norms"), "torch-pruning", both, streams),
+        Contender(torch, _peer("torch_pruning", "plain"), torch, both, streams),
+        Contender(f"{torch}, norms again", _peer("torch_pruning", "norms"), torch, both, streams),
+        Contender(f"{torch}, norms again, by 8", _peer("torch_pruning", "norms", "-by8"), torch, both, streams),
         Contender("interpolative paper", _peer("channels", "interpolative"), "own", both),
         Contender("interpolative paper, norms again", _peer("channels", "interpolative", "-norms"), "own", both),
         Contender("magnitude", _peer("channels", "magnitude"), "own", both),

@@ -1,7 +1,8 @@
 """Torch-Pruning 1.6, one shot: group-norm importance, with and without estimating BatchNormalization again.
 
 "uniform" removes the same fraction of every group, "global" ranks all groups together. "inner" leaves residual
-streams alone; "stream" narrows them too, for which padded shortcuts become Conv (see `plain`).
+streams alone; "stream" narrows them too, for which padded shortcuts become Conv (see `plain`). "by8" keeps widths at
+multiples of 8, which onnxruntime's kernels like, as pcns-onnx does.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main() -> None:
             global_pruning="global" in job.setting,
             pruning_ratio=ratio,
             ignored_layers=spared,
+            round_to=8 if "by8" in job.setting else None,
         )
         pruner.step()
         return module
