@@ -1,4 +1,7 @@
-"""The picture: accuracy against MACs and against latency, one panel per model."""
+"""The picture: accuracy against MACs and against latency, one panel per model.
+
+The axis of accuracy is logarithmic in the points lost, so that one point is as visible as thirty.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,6 +17,7 @@ from frontier.judge import Verdict
 from frontier.results import Row, best_settings
 
 MARKERS = "os^vDP*X<>hpd8H"
+LOST = (0, 1, 2, 5, 10, 20, 40, 80)
 
 
 def draw(rows: Sequence[Row], order: Sequence[str], folder: Path) -> None:
@@ -55,7 +60,17 @@ def _panel(panel: Axes, rows: list[Row], order: Sequence[str], x: Callable[[Verd
             continue
         ours = name.startswith("pcns-onnx")
         panel.plot(
-            [each[0] for each in seen], [each[1] for each in seen], label=name, marker=MARKERS[index % len(MARKERS)],
-            markersize=5, color=colours(index % 20), linewidth=2.2 if ours else 1.0, linestyle="-" if ours else "--",
+            [each[0] for each in seen], [each[1] for each in seen], label=name, color=colours(index % 20),
+            marker=MARKERS[index % len(MARKERS)], markersize=5, clip_on=False,
+            linewidth=2.2 if ours else 1.0, linestyle="-" if ours else "--",
         )  # fmt: skip
     panel.grid(alpha=0.3)
+    accuracies = [row.verdict.accuracy for row in rows if row.verdict]
+    top, bottom = max(rows[0].base, *accuracies), min(rows[0].base, *accuracies)
+    panel.set_yscale(
+        "function", functions=(lambda y: -np.log(1 + np.maximum(top - y, 0)), lambda z: top + 1 - np.exp(-z))
+    )
+    panel.set_ylim(bottom - 0.15 * (top - bottom + 1), top)
+    panel.set_yticks([rows[0].base - lost for lost in LOST if rows[0].base - lost >= bottom])
+    panel.yaxis.set_major_formatter("{x:.1f}")
+    panel.minorticks_off()
