@@ -92,17 +92,22 @@ def test_sensitivity_runs_from_one_direction_to_all_alike() -> None:
     assert 0 < between.sensitivity < 1
 
 
-def test_what_is_looked_at_comes_behind_the_norm_and_before_the_activation() -> None:
-    model = planted()
+def with_first_scale(model: onnx.ModelProto, scale: Array) -> onnx.ModelProto:
+    """The model with this scale in its first batch norm."""
     norm = next(item for item in model.graph.node if item.op_type == "BatchNormalization")
-    scale = next(tensor for tensor in model.graph.initializer if tensor.name == norm.input[1])
-    scale.CopyFrom(numpy_helper.from_array(np.eye(1, WIDTHS[0], 3)[0].astype(np.float32), scale.name))
+    stored = next(tensor for tensor in model.graph.initializer if tensor.name == norm.input[1])
+    stored.CopyFrom(numpy_helper.from_array(scale.astype(np.float32), stored.name))
+    return model
+
+
+def test_what_is_looked_at_comes_behind_the_norm_and_before_the_activation() -> None:
+    model = with_first_scale(planted(), np.eye(1, WIDTHS[0], 3)[0])
     found = design(model, images(40, 3, 8, 8), variance=0.999).blueprint.layers[0]
     assert found.significant == 1, "the norm lets one filter through"
 
 
 def test_eigenfilters_give_the_components_that_they_are_named_after() -> None:
-    model, x = planted(), images(60, 3, 8, 8)
+    model, x = with_first_scale(planted(), np.linspace(0.2, 3.0, WIDTHS[0])), images(60, 3, 8, 8)
     result = design(model, x, variance=0.999, samples=60)
     kernel = result.eigenfilters.astype(np.float32)
     assert kernel.shape == layers(model)[0].shape
@@ -301,7 +306,8 @@ def test_table_2_has_the_ratios_of_its_widths(original: Net, row: Any) -> None:
 def test_ungrouping_mobilenet_costs_what_the_text_says() -> None:
     ungrouped_net = next(net for net, rows in TABLE if "w/o" in rows[0].dataset)
     ops, params = ratios(ungrouped_net, GROUPED)
-    assert (ops, params) == (pytest.approx(8.5, abs=0.1), pytest.approx(8.7, abs=0.1))
+    assert ops == pytest.approx(8.5, abs=0.1)
+    assert params == pytest.approx(8.7, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -409,6 +415,10 @@ def test_the_command_line_writes_the_net_and_its_configuration(
     assert [w.shape[0] for w in layers(onnx.load(new))] == [layer.significant for layer in found.layers]
     assert sorted(found.prunable) == sorted(layer.name for layer in found.layers)
     assert all(len(layer.explained) == layer.filters for layer in found.layers)
+    assert [layer.dimensions(0.999) for layer in found.layers] == [layer.significant for layer in found.layers]
+    wider, narrower = (design(CNN, IMAGES, variance=v, samples=200).blueprint.layers for v in (0.9999, 0.9))
+    for layer, most, least in zip(found.layers, wider, narrower, strict=True):
+        assert (layer.dimensions(0.9999), layer.dimensions(0.9)) == (most.significant, least.significant)
 
 
 @pytest.mark.parametrize(

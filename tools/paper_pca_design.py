@@ -27,8 +27,9 @@ from design_table2 import V16, V16_FINAL, V16_SIGNIFICANT, M, network, table, vg
 from onnx import numpy_helper
 
 from pcns_onnx import Normalize, design
-from pcns_onnx.designing import DesignResult, configuration_text
+from pcns_onnx.designing import Blueprint, DesignResult, configuration_text
 from pcns_onnx.designing.chain import Chain
+from pcns_onnx.designing.depth import RULES, Rule
 from pcns_onnx.designing.fresh import initialise
 from pcns_onnx.graph import Graph
 
@@ -91,12 +92,19 @@ def designed(subject: Subject, out: Path, suffix: str) -> Iterator[str]:
     if subject.published:
         for name, vector in (("initial", V16), ("significant", V16_SIGNIFICANT), ("final", V16_FINAL)):
             yield f"| {name}, Table 2 | `{configuration_text(vector)}` | | | | |"
-    first = subject.design(depth="first-contraction").blueprint.final
-    yield f"\nfirst-contraction: `{configuration_text(first.configuration)}`, {first.ops:.2f}X, {first.params:.2f}X"
+    chain = Chain.of(Graph.load(subject.model))
+    for name, rule in RULES.items():
+        yield f"\n{name}: `{configuration_text(chain.configuration(left(found, rule)))}`"
     yield f"\nlayers from the one to prune hardest to the most sensitive: {', '.join(found.prunable)}"
     draw.pca_graphs(found, out / f"fig10_pca_graphs{suffix}.png")
     draw.significant_dimensions(found, out / f"fig12_dimensions{suffix}.png", subject.published, "Table 2")
     draw.filters(_first_weight(subject.model), result.eigenfilters, out / f"fig07_eigenfilters{suffix}.png")
+
+
+def left(found: Blueprint, rule: Rule) -> dict[str, int]:
+    """Significant dimensions by layer, without the Convs that the rule drops."""
+    stays = iter(rule([layer.significant for layer in found.layers if layer.kind == "Conv"]))
+    return {layer.name: layer.significant for layer in found.layers if layer.kind != "Conv" or next(stays)}
 
 
 def trained(subject: Subject, data: object, out: Path, suffix: str, args: argparse.Namespace) -> Iterator[str]:
@@ -104,34 +112,42 @@ def trained(subject: Subject, data: object, out: Path, suffix: str, args: argpar
     import design_training as training
 
     assert isinstance(data, training.Split)
-    chain = Chain.of(Graph.load(subject.model))
-    layers = subject.design().blueprint.layers
+    chain, found = Chain.of(Graph.load(subject.model)), subject.design().blueprint
+    layers, seeds = found.layers, range(args.seed, args.seed + args.seeds)
     convs = [layer.name for layer in layers if layer.kind == "Conv"]
     full = {layer.name: layer.filters for layer in layers}
     significant = {layer.name: layer.significant for layer in layers}
 
-    def scores(model: Sequence[onnx.ModelProto]) -> list[float]:
-        runs = enumerate(model, start=args.seed)
-        return [training.trained(m, data, epochs=args.epochs, seed=s, device=args.device)[1] for s, m in runs]
+    def scores(widths: Mapping[str, int]) -> list[float]:
+        nets = ((chain.made(widths, seed).proto, seed) for seed in seeds)
+        return [training.trained(m, data, epochs=args.epochs, seed=s, device=args.device)[1] for m, s in nets]
 
-    seeds = range(args.seed, args.seed + args.seeds)
-    original = scores([chain.made(full, seed).proto for seed in seeds])
+    def row(name: object, widths: Mapping[str, int], got: Sequence[float]) -> str:
+        made = Chain.of(chain.made(widths))
+        macs, parameters = made.costs({layer.name: layer.width for layer in made.hidden})
+        all_macs, every = chain.costs(full)
+        vector = configuration_text(chain.configuration(widths))
+        return f"| {name} | `{vector}` | {all_macs / macs:.1f}X | {every / parameters:.1f}X | {_said(got)} |"
+
     yield f"\n## {subject.name}: accuracy by share of the variance (Fig. 9), by layers (Fig. 11)\n"
-    yield f"{args.seeds} nets each, {args.epochs} epochs; the original's architecture: {_said(original)}\n"
+    yield f"{args.seeds} nets each, {args.epochs} epochs, all from scratch; widths alone, but where it says final.\n"
     yield "| share | configuration | #ops | #params | accuracy (%) |\n" + "|---" * 5 + "|"
+    original = scores(full)
+    yield row("original", full, original)
     by_share = dict[float, list[float]]()
     for share in SHARES:
-        designs = [subject.design(variance=share, depth="none", seed=seed) for seed in seeds]
-        by_share[share] = scores([d.model for d in designs])
-        row = designs[0].blueprint.final
-        costs = f"{row.ops:.1f}X | {row.params:.1f}X"
-        yield f"| {share} | `{configuration_text(row.configuration)}` | {costs} | {_said(by_share[share])} |"
+        widths = {layer.name: layer.dimensions(share) for layer in layers}
+        by_share[share] = scores(widths)
+        yield row(share, widths, by_share[share])
+    for name, rule in RULES.items():
+        widths = left(found, rule)
+        if len(widths) < len(significant):
+            yield row(f"{found.variance}, final, {name}", widths, scores(widths))
     yield "\n| layers | last one | its significant dimensions | accuracy (%) |\n" + "|---" * 4 + "|"
     by_depth = dict[float, list[float]]()
     for depth in range(len(convs), 0, -1):
         gone = set(convs[depth:])
-        widths = {name: width for name, width in significant.items() if name not in gone}
-        by_depth[depth] = scores([chain.made(widths, seed).proto for seed in seeds])
+        by_depth[depth] = scores({name: width for name, width in significant.items() if name not in gone})
         last = convs[depth - 1]
         yield f"| {depth} | {last} | {significant[last]} | {_said(by_depth[depth])} |"
     draw.accuracy_curve(by_share, original, "share of the variance", out / f"fig09_accuracy{suffix}.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -32,6 +33,10 @@ class DesignedLayer(msgspec.Struct, frozen=True):
     def rows_per_filter(self) -> float:
         """D/M; the paper asks for 100."""
         return self.rows / self.filters
+
+    def dimensions(self, share: float) -> int:
+        """The significant dimensions at another share of the variance."""
+        return min(bisect_left(self.explained, share - 1e-12) + 1, self.filters)
 
 
 class Architecture(msgspec.Struct, frozen=True):

@@ -235,7 +235,7 @@ def _blueprint(
             stays=layer.name in widths,
             rows=drafts.found[layer.name].rows,
             sensitivity=round(drafts.found[layer.name].sensitivity, 6),
-            explained=[round(float(share), 9) for share in drafts.found[layer.name].explained],
+            explained=drafts.found[layer.name].explained.tolist(),
         )
         for layer, found in zip(chain.hidden, dimensions, strict=True)
     ]
