@@ -55,7 +55,7 @@ def filters(weight: NDArray[np.floating], turned: NDArray[np.floating], path: Pa
     figure = Figure(figsize=(8, 4))
     axes = figure.subplots(1, 2)
     for axis, bank, title in zip(axes, (weight, turned), ("filters", "eigenfilters, strongest first"), strict=True):
-        axis.imshow(_mosaic(bank), cmap="gray", interpolation="nearest")
+        axis.imshow(_mosaic(bank), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
         axis.set_title(title, fontsize=9)
         axis.axis("off")
     _save(figure, path)
@@ -76,12 +76,12 @@ def accuracy_curve(points: Points, original: Sequence[float], label: str, path: 
 
 
 def _mosaic(bank: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Filters side by side, each scaled to [0, 1] by itself, white between them; three channels in colour."""
+    """Filters side by side, zero in mid-grey and all on one scale, white between them; three channels in colour."""
     columns = int(np.ceil(np.sqrt(len(bank))))
+    most = max(float(np.abs(bank).max()), 1e-12)
     tiles = []
     for one in bank.astype(np.float64):
-        low, high = one.min(), one.max()
-        shown = ((one - low) / max(high - low, 1e-12)).transpose(1, 2, 0)
+        shown = (0.5 + 0.5 * one / most).transpose(1, 2, 0)
         shown = shown if shown.shape[2] == 3 else shown.mean(axis=2, keepdims=True)
         tiles.append(np.pad(shown, ((0, 1), (0, 1), (0, 0)), constant_values=1.0))
     tiles += [np.ones_like(tiles[0])] * (-len(tiles) % columns)
