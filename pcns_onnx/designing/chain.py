@@ -46,7 +46,7 @@ class Chain:
     @classmethod
     def of(cls, model: Graph, feeds: Feeds | None = None) -> Chain:
         """The chain in `model`; raises `UnsupportedError` with the reason where there is none."""
-        refuse_groups(model)
+        _refuse_groups(model)
         graph, added = explicit_biases(settled(model))
         census = survey(graph, feeds)
         _refuse_others(graph, census)
@@ -118,18 +118,17 @@ class Chain:
         """A graph with fresh weights whose hidden layers are those in `widths`, as wide as said there.
 
         A layer that is left out takes its norm and its activation with it. Pools stay, and where it had
-        strides the layer in front of it gets them (as MobileNet's row of Table 2 has it), so
+        strides the Conv in front of it gets them (as MobileNet's row of Table 2 has it), so
         what follows sees maps of the same size. `seed` None: all weights zero.
         """
         keep = {g.name: g.labels[: widths[name]] for name, g in self.groups.items() if name in widths}
         graph = apply(self.graph, narrow(self.graph, self.census, keep))
-        stays: Layer | None = None
+        conv: Layer | None = None
         for layer in self.layers:
-            if layer.name in widths or layer is self.layers[-1]:
-                stays = layer
-            else:
-                assert stays is not None, "the first layer always stays"
-                self._drop(graph, layer, stays)
+            if layer.name not in widths and layer is not self.layers[-1]:
+                self._drop(graph, layer, conv)
+            elif layer.kind == "Conv":
+                conv = layer
         if len(keep) < len(self.hidden):
             self._let_flatten(graph)
         initialise(graph, seed, self.feeds)
@@ -138,9 +137,10 @@ class Chain:
         self._refuse_other_outputs(graph)
         return graph
 
-    def _drop(self, graph: Graph, layer: Layer, before: Layer) -> None:
+    def _drop(self, graph: Graph, layer: Layer, before: Layer | None) -> None:
         strides = graph.node(layer.key).attrs.get("strides")
         if strides and max(strides) > 1:
+            assert before is not None, "depth rules keep the first Conv"
             taken = graph.node(before.key).attrs.get("strides", [1] * len(strides))
             graph.set_attributes(before.key, strides=[a * b for a, b in zip(taken, strides, strict=True)])
         own = {layer.key, layer.bias.key, *filter(self._goes, self.groups[layer.name].path)}
@@ -172,7 +172,7 @@ class Chain:
                 )
 
 
-def refuse_groups(graph: Graph) -> None:
+def _refuse_groups(graph: Graph) -> None:
     """Raise `UnsupportedError` if a Conv is grouped."""
     grouped = [node.label for node in graph.nodes if is_grouped(node) > 1]
     if grouped:

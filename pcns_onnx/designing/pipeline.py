@@ -155,8 +155,8 @@ class _Drafts:
         return [self.found[layer.name].dimensions(share) for layer in self.chain.hidden]
 
     def stays(self, dimensions: Sequence[int]) -> tuple[bool, ...]:
-        """Which hidden layers stay; the paper's rule is one for convolutions, Gemms always do."""
-        is_conv = [layer.kind.startswith("Conv") for layer in self.chain.hidden]
+        """Which hidden layers stay; the paper's rule is one for convolutions, all else does."""
+        is_conv = [layer.kind == "Conv" for layer in self.chain.hidden]
         kept = iter(self.rule([s for s, conv in zip(dimensions, is_conv, strict=True) if conv]))
         return tuple(next(kept) if conv else True for conv in is_conv)
 
