@@ -20,7 +20,7 @@ from topologies import inverted_residual, residual
 from pcns_onnx import DesignResult, InputError, UnsupportedError, cli, design, inspect, ungrouped
 from pcns_onnx.designing.blueprint import Blueprint
 from pcns_onnx.designing.chain import Chain
-from pcns_onnx.designing.depth import first_contraction, monotone
+from pcns_onnx.designing.depth import RULES, first_contraction, monotone
 from pcns_onnx.designing.fresh import initialise
 from pcns_onnx.designing.spectra import Spectrum
 from pcns_onnx.graph import Graph, Program
@@ -419,6 +419,11 @@ def test_the_command_line_writes_the_net_and_its_configuration(
     wider, narrower = (design(CNN, IMAGES, variance=v, samples=200).blueprint.layers for v in (0.9999, 0.9))
     for layer, most, least in zip(found.layers, wider, narrower, strict=True):
         assert (layer.dimensions(0.9999), layer.dimensions(0.9)) == (most.significant, least.significant)
+
+
+def test_the_depth_rules_in_help_are_those_that_there_are(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["design", "--help"]) == 0
+    assert f"--depth {'|'.join(name for name in RULES if name != 'none')}" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
