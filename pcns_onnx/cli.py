@@ -28,6 +28,8 @@ Command = Callable[..., None]
 EXIT_CODES = "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed."
 _METHODS = ("auto", "obs", "interpolative", "pcns")
 """`methods.CHOICES` again: importing it for --help would import scipy."""
+_DEPTHS = ("monotone", "first-contraction")
+"""Depth rules again: importing `designing` for --help would import numpy."""
 _WIDE = 1000
 """Columns where stdout is no terminal: nothing is folded, so that it can be searched."""
 
@@ -56,13 +58,16 @@ _DATA_OPTIONS = _options(
     ),
     click.option("--seed", type=int, help="Seed of everything that is drawn (0)."),
 )
-_ENGINE_OPTIONS = _options(
+_PLACE_OPTIONS = _options(
     click.option(
         "--shape", multiple=True, metavar="NAME=1x3x224x224", help="Sizes of an input that the model leaves open."
     ),
-    click.option("--heads", metavar="width|whole", help="Attention: narrow every head (width) or take whole heads."),
     click.option("--device", metavar="auto|cpu|cuda", help="Where to run (auto: CUDA where there is a GPU)."),
     click.option("--threads", type=int, help="Threads of onnxruntime and of the linear algebra (0: their default)."),
+)
+_ENGINE_OPTIONS = _options(
+    click.option("--heads", metavar="width|whole", help="Attention: narrow every head (width) or take whole heads."),
+    _PLACE_OPTIONS,
 )
 _GATE_OPTIONS = _options(
     click.option("--max-error", type=float, help="Gate: largest relative L2 error of any output."),
@@ -153,6 +158,40 @@ def compare(a: str, b: str, data: str, **choices: Any) -> None:
     with _gate(), _bars() as progress:
         report = run(a, b, data, progress=progress, **_given(choices))
     _show_report(report)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("model")
+@click.option("--data", help="Samples: .npz, .npy, a folder of them, or module:function.")
+@click.option("-o", "--output", required=True, metavar="NEW", help="Where to write the new net, its weights random.")
+@click.option("--variance", type=float, help="Share of every layer's variance to keep (0.999).")
+@click.option("--budget", multiple=True, metavar="macs=F|params=F",
+              help="Find that share: the largest up to 0.999 that meets the budget.")  # fmt: skip
+@click.option("--depth", metavar="|".join(_DEPTHS),
+              help="Drop Convs that do not expand dimensions (default), or all from the first such on.")  # fmt: skip
+@click.option("--no-depth", "depth", flag_value="none", help="Choose widths only.")
+@click.option("--config", metavar="CFG.json", help="Write the design: widths, depth, PCA graphs, costs.")
+@click.option("--ungroup", is_flag=True, help="Write MODEL without grouped Convs: train that, then design from it.")
+@_DATA_OPTIONS
+@_PLACE_OPTIONS
+def design(model: str, data: str | None, output: str, ungroup: bool, **choices: Any) -> None:
+    """Design a smaller net from what MODEL's layers use (one PCA pass); NEW is to be trained from scratch."""
+    from pcns_onnx.designing import design as run
+    from pcns_onnx.designing import design_tables, ungrouped
+
+    given = _given(choices)
+    if ungroup:
+        if given.keys() - {"seed"} or data is not None:
+            raise InputError("--ungroup looks at no data and takes no option but --seed: train what it writes first")
+        _, names = ungrouped(model, output, **given)
+        click.echo(f"{len(names)} Convs read all channels now: " + ", ".join(names))
+    elif data is None:
+        raise InputError("a design looks at what filters do: give samples with --data")
+    else:
+        with _bars() as progress:
+            blueprint = run(model, data, output, progress=progress, **given).blueprint
+        _show(design_tables(blueprint), blueprint.warnings)
+    click.echo(f"wrote {output}, to be trained from scratch")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ their own virtual environment, once (`--peers`; PyTorch without CUDA comes from 
 that). Runs can be done in parts: what DIR holds of the same version is kept, unless `--again`.
 
 Written: `frontier.json` and `frontier.csv` (every row; who could not do a model has a row with the
-reason), `frontier.md` and two pictures (each contender's best setting). Needs `pip install ".[cpu,bench]"`.
+reason), `frontier.md` and two pictures (each contender's best setting). Needs `pip install ".[cpu,plots]"`.
 """
 
 from __future__ import annotations

@@ -220,9 +220,9 @@ class Graph(GraphView):
         source.output[position] = key
         self._changed()
 
-    def drop_into_reader(self, key: str) -> None:
-        """Remove node `key`; its readers read its first input instead."""
-        source = self.node(key).inputs[0]
+    def drop_into_reader(self, key: str, position: int = 0) -> None:
+        """Remove node `key`; its readers read its input `position` instead."""
+        source = self.node(key).inputs[position]
         del self._model.graph.node[self._index(key)]
         for proto in self._model.graph.node:
             for position, name in enumerate(proto.input):
