@@ -17,8 +17,8 @@ HOUSE = ROOT / "pcns_onnx"
 ORDER = (
     "errors", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "sizes", "walk", "layers",
     "groups", "moments", "capture", "methods", "plan", "solve", "rewrite", "reading", "passes", "rotation", "basis",
-    "verify", "latency", "options", "report", "inspecting", "shrinking", "trying", "checking", "pipeline", "cli",
-    "__main__",
+    "verify", "latency", "interop", "options", "report", "inspecting", "shrinking", "trying", "checking", "pipeline",
+    "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 
@@ -28,6 +28,7 @@ DOORS = {
     "google": "graph",
     "onnxruntime": "runtime",
     "cupy": "backend",
+    "torch": "interop",
     "click": "cli",
 }
 """The one module through which each of these comes in."""
