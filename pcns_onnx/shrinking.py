@@ -6,7 +6,7 @@ re-fit everything behind in order; 'basis' methods (PCNS) rebuild groups on new 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,10 +30,6 @@ from pcns_onnx.report import FitInfo, GroupInfo
 from pcns_onnx.rewrite import Patch, apply, kept_classes, narrow
 from pcns_onnx.rotation import Origins, Turn, rotations, turned
 from pcns_onnx.solve import Fit
-
-SHARES = ("0.99", "0.999", "0.9999")
-"""Shares of variance that `inspect` reports dimensions for."""
-
 
 STREAMS = (1.0, 8.0, 1e6)
 """How much more the error of channels that several blocks share may count than their readers see."""
@@ -204,13 +200,6 @@ def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list
     patch = narrow(base, work.census, keep)
     edits, fits = refit(work.setup, base, apply(base, patch), work.census, keep, seen)
     return turns + patch + edits, [_info(g, decision, {n: fits[n] for n in g.readers}, None) for g in chosen]
-
-
-def eigenvalue_summary(work: Work) -> Iterator[tuple[Group, dict[str, int]]]:
-    """Per layer: how many principal directions of its outputs (centred over samples) reach each share."""
-    for group, _, moments in basis.bases(work.setup, work.graph, work.census, work.census.groups):
-        values, _ = eigh_descending(moments.covariance)
-        yield group, {share: dimensions_for(values, float(share)) for share in SHARES}
 
 
 def _widths(

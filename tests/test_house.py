@@ -16,9 +16,9 @@ HOUSE = ROOT / "pcns_onnx"
 
 ORDER = (
     "errors", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "sizes", "walk", "layers",
-    "groups", "moments", "capture", "methods", "plan", "solve", "rewrite", "reading", "passes", "rotation", "basis",
-    "verify", "latency", "interop", "options", "report", "inspecting", "shrinking", "trying", "checking", "pipeline",
-    "cli", "__main__",
+    "groups", "bounds", "moments", "capture", "methods", "plan", "solve", "rewrite", "reading", "passes", "rotation",
+    "basis", "verify", "latency", "interop", "options", "report", "inspecting", "shrinking", "outlook", "trying",
+    "checking", "pipeline", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ NETS: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "grouped": lambda: t.grouped(2),
     "shuffle": t.shuffle,
     "squeeze and excite": lambda: t.squeeze_excite("conv"),
-    **{path.stem: lambda path=path: onnx.load(path) for path in sorted(MODELS.glob("*.onnx"))},
+    **{path.stem: partial(onnx.load, path) for path in sorted(MODELS.glob("*.onnx"))},
 }
 OWN = ("Reciprocal", "Log")
 """Not compared on random numbers: near 0 they magnify any rounding."""
