@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import MODELS, Array, build
+from conftest import MODELS, Array, build, relative, run
 from onnx import helper
 
 from pcns_onnx import InputError, inspect, shrink
@@ -83,6 +83,36 @@ def test_what_pcns_cannot_rebuild_says_why() -> None:
     ]
     (layer,) = inspect(build(nodes, w, ("N", 5), opset=18), normal(3, 50, 5)).pcns
     assert layer.reason is not None and "Mish" in layer.reason and layer.neurons is None
+
+
+# -- section 6: other layers around it -----------------------------------------------------------
+
+
+def test_batch_norm_and_dropout_are_as_if_they_were_not_there() -> None:
+    """BN is folded into the layer before it and Dropout does nothing at inference: PCNS finds the same network."""
+    x, rng = normal(12, 60, 3, 6, 6), np.random.default_rng(13)
+    w, b, v = normal(14, 8, 3, 3, 3), normal(15, 8), normal(16, 4, 8, 3, 3)
+    scale, shift, mean, spread = (rng.uniform(0.5, 1.5, 8).astype(np.float32) for _ in range(4))
+    last = helper.make_node("Conv", ["t", "v"], ["y"])
+    leaky = helper.make_node("LeakyRelu", ["s"], ["a"], alpha=0.1)
+    normed = build(
+        [
+            helper.make_node("Conv", ["x", "w", "b"], ["h"]),
+            helper.make_node("BatchNormalization", ["h", "scale", "shift", "mean", "var"], ["s"], epsilon=1e-5),
+            leaky,
+            helper.make_node("Dropout", ["a"], ["t"]),
+            last,
+        ],
+        {"w": w, "b": b, "v": v, "scale": scale, "shift": shift, "mean": mean, "var": spread},
+        ("N", 3, 6, 6),
+    )
+    factor = scale / np.sqrt(spread + np.float32(1e-5))
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["s"]), leaky, helper.make_node("Identity", ["a"], ["t"]), last]
+    folded = {"w": w * factor[:, None, None, None], "b": (b - mean) * factor + shift, "v": v}
+    plain = build(nodes, folded, ("N", 3, 6, 6))
+    made = [run(shrink(model, x, width=0.5, method="pcns", multiple=1).model, x) for model in (normed, plain)]
+    assert relative(made[0], made[1]) < 1e-4
+    assert relative(run(normed, x), made[0]) > 1e-3  # it was narrowed
 
 
 # -- 3.2: batch size ---------------------------------------------------------------------------

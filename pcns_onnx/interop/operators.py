@@ -258,8 +258,10 @@ def _pad(
     return F.pad(x, widths, mode={"edge": "replicate", "wrap": "circular"}.get(mode, mode))
 
 
-def _identity(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    return x
+def _dropout(
+    x: Tensor, share: float | None = None, training: bool | None = None, *, ratio: float = 0.5, seed: int | None = None
+) -> Tensor:
+    return F.dropout(x, ratio if share is None else share, True) if training else x
 
 
 _TYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16, 11: torch.float64,
@@ -308,7 +310,7 @@ OPERATORS: dict[str, Operator] = {
     "ReduceMean": Operator(_reduce_mean, settings=(1,)),
     "ReduceSum": Operator(_reduce_sum, settings=(1,)),
     "ReduceMax": Operator(_reduce_max, settings=(1,)),
-    "Dropout": Operator(_identity, settings=(1, 2)),
+    "Dropout": Operator(_dropout, settings=(1, 2)),
     **{op: Operator(run) for op, run in _PLAIN.items()},
 }
 """Every operator that is known."""
