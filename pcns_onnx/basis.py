@@ -180,8 +180,8 @@ def _rebuild_one(
     writer = census.layer(group.name)
     sigma = activation_of(original, census, group)
     assert isinstance(sigma, Activation), "refused groups are not rebuilt"
-    x, t = _rows(setup, original, current, census, group)
-    new = expand(x, t, _augmented(setup, current, writer), basis, sigma, width)
+    x, t = rows(setup, original, current, census, group)
+    new = expand(x, t, augmented(setup, current, writer), basis, sigma, width)
     width = int(new.matrix.shape[0])
     keep = {group.name: group.labels[:width]}
     patch = narrow(current, census, keep)
@@ -201,7 +201,7 @@ def _rebuild_one(
     return following, patch, Rebuilt(new.errors, new.plain_errors, fits)
 
 
-def _rows(setup: Setup, original: Graph, current: Graph, census: Census, group: Group) -> tuple[Array, Array]:
+def rows(setup: Setup, original: Graph, current: Graph, census: Census, group: Group) -> tuple[Array, Array]:
     """Inputs x of the writer in `current` and outputs t of the group in `original`, row by row."""
     writer = census.layer(group.name)
     op, places = writer.linear.op, setup.positions(census, writer, 3)
@@ -219,7 +219,7 @@ def _rows(setup: Setup, original: Graph, current: Graph, census: Census, group: 
     return xp.concat(xs, axis=0), xp.concat(ts, axis=0)
 
 
-def _augmented(setup: Setup, graph: Graph, layer: Layer) -> Array:
+def augmented(setup: Setup, graph: Graph, layer: Layer) -> Array:
     """The layer's weights V with its bias as a last column, (K, n + 1)."""
     matrix = layer.linear.op.matrix(stored_weight(graph, layer))
     return setup.engine.xp.asarray(np.concatenate([matrix, stored_bias(graph, layer)[:, None]], axis=1))

@@ -87,6 +87,10 @@ def cli() -> None:
 @click.argument("model")
 @click.option("--data", help="Samples: .npz, .npy, a folder of them, or module:function.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--variance", type=float, help="Count the eigenvectors that reach this share of the variance, too.")
+@click.option("--trials", type=int, metavar="N", help="Run PCNS on N batches of every size: error there and elsewhere.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Trials of layers of these names only.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="No trials of layers of these names.")
 @_DATA_OPTIONS
 @_ENGINE_OPTIONS
 def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None:

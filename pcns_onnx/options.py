@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TypedDict, get_args
@@ -20,7 +21,7 @@ ORDERS = ("ascending", "descending")
 HEADS: tuple[Heads, ...] = get_args(Heads)
 _MOST = 2**31 - 1
 _KINDS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
-    (Integral, "a whole number", ("samples", "batch", "seed", "threads", "refine")),
+    (Integral, "a whole number", ("samples", "trials", "batch", "seed", "threads", "refine")),
     (Real, "a number", ("width", "variance", "holdout", "max_error", "max_drop")),
     (Normalize, "a pcns_onnx.Normalize(mean, std)", ("normalize",)),
 )
@@ -48,6 +49,7 @@ class Choices(TypedDict, total=False):
     batch: int
     holdout: float
     eval: DataSource
+    trials: int
     normalize: Normalize
     seed: int
     device: str
@@ -67,7 +69,8 @@ class Options:
     may be left, all must hold), `width` (fraction of every hidden width), `variance` (share of
     the activations' variance to keep) and `plan` (a file made by `plan_out`) says how small.
     `include` and `exclude` are globs on layer names (one or a list). `holdout` is the share of the samples kept
-    from the solve for the check, unless `eval` gives others. `coupled` false leaves channels alone
+    from the solve for the check, unless `eval` gives others.
+    `trials`: how many batches of every size `inspect` draws. `coupled` false leaves channels alone
     that several blocks share. `refine`: so many steps of nonlinear least squares per layer and its
     reader, after the re-fit. `heads`: take the same dimensions from all attention heads ('width') or
     whole heads ('whole'). `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
@@ -93,6 +96,7 @@ class Options:
     batch: int = 64
     holdout: float = 0.1
     eval: DataSource | None = None
+    trials: int | None = None
     normalize: Normalize | None = None
     seed: int = 0
     device: str = "auto"
@@ -128,7 +132,8 @@ class Options:
         self.shapes()
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"--device {self.device} is not understood: write auto, cpu or cuda")
-        for name, low in (("samples", 1), ("batch", 1), ("threads", 0), ("seed", 0), ("refine", 0)):
+        lows = (("samples", 1), ("trials", 1), ("batch", 1), ("threads", 0), ("seed", 0), ("refine", 0))
+        for name, low in lows:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise InputError(f"--{name} {value} is too small: it must be at least {low}")
@@ -149,6 +154,11 @@ class Options:
     def budgets(self) -> tuple[str, ...]:
         """The budgets as a tuple of texts."""
         return tuple(self.budget)
+
+    def wants(self, name: str) -> bool:
+        """Whether `include` and `exclude` let a layer of this name through."""
+        included = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
+        return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of inputs that the caller states: 'input=1x3x224x224' -> {'input': (1, 3, 224, 224)}."""

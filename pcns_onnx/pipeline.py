@@ -26,14 +26,15 @@ from pcns_onnx.inspecting import group_rows, layer_rows, shrinkable_share
 from pcns_onnx.methods import method_named
 from pcns_onnx.ops import Heads
 from pcns_onnx.options import HEADS, ORDERS, Choices, Options, check_targets
+from pcns_onnx.outlook import look
 from pcns_onnx.passes import Setup
 from pcns_onnx.plan import SCHEMA as PLAN_SCHEMA
 from pcns_onnx.plan import Costs, Plan, fingerprint, load_plan
 from pcns_onnx.progress import Progress
-from pcns_onnx.report import Inspection, Left, Report
+from pcns_onnx.report import Inspection, Left, Outlook, Report
 from pcns_onnx.rewrite import apply
 from pcns_onnx.runtime import Engine, choose_engine
-from pcns_onnx.shrinking import Work, decide, eigenvalue_summary, solve
+from pcns_onnx.shrinking import Work, decide, solve
 from pcns_onnx.sizes import settled
 from pcns_onnx.verify import load_metric
 
@@ -125,6 +126,7 @@ def shrink(
         checked = _samples(held_out or train, options, form.original)
         agreement, report_warnings = verify(engine, form.original, small, checked, metric, progress)
         if held_out is None:
+            agreement = agreement.unproved()
             report_warnings.append("checked on the samples that it was solved on: keep some back or give --eval")
     report = Report(
         options=options.described() | {"method": method.name},
@@ -160,20 +162,21 @@ def inspect(
     form = _Canonical.of(Graph.load(model))
     census = survey(form.twin, _stated_shapes(form.twin, options), heads=_heads(options))
     dimensions, per_neuron, warnings = dict[str, dict[str, int]](), dict[str, float](), list[str]()
+    outlooks = list[Outlook]()
     if data is not None:
         engine = choose_engine(options.device, options.threads)
         everything, _ = split(_open(form, data, options), holdout=0.0, seed=options.seed, samples=options.samples)
         work = _work(form, engine, everything, options, progress)
         census = work.census
         with threadpool_limits(options.threads or None):
-            dimensions = {group.name: found for group, found in eigenvalue_summary(work)}
+            dimensions, outlooks = look(work, options)
         per_neuron = {layer.name: _samples_per_neuron(work, layer.name) for layer in census.layers}
         warnings = _few_samples(replace(work, groups=census.groups))
     layers = layer_rows(census, dimensions, per_neuron)
     if any(layer.macs == 0 for layer in census.layers):
         warnings.append("sizes that the model leaves open hide some costs: give --data, or --shape NAME=1x3x224x224")
     macs, share = sum(layer.macs for layer in layers), shrinkable_share(census)
-    return Inspection(layers, macs, form.original.parameters, share, warnings, group_rows(census))
+    return Inspection(layers, macs, form.original.parameters, share, warnings, group_rows(census), outlooks)
 
 
 def compare(
@@ -308,7 +311,7 @@ def _select(graph: Graph, census: Census, options: Options, family: str) -> tupl
         reason = group.frozen
         if reason is None and group.coupled and not options.coupled:
             reason = "several blocks share its channels, and --no-coupled leaves those alone"
-        if reason is None and not _wanted(group.name, options):
+        if reason is None and not options.wants(group.name):
             reason = "it was left out by --include or --exclude"
         if reason is None and family == "basis":
             reason = basis.refusal(graph, census, group, refit=options.refit)
@@ -317,11 +320,6 @@ def _select(graph: Graph, census: Census, options: Options, family: str) -> tupl
         else:
             left += [Left(name, reason) for name in group.writers]
     return chosen, left
-
-
-def _wanted(name: str, options: Options) -> bool:
-    included = not options.include or any(fnmatchcase(name, pattern) for pattern in options.include)
-    return included and not any(fnmatchcase(name, pattern) for pattern in options.exclude)
 
 
 def _pairs(left: Sequence[Left]) -> tuple[tuple[str, str], ...]:

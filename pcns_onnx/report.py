@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
@@ -49,6 +50,39 @@ class GroupRow(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
+class BatchTrial(msgspec.Struct, frozen=True):
+    """PCNS on batches of `rows` rows: medians of neurons and of the relative errors, on the batch and on new rows.
+
+    `close` is the share of the batches whose error on new rows is at most a tenth above that on the batch.
+    """
+
+    rows: int
+    neurons: int
+    seen_error: float
+    new_error: float
+    worst_new_error: float
+    close: float
+
+
+class Outlook(msgspec.Struct, frozen=True):
+    """What PCNS would find in one layer, before anything is changed.
+
+    `eigenvalues` of the outputs centred across neurons, as shares of their sum, largest first. By share of variance:
+    how many `eigenvectors` reach it, and how many `neurons` make them and the mean (None, with the `reason`, where
+    the activation has no inverse). `reason`: why pcns would leave the layer alone. Least squares has `inputs` + 1
+    unknowns per neuron.
+    """
+
+    name: str
+    width: int
+    inputs: int
+    eigenvalues: list[float]
+    eigenvectors: dict[str, int]
+    neurons: dict[str, int] | None
+    reason: str | None
+    trials: list[BatchTrial]
+
+
 class Inspection(msgspec.Struct, frozen=True):
     """What `inspect` finds. `shrinkable_macs` is the share of MACs in layers that touch a group that can shrink."""
 
@@ -58,6 +92,7 @@ class Inspection(msgspec.Struct, frozen=True):
     shrinkable_macs: float
     warnings: list[str]
     groups: list[GroupRow] = []
+    pcns: list[Outlook] = []
     schema: int = SCHEMA
 
 
@@ -174,6 +209,8 @@ def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
     shared = [group for group in found.groups if group.reason is None and (len(group.writers) > 1 or group.unit > 1)]
     if shared:
         yield _shared_groups(shared)
+    if found.pcns:
+        yield from _outlooks(found.pcns)
     yield (
         f"{found.macs:,} MACs per sample, {found.parameters:,} parameters; "
         f"{100 * found.shrinkable_macs:.0f} % of the MACs are in layers that can shrink"
@@ -192,6 +229,32 @@ def _shared_groups(groups: list[GroupRow]) -> Table:
     return table
 
 
+def _outlooks(found: list[Outlook]) -> Iterator[Table]:
+    """Eigenvectors by share of variance, then what the trials of batch sizes found."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("eigenvectors that reach", overflow="fold")
+    for name in ("width", *(f"{100 * float(share):g} %" for share in found[0].eigenvectors), "share in width/10"):
+        table.add_column(name, justify="right")
+    table.add_column("pcns", overflow="fold")
+    for layer in found:
+        counts = [str(count) for count in layer.eigenvectors.values()]
+        tenth = sum(layer.eigenvalues[: max(layer.width // 10, 1)])
+        table.add_row(layer.name, str(layer.width), *counts, f"{tenth:.2%}", layer.reason or "can rebuild it")
+    yield table
+    if not any(layer.trials for layer in found):
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("pcns on batches of", overflow="fold")
+    for name in ("rows", "rows/width", "rows/inputs", "neurons", "error there", "on new rows", "worst", "close"):
+        table.add_column(name, justify="right")
+    for layer in found:
+        for trial in layer.trials:
+            ratios = (f"{trial.rows / layer.width:.1f}", f"{trial.rows / layer.inputs:.1f}")
+            errors = (f"{e:.2%}" for e in (trial.seen_error, trial.new_error, trial.worst_new_error))
+            table.add_row(layer.name, str(trial.rows), *ratios, str(trial.neurons), *errors, f"{trial.close:.0%}")
+    yield table
+
+
 def report_tables(report: Report) -> Iterator[RenderableType]:
     """Tables for `shrink` and `compare`."""
     if report.groups:
@@ -199,6 +262,8 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
         widths.add_column("layer", overflow="fold")
         for name in ("width", "kept", "predicted error", "re-fit error", "held out"):
             widths.add_column(name, justify="right")
+        if any(group.eigenvector_errors for group in report.groups):
+            widths.add_column("eigenvectors: median, worst", justify="right")
         for group in report.groups:
             fits = list(group.fits.values())
             held = [f.held_out_error for f in fits if f.held_out_error is not None]
@@ -209,6 +274,7 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
                 f"{group.predicted_error:.2%}",
                 f"{max(f.error for f in fits):.2%}" if fits else "",
                 f"{max(held):.2%}" if held else "",
+                *([f"{np.median(made):.1%}, {max(made):.1%}"] if (made := group.eigenvector_errors) else []),
             )
         yield widths
     if report.left_alone:
@@ -248,4 +314,8 @@ def _before_after(report: Report) -> Table:
         text = f"relative error {output.relative_error:.4f}, cosine {output.cosine:.4f}{same}"
         seen = f"{agreement.samples} sample{'' if agreement.samples == 1 else 's'}"
         table.add_row(f"output '{output.name}' on {seen}", "", text, "")
+        proved = [] if output.argmax_bound is None else [f"arg-max differs on at most {output.argmax_bound:.2%}"]
+        proved += [] if output.error_bound is None else [f"95 % err by at most {output.error_bound:.4f}"]
+        if proved:
+            table.add_row("of new samples (95 % confidence)", "", ", ".join(proved), "")
     return table

@@ -6,7 +6,7 @@ re-fit everything behind in order; 'basis' methods (PCNS) rebuild groups on new 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -35,11 +35,6 @@ from pcns_onnx.report import FitInfo, GroupInfo, RefineInfo
 from pcns_onnx.rewrite import Patch, apply, kept_classes, narrow
 from pcns_onnx.rotation import Origins, Turn, rotations, turned
 from pcns_onnx.solve import Fit
-
-SHARES = ("0.99", "0.999", "0.9999")
-"""Shares of variance that `inspect` reports dimensions for."""
-
-
 
 
 @dataclass(frozen=True)
@@ -217,13 +212,6 @@ def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list
     made = refit(work.setup, base, apply(base, patch), work.census, keep, seen, options.refine)
     infos = [_info(g, decision, {n: made.fits[n] for n in g.readers}, None, made.refined) for g in chosen]
     return turns + patch + made.patch, infos
-
-
-def eigenvalue_summary(work: Work) -> Iterator[tuple[Group, dict[str, int]]]:
-    """Per layer: how many principal directions of its outputs (centred over samples) reach each share."""
-    for group, _, moments in basis.bases(work.setup, work.graph, work.census, work.census.groups):
-        values, _ = eigh_descending(moments.covariance)
-        yield group, {share: dimensions_for(values, float(share)) for share in SHARES}
 
 
 def _widths(

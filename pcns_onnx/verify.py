@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.backend import to_numpy
+from pcns_onnx.bounds import quantile_bound, share_bound
 from pcns_onnx.capture import Samples
 from pcns_onnx.errors import InputError, PcnsError
 from pcns_onnx.graph import Graph
@@ -30,12 +31,18 @@ Metric = Callable[[Mapping[str, NDArray[Any]], NDArray[Any] | None], float]
 
 
 class OutputAgreement(msgspec.Struct, frozen=True):
-    """How close one output of B is to the same output of A."""
+    """How close one output of B is to the same output of A.
+
+    With 95 % confidence the arg-max differs on at most a share `argmax_bound` of all samples (so that no accuracy
+    can drop by more), and 95 % of all samples have a relative error of at most `error_bound`; see `bounds`.
+    """
 
     name: str
     relative_error: float
     cosine: float
     argmax_agreement: float | None
+    argmax_bound: float | None = None
+    error_bound: float | None = None
 
 
 class Agreement(msgspec.Struct, frozen=True):
@@ -46,6 +53,11 @@ class Agreement(msgspec.Struct, frozen=True):
     score: str | None
     score_a: float | None
     score_b: float | None
+
+    def unproved(self) -> Agreement:
+        """Without bounds: the samples were seen by the solve, and prove nothing about others."""
+        plain = [msgspec.structs.replace(o, argmax_bound=None, error_bound=None) for o in self.outputs]
+        return msgspec.structs.replace(self, outputs=plain)
 
     @property
     def error(self) -> float:
@@ -66,6 +78,7 @@ class _Tally:
         self.missed = self.size = self.cosine = 0.0
         self.samples = self.same = 0
         self.classes = False
+        self.errors: list[NDArray[np.float64]] = []
 
     def update(self, a: NDArray[Any], b: NDArray[Any]) -> None:
         if a.shape != b.shape:
@@ -77,6 +90,7 @@ class _Tally:
         y = b.astype(np.float64).reshape(count, -1)
         self.missed += float(((x - y) ** 2).sum())
         self.size += float((x**2).sum())
+        self.errors.append(np.linalg.norm(x - y, axis=1) / np.maximum(np.linalg.norm(x, axis=1), 1e-300))
         norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
         both_zero = (np.abs(x).max(axis=1, initial=0) == 0) & (np.abs(y).max(axis=1, initial=0) == 0)
         self.cosine += float(np.where(both_zero, 1.0, (x * y).sum(axis=1) / np.maximum(norms, 1e-300)).sum())
@@ -91,6 +105,8 @@ class _Tally:
             (self.missed / self.size) ** 0.5 if self.size else float(self.missed > 0),
             self.cosine / max(self.samples, 1),
             self.same / max(self.samples, 1) if self.classes else None,
+            share_bound(self.samples - self.same, self.samples) if self.classes else None,
+            quantile_bound(np.concatenate(self.errors)) if self.errors else None,
         )
 
 

@@ -16,10 +16,10 @@ HOUSE = ROOT / "pcns_onnx"
 
 ORDER = (
     "errors", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "sizes", "walk", "layers",
-    "groups", "rewrite", "stopwatch", "layertimes", "timing", "moments", "capture", "methods", "costs", "plan",
-    "allocation", "solve", "reading", "windows", "refine", "passes", "refit", "probing", "rotation", "basis",
-    "verify", "latency", "options", "report", "inspecting", "shrinking", "searching", "checking", "opening",
-    "pipeline", "planning", "designing", "cli", "__main__",
+    "groups", "rewrite", "stopwatch", "layertimes", "timing", "bounds", "moments", "capture", "methods", "costs",
+    "plan", "allocation", "solve", "reading", "windows", "refine", "passes", "refit", "probing", "rotation", "basis",
+    "verify", "latency", "interop", "options", "report", "inspecting", "shrinking", "outlook", "searching",
+    "checking", "opening", "pipeline", "planning", "designing", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 
@@ -29,6 +29,7 @@ DOORS = {
     "google": "graph",
     "onnxruntime": "runtime",
     "cupy": "backend",
+    "torch": "interop",
     "click": "cli",
 }
 """The one module through which each of these comes in."""

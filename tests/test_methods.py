@@ -416,6 +416,16 @@ def test_lambda_is_what_each_neuron_has_of_each_eigenvector(xp: Any) -> None:
     np.testing.assert_allclose(inner, loads, atol=1e-9)
 
 
+def test_the_lambda_that_the_drafts_print_counts_the_mean_twice() -> None:
+    """<TO_j|EV_i> holds <mean|EV_i> too: beside the mean row, that is there once too often in every neuron."""
+    t = outputs_of(31)
+    basis = basis_of(t)
+    e, mean = components_of(t, basis, 6)
+    printed = mean[:, None] + e @ (t.T @ e / len(t)).T
+    np.testing.assert_allclose(printed - t, np.outer(e @ (e.T @ mean) / len(t), np.ones(7)), atol=1e-9)
+    assert np.linalg.norm(printed - t) > 0.05 * np.linalg.norm(t)
+
+
 @BACKENDS
 def test_all_components_and_the_mean_rebuild_the_outputs(xp: Any) -> None:
     t = outputs_of(32)
