@@ -18,7 +18,7 @@ from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.linalg import dimensions_for, eigh_descending
-from pcns_onnx.methods import Method, Ranking
+from pcns_onnx.methods import RANKS, Method, Ranking
 from pcns_onnx.methods.activations import Activation
 from pcns_onnx.methods.pcns import Basis, components_in, neurons_for
 from pcns_onnx.ops import Labels
@@ -92,15 +92,14 @@ def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> l
         wanted = _widths(work, options, plan, curves, budgets, {}, lambda: _basis_variance(found, sigmas, options))
         widths = {name: _whole_pairs(width, full[name], sigmas[name]) for name, width in wanted.items()}
         return [Decision(method, full, widths, {n: curves[n][w] for n, w in widths.items()}, bases=found)]
-    assert method.rank is not None, "subset methods rank"
     rankings: dict[str, Ranking] = {}
     seen: dict[Places, dict[str, Seen]] = {}
     turns = _Turns(work)
     for read in map(turns.turned, read_groups(work.setup, work.graph, work.census, work.groups)):
         group = read.group
         with work.setup.progress.stage("rank"):
-            ranking = method.rank(read.all, group.width)
-        rankings[group.name] = ranking.led_by(_essential(work.census, group, ranking))
+            ranking = RANKS[method.name](read.all, group.width)
+        rankings[group.name] = ranking.led_by(essential(work.census, group, ranking))
         for place, view in read.seen().items():
             seen.setdefault(place, {})[group.name] = view
     proposals: list[Decision] = []
@@ -108,14 +107,14 @@ def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> l
     for weight in STREAMS if streams and options.budgets else STREAMS[:1]:
         readers = {g.name: (len(g.readers) + len(g.products)) * (weight if g.coupled else 1.0) for g in work.groups}
         curves = {name: ranking.error * readers[name] for name, ranking in rankings.items()}
-        widths, keep = _within_budget(work, options, plan, curves, rankings)
+        widths, keep = within_budget(work, options, plan, curves, rankings)
         errors = {name: rankings[name].error[width] for name, width in widths.items()}
         if all(widths != proposal.widths for proposal in proposals):
             proposals.append(Decision(method, full, widths, errors, keep, seen, turns.by_group))
     return proposals
 
 
-def _within_budget(
+def within_budget(
     work: Work,
     options: Options,
     plan: Plan | None,
@@ -162,7 +161,7 @@ class _Turns:
         return following
 
 
-def _essential(census: Census, group: Group, ranking: Ranking) -> list[int]:
+def essential(census: Census, group: Group, ranking: Ranking) -> list[int]:
     """The best channel of every tensor that carries some of the group: none may be left without any."""
     place = np.empty(group.width, dtype=np.int64)
     place[ranking.order] = np.arange(group.width)
@@ -191,10 +190,10 @@ def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list
             work.census,
             decision.narrowed,
             order=options.order,
-            refit=options.refit,
+            refit=options.refit is not False,
             found=decision.bases,
         )
-        infos = [_info(g, decision, rebuilt[g.name].fits, rebuilt[g.name]) for g in chosen]
+        infos = [info_of(g, decision, rebuilt[g.name].fits, rebuilt[g.name]) for g in chosen]
         return patch, infos
     keep = {g.name: g.labels[decision.keep[g.name]] for g in chosen}
     seen = {
@@ -203,7 +202,7 @@ def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list
     base, turns = turned(work.graph, work.census, [turn for name in keep for turn in decision.turns.get(name, ())])
     patch = narrow(base, work.census, keep)
     edits, fits = refit(work.setup, base, apply(base, patch), work.census, keep, seen)
-    return turns + patch + edits, [_info(g, decision, {n: fits[n] for n in g.readers}, None) for g in chosen]
+    return turns + patch + edits, [info_of(g, decision, {n: fits[n] for n in g.readers}, None) for g in chosen]
 
 
 def eigenvalue_summary(work: Work) -> Iterator[tuple[Group, dict[str, int]]]:
@@ -292,7 +291,8 @@ def _subset_variance(work: Work, options: Options) -> dict[str, int]:
     }
 
 
-def _info(group: Group, decision: Decision, fits: Mapping[str, Fit], new: basis.Rebuilt | None) -> GroupInfo:
+def info_of(group: Group, decision: Decision, fits: Mapping[str, Fit], new: basis.Rebuilt | None) -> GroupInfo:
+    """What the report says of a narrowed group."""
     return GroupInfo(
         name=group.name,
         width=group.width,
