@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pcns_onnx.data import Normalize
     from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError, UnsupportedError
+    from pcns_onnx.expanding import ExpandResult, expand
     from pcns_onnx.pipeline import ShrinkResult, compare, inspect, shrink
     from pcns_onnx.report import Inspection, Report
 
@@ -22,14 +23,15 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 _HOMES = {
     "shrink": "pipeline", "inspect": "pipeline", "compare": "pipeline", "ShrinkResult": "pipeline",
+    "expand": "expanding", "ExpandResult": "expanding",
     "Inspection": "report", "Report": "report", "Normalize": "data",
     "PcnsError": "errors", "InputError": "errors", "UnsupportedError": "errors",
     "NothingToShrinkError": "errors", "GateError": "errors",
 }  # fmt: skip
 
 __all__ = [
-    "GateError", "InputError", "Inspection", "Normalize", "NothingToShrinkError", "PcnsError", "Report",
-    "ShrinkResult", "UnsupportedError", "compare", "inspect", "shrink",
+    "ExpandResult", "GateError", "InputError", "Inspection", "Normalize", "NothingToShrinkError", "PcnsError",
+    "Report", "ShrinkResult", "UnsupportedError", "compare", "expand", "inspect", "shrink",
 ]  # fmt: skip
 
 

@@ -27,7 +27,20 @@ _KINDS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
 """What callers from Python, whom no parser guards, must give: None only where that is the default."""
 
 
-class Choices(TypedDict, total=False):
+class Running(TypedDict, total=False):
+    """Keyword arguments that say how to run a model; see `Options` for their meaning."""
+
+    heads: str
+    shape: str | Sequence[str]
+    samples: int
+    batch: int
+    normalize: Normalize
+    seed: int
+    device: str
+    threads: int
+
+
+class Choices(Running, total=False):
     """Keyword arguments of `shrink`, `inspect` and `compare`; see `Options` for their meaning."""
 
     method: str
@@ -42,16 +55,8 @@ class Choices(TypedDict, total=False):
     refit: bool
     rank_ratio: float
     coupled: bool
-    heads: str
-    shape: str | Sequence[str]
-    samples: int
-    batch: int
     holdout: float
     eval: DataSource
-    normalize: Normalize
-    seed: int
-    device: str
-    threads: int
     max_error: float
     max_drop: float
     metric: str | Metric

@@ -18,7 +18,7 @@ from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.linalg import dimensions_for, eigh_descending
-from pcns_onnx.methods import RANKS, Method, Ranking
+from pcns_onnx.methods import RANK_OF, Method, Ranking
 from pcns_onnx.methods.activations import Activation
 from pcns_onnx.methods.pcns import Basis, components_in, neurons_for
 from pcns_onnx.ops import Labels
@@ -98,7 +98,7 @@ def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> l
     for read in map(turns.turned, read_groups(work.setup, work.graph, work.census, work.groups)):
         group = read.group
         with work.setup.progress.stage("rank"):
-            ranking = RANKS[method.name](read.all, group.width)
+            ranking = RANK_OF[method.name](read.all, group.width)
         rankings[group.name] = ranking.led_by(essential(work.census, group, ranking))
         for place, view in read.seen().items():
             seen.setdefault(place, {})[group.name] = view

@@ -15,10 +15,10 @@ ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "pcns_onnx"
 
 ORDER = (
-    "errors", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "sizes", "walk", "layers",
-    "groups", "moments", "capture", "methods", "plan", "solve", "rewrite", "reading", "passes", "rotation", "basis",
-    "verify", "latency", "options", "report", "inspecting", "shrinking", "trying", "checking", "pipeline", "cli",
-    "__main__",
+    "errors", "catalogue", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "sizes", "walk",
+    "layers", "groups", "moments", "capture", "methods", "plan", "solve", "rewrite", "reading", "passes", "rotation",
+    "basis", "verify", "latency", "options", "feeding", "report", "inspecting", "shrinking", "weighing", "trying",
+    "checking", "expanding", "pipeline", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 

@@ -20,7 +20,7 @@ from pcns_onnx.methods import (
     CHOICES,
     DEFAULT,
     METHODS,
-    RANKS,
+    RANK_OF,
     Ranking,
     Reading,
     interpolative,
@@ -95,7 +95,7 @@ def lost_all(problems: Problems, keep: Array) -> float:
 
 def test_every_method_can_be_named_and_auto_is_the_default() -> None:
     assert [method_named(name).name for name in CHOICES] == [DEFAULT, *METHODS]
-    assert {method.name for method in METHODS.values() if method.family == "subset"} == set(RANKS)
+    assert {method.name for method in METHODS.values() if method.family == "subset"} == set(RANK_OF)
 
 
 def test_an_unknown_method_is_refused_with_the_choices() -> None:

@@ -8,8 +8,8 @@ from pcns_onnx.catalogue import CHOICES, DEFAULT, METHODS, Method, method_named
 from pcns_onnx.methods import interpolative, obs
 from pcns_onnx.methods.ranking import Rank, Ranking, Reading, mixing
 
-RANKS: Mapping[str, Rank] = {"obs": obs.rank, "interpolative": interpolative.rank}
+RANK_OF: Mapping[str, Rank] = {"obs": obs.rank, "interpolative": interpolative.rank}
 
 __all__ = [
-    "CHOICES", "DEFAULT", "METHODS", "RANKS", "Method", "Rank", "Ranking", "Reading", "method_named", "mixing",
+    "CHOICES", "DEFAULT", "METHODS", "RANK_OF", "Method", "Rank", "Ranking", "Reading", "method_named", "mixing",
 ]  # fmt: skip
