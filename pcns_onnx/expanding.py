@@ -28,6 +28,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.capture import Samples
 from pcns_onnx.catalogue import expansion_named
 from pcns_onnx.checking import size_of, verify
 from pcns_onnx.data import DataSource
@@ -42,7 +43,8 @@ from pcns_onnx.progress import Progress
 from pcns_onnx.reading import stored_weight
 from pcns_onnx.report import Expanded, Expansion
 from pcns_onnx.rewrite import Patch, SetInput, apply, layout, repeat, stored
-from pcns_onnx.runtime import choose_engine
+from pcns_onnx.runtime import Engine, choose_engine
+from pcns_onnx.verify import Agreement
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -87,26 +89,19 @@ def expand(
     check_targets(tuple(form.original.files), output)
     dataset = stand_in(form.original, options) if data is None else opened(form, data, options)
     census = census_of(form.twin, engine, dataset, options)
-    groups = _chosen(census, (layer,) if isinstance(layer, str) else tuple(layer))
+    groups, left = _chosen(form.twin, census, (layer,) if isinstance(layer, str) else tuple(layer))
     widths = {group.name: round(by * group.width) for group in groups}
-    copies, rows = _shared_out(form.twin, census, groups, widths)
+    copies, rows = shared_out(form.twin, census, groups, widths)
     wide = widened(form.typed, census, copies, groups, zero=kind.name == "zero")
     drop_zero_biases(wide, form.added)
     wide.prune()
     wide.set_metadata("pcns_onnx", _provenance(kind.name, rows))
     wide.check(full=form.original.passes_full_check())
     samples = samples_of(dataset, options, form.original)
-    agreement, warnings = verify(engine, form.original, wide, samples, None, progress)
-    limit = ROUNDING[form.original.storage]
-    if not agreement.error <= limit:
-        where = "the data" if data is not None else "noise (give --data)"
-        raise UnsupportedError(
-            f"the outputs on {where} would change by {agreement.error:.2g}, more than rounding ({limit:g}): "
-            "this layer cannot be widened here; nothing was written"
-        )
+    agreement, warnings = _proven(engine, form.original, wide, samples, progress)
     after = census_of(explicit_biases(wide)[0].as_float32(), engine, dataset, options)
     sizes = size_of(form.original, census), size_of(wide, after)
-    report = Expansion(kind.name, rows, sizes[0], sizes[1], agreement, data is None, warnings)
+    report = Expansion(kind.name, rows, sizes[0], sizes[1], agreement, data is None, left + warnings)
     if output is not None:
         wide.save(output)
     return ExpandResult(wide.proto, report)
@@ -122,24 +117,58 @@ def widened(graph: Graph, census: Census, copies: Copies, groups: Sequence[Group
     return result
 
 
-def _chosen(census: Census, patterns: Sequence[str]) -> list[Group]:
-    """The groups that have a writer of such a name; raises `InputError` with the reason if one must stay."""
-    found: list[Group] = []
+def _proven(
+    engine: Engine, original: Graph, wide: Graph, samples: Samples, progress: Progress
+) -> tuple[Agreement, list[str]]:
+    """How well both agree, and warnings; raises `UnsupportedError` unless it is to rounding."""
+    refused = "this layer cannot be widened here; nothing was written"
+    try:
+        agreement, warnings = verify(engine, original, wide, samples, None, progress)
+    except InputError:
+        verify(engine, original, original, samples, None, progress)  # raises where it is the samples' fault
+        raise UnsupportedError(f"onnxruntime cannot run the model with more channels: {refused}") from None
+    limit = ROUNDING[original.storage]
+    if not agreement.error <= limit:
+        changed = f"the outputs would change by {agreement.error:.2g}, more than rounding ({limit:g})"
+        raise UnsupportedError(f"{changed}: {refused}")
+    return agreement, warnings
+
+
+def _chosen(graph: Graph, census: Census, patterns: Sequence[str]) -> tuple[list[Group], list[str]]:
+    """The groups that have a writer of such a name, and what is said of those that must stay.
+
+    Raises `InputError`, with a reason, where all that a pattern matches must stay.
+    """
+    found, left = list[Group](), list[str]()
     for pattern in patterns:
-        mine = [g for g in census.groups if any(fnmatchcase(name, pattern) for name in g.writers)]
+        mine = [g for g in census.groups if any(_is_called(graph, census.layer(n), pattern) for n in g.writers)]
         if not mine:
             raise InputError(f"'{pattern}' matches no layer: `pcns-onnx inspect` lists their names")
-        found += [group for group in mine if group not in found]
-    for group in found:
-        reason = group.frozen
-        if reason is None and (group.products or not group.readers):
-            reason = "a product of two computed tensors reads it, which has no weights to share out"
-        if reason is not None:
-            raise InputError(f"'{group.name}' cannot be widened: {reason}")
-    return found
+        refused = {group.name: reason for group in mine if (reason := _refusal(group)) is not None}
+        said = [f"'{name}' cannot be widened: {reason}" for name, reason in refused.items()]
+        if len(refused) == len(mine):
+            raise InputError(said[0])
+        found += [group for group in mine if group.name not in refused and group not in found]
+        left += said
+    return found, left
 
 
-def _shared_out(
+def _refusal(group: Group) -> str | None:
+    if group.frozen is None and (group.products or not group.readers):
+        return "a product of two computed tensors reads it, which has no weights to share out"
+    return group.frozen
+
+
+def _is_called(graph: Graph, layer: Layer, pattern: str) -> bool:
+    """Whether a layer has such a name; one without may go by that of the norm that `inspect` folds into it."""
+    names, at = [layer.name], layer.key
+    while [node.op for node in graph.consumers.get(at, ())] == ["BatchNormalization"]:
+        at = graph.consumers[at][0].key
+        names.append(at)
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def shared_out(
     graph: Graph, census: Census, groups: Sequence[Group], widths: dict[str, int]
 ) -> tuple[Copies, list[Expanded]]:
     """How often each class is there (one more element, 1, answers for -1), and how many were split by group."""
