@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ __all__ = ["command"]
 
 METHODS = pytest.mark.parametrize("method", ["eigenremove", "min-weight"])
 CNN, MLP = MODELS / "digits_cnn.onnx", MODELS / "digits_mlp_leaky.onnx"
-NETS = {
+NETS: dict[str, Callable[[], onnx.ModelProto]] = {
     "mlp": lambda: onnx.load(MLP),
     "cnn": lambda: onnx.load(CNN),
     "residual": topologies.residual,
