@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from pcns_onnx.capture import Samples
 from pcns_onnx.catalogue import expansion_named
 from pcns_onnx.checking import size_of, verify
-from pcns_onnx.data import DataSource
+from pcns_onnx.data import DataSource, split
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.feeding import Canonical, census_of, opened, samples_of, stand_in
 from pcns_onnx.fold import drop_zero_biases, explicit_biases
@@ -87,7 +87,8 @@ def expand(
     engine = choose_engine(options.device, options.threads)
     form = Canonical.of(Graph.load(model), folds=False)
     check_targets(tuple(form.original.files), output)
-    dataset = stand_in(form.original, options) if data is None else opened(form, data, options)
+    given = stand_in(form.original, options) if data is None else opened(form, data, options)
+    dataset, _ = split(given, holdout=0.0, seed=options.seed, samples=options.samples)
     census = census_of(form.twin, engine, dataset, options)
     groups, left = _chosen(form.twin, census, (layer,) if isinstance(layer, str) else tuple(layer))
     widths = {group.name: round(by * group.width) for group in groups}

@@ -9,6 +9,9 @@ which for a matrix is its truncated SVD (r_K = r_C). The error is at most the su
 singular values, so at most twice that of the best Tucker approximation of these ranks (De Lathauwer, De Moor
 and Vandewalle 2000). The ranks are the share `ratio` of what each mode can have.
 
+The thesis uses TensorLy, whose Tucker iterates from here. Two eigenproblems in NumPy do without that dependency, have
+no random start, and are what the thesis's text says (HOSVD); for matrices there is no difference.
+
 A neuron's size is the norm of its outgoing weights, |R_g|; the smallest go first (Molchanov et al. 2016;
 Graham 2019, algorithm 2). If M neurons stay, the readers' weights have lost
 
