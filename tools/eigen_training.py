@@ -67,11 +67,10 @@ class Run:
     alive: float = 0.0
 
 
-class Vgg(nn.Module):
+class Vgg:
     """Conv or Linear, BatchNorm and ReLU per layer; `layers` holds them in order, the last without norm."""
 
     def __init__(self, convs: Sequence[int | str], hidden: Sequence[int], shape: Sequence[int], classes: int) -> None:
-        super().__init__()
         self.names: list[str] = []
         self.pooled: list[bool] = []
         layers: list[Any] = []
@@ -97,7 +96,7 @@ class Vgg(nn.Module):
         self.layers: Any = nn.ModuleList(layers)
         self.norms: Any = nn.ModuleList(norms)
 
-    def forward(self, x: Any) -> Any:
+    def __call__(self, x: Any) -> Any:
         """Log-probabilities."""
         for at, norm in enumerate(self.norms):
             layer = self.layers[at]
@@ -107,6 +106,14 @@ class Vgg(nn.Module):
             if self.pooled[at]:
                 x = nn.functional.max_pool2d(x, 2)
         return torch.log_softmax(self.layers[-1](x), dim=1)
+
+    def parameters(self) -> list[Any]:
+        """What is trained."""
+        return [*self.layers.parameters(), *self.norms.parameters()]
+
+    def train(self, mode: bool) -> None:
+        """Norms by the batch, or by what they have seen."""
+        self.norms.train(mode)
 
 
 def change(net: Vgg, at: int, method: str, width: int) -> None:
@@ -196,7 +203,7 @@ def train(
             run.operation_seconds.append(time.perf_counter() - start)
             run.now.append(_loss(net, images.x[sure], images.y[sure], run) / max(then, 1e-9))
             optimiser = _optimiser(net, rate)
-    net.eval()
+    net.train(False)
     with torch.no_grad():
         hits = [
             (net(x).argmax(1) == y).sum()
@@ -212,7 +219,7 @@ def _optimiser(net: Vgg, rate: float) -> Any:
 
 
 def _epoch(net: Vgg, images: Images, optimiser: Any, generator: Any) -> float:
-    net.train()
+    net.train(True)
     total = 0.0
     shuffled: Any = torch.randperm(len(images.y), generator=generator)
     for rows in shuffled.split(BATCH):
@@ -227,7 +234,7 @@ def _epoch(net: Vgg, images: Images, optimiser: Any, generator: Any) -> float:
 
 
 def _loss(net: Vgg, x: Any, y: Any, run: Run) -> float:
-    net.eval()
+    net.train(False)
     with torch.no_grad():
         start = time.perf_counter()
         predicted = net(x)
