@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -42,8 +42,8 @@ def bars(path: Path, seconds: Mapping[str, Sequence[float]]) -> None:
     """Figures 4.9 and 4.10: medians on a logarithmic scale, with the quartiles."""
     figure, axis = plt.subplots(figsize=(7, 3.4))
     for at, values in enumerate(seconds.values()):
-        quarters = statistics.quantiles(values, n=4)
-        median = quarters[1]
+        quarters = np.percentile(values, (25, 50, 75))
+        median = float(quarters[1])
         axis.barh(
             at, 1e3 * median, xerr=[[1e3 * (median - quarters[0])], [1e3 * (quarters[2] - median)]], color=f"C{at}"
         )
