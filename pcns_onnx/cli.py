@@ -109,6 +109,7 @@ def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None
     "--data", help="Samples: .npz, .npy, a folder of them, or module:function. Eigenremove and min-weight need none."
 )
 @click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the shrunk model.")
+@click.option("--refine", type=int, metavar="N", help="After the re-fit, N steps of refinement per layer (0).")
 @click.option("--method", metavar="|".join(CHOICES), help="How to choose and solve (auto: obs); see below.")
 @click.option(
     "--budget",

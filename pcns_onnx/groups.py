@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.graph import Graph, Shape
 from pcns_onnx.layers import Layer, Unsolved, find_layers, find_unsolved
-from pcns_onnx.ops import Bilinear, Heads, Kind, Labels, Pick, Ride, Size
+from pcns_onnx.ops import Bilinear, Heads, Kind, Labels, Pick, Ride, Size, Window
 from pcns_onnx.walk import Walk
 
 _MIXABLE = ("scaling", "linear", "move", "select")
@@ -77,6 +77,7 @@ class Census:
     labels: Mapping[str, Labels]
     shapes: Mapping[str, Shape]
     unsolved: tuple[Unsolved, ...]
+    largest: Mapping[str, Window]
     born: int
     feeds: Mapping[str, Sequence[int]] | None = None
 
@@ -142,6 +143,7 @@ def survey(graph: Graph, feeds: Mapping[str, Sequence[int]] | None = None, *, he
         labels={name: see(labels) for name, labels in walk.labels.items()},
         shapes=walk.shapes,
         unsolved=tuple(find_unsolved(walk)),
+        largest={node.key: flow.largest for node, flow in flows if flow.largest is not None},
         born=walk.classes.born,
         feeds=feeds,
     )

@@ -20,7 +20,7 @@ ORDERS = ("ascending", "descending")
 HEADS: tuple[Heads, ...] = get_args(Heads)
 _MOST = 2**31 - 1
 _KINDS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
-    (Integral, "a whole number", ("samples", "batch", "seed", "threads")),
+    (Integral, "a whole number", ("samples", "batch", "seed", "threads", "refine")),
     (Real, "a number", ("width", "variance", "holdout", "max_error", "max_drop", "rank_ratio")),
     (Normalize, "a pcns_onnx.Normalize(mean, std)", ("normalize",)),
 )
@@ -54,6 +54,7 @@ class Choices(Running, total=False):
     order: str
     refit: bool
     rank_ratio: float
+    refine: int
     coupled: bool
     holdout: float
     eval: DataSource
@@ -73,7 +74,8 @@ class Options:
     the activations' variance to keep) and `plan` (a file made by `plan_out`) says how small.
     `include` and `exclude` are globs on layer names (one or a list). `holdout` is the share of the samples kept
     from the solve for the check, unless `eval` gives others. `coupled` false leaves channels alone
-    that several blocks share. `heads`: take the same dimensions from all attention heads ('width') or
+    that several blocks share. `refine`: so many steps of nonlinear least squares per layer and its
+    reader, after the re-fit. `heads`: take the same dimensions from all attention heads ('width') or
     whole heads ('whole'). `refit`: whether readers are solved again (None: as the method has it; 'pcns' can do
     without, the data-free methods do unless they are asked). `rank_ratio` in (0, 1]: the share of each rank that
     'eigenremove' keeps. `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
@@ -92,6 +94,7 @@ class Options:
     order: str = "ascending"
     refit: bool | None = None
     rank_ratio: float | None = None
+    refine: int = 0
     coupled: bool = True
     heads: str = "width"
     shape: str | Sequence[str] = ()
@@ -134,7 +137,7 @@ class Options:
         self.shapes()
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"--device {self.device} is not understood: write auto, cpu or cuda")
-        for name, low in (("samples", 1), ("batch", 1), ("threads", 0), ("seed", 0)):
+        for name, low in (("samples", 1), ("batch", 1), ("threads", 0), ("seed", 0), ("refine", 0)):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise InputError(f"--{name} {value} is too small: it must be at least {low}")
@@ -197,6 +200,8 @@ class Options:
             raise InputError(f"--variance looks at what neurons do, '{method.name}' does not: give --width or --budget")
         if self.refit and not data:
             raise InputError("--refit solves on samples: give them with --data")
+        if self.refine and method.family == "weights" and not self.refit:
+            raise InputError("--refine comes after a re-fit: ask for that too with --refit and --data")
         gates = {"--max-error": self.max_error, "--max-drop": self.max_drop, "--metric": self.metric}
         asked = [name for name, value in gates.items() if value is not None]
         if asked and not data and self.eval is None:

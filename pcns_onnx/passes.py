@@ -1,13 +1,7 @@
-"""The passes over the data: what the readers see, then the re-fit, layer by layer.
+"""The first pass over the data: what the readers see.
 
-The first pass runs the original model once and gathers, for every group, how its readers see
-it. The second walks original and shrunk model side by side, from input to output, and solves
-each layer from the shrunk model's inputs to the original's outputs before the walk goes on, so
-that errors of earlier layers are corrected and not accumulated.
-
-A layer whose output goes straight into a sum is solved for what the sum still lacks: the
-original's sum less what the shrunk model's other operand already has. So the last layer of a
-residual block corrects the stream, not only its own branch.
+It runs the original model once and gathers, for every group, the second moments of its readers'
+inputs; everything that chooses channels and widths works on these.
 """
 
 from __future__ import annotations
@@ -17,23 +11,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pcns_onnx.backend import namespace_of, to_numpy
-from pcns_onnx.capture import Positions, Samples, Tape, run_batches
+from pcns_onnx.backend import namespace_of
+from pcns_onnx.capture import Positions, Samples, run_batches
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.layers import Layer
 from pcns_onnx.methods import Reading
-from pcns_onnx.ops import Labels
 from pcns_onnx.progress import Progress
-from pcns_onnx.reading import COLUMNS, Columns, ProductView, Seen, View, mixed_prior, stored_weight
-from pcns_onnx.rewrite import Patch, edit, kept_classes, set_layer
+from pcns_onnx.reading import COLUMNS, Columns, ProductView, Seen, View
 from pcns_onnx.runtime import Engine
-from pcns_onnx.solve import Fit, fit, gather
 
-MEMORY = 1 << 26
-"""Bytes of activations that each of the two tapes keeps in memory; beyond it they go to disk."""
 STATISTICS = 3 << 29
 """Bytes of second moments gathered at once; more layers than fit take another pass."""
 ROWS_PER_COLUMN = (40, 20)
@@ -140,100 +128,6 @@ def is_same(setup: Setup, a: Graph, b: Graph, names: Sequence[str]) -> bool:
     xp, (left, right) = setup.engine.xp, both
     miss = [float(xp.max(xp.abs(left[n] - right[n]))) - 1e-3 * float(xp.max(xp.abs(left[n]))) for n in names]
     return all(found <= 0 for found in miss)
-
-
-def refit(
-    setup: Setup,
-    original: Graph,
-    shrunk: Graph,
-    census: Census,
-    keep: Mapping[str, Labels],
-    seen: Mapping[Places, Mapping[str, Seen]],
-) -> tuple[Patch, dict[str, Fit]]:
-    """Pass two: solve every layer behind the first narrowed group, in order.
-
-    `keep` are the classes that stay, by narrowed group; `seen`, by reader, how these groups vary
-    there. The ridge pulls towards the original's weights, what went replaced by its mixture of
-    what stayed. `shrunk` gets the new weights in place. Returns the edits that made them, and the
-    fits by layer name.
-    """
-    layers = _behind(original, census, keep)
-    goals = [_goal(original, census, layer) for layer in layers]
-    kept = kept_classes(census, keep)
-    left = Tape(setup.engine, setup.samples, MEMORY)
-    right = Tape(setup.engine, setup.samples, MEMORY)
-    edits: Patch = ()
-    fits: dict[str, Fit] = {}
-    ridge: float | None = None
-    try:
-        for done, layer in enumerate(setup.progress.track(layers, "re-fit", len(layers))):
-            wanted, other = goals[done]
-            rows = [np.flatnonzero(kept[part.writes]) for part in layer.parts]
-            priors = []
-            for block, part in enumerate(layer.parts):
-                matrix = setup.engine.xp.asarray(part.op.matrix(stored_weight(original, layer)))
-                prior = mixed_prior(matrix, part, seen.get((layer.name, block), {}), keep)
-                priors.append(prior[rows[block], :])
-            targets = left.advance(original, layer.key, [wanted], [goal for goal, _ in goals[done + 1 :]])
-            needed = [name for n, (_, o) in zip(layers[done:], goals[done:], strict=True) for name in (n.source, o)]
-            inputs = right.advance(shrunk, layer.key, [layer.source, other], [name for name in needed if name])
-            pairs = ((x[layer.source], y[wanted], x.get(other)) for x, y in zip(inputs, targets, strict=True))
-            evidence = gather(layer.parts, rows, pairs, setup.positions(census, layer, 1))
-            solved = [fit(e, prior, ridge) for e, prior in zip(evidence, priors, strict=True)]
-            fits[layer.name] = whole = Fit.joined(solved)
-            ridge = whole.ridge
-            patch = set_layer(shrunk, layer, to_numpy(whole.matrix), _quiet(whole))
-            edit(shrunk, patch)
-            edits += patch
-    finally:
-        left.close()
-        right.close()
-    return edits, fits
-
-
-def _goal(graph: Graph, census: Census, layer: Layer) -> tuple[str, str]:
-    """What a layer is solved for: (a tensor, '') or (a sum, its other operand, made before the layer).
-
-    Both operands must have the sum's shape: where one is spread over the other's positions, the
-    layer's rows are not the sum's.
-    """
-    alone = layer.output, ""
-    readers = graph.consumers.get(layer.output, ())
-    exposed = any(output.name == layer.output for output in graph.outputs)
-    if len(readers) != 1 or readers[0].op not in ("Add", "Sum") or len(readers[0].inputs) != 2 or exposed:
-        return alone
-    sum_, other = readers[0].key, next((name for name in readers[0].inputs if name != layer.output), "")
-    shapes = {census.shapes.get(name, (None,)) for name in (layer.output, other, sum_)}
-    if not other or graph.is_constant(other) or len(shapes) > 1 or None in shapes.pop():
-        return alone
-    order = {node.key: at for at, node in enumerate(graph.nodes)}
-    maker = graph.producers.get(other)
-    is_known = maker is None or order[maker.key] < order[layer.key]
-    return (sum_, other) if is_known else alone
-
-
-def _quiet(solved: Fit) -> NDArray[np.float64]:
-    """The bias, zero where it is only rounding: a layer without one should not get one for that."""
-    bias = to_numpy(solved.bias)
-    loud = np.abs(bias).max(initial=0.0) > 1e-6 * solved.scale
-    return bias if loud else np.zeros_like(bias)
-
-
-def _behind(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> list[Layer]:
-    """Layers whose inputs differ from the original's, in topological order."""
-    narrowed = {name for group in census.groups if group.name in keep for name in group.readers}
-    keys = {layer.key: layer for layer in census.layers}
-    changed: set[str] = set()
-    behind: list[Layer] = []
-    for node in graph.nodes:
-        layer = keys.get(node.key)
-        touched = changed.intersection((*node.inputs, *node.captures))
-        if layer is not None and (layer.name in narrowed or touched):
-            behind.append(layer)
-            changed.update(node.outputs)
-        elif touched:
-            changed.update(node.outputs)
-    return behind
 
 
 def _chunks(census: Census, groups: Sequence[Group]) -> Iterator[list[Group]]:

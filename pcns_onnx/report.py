@@ -69,6 +69,7 @@ class GroupInfo(msgspec.Struct, frozen=True):
     kept: int
     predicted_error: float
     fits: dict[str, FitInfo]
+    refined: dict[str, RefineInfo] = {}
     eigenvector_errors: list[float] | None = None
     plain_eigenvector_errors: list[float] | None = None
 
@@ -81,6 +82,13 @@ class FitInfo(msgspec.Struct, frozen=True):
     ridge: float
     error: float
     held_out_error: float | None
+
+
+class RefineInfo(msgspec.Struct, frozen=True):
+    """One refinement: the share of the reader's output variance missed on samples kept aside, before and after."""
+
+    before: float
+    after: float
 
 
 class Size(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,12 @@ from pcns_onnx.methods.activations import Activation
 from pcns_onnx.methods.pcns import Basis, components_in, neurons_for
 from pcns_onnx.ops import Labels
 from pcns_onnx.options import Options
-from pcns_onnx.passes import GroupReadings, Places, Setup, is_same, read_groups, refit
+from pcns_onnx.passes import GroupReadings, Places, Setup, is_same, read_groups
 from pcns_onnx.plan import RESOURCES, Budget, Costs, GroupPlan, Plan, allocate, grid, snap
 from pcns_onnx.reading import Seen
-from pcns_onnx.report import FitInfo, GroupInfo
+from pcns_onnx.refine import Refined
+from pcns_onnx.refit import refit
+from pcns_onnx.report import FitInfo, GroupInfo, RefineInfo
 from pcns_onnx.rewrite import Patch, apply, kept_classes, narrow
 from pcns_onnx.rotation import Origins, Turn, rotations, turned
 from pcns_onnx.solve import Fit
@@ -201,8 +204,9 @@ def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list
     }
     base, turns = turned(work.graph, work.census, [turn for name in keep for turn in decision.turns.get(name, ())])
     patch = narrow(base, work.census, keep)
-    edits, fits = refit(work.setup, base, apply(base, patch), work.census, keep, seen)
-    return turns + patch + edits, [info_of(g, decision, {n: fits[n] for n in g.readers}, None) for g in chosen]
+    made = refit(work.setup, base, apply(base, patch), work.census, keep, seen, options.refine)
+    infos = [info_of(g, decision, {n: made.fits[n] for n in g.readers}, None, made.refined) for g in chosen]
+    return turns + patch + made.patch, infos
 
 
 def eigenvalue_summary(work: Work) -> Iterator[tuple[Group, dict[str, int]]]:
@@ -291,7 +295,13 @@ def _subset_variance(work: Work, options: Options) -> dict[str, int]:
     }
 
 
-def info_of(group: Group, decision: Decision, fits: Mapping[str, Fit], new: basis.Rebuilt | None) -> GroupInfo:
+def info_of(
+    group: Group,
+    decision: Decision,
+    fits: Mapping[str, Fit],
+    new: basis.Rebuilt | None,
+    refined: Mapping[str, Refined] = MappingProxyType({}),
+) -> GroupInfo:
     """What the report says of a narrowed group."""
     return GroupInfo(
         name=group.name,
@@ -307,6 +317,11 @@ def info_of(group: Group, decision: Decision, fits: Mapping[str, Fit], new: basi
                 held_out_error=None if fit.held_out_error != fit.held_out_error else fit.held_out_error,
             )
             for name, fit in fits.items()
+        },
+        refined={
+            name: RefineInfo(before=found.before, after=found.after)
+            for name in group.writers
+            if (found := refined.get(name)) is not None and found.before == found.before
         },
         eigenvector_errors=None if new is None else [float(e) for e in new.errors],
         plain_eigenvector_errors=None if new is None else [float(e) for e in new.plain_errors],

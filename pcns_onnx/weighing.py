@@ -33,9 +33,11 @@ from pcns_onnx.layers import Layer
 from pcns_onnx.methods import Method, Ranking
 from pcns_onnx.methods.weights import by_norm, truncated
 from pcns_onnx.options import Options
-from pcns_onnx.passes import Places, read_groups, refit
+from pcns_onnx.passes import Places, read_groups
 from pcns_onnx.plan import Plan
 from pcns_onnx.reading import Seen, stored_bias, stored_weight
+from pcns_onnx.refine import Refined
+from pcns_onnx.refit import refit
 from pcns_onnx.report import GroupInfo
 from pcns_onnx.rewrite import Patch, apply, narrow, set_layer
 from pcns_onnx.shrinking import Decision, Work, essential, info_of, within_budget
@@ -93,11 +95,13 @@ class Weighing:
         base = apply(graph, estimates)
         patch = estimates + narrow(base, census, keep)
         fits: Mapping[str, Fit] = {}
+        refined: Mapping[str, Refined] = {}
         if options.refit:
-            edits, fits = refit(work.setup, graph, apply(graph, patch), census, keep, self._seen(chosen))
-            patch += edits
+            made = refit(work.setup, graph, apply(graph, patch), census, keep, self._seen(chosen), options.refine)
+            fits, refined, patch = made.fits, made.refined, patch + made.patch
         mine = [{name: fits[name] for name in group.readers if name in fits} for group in chosen]
-        return patch, [info_of(group, decision, found, None) for group, found in zip(chosen, mine, strict=True)]
+        infos = [info_of(g, decision, found, None, refined) for g, found in zip(chosen, mine, strict=True)]
+        return patch, infos
 
     @cached_property
     def _estimates(self) -> dict[str, Patch]:

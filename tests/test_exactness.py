@@ -29,11 +29,12 @@ from pcns_onnx.data import open_data
 from pcns_onnx.fold import explicit_biases
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.groups import Census, survey
-from pcns_onnx.passes import Places, Setup, read_groups, refit
+from pcns_onnx.passes import Places, Setup, read_groups
 from pcns_onnx.pipeline import ShrinkResult
 from pcns_onnx.plan import Plan
 from pcns_onnx.progress import Progress
 from pcns_onnx.reading import Seen
+from pcns_onnx.refit import refit
 from pcns_onnx.rewrite import apply
 from pcns_onnx.runtime import Engine
 
@@ -468,7 +469,8 @@ def test_a_refit_at_full_width_changes_nothing(architecture: str, name: str, pri
             for place, view in read.seen().items():
                 seen.setdefault(place, {})[read.group.name] = view
         assert set(seen) == {("second", 0), ("last", 0)}
-    edits, fits = refit(setup, graph, graph.copy(), census, keep, seen)
+    made = refit(setup, graph, graph.copy(), census, keep, seen)
+    edits, fits = made.patch, made.fits
     solved = apply(graph, edits)
     assert set(fits) == {"second", "last"}
     x = model.samples(11)

@@ -16,9 +16,9 @@ HOUSE = ROOT / "pcns_onnx"
 
 ORDER = (
     "errors", "catalogue", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "sizes", "walk",
-    "layers", "groups", "moments", "capture", "methods", "plan", "solve", "rewrite", "reading", "passes", "rotation",
-    "basis", "verify", "latency", "options", "feeding", "report", "inspecting", "shrinking", "weighing", "trying",
-    "checking", "expanding", "pipeline", "cli", "__main__",
+    "layers", "groups", "moments", "capture", "methods", "plan", "solve", "rewrite", "reading", "windows", "refine",
+    "passes", "refit", "rotation", "basis", "verify", "latency", "options", "feeding", "report", "inspecting",
+    "shrinking", "weighing", "trying", "checking", "expanding", "pipeline", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 

@@ -15,10 +15,11 @@ from topologies import Sketch
 from pcns_onnx.capture import Samples
 from pcns_onnx.data import open_data
 from pcns_onnx.groups import Census, survey
-from pcns_onnx.passes import Places, Setup, read_groups, refit
+from pcns_onnx.passes import Places, Setup, read_groups
 from pcns_onnx.plan import Costs
 from pcns_onnx.progress import Progress
 from pcns_onnx.reading import Seen
+from pcns_onnx.refit import refit
 from pcns_onnx.rewrite import apply, kept_classes, narrow
 from pcns_onnx.runtime import Engine
 
@@ -209,5 +210,5 @@ def test_whatever_goes_together_goes_without_a_trace(seed: int) -> None:
         for place, view in read.seen().items():
             seen.setdefault(place, {})[read.group.name] = view
     patch = narrow(twin, census, keep)
-    edits, _ = refit(setup, twin, apply(twin, patch), census, keep, seen)
+    edits = refit(setup, twin, apply(twin, patch), census, keep, seen).patch
     assert relative(run(twin.proto, x), run(apply(apply(twin, patch), edits).proto, x)) < 1e-3

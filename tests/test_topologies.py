@@ -15,17 +15,18 @@ from surgery import permuted, sample, tensor, unread
 from threadpoolctl import threadpool_limits
 from topologies import TOPOLOGIES, Sketch, depthwise, grouped, inverted_residual, residual, squeeze_excite, two_blocks
 
-from pcns_onnx import InputError, NothingToShrinkError, cli, inspect, latency, passes, shrink
+from pcns_onnx import InputError, NothingToShrinkError, cli, inspect, latency, shrink
 from pcns_onnx.basis import refusal
 from pcns_onnx.capture import Samples
 from pcns_onnx.data import open_data
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, survey
 from pcns_onnx.layers import Layer
-from pcns_onnx.passes import Places, Setup, read_groups, refit
+from pcns_onnx.passes import Places, Setup, read_groups
 from pcns_onnx.plan import Costs, grid
 from pcns_onnx.progress import Progress
 from pcns_onnx.reading import Seen
+from pcns_onnx.refit import Goal, goal_of, refit
 from pcns_onnx.rewrite import apply, narrow
 from pcns_onnx.runtime import Engine
 
@@ -405,12 +406,12 @@ def solved(model: onnx.ModelProto, x: Array, damaged: str, width: int) -> tuple[
             seen.setdefault(place, {})[group.name] = view
     keep = {group.name: group.labels[:width]}
     patch = narrow(graph, census, keep)
-    edits, _ = refit(setup, graph, apply(graph, patch), census, keep, seen)
+    edits = refit(setup, graph, apply(graph, patch), census, keep, seen).patch
     return graph, apply(apply(graph, patch), edits), census
 
 
-def alone(_graph: Graph, _census: Census, layer: Layer) -> tuple[str, str]:
-    return layer.output, ""
+def alone(_graph: Graph, _census: Census, layer: Layer) -> Goal:
+    return Goal(layer.output)
 
 
 def wide_block() -> onnx.ModelProto:
@@ -430,7 +431,7 @@ def test_the_last_layer_of_a_block_corrects_the_stream(monkeypatch: pytest.Monke
     errors = {}
     for how in ("sum", "own branch"):
         if how == "own branch":
-            monkeypatch.setattr(passes, "_goal", alone)
+            monkeypatch.setattr("pcns_onnx.refit.goal_of", alone)
         graph, small, _ = solved(model, x, "a1", C // 2)
         errors[how] = [relative(tensor(graph, name, new), tensor(small, name, new)) for name in ("a", "b", "y")]
     assert errors["sum"][0] == pytest.approx(errors["own branch"][0])  # nothing was damaged before it
@@ -450,8 +451,8 @@ def test_on_the_samples_a_sum_is_never_worse_for_it(
     model = TOPOLOGIES[name]()
     x = data(model)
     errors = []
-    for goal in (passes._goal, alone):
-        monkeypatch.setattr(passes, "_goal", goal)
+    for goal in (goal_of, alone):
+        monkeypatch.setattr("pcns_onnx.refit.goal_of", goal)
         graph, small, _ = solved(model, x, damaged, 2)
         errors.append([relative(tensor(graph, item, x), tensor(small, item, x)) for item in sums])
     assert errors[0][0] == pytest.approx(errors[1][0], rel=1e-3)
@@ -475,7 +476,7 @@ def broadcast(first: bool) -> onnx.ModelProto:
 def test_what_is_spread_over_positions_is_not_solved_for_the_sum(first: bool) -> None:
     model = planted(broadcast(first))
     graph, census = surveyed(model)
-    assert {layer.name: passes._goal(graph, census, layer) for layer in census.layers}["back"] == ("back", "")
+    assert {layer.name: goal_of(graph, census, layer) for layer in census.layers}["back"] == ("back", "")
     result = shrink(model, data(model), width=0.5, multiple="1")
     x = data(model, 1, 20)
     assert relative(run(model, x), run(result.model, x)) < 1e-4
@@ -485,7 +486,7 @@ def test_what_a_layer_is_solved_for() -> None:
     found = {}
     for name in ("projection", "inverted residual", "residual rows", "sum of three", "nested sums"):
         graph, census = surveyed(TOPOLOGIES[name]())
-        goals = ((layer, passes._goal(graph, census, layer)) for layer in census.layers)
+        goals = ((layer, goal_of(graph, census, layer)) for layer in census.layers)
         found[name] = {layer.name: goal for layer, goal in goals if goal != (layer.output, "")}
     assert found == {
         "projection": {"a2": ("a", "short"), "b2": ("b", "a.r")},

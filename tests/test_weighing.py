@@ -198,6 +198,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a ratio for the default": ({"rank_ratio": 0.5, "data": MODELS / "digits_rows.npz"}, "'obs' has none"),
     "a ratio of nothing": ({"method": "eigenremove", "rank_ratio": 0.0}, "--rank-ratio 0 is out of range"),
     "a re-fit on nothing": ({"method": "eigenremove", "refit": True}, "--refit solves on samples"),
+    "refinement without a re-fit": ({"method": "min-weight", "refine": 9}, "--refine comes after a re-fit"),
     "an order": ({"method": "eigenremove", "order": "descending"}, "choices of method pcns"),
     "a gate without samples": ({"method": "min-weight", "max_error": 0.1}, "--max-error is checked on samples"),
     "no samples": ({}, "method 'auto' looks at what neurons do: give samples with --data"),

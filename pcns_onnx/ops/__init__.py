@@ -15,6 +15,7 @@ from pcns_onnx.ops.facts import (
     Ride,
     Site,
     Size,
+    Window,
     axes_of,
     flow_of,
     rules,
@@ -22,6 +23,6 @@ from pcns_onnx.ops.facts import (
 
 __all__ = [
     "Bilinear", "Flow", "Heads", "Kind", "Labels", "Linear", "LinearOp", "Pick", "Ride", "Site", "Size",
-    "axes_of", "barriers", "flow_of", "intact", "joining", "linear", "movement", "norms", "pointwise", "pooling",
-    "rules", "transposed",
+    "Window", "axes_of", "barriers", "flow_of", "intact", "joining", "linear", "movement", "norms", "pointwise",
+    "pooling", "rules", "transposed",
 ]  # fmt: skip

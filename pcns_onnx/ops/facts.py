@@ -39,7 +39,20 @@ Heads = Literal["width", "whole"]
 """What can go where the last axis splits into heads: the same dimensions of all, or whole ones."""
 
 
-class LinearOp(Protocol):
+class Window(Protocol):
+    """Which input positions an output position sees."""
+
+    def grid(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Sizes of the output's axes other than those of samples and channels."""
+
+    def positions(self, x_shape: tuple[int, ...]) -> int:
+        """Output positions per sample for an input of this shape."""
+
+    def places(self, x_shape: tuple[int, ...], at: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Flat input positions that the output positions `at` of a sample read, (P, taps); -1 for none."""
+
+
+class LinearOp(Window, Protocol):
     """The numeric face of a linear layer: y = V x + c at every position.
 
     With `blocks` > 1 input and output channels are cut into as many equal blocks, and each block
@@ -61,6 +74,10 @@ class LinearOp(Protocol):
     def padded(self) -> bool:
         """Whether positions near a border see zeros that no channel made."""
 
+    @property
+    def mixed(self) -> bool:
+        """Whether rows do not come sample by sample."""
+
     def matrix(self, weight: Array) -> Array:
         """The weight as V, shape (K, C*taps)."""
 
@@ -69,9 +86,6 @@ class LinearOp(Protocol):
 
     def owners(self, reads: Labels) -> Labels:
         """Which channel each column of V reads, from the labels `reads` of the weight's inputs."""
-
-    def positions(self, x_shape: tuple[int, ...]) -> int:
-        """Output positions per sample for an input of this shape."""
 
     def positions_of(self, y_shape: tuple[int, ...]) -> int:
         """The same, from the shape of the output."""
@@ -170,6 +184,7 @@ class Flow:
     """Everything a rule states about one node.
 
     `ties` merge labels, `coupled` are labels that several layers share (a sum, a concatenation).
+    `largest` are the positions of which each output has the largest value (MaxPool).
     `scales` labels what the cost of a node that is not solved for is proportional to. `macs` are
     its multiply-adds for the whole inferred batch: 0 where a shape is not known, None
     for operators that are not counted. `reason` says why one that is counted is not solved for.
@@ -185,6 +200,7 @@ class Flow:
     frozen: tuple[Frozen, ...] = ()
     linear: Linear | None = None
     bilinear: Bilinear | None = None
+    largest: Window | None = None
     scales: Labels | None = None
     macs: int | None = None
     reason: str = ""

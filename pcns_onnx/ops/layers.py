@@ -46,6 +46,11 @@ class WindowOp:
         return self if self.blocks == 1 else replace(self, block=block)
 
     @property
+    def mixed(self) -> bool:
+        """Rows come sample by sample."""
+        return False
+
+    @property
     def taps(self) -> int:
         """Kernel positions."""
         return prod(self.kernel)
@@ -54,6 +59,10 @@ class WindowOp:
         """Tap-major: all channels of the first tap, then of the second."""
         return np.tile(reads, self.taps)
 
+    def grid(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Sizes of the output's spatial axes."""
+        return self._out(x_shape[2:])
+
     def positions(self, x_shape: tuple[int, ...]) -> int:
         """Output positions per sample."""
         return prod(self._out(x_shape[2:]))
@@ -61,6 +70,33 @@ class WindowOp:
     def positions_of(self, y_shape: tuple[int, ...]) -> int:
         """Output positions per sample."""
         return prod(y_shape[2:])
+
+    def places(self, x_shape: tuple[int, ...], at: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Flat input position that each tap reads at the output positions `at`, (P, taps); -1 where it reads none."""
+        size = tuple(int(s) for s in x_shape[2:])
+        out, pads = self._out(size), self._pads(size)
+        corners = np.unravel_index(np.arange(prod(out)) if at is None else at, out)
+        taps = np.unravel_index(np.arange(self.taps), self.kernel)
+        where, inside = [], np.ones((), dtype=np.bool_)
+        for axis, (corner, tap) in enumerate(zip(corners, taps, strict=True)):
+            place = corner[:, None] * self.strides[axis] + tap * self.dilations[axis] - pads[axis]
+            inside = inside & (place >= 0) & (place < size[axis])
+            where.append(np.clip(place, 0, size[axis] - 1))
+        return np.where(inside, np.ravel_multi_index(where, size), -1).astype(np.int64)
+
+    def inputs(self, x: Any, at: NDArray[np.int64] | None) -> Any:
+        """What the taps read (R, taps*C) of x (N, C, *size) at flat output positions, the same for all samples.
+
+        Channels are moved last first, so that a patch is gathered as `taps` contiguous runs.
+        """
+        xp = namespace_of(x)
+        x = self._own(x, 1)
+        n, c = int(x.shape[0]), int(x.shape[1])
+        rows = xp.reshape(xp.moveaxis(x, 1, -1), (n, -1, c))
+        rows = xp.concat([rows, xp.zeros((n, 1, c), dtype=x.dtype)], axis=1)
+        places = self.places(tuple(x.shape), at).reshape(-1)
+        index = xp.asarray(np.where(places < 0, int(rows.shape[1]) - 1, places))
+        return xp.reshape(xp.take(rows, index, axis=1), (-1, self.taps * c))
 
     def outputs(self, y: Any, at: NDArray[np.int64] | None) -> Any:
         """(R, K) of y (N, K, *out)."""
@@ -84,7 +120,23 @@ class WindowOp:
 
     def _out(self, size: Sequence[int]) -> tuple[int, ...]:
         """Spatial sizes of the output for an input of `size`."""
-        raise NotImplementedError
+        pads, half = self._pads(size), len(self.kernel)
+        return tuple(
+            (s + pads[i] + pads[i + half] - span) // stride + 1
+            for i, (s, span, stride) in enumerate(zip(size, self._spans(), self.strides, strict=True))
+        )
+
+    def _pads(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Explicit (begin..., end...) padding; resolves auto_pad for an input of `size`."""
+        if not self.auto_pad.startswith("SAME"):
+            return self.pads or (0,) * (2 * len(self.kernel))
+        total = [
+            max((-(-s // stride) - 1) * stride + span - s, 0)
+            for s, span, stride in zip(size, self._spans(), self.strides, strict=True)
+        ]
+        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+        upper = self.auto_pad == "SAME_UPPER"
+        return (*small, *large) if upper else (*large, *small)
 
 
 def reads_of(site: Site, *, axis: int, rank: int, width: int) -> Labels | None:

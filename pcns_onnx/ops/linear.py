@@ -10,7 +10,6 @@ depthwise) loses whole blocks instead: what is left of it needs no solving.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -44,54 +43,6 @@ class ConvOp(WindowOp):
     def weight(self, matrix: Array, like: Array) -> Array:
         """(K, taps*C) -> (K, C, *kernel)."""
         return np.moveaxis(matrix.reshape(matrix.shape[0], *like.shape[2:], -1), -1, 1)
-
-    def inputs(self, x: Any, at: NDArray[np.int64] | None) -> Any:
-        """Patches (R, taps*C) of x (N, C, *size) at flat output positions, the same for all samples.
-
-        Channels are moved last first, so that a patch is gathered as `taps` contiguous runs.
-        """
-        xp = namespace_of(x)
-        x = self._own(x, 1)
-        n, c, *size = (int(s) for s in x.shape)
-        pads = self._pads(size)
-        padded_size = tuple(s + a + b for s, a, b in zip(size, pads, pads[len(size) :], strict=False))
-        padded = xp.zeros((n, *padded_size, c), dtype=x.dtype)
-        inner = tuple(slice(a, a + s) for s, a in zip(size, pads, strict=False))
-        padded[(slice(None), *inner, slice(None))] = xp.moveaxis(x, 1, -1)
-        index = xp.asarray(self._index(tuple(size), padded_size, at))
-        patches = xp.take(xp.reshape(padded, (n, -1, c)), index, axis=1)
-        return xp.reshape(patches, (-1, self.taps * c))
-
-    def _index(self, size: tuple[int, ...], padded: tuple[int, ...], at: NDArray[np.int64] | None) -> NDArray[np.int64]:
-        """Flat indices into the padded input, position-major, one per (position, tap)."""
-        out = self._out(size)
-        flat = np.arange(prod(out)) if at is None else at
-        corners = np.unravel_index(flat, out)
-        taps = np.unravel_index(np.arange(self.taps), self.kernel)
-        where = [
-            corner[:, None] * s + tap[None, :] * d
-            for corner, tap, s, d in zip(corners, taps, self.strides, self.dilations, strict=True)
-        ]
-        return np.asarray(np.ravel_multi_index(where, padded), dtype=np.int64).reshape(-1)
-
-    def _out(self, size: Sequence[int]) -> tuple[int, ...]:
-        pads, half = self._pads(size), len(self.kernel)
-        return tuple(
-            (s + pads[i] + pads[i + half] - span) // stride + 1
-            for i, (s, span, stride) in enumerate(zip(size, self._spans(), self.strides, strict=True))
-        )
-
-    def _pads(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Explicit (begin..., end...) padding; resolves auto_pad for an input of `size`."""
-        if not self.auto_pad.startswith("SAME"):
-            return self.pads or (0,) * (2 * len(self.kernel))
-        total = [
-            max((-(-s // stride) - 1) * stride + span - s, 0)
-            for s, span, stride in zip(size, self._spans(), self.strides, strict=True)
-        ]
-        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-        upper = self.auto_pad == "SAME_UPPER"
-        return (*small, *large) if upper else (*large, *small)
 
 
 @dataclass(frozen=True)
@@ -127,6 +78,10 @@ class RowOp:
         """One column per channel."""
         return reads
 
+    def grid(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Sizes of the axes between samples and channels."""
+        return x_shape[1:-1]
+
     def positions(self, x_shape: tuple[int, ...]) -> int:
         """Rows per sample."""
         return 1 if self.mixed else prod(x_shape[1:-1])
@@ -134,6 +89,10 @@ class RowOp:
     def positions_of(self, y_shape: tuple[int, ...]) -> int:
         """Rows per sample."""
         return 1 if self.mixed else prod(y_shape[1:-1])
+
+    def places(self, x_shape: tuple[int, ...], at: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Every position reads itself."""
+        return (np.arange(self.positions(x_shape)) if at is None else at)[:, None]
 
     def inputs(self, x: Any, at: NDArray[np.int64] | None) -> Any:
         """Rows (R, C); `at` picks positions within each sample."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from pcns_onnx.ops.facts import Flow, Kind, Site, Size, along, axes_of, describe, freeze, rule, spread
+from pcns_onnx.ops.layers import WindowOp
 from pcns_onnx.ops.norms import SEVERAL, is_norm_of
 from pcns_onnx.ops.shapes import Stored, origin, target
 
@@ -12,7 +15,11 @@ from pcns_onnx.ops.shapes import Stored, origin, target
 @rule("MaxPool", "GlobalMaxPool", "LpPool", "GlobalLpPool")
 def max_pool(site: Site) -> Flow:
     """Per channel, not linear: selecting channels commutes with it, mixing them does not."""
-    return _pool(site, "channelwise")
+    flow = _pool(site, "channelwise")
+    kernel = site.attr("kernel_shape", ())
+    if site.node.op != "MaxPool" or flow.frozen or site.attr("ceil_mode", 0) or not kernel:
+        return flow
+    return replace(flow, largest=WindowOp.of(site, kernel))
 
 
 @rule("Pad")

@@ -13,12 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.backend import namespace_of
 from pcns_onnx.graph import Array
 from pcns_onnx.ops.facts import Flow, Linear, Site, describe, freeze, rule, spread
 from pcns_onnx.ops.layers import WindowOp, alike, reads_of, unsolvable, whole_blocks
@@ -47,22 +45,13 @@ class TransposedOp(WindowOp):
         split = matrix.reshape(self._seen, matrix.shape[0] // self._seen, self.taps, -1)
         return np.transpose(split, (0, 3, 1, 2)).reshape(-1, split.shape[1], *like.shape[2:])
 
-    def inputs(self, x: Any, at: NDArray[np.int64] | None) -> Any:
-        """What the taps read (R, taps*C) of x (N, C, *size) at flat output positions, the same for all samples."""
-        xp = namespace_of(x)
-        x = self._own(x, 1)
-        n, c, *size = (int(s) for s in x.shape)
-        places = xp.reshape(xp.moveaxis(x, 1, -1), (n, -1, c))
-        places = xp.concat([places, xp.zeros((n, 1, c), dtype=x.dtype)], axis=1)
-        index = xp.asarray(self._index(tuple(size), at))
-        return xp.reshape(xp.take(places, index, axis=1), (-1, self.taps * c))
-
     @property
     def _seen(self) -> int:
         return self.blocks if self.block is None else 1
 
-    def _index(self, size: tuple[int, ...], at: NDArray[np.int64] | None) -> NDArray[np.int64]:
-        """Flat input places, position-major, one per (position, tap); the one behind the last is a zero."""
+    def places(self, x_shape: tuple[int, ...], at: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Flat input position that each tap reads, (P, taps); -1 where it falls between two or outside."""
+        size = tuple(int(s) for s in x_shape[2:])
         out = self._out(size)
         corners = np.unravel_index(np.arange(prod(out)) if at is None else at, out)
         taps = np.unravel_index(np.arange(self.taps), self.kernel)
@@ -71,7 +60,7 @@ class TransposedOp(WindowOp):
             place, between = np.divmod(corner[:, None] + pad - tap * self.dilations[axis], self.strides[axis])
             inside = inside & (between == 0) & (place >= 0) & (place < size[axis])
             where.append(np.clip(place, 0, size[axis] - 1))
-        return np.where(inside, np.ravel_multi_index(where, size), prod(size)).reshape(-1).astype(np.int64)
+        return np.where(inside, np.ravel_multi_index(where, size), -1).astype(np.int64)
 
     def _whole(self, size: Sequence[int]) -> list[int]:
         """What comes out of an input of `size` before anything is cut off."""

@@ -1,0 +1,281 @@
+"""The re-fit: original and shrunk model side by side, solved layer by layer from input to output.
+
+Each layer is solved from the shrunk model's inputs to the original's outputs before the walk goes
+on, so that errors of earlier layers are corrected and not accumulated.
+
+A layer whose output goes straight into a sum is solved for what the sum still lacks: the
+original's sum less what the shrunk model's other operand already has. So the last layer of a
+residual block corrects the stream, not only its own branch.
+
+With `steps` each layer that one other reads alone is refined together with it (`refine`), right
+after it is solved; the reader is then solved anew in its turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.backend import Array, namespace_of, to_numpy
+from pcns_onnx.capture import Tape, Tensors
+from pcns_onnx.graph import Graph
+from pcns_onnx.groups import Census
+from pcns_onnx.layers import Layer
+from pcns_onnx.moments import Moments
+from pcns_onnx.ops import Labels
+from pcns_onnx.passes import Places, Setup
+from pcns_onnx.reading import Seen, mixed_prior, stored_bias, stored_weight
+from pcns_onnx.refine import Pair, Refined, Weights, refine
+from pcns_onnx.rewrite import Patch, edit, kept_classes, set_layer
+from pcns_onnx.solve import VALID, Evidence, Fit, fit, gather
+from pcns_onnx.windows import Route, Windows, route
+
+MEMORY = 1 << 26
+"""Bytes of activations that each of the two tapes keeps in memory; beyond it they go to disk."""
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What the re-fit made: the edits, and by layer how well it was solved and refined."""
+
+    patch: Patch
+    fits: Mapping[str, Fit]
+    refined: Mapping[str, Refined]
+
+
+def refit(
+    setup: Setup,
+    original: Graph,
+    shrunk: Graph,
+    census: Census,
+    keep: Mapping[str, Labels],
+    seen: Mapping[Places, Mapping[str, Seen]],
+    steps: int = 0,
+) -> Refit:
+    """Solve every layer behind the first narrowed group, in order.
+
+    `keep` are the classes that stay, by narrowed group; `seen`, by reader, how these groups vary
+    there. The ridge pulls towards the original's weights, what went replaced by its mixture of
+    what stayed. `shrunk` gets the new weights in place. With `steps`, layers are also refined.
+    """
+    walk = _Walk(setup, original, shrunk, census, keep, seen, steps)
+    patch: Patch = ()
+    try:
+        for at, layer in enumerate(setup.progress.track(walk.layers, "re-fit", len(walk.layers))):
+            made = walk.solve(at, layer)
+            edit(shrunk, made)
+            patch += made
+    finally:
+        walk.close()
+    return Refit(patch, walk.fits, walk.refined)
+
+
+class Goal(NamedTuple):
+    """What a layer is solved for: a tensor of the original less, for a sum, what its other operand has already."""
+
+    tensor: str
+    had: str = ""
+
+
+class _Walk:
+    """The two tapes and what has been solved so far."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        original: Graph,
+        shrunk: Graph,
+        census: Census,
+        keep: Mapping[str, Labels],
+        seen: Mapping[Places, Mapping[str, Seen]],
+        steps: int,
+    ) -> None:
+        self._setup, self._original, self._shrunk, self._census = setup, original, shrunk, census
+        self._keep, self._seen, self._steps = keep, seen, steps
+        self._kept = kept_classes(census, keep)
+        self._left = Tape(setup.engine, setup.samples, MEMORY)
+        self._right = Tape(setup.engine, setup.samples, MEMORY)
+        self._ridge: float | None = None
+        self._solved = {layer.name for layer in _behind(original, census, keep)}
+        self.layers = [layer for layer in census.layers if layer.name in self._solved or self._leads(layer)]
+        self._goals = {layer.name: goal_of(original, census, layer) for layer in self.layers}
+        self.fits: dict[str, Fit] = {}
+        self.refined: dict[str, Refined] = {}
+
+    def close(self) -> None:
+        """Remove what the tapes hold."""
+        self._left.close()
+        self._right.close()
+
+    def _leads(self, layer: Layer) -> bool:
+        """Whether a layer is narrowed, has nothing to correct, and can be refined."""
+        return bool(self._steps) and self._census.writes(layer).name in self._keep and self._route(layer) is not None
+
+    def _route(self, layer: Layer) -> Route | None:
+        found = route(self._original, self._census, layer) if self._steps else None
+        return found if found is not None and found.reader.name in self._solved else None
+
+    def solve(self, at: int, layer: Layer) -> Patch:
+        """Solve layer number `at`, all before it being done: the edits."""
+        way, goal, later = self._route(layer), self._goals[layer.name], self.layers[at + 1 :]
+        aim = None if way is None else self._aim(way.reader, [layer, *later])
+        rows = [np.flatnonzero(self._kept[part.writes]) for part in layer.parts]
+        wanted = [goal.tensor] if aim is None else [goal.tensor, aim.tensor]
+        targets = self._left.advance(
+            self._original, layer.key, wanted, [self._goals[item.name].tensor for item in later]
+        )
+        needed = [name for item in (layer, *later) for name in (item.source, self._goals[item.name].had)]
+        held = [layer.source, goal.had, "" if aim is None else aim.had]
+        inputs = self._right.advance(self._shrunk, layer.key, held, [name for name in needed if name])
+        batches: Iterator[tuple[Tensors, Tensors]] = zip(inputs, targets, strict=True)
+        windows = None
+        if way is not None and aim is not None:
+            seed = (self._setup.seed, 2, self._census.layers.index(layer))
+            windows = Windows(way, self._census, self._outputs(way.reader), self._setup.samples.count, seed)
+            batches = _seen_by(windows, layer.source, aim, batches)
+        if layer.name in self._solved:
+            pairs = ((x[layer.source], y[goal.tensor], x.get(goal.had)) for x, y in batches)
+            evidence = gather(layer.parts, rows, pairs, self._setup.positions(self._census, layer, 1))
+            fits = [fit(e, prior, self._ridge) for e, prior in zip(evidence, self._priors(layer), strict=True)]
+            self.fits[layer.name] = whole = Fit.joined(fits)
+            self._ridge = whole.ridge
+            matrix, bias = whole.matrix, _quiet(whole)
+        else:
+            for _ in batches:
+                pass
+            matrix, bias = self._priors(layer)[0], stored_bias(self._original, layer)[rows[0]]
+        if windows is not None and windows.pieces and way is not None:
+            matrix, bias = self._refine(way, windows, matrix, bias)
+        return set_layer(self._shrunk, layer, to_numpy(matrix), bias)
+
+    def _aim(self, reader: Layer, unsolved: Sequence[Layer]) -> Goal:
+        """The reader's goal; its own output where the sum's other operand will change yet."""
+        goal = self._goals[reader.name]
+        pending, keys = [goal.had], {layer.key for layer in unsolved}
+        seen = set[str]()
+        while pending:
+            node = self._shrunk.producers.get(pending.pop())
+            if node is None or node.key in seen:
+                continue
+            if node.key in keys:
+                return Goal(reader.output)
+            seen.add(node.key)
+            pending += [*node.inputs, *node.captures]
+        return goal
+
+    def _outputs(self, layer: Layer) -> NDArray[np.int64]:
+        return np.flatnonzero(self._kept[layer.linear.writes])
+
+    def _priors(self, layer: Layer) -> list[Array]:
+        """V of each block on what stays, what went replaced by its mixture of what stayed."""
+        xp = self._setup.engine.xp
+        matrix = xp.asarray(layer.linear.op.matrix(stored_weight(self._original, layer)))
+        return [
+            mixed_prior(matrix[part.rows, :], part, self._seen.get((layer.name, block), {}), self._keep)[
+                xp.asarray(np.flatnonzero(self._kept[part.writes])), :
+            ]
+            for block, part in enumerate(layer.parts)
+        ]
+
+    def _refine(
+        self, way: Route, windows: Windows, matrix: Array, bias: NDArray[np.float64]
+    ) -> tuple[Array, NDArray[np.float64]]:
+        """The layer's weights after refinement with its reader, which starts from its least squares."""
+        xp = self._setup.engine.xp
+        sigma = self._activation(way)
+        prior = self._priors(way.reader)[0]
+        blank = xp.zeros(int(prior.shape[0]), dtype=xp.float32)
+        start = Weights(*(xp.astype(xp.asarray(a), xp.float32) for a in (matrix, bias, prior, blank)))
+        evidence = Evidence(*(Moments(int(prior.shape[1]), int(prior.shape[0]), xp) for _ in range(2)))
+        for piece in windows.pieces:
+            rows = Pair(sigma).read(start, piece)
+            cut = int(rows.shape[0]) // int(piece.x.shape[0]) * (int(piece.x.shape[0]) // VALID)
+            y = xp.reshape(piece.y, (int(rows.shape[0]), -1))
+            evidence.valid.update(rows[:cut, :], y[:cut, :])
+            evidence.train.update(rows[cut:, :], y[cut:, :])
+        first = fit(evidence, prior, self._ridge)
+        start = replace(start, v=xp.astype(first.matrix, xp.float32), c=xp.astype(first.bias, xp.float32))
+        seed = (self._setup.seed, 3, self._census.layers.index(way.layer))
+        with self._setup.progress.stage("refine"):
+            self.refined[way.layer.name] = found = refine(windows.pieces, start, sigma, self._steps, seed)
+        return found.weights.w, to_numpy(found.weights.b).astype(np.float64)
+
+    def _activation(self, way: Route) -> Callable[[Array], Array]:
+        """What the shrunk model does between the layer's output and its activations, on rows (R, M)."""
+        output, activation = way.layer.output, way.group.activation
+        if activation == output:
+            return _same
+        session = self._setup.engine.session(self._shrunk.extract([output], [activation]).program())
+        labels = self._census.labels[output]
+
+        def sigma(rows: Array) -> Array:
+            xp = namespace_of(rows)
+            shape = [int(rows.shape[0]), *labels.shape[1:]]
+            shape[int(np.argmax(labels.shape))] = int(rows.shape[1])
+            return xp.reshape(session.run({output: xp.reshape(rows, shape)})[activation], rows.shape)
+
+        return sigma
+
+
+def _same(rows: Array) -> Array:
+    return rows
+
+
+def _seen_by(
+    windows: Windows, source: str, aim: Goal, batches: Iterable[tuple[Tensors, Tensors]]
+) -> Iterator[tuple[Tensors, Tensors]]:
+    """The same batches, on their way shown to the windows."""
+    for index, (x, y) in enumerate(batches):
+        windows.update(index, x[source], y[aim.tensor], x.get(aim.had))
+        yield x, y
+
+
+def goal_of(graph: Graph, census: Census, layer: Layer) -> Goal:
+    """The layer's output, or the sum that it goes straight into if the other operand is made before the layer.
+
+    Both operands must have the sum's shape: where one is spread over the other's positions, the
+    layer's rows are not the sum's.
+    """
+    alone = Goal(layer.output)
+    readers = graph.consumers.get(layer.output, ())
+    exposed = any(output.name == layer.output for output in graph.outputs)
+    if len(readers) != 1 or readers[0].op not in ("Add", "Sum") or len(readers[0].inputs) != 2 or exposed:
+        return alone
+    sum_, other = readers[0].key, next((name for name in readers[0].inputs if name != layer.output), "")
+    shapes = {census.shapes.get(name, (None,)) for name in (layer.output, other, sum_)}
+    if not other or graph.is_constant(other) or len(shapes) > 1 or None in shapes.pop():
+        return alone
+    order = {node.key: at for at, node in enumerate(graph.nodes)}
+    maker = graph.producers.get(other)
+    is_known = maker is None or order[maker.key] < order[layer.key]
+    return Goal(sum_, other) if is_known else alone
+
+
+def _quiet(solved: Fit) -> NDArray[np.float64]:
+    """The bias, zero where it is only rounding: a layer without one should not get one for that."""
+    bias = to_numpy(solved.bias)
+    loud = np.abs(bias).max(initial=0.0) > 1e-6 * solved.scale
+    return bias if loud else np.zeros_like(bias)
+
+
+def _behind(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> list[Layer]:
+    """Layers whose inputs differ from the original's, in topological order."""
+    narrowed = {name for group in census.groups if group.name in keep for name in group.readers}
+    keys = {layer.key: layer for layer in census.layers}
+    changed: set[str] = set()
+    behind: list[Layer] = []
+    for node in graph.nodes:
+        layer = keys.get(node.key)
+        touched = changed.intersection((*node.inputs, *node.captures))
+        if layer is not None and (layer.name in narrowed or touched):
+            behind.append(layer)
+            changed.update(node.outputs)
+        elif touched:
+            changed.update(node.outputs)
+    return behind
+
+
