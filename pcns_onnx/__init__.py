@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pcns_onnx.data import Normalize
     from pcns_onnx.designing import DesignResult, design, ungrouped
     from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError, UnsupportedError
+    from pcns_onnx.expanding import ExpandResult, expand
     from pcns_onnx.pipeline import ShrinkResult, compare, inspect, shrink
     from pcns_onnx.report import Inspection, Report
 
@@ -24,14 +25,16 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 _HOMES = {
     "shrink": "pipeline", "inspect": "pipeline", "compare": "pipeline", "ShrinkResult": "pipeline",
     "design": "designing", "ungrouped": "designing", "DesignResult": "designing",
+    "expand": "expanding", "ExpandResult": "expanding",
     "Inspection": "report", "Report": "report", "Normalize": "data",
     "PcnsError": "errors", "InputError": "errors", "UnsupportedError": "errors",
     "NothingToShrinkError": "errors", "GateError": "errors",
 }  # fmt: skip
 
 __all__ = [
-    "DesignResult", "GateError", "InputError", "Inspection", "Normalize", "NothingToShrinkError", "PcnsError", "Report",
-    "ShrinkResult", "UnsupportedError", "compare", "design", "inspect", "shrink", "ungrouped",
+    "DesignResult", "ExpandResult", "GateError", "InputError", "Inspection", "Normalize", "NothingToShrinkError",
+    "PcnsError", "Report", "ShrinkResult", "UnsupportedError", "compare", "design", "expand", "inspect", "shrink",
+    "ungrouped",
 ]  # fmt: skip
 
 

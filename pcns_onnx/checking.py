@@ -76,13 +76,15 @@ def stages_of(engine: Engine, graph: Graph, samples: Samples, progress: Progress
 def provenance(plan: Plan, options: Options) -> str:
     """What the shrunk model says about itself: JSON that depends on model, data and options only."""
     widths = {name: [entry.width, entry.of] for name, entry in plan.groups.items()}
-    said = {
+    said: dict[str, object] = {
         "version": metadata.version("pcns-onnx"),
         "method": plan.method,
         "model": plan.model,
         "seed": options.seed,
         "widths": widths,
     }
+    if plan.rank_ratio is not None:
+        said["rank_ratio"] = plan.rank_ratio
     return msgspec.json.encode(said, order="sorted").decode()
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pcns_onnx.catalogue import CHOICES, EXPANSIONS, METHODS, Method
 from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError
 from pcns_onnx.progress import Progress
 
@@ -26,12 +27,15 @@ T = TypeVar("T")
 Command = Callable[..., None]
 
 EXIT_CODES = "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed."
-_METHODS = ("auto", "obs", "interpolative", "pcns")
-"""`methods.CHOICES` again: importing it for --help would import scipy."""
 _DEPTHS = ("monotone", "first-contraction")
 """Depth rules again: importing `designing` for --help would import numpy."""
 _WIDE = 1000
 """Columns where stdout is no terminal: nothing is folded, so that it can be searched."""
+
+
+def _epilog(methods: Iterable[Method]) -> str:
+    """The table of methods and the exit codes, as help texts end."""
+    return "\n\n".join(["Methods:", *(method.paragraph for method in methods), EXIT_CODES])
 
 
 def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -108,12 +112,14 @@ def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None
     _show(inspection_tables(found), found.warnings)
 
 
-@cli.command(epilog=EXIT_CODES)
+@cli.command(epilog=_epilog(METHODS.values()))
 @click.argument("model")
-@click.option("--data", help="Samples: .npz, .npy, a folder of them, or module:function.")
+@click.option(
+    "--data", help="Samples: .npz, .npy, a folder of them, or module:function. Eigenremove and min-weight need none."
+)
 @click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the shrunk model.")
 @click.option("--refine", type=int, metavar="N", help="Steps of refinement per layer after its re-fit (400; 0: none).")
-@click.option("--method", metavar="|".join(_METHODS), help="How to choose and solve (auto: obs).")
+@click.option("--method", metavar="|".join(CHOICES), help="How to choose and solve (auto: obs); see below.")
 @click.option(
     "--budget",
     multiple=True,
@@ -129,7 +135,15 @@ def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None
 @click.option(
     "--order", metavar="ascending|descending", help="pcns: one pass per layer, or all from the original, last to first."
 )
-@click.option("--refit/--no-refit", default=None, help="pcns: re-fit the reader (default), or the paper to the letter.")
+@click.option("--refit/--no-refit", default=None, help="pcns: re-fit the reader (default), or the paper to the letter. "
+              "Eigenremove, min-weight: solve the readers again on --data.")  # fmt: skip
+@click.option(
+    "--rank-ratio",
+    type=float,
+    help="eigenremove: the share of each rank that is kept, 0.75 by default (1 is min-weight). Graham's rules of "
+    "thumb: above 0.5 for small changes, late in training or after it; below 0.5 for drastic ones with training to "
+    "follow (about how often, the thesis says both).",
+)
 @click.option("--no-coupled", "coupled", flag_value=False, default=None, type=bool,
               help="Leave channels alone that several blocks share (residual streams, concatenations).")  # fmt: skip
 @click.option("--holdout", type=float, help="Share of the samples kept from the solve for the check (0.1).")
@@ -145,6 +159,26 @@ def shrink(model: str, data: str | None, output: str, **choices: Any) -> None:
     with _gate(), _bars() as progress:
         result = run(model, data, output, progress=progress, **_given(choices))
     _show_report(result.report)
+    click.echo(f"wrote {output}")
+
+
+@cli.command(epilog=_epilog(EXPANSIONS.values()))
+@click.argument("model")
+@click.option("--layer", multiple=True, required=True, metavar="GLOB", help="Layers to widen, as `inspect` names them.")
+@click.option("--by", type=float, default=1.5, show_default=True, help="The factor by which they get wider.")
+@click.option("--method", metavar="|".join(EXPANSIONS), help="How (weak); see below.")
+@click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the wider model.")
+@click.option("--data", help="Samples to compare both models on; noise by default.")
+@_DATA_OPTIONS
+@_ENGINE_OPTIONS
+def expand(model: str, output: str, **choices: Any) -> None:
+    """Write a wider MODEL to OUT that computes the same, to be trained further."""
+    from pcns_onnx.expanding import expand as run
+    from pcns_onnx.report import expansion_tables
+
+    with _bars() as progress:
+        result = run(model, output, progress=progress, **_given(choices))
+    _show(expansion_tables(result.report), result.report.warnings)
     click.echo(f"wrote {output}")
 
 

@@ -10,9 +10,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TypedDict, get_args
 
+from pcns_onnx.catalogue import Method, method_named
 from pcns_onnx.data import DataSource, Normalize
 from pcns_onnx.errors import InputError
-from pcns_onnx.methods import method_named
 from pcns_onnx.ops import Heads
 from pcns_onnx.plan import Budget
 from pcns_onnx.verify import Metric
@@ -22,13 +22,26 @@ HEADS: tuple[Heads, ...] = get_args(Heads)
 _MOST = 2**31 - 1
 _KINDS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (Integral, "a whole number", ("samples", "trials", "batch", "seed", "threads", "refine")),
-    (Real, "a number", ("width", "variance", "holdout", "max_error", "max_drop")),
+    (Real, "a number", ("width", "variance", "holdout", "max_error", "max_drop", "rank_ratio")),
     (Normalize, "a pcns_onnx.Normalize(mean, std)", ("normalize",)),
 )
 """What callers from Python, whom no parser guards, must give: None only where that is the default."""
 
 
-class Choices(TypedDict, total=False):
+class Running(TypedDict, total=False):
+    """Keyword arguments that say how to run a model; see `Options` for their meaning."""
+
+    heads: str
+    shape: str | Sequence[str]
+    samples: int
+    batch: int
+    normalize: Normalize
+    seed: int
+    device: str
+    threads: int
+
+
+class Choices(Running, total=False):
     """Keyword arguments of `shrink`, `inspect` and `compare`; see `Options` for their meaning."""
 
     method: str
@@ -41,19 +54,12 @@ class Choices(TypedDict, total=False):
     multiple: str | int
     order: str
     refit: bool
+    rank_ratio: float
     refine: int
     coupled: bool
-    heads: str
-    shape: str | Sequence[str]
-    samples: int
-    batch: int
     holdout: float
     eval: DataSource
     trials: int
-    normalize: Normalize
-    seed: int
-    device: str
-    threads: int
     max_error: float
     max_drop: float
     metric: str | Metric
@@ -73,7 +79,9 @@ class Options:
     `trials`: how many batches of every size `inspect` draws. `coupled` false leaves channels alone
     that several blocks share. `refine`: so many steps of nonlinear least squares per layer and its
     reader, after the re-fit. `heads`: take the same dimensions from all attention heads ('width') or
-    whole heads ('whole'). `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
+    whole heads ('whole'). `refit`: whether readers are solved again (None: as the method has it; 'pcns' can do
+    without, the data-free methods do unless they are asked). `rank_ratio` in (0, 1]: the share of each rank that
+    'eigenremove' keeps. `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
     `max_error` (relative L2 error of
     any output) and `max_drop` (points of accuracy or metric) make the run a gate.
     """
@@ -87,7 +95,8 @@ class Options:
     exclude: str | Sequence[str] = ()
     multiple: str | int = "auto"
     order: str = "ascending"
-    refit: bool = True
+    refit: bool | None = None
+    rank_ratio: float | None = None
     refine: int = 400
     coupled: bool = True
     heads: str = "width"
@@ -139,10 +148,10 @@ class Options:
                 raise InputError(f"--{name} {value} is too small: it must be at least {low}")
             if value is not None and value > _MOST:
                 raise InputError(f"--{name} {value} is too large: it must be at most {_MOST}")
-        for name in ("width", "variance"):
+        for name in ("width", "variance", "rank_ratio"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise InputError(f"--{name} {value:g} is out of range: it is a fraction in (0, 1]")
+                raise InputError(f"--{name.replace('_', '-')} {value:g} is out of range: it is a fraction in (0, 1]")
         if not 0 <= self.holdout <= 0.5:
             raise InputError(f"--holdout {self.holdout:g} is out of range: it is a fraction in [0, 0.5]")
         for name in ("max_error", "max_drop"):
@@ -185,10 +194,33 @@ class Options:
             raise InputError(f"{said} how small to make the model: give one of {', '.join(given)}")
         return chosen[0]
 
+    def check_method(self, method: Method, *, data: bool) -> None:
+        """Raise `InputError` where a choice does not go with `method`, or needs samples that are not there (`data`)."""
+        if method.data and not data:
+            named = self.method if self.plan is None else method.name
+            raise InputError(f"method '{named}' looks at what neurons do: give samples with --data")
+        letter = self.refit is False and method.family == "subset"
+        if method.family != "basis" and (self.order != ORDERS[0] or letter):
+            raise InputError(f"--order and --no-refit are choices of method pcns: '{method.name}' has neither")
+        if self.rank_ratio is not None and method.name != "eigenremove":
+            raise InputError(f"--rank-ratio is a choice of method eigenremove: '{method.name}' has none")
+        if self.rank_ratio is not None and self.plan is not None:
+            raise InputError("--rank-ratio is part of the plan: give one of the two")
+        if self.variance is not None and method.family == "weights":
+            raise InputError(f"--variance looks at what neurons do, '{method.name}' does not: give --width or --budget")
+        if self.refit and not data:
+            raise InputError("--refit solves on samples: give them with --data")
+        if self.refine and method.family == "weights" and not self.refit:
+            raise InputError("--refine comes after a re-fit: ask for that too with --refit and --data")
+        gates = {"--max-error": self.max_error, "--max-drop": self.max_drop, "--metric": self.metric}
+        asked = [name for name, value in gates.items() if value is not None]
+        if asked and not data and self.eval is None:
+            raise InputError(f"{asked[0]} is checked on samples: give them with --data or --eval")
+
     def described(self) -> dict[str, str]:
         """The choices that shape the result, as text, for reports."""
         shown = ("method", "budget", "width", "variance", "plan", "include", "exclude", "multiple", "order",
-                 "refit", "coupled", "heads", "shape", "samples",
+                 "refit", "rank_ratio", "coupled", "heads", "shape", "samples",
                  "batch", "holdout", "seed", "device", "threads", "normalize")  # fmt: skip
         values = {name: getattr(self, name) for name in shown}
         return {

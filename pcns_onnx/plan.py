@@ -45,13 +45,14 @@ class GroupPlan(msgspec.Struct, forbid_unknown_fields=True):
     keep: list[int] | None = None
 
 
-class Plan(msgspec.Struct, forbid_unknown_fields=True):
-    """Widths for one model, as saved by --plan-out and replayed by --plan."""
+class Plan(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Widths for one model, as saved by --plan-out and replayed by --plan; `rank_ratio` is eigenremove's."""
 
     schema: int
     model: str
     method: str
     groups: dict[str, GroupPlan]
+    rank_ratio: float | None = None
 
 
 @dataclass(frozen=True)

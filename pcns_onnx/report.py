@@ -183,6 +183,48 @@ class Report(msgspec.Struct, frozen=True):
         write_atomic(path, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
 
 
+class Expanded(msgspec.Struct, frozen=True):
+    """One group that was widened: its width before and after, and how many channels have copies."""
+
+    name: str
+    writers: list[str]
+    readers: list[str]
+    before: int
+    after: int
+    split: int
+
+
+class Expansion(msgspec.Struct, frozen=True):
+    """What `expand` did; `on_noise` where there were no samples to compare both models on."""
+
+    method: str
+    groups: list[Expanded]
+    before: Size
+    after: Size
+    agreement: Agreement
+    on_noise: bool
+    warnings: list[str]
+    schema: int = SCHEMA
+
+
+def expansion_tables(report: Expansion) -> Iterator[RenderableType]:
+    """Tables for `expand`."""
+    widths = Table(box=None, header_style="bold", pad_edge=False)
+    widths.add_column("layer", overflow="fold")
+    for name in ("width", "now", "channels with copies"):
+        widths.add_column(name, justify="right")
+    for group in report.groups:
+        widths.add_row(", ".join(group.writers), str(group.before), str(group.after), str(group.split))
+    yield widths
+    for name, a, b in (
+        ("MACs", report.before.macs, report.after.macs),
+        ("parameters", report.before.parameters, report.after.parameters),
+    ):
+        yield f"{name}: {a:,} -> {b:,} ({b / max(a, 1):.3f})"
+    where = "samples of noise" if report.on_noise else "samples"
+    yield f"relative error of any output on {report.agreement.samples} {where}: {report.agreement.error:.2g}"
+
+
 def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
     """Tables for `inspect`."""
     with_data = any(layer.dimensions is not None for layer in found.layers)

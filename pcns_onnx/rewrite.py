@@ -85,41 +85,76 @@ def edit(graph: Graph, patch: Patch) -> None:
 
 def narrow(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> Patch:
     """Slice everything that carries a channel not in `keep` (group name -> classes that stay)."""
-    kept = kept_classes(census, keep)
+    return repeat(graph, census, kept_classes(census, keep).astype(np.int64))
+
+
+def repeat(graph: Graph, census: Census, copies: NDArray[np.int64]) -> Patch:
+    """Everything that carries channels, with class c there copies[c] times: 0 takes it out, 2 doubles it.
+
+    `copies` is (census.born + 1,), the last element 1 for what belongs to no class. Copies are alike
+    in every constant, so a reader sees a class copies[c] times (`expanding` shares its weights out).
+    """
     biases = {layer.bias.key for layer in census.layers}
     edits: list[Edit] = []
     for layer in census.layers:
-        edits += slice_layer(graph, layer, kept[layer.linear.writes], kept[layer.linear.reads])
+        edits += _repeat_layer(graph, layer, copies)
     for key, ride in census.rides:
         if key in biases:
             continue
         value = stored(graph, key, ride.position)
-        sliced = _slice(value, ride.labels, kept)
+        sliced = _taken(value, ride.labels, copies)
         if sliced.shape != value.shape:
             edits.append(SetInput(key, ride.position, sliced))
     for pick in census.picks:
-        if not kept[pick.labels].all():
+        if (copies[pick.labels] != 1).any():
             places = stored(graph, pick.key, pick.position)
-            stays = places[kept[pick.labels[places]]] if places.ndim else places
-            edits.append(SetInput(pick.key, pick.position, (np.cumsum(kept[pick.labels]) - 1)[stays]))
-    return (*edits, *_resize(graph, census, kept))
+            edits.append(SetInput(pick.key, pick.position, _picked(places, pick.labels, copies)))
+    return (*edits, *_resize(graph, census, copies))
 
 
-def _resize(graph: Graph, census: Census, kept: NDArray[np.bool_]) -> Iterator[Edit]:
+def layout(labels: Labels, copies: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """An axis with these classes when class c is there copies[c] times: (old place, number of the copy) of each entry.
+
+    Entries of one class that lie side by side (the positions of a flattened channel, the channels of a
+    block) are copied as a whole: [a a b] doubled is [a a a' a' b b'].
+    """
+    if not labels.size:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    starts = np.flatnonzero(np.concatenate([[True], labels[1:] != labels[:-1]]))
+    lengths, times = np.diff(np.append(starts, len(labels))), copies[labels[starts]]
+    run = np.repeat(np.arange(len(starts)), times)
+    number = np.arange(len(run)) - np.repeat(np.cumsum(times) - times, times)
+    sizes = lengths[run]
+    inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.repeat(starts[run], sizes) + inside, np.repeat(number, sizes)
+
+
+def _picked(places: Array, labels: Labels, copies: NDArray[np.int64]) -> Array:
+    """Places along an axis with these labels, brought up to date; a single place stays, in its first copy."""
+    index, number = layout(labels, copies)
+    place_of = np.zeros((len(labels), max(int(copies[labels].max()), 1)), dtype=np.int64)
+    place_of[index, number] = np.arange(len(index))
+    if not places.ndim:
+        return np.asarray(place_of[places, 0])
+    chosen, which = layout(labels[places], copies)
+    return np.asarray(place_of[places[chosen], which])
+
+
+def _resize(graph: Graph, census: Census, copies: NDArray[np.int64]) -> Iterator[Edit]:
     """Numbers that count channels, brought up to date."""
     held: dict[tuple[str, int | str], list[Size]] = {}
     for size in census.sizes:
         held.setdefault((size.key, size.place), []).append(size)
     for (key, place), sizes in held.items():
-        if all(kept[size.labels if size.along is None else size.along].all() for size in sizes):
+        if all((copies[size.labels if size.along is None else size.along] == 1).all() for size in sizes):
             continue
         if isinstance(place, int) and graph.is_computed(key, place):
-            yield SetNumbers(key, place, tuple((size.element, int(kept[size.labels].sum())) for size in sizes))
+            yield SetNumbers(key, place, tuple((size.element, int(copies[size.labels].sum())) for size in sizes))
             continue
         old = _numbers(graph, key, place)
         new = np.zeros(len(sizes), dtype=np.int64) if old is None else old.reshape(-1).astype(np.int64)
         for size in sizes:
-            new[size.element] = int(kept[size.labels].sum())
+            new[size.element] = int(copies[size.labels].sum())
         for name in {size.replaces for size in sizes} & graph.node(key).attrs.keys():
             yield SetAttributes(key, ((name, None),))
         if isinstance(place, int):
@@ -168,12 +203,11 @@ def kept_classes(census: Census, keep: Mapping[str, Labels]) -> NDArray[np.bool_
     return kept
 
 
-def _slice(value: Array, labels: Labels, kept: NDArray[np.bool_]) -> Array:
-    """`value` without the channels that go; labels have its rank."""
+def _taken(value: Array, labels: Labels, copies: NDArray[np.int64]) -> Array:
+    """`value` with its channels as often as `copies` says; labels have its rank."""
     for axis, size in enumerate(labels.shape):
         if size > 1:
-            stays = kept[np.moveaxis(labels, axis, 0).reshape(size, -1)[:, 0]]
-            value = value if stays.all() else np.compress(stays, value, axis=axis)
+            value = _along(value, axis, np.moveaxis(labels, axis, 0).reshape(size, -1)[:, 0], copies)
     return value
 
 
@@ -191,4 +225,25 @@ def slice_layer(graph: Graph, layer: Layer, rows: NDArray[np.bool_], columns: ND
         bias = stored(graph, layer.bias.key, layer.bias.position)
         if bias.shape and bias.shape[-1] == len(rows):
             edits.append(SetInput(layer.bias.key, layer.bias.position, np.compress(rows, bias, axis=-1)))
+    return edits
+
+
+def _along(value: Array, axis: int, labels: Labels, copies: NDArray[np.int64]) -> Array:
+    changed = (copies[labels] != 1).any()
+    return np.take(value, layout(labels, copies)[0], axis=axis) if changed else value
+
+
+def _repeat_layer(graph: Graph, layer: Layer, copies: NDArray[np.int64]) -> list[Edit]:
+    linear = layer.linear
+    rows, columns = linear.writes, linear.reads
+    if (copies[rows] == 1).all() and (copies[columns] == 1).all():
+        return []
+    weight = stored(graph, layer.key, linear.weight)
+    for axis, labels in zip(linear.weight_axes, (rows, columns), strict=True):
+        weight = _along(weight, axis, labels[: weight.shape[axis]], copies)  # of blocks that are alike, the first
+    edits: list[Edit] = [SetInput(layer.key, linear.weight, weight)]
+    if not layer.bias.absent and (copies[rows] != 1).any():
+        bias = stored(graph, layer.bias.key, layer.bias.position)
+        if bias.shape and bias.shape[-1] == len(rows):
+            edits.append(SetInput(layer.bias.key, layer.bias.position, _along(bias, -1, rows, copies)))
     return edits

@@ -20,7 +20,7 @@ from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.linalg import dimensions_for, eigh_descending
-from pcns_onnx.methods import Method, Ranking
+from pcns_onnx.methods import RANK_OF, Method, Ranking
 from pcns_onnx.methods.activations import Activation
 from pcns_onnx.methods.pcns import Basis, components_in, neurons_for
 from pcns_onnx.ops import Labels
@@ -90,7 +90,6 @@ def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> D
         wanted = _widths(work, options, plan, bent, budgets, {}, lambda: _basis_variance(found, sigmas, options))
         widths = {name: _whole_pairs(width, full[name], sigmas[name]) for name, width in wanted.items()}
         return Decision(method, full, widths, {n: bent[n][w] for n, w in widths.items()}, bases=found)
-    assert method.rank is not None, "subset methods rank"
     rankings: dict[str, Ranking] = {}
     curves: dict[str, NDArray[np.float64]] = {}
     seen: dict[Places, dict[str, Seen]] = {}
@@ -99,8 +98,8 @@ def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> D
     for read in map(turns.turned, read_groups(work.setup, work.graph, work.census, work.groups)):
         name = read.group.name
         with work.setup.progress.stage("rank"):
-            ranking = method.rank(read.all, read.group.width)
-        rankings[name] = ranking = ranking.led_by(_essential(work.census, read.group, ranking))
+            ranking = RANK_OF[method.name](read.all, read.group.width)
+        rankings[name] = ranking = ranking.led_by(essential(work.census, read.group, ranking))
         for place, view in read.seen().items():
             seen.setdefault(place, {})[name] = view
         curves[name] = ranking.error
@@ -108,7 +107,7 @@ def decide(work: Work, method: Method, options: Options, plan: Plan | None) -> D
             with work.setup.progress.stage("probe"):
                 base = turned(work.graph, work.census, turns.by_group.get(name, ()))[0]
                 curves[name] = prober.curve(work.graph, base, read, ranking)
-    widths, keep = _within_budget(work, options, plan, curves, rankings)
+    widths, keep = within_budget(work, options, plan, curves, rankings)
     errors = {name: rankings[name].error[width] for name, width in widths.items()}
     return Decision(method, full, widths, errors, keep, seen, turns.by_group)
 
@@ -122,7 +121,7 @@ def _prober(work: Work, options: Options) -> Prober:
     return Prober(work.setup, replace(samples, data=some, _kept=[]), work.census, outputs)
 
 
-def _within_budget(
+def within_budget(
     work: Work,
     options: Options,
     plan: Plan | None,
@@ -169,7 +168,7 @@ class _Turns:
         return following
 
 
-def _essential(census: Census, group: Group, ranking: Ranking) -> list[int]:
+def essential(census: Census, group: Group, ranking: Ranking) -> list[int]:
     """The best channel of every tensor that carries some of the group: none may be left without any."""
     place = np.empty(group.width, dtype=np.int64)
     place[ranking.order] = np.arange(group.width)
@@ -198,10 +197,10 @@ def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list
             work.census,
             decision.narrowed,
             order=options.order,
-            refit=options.refit,
+            refit=options.refit is not False,
             found=decision.bases,
         )
-        infos = [_info(g, decision, rebuilt[g.name].fits, rebuilt[g.name]) for g in chosen]
+        infos = [info_of(g, decision, rebuilt[g.name].fits, rebuilt[g.name]) for g in chosen]
         return patch, infos
     keep = {g.name: g.labels[decision.keep[g.name]] for g in chosen}
     seen = {
@@ -210,7 +209,7 @@ def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list
     base, turns = turned(work.graph, work.census, [turn for name in keep for turn in decision.turns.get(name, ())])
     patch = narrow(base, work.census, keep)
     made = refit(work.setup, base, apply(base, patch), work.census, keep, seen, options.refine)
-    infos = [_info(g, decision, {n: made.fits[n] for n in g.readers}, None, made.refined) for g in chosen]
+    infos = [info_of(g, decision, {n: made.fits[n] for n in g.readers}, None, made.refined) for g in chosen]
     return turns + patch + made.patch, infos
 
 
@@ -293,13 +292,14 @@ def _subset_variance(work: Work, options: Options) -> dict[str, int]:
     }
 
 
-def _info(
+def info_of(
     group: Group,
     decision: Decision,
     fits: Mapping[str, Fit],
     new: basis.Rebuilt | None,
     refined: Mapping[str, Refined] = MappingProxyType({}),
 ) -> GroupInfo:
+    """What the report says of a narrowed group."""
     return GroupInfo(
         name=group.name,
         width=group.width,

@@ -61,8 +61,8 @@ class Agreement(msgspec.Struct, frozen=True):
 
     @property
     def error(self) -> float:
-        """The largest relative error of any output."""
-        return max((o.relative_error for o in self.outputs), default=0.0)
+        """The largest relative error of any output; NaN where nothing was compared."""
+        return max((o.relative_error for o in self.outputs), default=float("nan"))
 
     @property
     def drop(self) -> float | None:
@@ -70,6 +70,10 @@ class Agreement(msgspec.Struct, frozen=True):
         if self.score_a is None or self.score_b is None:
             return None
         return self.score_a - self.score_b
+
+
+UNCHECKED = Agreement(0, [], None, None, None)
+"""Where there were no samples to run."""
 
 
 class _Tally:

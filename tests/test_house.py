@@ -15,11 +15,12 @@ ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "pcns_onnx"
 
 ORDER = (
-    "errors", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "sizes", "walk", "layers",
-    "groups", "rewrite", "stopwatch", "layertimes", "timing", "bounds", "moments", "capture", "methods", "costs",
-    "plan", "allocation", "solve", "reading", "windows", "refine", "passes", "refit", "probing", "rotation", "basis",
-    "verify", "latency", "interop", "options", "report", "inspecting", "shrinking", "outlook", "searching",
-    "checking", "opening", "pipeline", "planning", "designing", "cli", "__main__",
+    "errors", "catalogue", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "sizes",
+    "walk", "layers", "groups", "rewrite", "stopwatch", "layertimes", "timing", "bounds", "moments", "capture",
+    "methods", "costs", "plan", "allocation", "solve", "reading", "windows", "refine", "passes", "refit", "probing",
+    "rotation", "basis", "verify", "latency", "interop", "options", "report", "inspecting", "feeding", "shrinking",
+    "weighing", "outlook", "searching", "checking", "pipeline", "planning", "expanding", "designing", "cli",
+    "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 

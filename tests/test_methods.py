@@ -16,7 +16,18 @@ from threadpoolctl import threadpool_limits
 
 from pcns_onnx.backend import to_numpy
 from pcns_onnx.errors import InputError
-from pcns_onnx.methods import CHOICES, DEFAULT, METHODS, Ranking, Reading, interpolative, method_named, mixing, obs
+from pcns_onnx.methods import (
+    CHOICES,
+    DEFAULT,
+    METHODS,
+    RANK_OF,
+    Ranking,
+    Reading,
+    interpolative,
+    method_named,
+    mixing,
+    obs,
+)
 from pcns_onnx.methods.activations import IDENTITY, Activation, activation
 from pcns_onnx.methods.pcns import Basis, Expansion, components_in, expand, neurons_for
 from pcns_onnx.methods.ranking import Rank
@@ -84,7 +95,7 @@ def lost_all(problems: Problems, keep: Array) -> float:
 
 def test_every_method_can_be_named_and_auto_is_the_default() -> None:
     assert [method_named(name).name for name in CHOICES] == [DEFAULT, *METHODS]
-    assert all((method.rank is None) == (method.family == "basis") for method in METHODS.values())
+    assert {method.name for method in METHODS.values() if method.family == "subset"} == set(RANK_OF)
 
 
 def test_an_unknown_method_is_refused_with_the_choices() -> None:

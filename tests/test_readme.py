@@ -15,6 +15,7 @@ import topologies as t
 from joins import branches, dense, fire, neck, option_a, shuffle, unet
 
 from pcns_onnx import inspect
+from pcns_onnx.catalogue import EXPANSIONS, METHODS
 
 README = Path(__file__).parent.parent / "README.md"
 OWN = "it feeds the model's output"
@@ -83,3 +84,8 @@ def table() -> str:
 def test_readme_has_the_table_of_topologies() -> None:
     made = table()
     assert made in README.read_text(), f"README's table of topologies is out of date; it should be:\n{made}"
+
+
+def test_readme_has_the_table_of_methods() -> None:
+    rows = "\n".join(method.row for method in (*METHODS.values(), *EXPANSIONS.values()))
+    assert rows in README.read_text(), f"README's table of methods is out of date; it should be:\n{rows}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,23 +80,6 @@ class Ranking:
 
 Rank = Callable[[Sequence[Reading], int], Ranking]
 """From the readings of a group and its number of channels to a ranking."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of the table: how a group is narrowed, and what a user needs to know about it.
-
-    A 'subset' method keeps some neurons as they are and orders them by `rank`; a 'basis' method
-    makes new ones.
-    """
-
-    name: str
-    family: Literal["subset", "basis"]
-    summary: str
-    exact: str
-    cost: str
-    source: str
-    rank: Rank | None = None
 
 
 def damping(reading: Reading) -> float:
