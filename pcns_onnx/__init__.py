@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pcns_onnx.designing import DesignResult, design, ungrouped
     from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError, UnsupportedError
     from pcns_onnx.expanding import ExpandResult, expand
+    from pcns_onnx.frontier import PlanResult, plan
     from pcns_onnx.pipeline import ShrinkResult, compare, inspect, shrink
     from pcns_onnx.report import Inspection, Report
 
@@ -25,6 +26,7 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 _HOMES = {
     "shrink": "pipeline", "inspect": "pipeline", "compare": "pipeline", "ShrinkResult": "pipeline",
     "design": "designing", "ungrouped": "designing", "DesignResult": "designing",
+    "plan": "frontier", "PlanResult": "frontier",
     "expand": "expanding", "ExpandResult": "expanding",
     "Inspection": "report", "Report": "report", "Normalize": "data",
     "PcnsError": "errors", "InputError": "errors", "UnsupportedError": "errors",
@@ -33,8 +35,8 @@ _HOMES = {
 
 __all__ = [
     "DesignResult", "ExpandResult", "GateError", "InputError", "Inspection", "Normalize", "NothingToShrinkError",
-    "PcnsError", "Report", "ShrinkResult", "UnsupportedError", "compare", "design", "expand", "inspect", "shrink",
-    "ungrouped",
+    "PcnsError", "PlanResult", "Report", "ShrinkResult", "UnsupportedError", "compare", "design", "expand", "inspect",
+    "plan", "shrink", "ungrouped",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import metadata
 
 import msgspec
@@ -55,6 +56,23 @@ def gates_of(options: Options, agreement: Agreement) -> list[Gate]:
             raise InputError("--max-drop needs an output of shape (N, classes) and one label per sample, or --metric")
         gates.append(Gate("max-drop", options.max_drop, agreement.drop))
     return gates
+
+
+def quality_gates(options: Options, agreement: Agreement) -> list[Gate]:
+    """The budgets on what may be lost, with what was measured."""
+    gates = []
+    for budget in options.qualities:
+        value = agreement.error if budget.resource == "error" else agreement.drop
+        if value is None:
+            raise InputError("budget drop needs an output of shape (N, classes) and one label per sample, or --metric")
+        gates.append(Gate(f"budget {budget.resource}", budget.limit, value))
+    return gates
+
+
+def at_latency_batch(samples: Samples, options: Options) -> Samples:
+    """The same samples in the batches that latency is measured at."""
+    batch = samples.batch if samples.fixed else options.batch_latency or samples.batch
+    return replace(samples, batch=batch, _kept=[])
 
 
 def finish(report: Report, options: Options, consequence: str = "") -> None:

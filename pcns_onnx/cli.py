@@ -9,28 +9,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pcns_onnx.catalogue import CHOICES, EXPANSIONS, METHODS, Method
 from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError
-from pcns_onnx.progress import Progress
+from pcns_onnx.terminal import bars, console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-
     from pcns_onnx.report import Report
 
-T = TypeVar("T")
 Command = Callable[..., None]
 
 EXIT_CODES = "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed."
 _DEPTHS = ("monotone", "first-contraction")
 """Depth rules again: importing `designing` for --help would import numpy."""
-_WIDE = 1000
-"""Columns where stdout is no terminal: nothing is folded, so that it can be searched."""
 
 
 def _epilog(methods: Iterable[Method]) -> str:
@@ -69,6 +63,10 @@ _PLACE_OPTIONS = _options(
     click.option("--device", metavar="auto|cpu|cuda", help="Where to run (auto: CUDA where there is a GPU)."),
     click.option("--threads", type=int, help="Threads of onnxruntime and of the linear algebra (0: their default)."),
 )
+_LATENCY_OPTIONS = _options(
+    click.option("--batch-latency", type=int, metavar="N", help="Measure latency at batches of N (as --batch)."),
+    click.option("--stats", metavar="FILE", help="Keep what was seen of the data, for other budgets."),
+)
 _ENGINE_OPTIONS = _options(
     click.option("--heads", metavar="width|whole", help="Attention: narrow every head (width) or take whole heads."),
     _PLACE_OPTIONS,
@@ -102,9 +100,9 @@ def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None
     import msgspec
 
     from pcns_onnx.pipeline import inspect as run
-    from pcns_onnx.report import inspection_tables
+    from pcns_onnx.tables import inspection_tables
 
-    with _bars() as progress:
+    with bars() as progress:
         found = run(model, data, progress=progress, **_given(choices))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
@@ -123,8 +121,9 @@ def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None
 @click.option(
     "--budget",
     multiple=True,
-    metavar="macs=F|params=F",
-    help="Fraction of the original that may be left; repeatable, all must hold.",
+    metavar="macs=F|params=F|latency=F|error=E|drop=P",
+    help="What may be left of a cost (a fraction of the original), or be lost: relative error of an output, points of "
+    "accuracy. Repeatable, all must hold.",
 )
 @click.option("--width", type=float, help="Fraction of every hidden width to keep.")
 @click.option("--variance", type=float, help="Share of every layer's variance to keep, 0.999 say.")
@@ -150,16 +149,60 @@ def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None
 @click.option("--eval", metavar="DATA", help="Check on this data instead.")
 @click.option("--plan-out", metavar="PLAN.json", help="Write the plan.")
 @_GATE_OPTIONS
+@_LATENCY_OPTIONS
 @_DATA_OPTIONS
 @_ENGINE_OPTIONS
 def shrink(model: str, data: str | None, output: str, **choices: Any) -> None:
     """Write a narrower MODEL to OUT: same inputs, same outputs, checked on samples held out."""
     from pcns_onnx.pipeline import shrink as run
 
-    with _gate(), _bars() as progress:
+    with _gate(), bars() as progress:
         result = run(model, data, output, progress=progress, **_given(choices))
     _show_report(result.report)
     click.echo(f"wrote {output}")
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("model")
+@click.option("--data", help="Samples: .npz, .npy, a folder of them, or module:function. Not needed with --stats.")
+@click.option("-o", "--output", metavar="PLAN.json", help="Write the plan, for shrink --plan.")
+@click.option("--frontier", is_flag=True, help="Print error against cost for the whole range of budgets.")
+@click.option("--figure", metavar="FILE", help="Draw the frontier: .svg, .png or .pdf (extra: plots).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--method", metavar="obs|interpolative", help="How channels are chosen (auto: obs).")
+@click.option("--budget", multiple=True, metavar="macs=F|params=F|latency=F", help="Fraction that may be left.")
+@click.option("--width", type=float, help="Fraction of every hidden width to keep.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only layers of these names.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers of these names alone.")
+@click.option("--multiple", metavar="auto|N", help="Widths are multiples of N (auto: as timed on this machine).")
+@click.option("--no-coupled", "coupled", flag_value=False, default=None, type=bool,
+              help="Leave channels alone that several blocks share (residual streams, concatenations).")  # fmt: skip
+@_LATENCY_OPTIONS
+@_DATA_OPTIONS
+@_ENGINE_OPTIONS
+def plan(
+    model: str, data: str | None, output: str | None, frontier: bool, figure: str | None, as_json: bool, **choices: Any
+) -> None:
+    """Choose widths without solving anything, with the layers timed on this machine; or show the whole frontier."""
+    import msgspec
+
+    from pcns_onnx.frontier import plan as run
+    from pcns_onnx.tables import plan_tables
+
+    if figure is not None and not frontier:
+        raise InputError("--figure draws the frontier: give --frontier too")
+    with bars() as progress:
+        report = run(model, data, output, frontier=frontier, progress=progress, **_given(choices)).report
+    if figure is not None:
+        from pcns_onnx.figures import draw_frontier
+
+        draw_frontier(report, figure)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+        return
+    _show(plan_tables(report), ())
+    for path in filter(None, (output, figure)):
+        click.echo(f"wrote {path}")
 
 
 @cli.command(epilog=_epilog(EXPANSIONS.values()))
@@ -174,9 +217,9 @@ def shrink(model: str, data: str | None, output: str, **choices: Any) -> None:
 def expand(model: str, output: str, **choices: Any) -> None:
     """Write a wider MODEL to OUT that computes the same, to be trained further."""
     from pcns_onnx.expanding import expand as run
-    from pcns_onnx.report import expansion_tables
+    from pcns_onnx.tables import expansion_tables
 
-    with _bars() as progress:
+    with bars() as progress:
         result = run(model, output, progress=progress, **_given(choices))
     _show(expansion_tables(result.report), result.report.warnings)
     click.echo(f"wrote {output}")
@@ -193,7 +236,7 @@ def compare(a: str, b: str, data: str, **choices: Any) -> None:
     """Compare two models: agreement, latency, cost; the same gate as shrink."""
     from pcns_onnx.pipeline import compare as run
 
-    with _gate(), _bars() as progress:
+    with _gate(), bars() as progress:
         report = run(a, b, data, progress=progress, **_given(choices))
     _show_report(report)
 
@@ -226,7 +269,7 @@ def design(model: str, data: str | None, output: str, ungroup: bool, **choices: 
     elif data is None:
         raise InputError("a design looks at what filters do: give samples with --data")
     else:
-        with _bars() as progress:
+        with bars() as progress:
             blueprint = run(model, data, output, progress=progress, **given).blueprint
         _show(design_tables(blueprint), blueprint.warnings)
     click.echo(f"wrote {output}, to be trained from scratch")
@@ -282,25 +325,17 @@ def _given(choices: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    # Names of layers may hold anything: nothing in them is markup.
-    width = None if sys.stdout.isatty() else _WIDE
-    return Console(width=width, highlight=False, markup=False, emoji=False)
-
-
 def _show(parts: Iterable[Any], warnings: Iterable[str]) -> None:
-    console = _console()
+    out = console()
     for part in parts:
-        console.print(part)
-        console.print()
+        out.print(part)
+        out.print()
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
 
 
 def _show_report(report: Report) -> None:
-    from pcns_onnx.report import report_tables
+    from pcns_onnx.tables import report_tables
 
     _show(report_tables(report), report.warnings)
 
@@ -316,32 +351,3 @@ def _gate() -> Iterator[None]:
         if isinstance(error.report, Report):
             _show_report(error.report)
         raise
-
-
-class _Bars(Progress):
-    """Progress that draws one bar per stage."""
-
-    def __init__(self, bars: Bars) -> None:
-        super().__init__()
-        self._bars = bars
-
-    def track(self, items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
-        task = self._bars.add_task(title, total=total)
-        for item in super().track(items, title, total):
-            yield item
-            self._bars.advance(task)
-
-
-@contextmanager
-def _bars() -> Iterator[Progress]:
-    """Bars on a terminal's stderr, silence elsewhere."""
-    if not sys.stderr.isatty():
-        yield Progress()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as RichProgress
-
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with RichProgress(*columns, console=Console(stderr=True), transient=False) as bars:
-        yield _Bars(bars)

@@ -20,8 +20,10 @@ from pcns_onnx.verify import Metric
 ORDERS = ("ascending", "descending")
 HEADS: tuple[Heads, ...] = get_args(Heads)
 _MOST = 2**31 - 1
+STEPS = 400
+"""Steps of refinement, unless others are asked for."""
 _KINDS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
-    (Integral, "a whole number", ("samples", "trials", "batch", "seed", "threads", "refine")),
+    (Integral, "a whole number", ("samples", "trials", "batch", "seed", "threads", "refine", "batch_latency")),
     (Real, "a number", ("width", "variance", "holdout", "max_error", "max_drop", "rank_ratio")),
     (Normalize, "a pcns_onnx.Normalize(mean, std)", ("normalize",)),
 )
@@ -34,6 +36,8 @@ class Running(TypedDict, total=False):
     heads: str
     shape: str | Sequence[str]
     samples: int
+    batch_latency: int
+    stats: str | Path
     batch: int
     normalize: Normalize
     seed: int
@@ -78,8 +82,10 @@ class Options:
     from the solve for the check, unless `eval` gives others.
     `trials`: how many batches of every size `inspect` draws. `coupled` false leaves channels alone
     that several blocks share. `refine`: so many steps of nonlinear least squares per layer and its
-    reader, after the re-fit. `heads`: take the same dimensions from all attention heads ('width') or
-    whole heads ('whole'). `refit`: whether readers are solved again (None: as the method has it; 'pcns' can do
+    reader, after the re-fit (None: 400 where neurons are kept). `batch_latency`: the batch that latency is measured
+    at (None: `batch`). `stats`: a file that keeps what was seen of the data, for other budgets. `heads`: take the
+    same dimensions from all attention heads ('width') or whole heads ('whole').
+    `refit`: whether readers are solved again (None: as the method has it; 'pcns' can do
     without, the data-free methods do unless they are asked). `rank_ratio` in (0, 1]: the share of each rank that
     'eigenremove' keeps. `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
     `max_error` (relative L2 error of
@@ -97,11 +103,13 @@ class Options:
     order: str = "ascending"
     refit: bool | None = None
     rank_ratio: float | None = None
-    refine: int = 400
+    refine: int | None = None
     coupled: bool = True
     heads: str = "width"
     shape: str | Sequence[str] = ()
     samples: int | None = None
+    batch_latency: int | None = None
+    stats: str | Path | None = None
     batch: int = 64
     holdout: float = 0.1
     eval: DataSource | None = None
@@ -141,8 +149,8 @@ class Options:
         self.shapes()
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"--device {self.device} is not understood: write auto, cpu or cuda")
-        lows = (("samples", 1), ("trials", 1), ("batch", 1), ("threads", 0), ("seed", 0), ("refine", 0))
-        for name, low in lows:
+        lows = {"samples": 1, "trials": 1, "batch": 1, "batch_latency": 1, "threads": 0, "seed": 0, "refine": 0}
+        for name, low in lows.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise InputError(f"--{name} {value} is too small: it must be at least {low}")
@@ -169,6 +177,21 @@ class Options:
         included = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
         return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
+    @property
+    def costs(self) -> tuple[Budget, ...]:
+        """The budgets that limit a cost."""
+        return tuple(b for b in map(Budget.parse, self.budgets) if b.is_cost)
+
+    @property
+    def qualities(self) -> tuple[Budget, ...]:
+        """The budgets that limit what is lost."""
+        return tuple(b for b in map(Budget.parse, self.budgets) if not b.is_cost)
+
+    @property
+    def times(self) -> bool:
+        """Whether layers have to be timed: a budget is on latency, or a model is sought that is the fastest."""
+        return any(b.resource == "latency" for b in self.costs) or bool(self.qualities)
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of inputs that the caller states: 'input=1x3x224x224' -> {'input': (1, 3, 224, 224)}."""
         found = {}
@@ -194,6 +217,10 @@ class Options:
             raise InputError(f"{said} how small to make the model: give one of {', '.join(given)}")
         return chosen[0]
 
+    def steps(self, method: Method) -> int:
+        """Steps of refinement: as asked, else `STEPS` where neurons are kept and their readers solved."""
+        return self.refine if self.refine is not None else STEPS if method.family == "subset" else 0
+
     def check_method(self, method: Method, *, data: bool) -> None:
         """Raise `InputError` where a choice does not go with `method`, or needs samples that are not there (`data`)."""
         if method.data and not data:
@@ -202,6 +229,10 @@ class Options:
         letter = self.refit is False and method.family == "subset"
         if method.family != "basis" and (self.order != ORDERS[0] or letter):
             raise InputError(f"--order and --no-refit are choices of method pcns: '{method.name}' has neither")
+        if self.refine and method.family == "basis":
+            raise InputError(f"--refine goes on from neurons that were kept: '{method.name}' makes new ones")
+        if self.qualities and method.family != "subset":
+            raise InputError(f"budgets error and drop are for methods obs and interpolative, not '{method.name}'")
         if self.rank_ratio is not None and method.name != "eigenremove":
             raise InputError(f"--rank-ratio is a choice of method eigenremove: '{method.name}' has none")
         if self.rank_ratio is not None and self.plan is not None:

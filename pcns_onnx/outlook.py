@@ -12,6 +12,7 @@ import numpy as np
 
 from pcns_onnx import basis
 from pcns_onnx.backend import to_numpy
+from pcns_onnx.findings import Work
 from pcns_onnx.groups import Group
 from pcns_onnx.linalg import dimensions_for, eigh_descending
 from pcns_onnx.methods.activations import Activation
@@ -19,7 +20,6 @@ from pcns_onnx.methods.batches import Draw, draws
 from pcns_onnx.methods.pcns import Basis, neurons_for
 from pcns_onnx.options import Options
 from pcns_onnx.report import BatchTrial, Outlook
-from pcns_onnx.shrinking import Work
 
 SHARES = ("0.9", "0.99", "0.999", "0.9999")
 """Shares of variance that eigenvectors are counted for, beside `--variance`."""

@@ -6,36 +6,45 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Unpack
 
 import msgspec
 from threadpoolctl import threadpool_limits
 
-from pcns_onnx import basis
 from pcns_onnx.catalogue import method_named
-from pcns_onnx.checking import finish, gates_of, library_versions, provenance, size_of, stages_of, time_both, verify
-from pcns_onnx.data import Dataset, DataSource, split
+from pcns_onnx.checking import (
+    at_latency_batch,
+    finish,
+    gates_of,
+    library_versions,
+    provenance,
+    quality_gates,
+    size_of,
+    stages_of,
+    time_both,
+    verify,
+)
+from pcns_onnx.data import DataSource, split
 from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.feeding import Canonical, census_of, datasets, heads_of, names_of, opened, samples_of, stated_shapes
+from pcns_onnx.findings import Work
 from pcns_onnx.fold import drop_zero_biases, explicit_biases
 from pcns_onnx.graph import Graph, ModelSource, write_atomic
-from pcns_onnx.groups import Census, Group, survey
+from pcns_onnx.groups import survey
 from pcns_onnx.inspecting import group_rows, layer_rows, shrinkable_share
 from pcns_onnx.options import Choices, Options, check_targets
 from pcns_onnx.outlook import look
-from pcns_onnx.passes import Setup
 from pcns_onnx.plan import SCHEMA as PLAN_SCHEMA
-from pcns_onnx.plan import Costs, Plan, fingerprint, load_plan
+from pcns_onnx.plan import Plan, fingerprint, load_plan
+from pcns_onnx.planning import decided, pairs, select, work_for
 from pcns_onnx.progress import Progress
 from pcns_onnx.report import Inspection, Left, Outlook, Report
-from pcns_onnx.rewrite import apply
-from pcns_onnx.runtime import Engine, choose_engine
-from pcns_onnx.shrinking import Work, decide, solve
+from pcns_onnx.rewrite import Patch, apply
+from pcns_onnx.runtime import choose_engine
+from pcns_onnx.shrinking import solve
 from pcns_onnx.verify import UNCHECKED, load_metric
-from pcns_onnx.weighing import Weighing, ratio_of, refusal
+from pcns_onnx.weighing import Weighing, ratio_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -44,6 +53,7 @@ FEW = 5.0
 """Samples per neuron below which a warning is given (the PCNS drafts ask for 5 to 10)."""
 
 
+SLOWER = "the result is slower than the original here: a latency budget leaves layers alone where that does not pay"
 _UNCHECKED = "nothing was checked: there are no samples to compare on (latency is on noise); give --data or --eval"
 
 
@@ -80,28 +90,38 @@ def shrink(
         form = Canonical.of(Graph.load(model))
         check_targets(tuple(form.original.files), output, options.plan_out, options.report)
         plan = None if options.plan is None else load_plan(options.plan, form.original)
+        plan_given = plan is not None
         method = method_named(options.method if plan is None else plan.method)
         options.check_method(method, data=data is not None)
         solves, ratio = method.family != "weights" or bool(options.refit), ratio_of(method, options, plan)
         train, held_out = datasets(form, data, options, solves=solves)
-        if options.max_drop is not None and metric is None and not (held_out or train).has_labels:
-            raise InputError("--max-drop needs labels in the data it is checked on, or --metric")
-        work = _work(form, engine, train, options, progress)
-        groups, left = _select(form.twin, work.census, options, method.family)
+        needs_score = options.max_drop is not None or any(b.resource == "drop" for b in options.qualities)
+        if needs_score and metric is None and not (held_out or train).has_labels:
+            raise InputError("--max-drop and budget drop need labels in the data they are checked on, or --metric")
+        work = work_for(form, engine, train, options, progress)
+        groups, left = select(form.twin, work.census, options, method.family)
         if not groups:
             why = "every layer has a reason to stay" if left else "the model has no layer with stored weights"
-            raise NothingToShrinkError(f"nothing can be shrunk: {why}", _pairs(left))
+            raise NothingToShrinkError(f"nothing can be shrunk: {why}", pairs(left))
         work = replace(work, groups=tuple(groups))
         warnings = _few_samples(work) if solves else []
         weighing = Weighing(work, method, ratio) if method.family == "weights" else None
-        decision = decide(work, method, options, plan) if weighing is None else weighing.decide(options, plan)
+
+        def judge(edits: Patch) -> bool:
+            small = _made(form, edits)
+            checked = samples_of(held_out or train, options, form.original)
+            seen, _ = verify(engine, form.original, small, checked, metric, Progress())
+            return all(gate.passed for gate in quality_gates(options, seen))
+
+        if weighing is not None:
+            decision = weighing.decide(options, plan)
+        else:
+            decision = decided(form, work, method, options, plan, judge)
         left += [Left(n, "it keeps its full width here") for n, w in decision.widths.items() if w == decision.full[n]]
         if not decision.narrowed:
-            raise NothingToShrinkError("nothing was shrunk: every layer needs its full width here", _pairs(left))
+            raise NothingToShrinkError("nothing was shrunk: every layer needs its full width here", pairs(left))
         patch, infos = solve(work, decision, options) if weighing is None else weighing.solve(decision, options)
-        small = apply(form.typed, patch)
-        drop_zero_biases(small, form.added)
-        small.prune()
+        small = _made(form, patch)
         plan = Plan(PLAN_SCHEMA, fingerprint(form.original), method.name, decision.planned(), ratio)
         small.set_metadata("pcns_onnx", provenance(plan, options))
         small.check(full=form.original.passes_full_check())
@@ -113,13 +133,16 @@ def shrink(
             agreement = agreement.unproved()
         if held_out is None and data is not None:
             report_warnings.append("checked on the samples that it was solved on: keep some back or give --eval")
+        latency = time_both(engine, form.original, small, at_latency_batch(checked, options), progress)
+        if latency.ratio > 1 and not (options.qualities or plan_given):
+            report_warnings.append(SLOWER)
     report = Report(
         options=options.described() | {"method": method.name},
         before=size_of(form.original, work.census),
         after=size_of(small, census_of(explicit_biases(small)[0].as_float32(), engine, train, options)),
         agreement=agreement,
-        latency=time_both(engine, form.original, small, checked, progress),
-        gates=gates_of(options, agreement),
+        latency=latency,
+        gates=[*quality_gates(options, agreement), *gates_of(options, agreement)],
         groups=infos,
         left_alone=left,
         folded=list(form.folded),
@@ -151,7 +174,7 @@ def inspect(
     if data is not None:
         engine = choose_engine(options.device, options.threads)
         everything, _ = split(opened(form, data, options), holdout=0.0, seed=options.seed, samples=options.samples)
-        work = _work(form, engine, everything, options, progress)
+        work = work_for(form, engine, everything, options, progress)
         census = work.census
         with threadpool_limits(options.threads or None):
             dimensions, outlooks = look(work, options)
@@ -209,44 +232,15 @@ def compare(
     return report
 
 
-# -- groups ----------------------------------------------------------------------------------
+def _made(form: Canonical, patch: Patch) -> Graph:
+    """The shrunk model in the original's storage types."""
+    small = apply(form.typed, patch)
+    drop_zero_biases(small, form.added)
+    small.prune()
+    return small
 
 
-def _work(form: Canonical, engine: Engine, train: Dataset, options: Options, progress: Progress) -> Work:
-    census = census_of(form.twin, engine, train, options)
-    setup = Setup(engine, samples_of(train, options, form.twin), options.seed, progress)
-    return Work(form.twin, census, setup, (), Costs(census, form.twin.parameters, form.original.parameters))
-
-
-def _select(graph: Graph, census: Census, options: Options, family: str) -> tuple[list[Group], list[Left]]:
-    """Groups to narrow, and every other layer with its reason."""
-    for pattern in (*options.include, *options.exclude):
-        if not any(fnmatchcase(group.name, pattern) for group in census.groups):
-            raise InputError(f"'{pattern}' matches no layer: `pcns-onnx inspect` lists their names")
-    chosen: list[Group] = []
-    left = [Left(node.name, node.reason) for node in census.unsolved if node.scales is None]
-    for group in census.groups:
-        reason = group.frozen
-        if reason is None and group.coupled and not options.coupled:
-            reason = "several blocks share its channels, and --no-coupled leaves those alone"
-        if reason is None and not options.wants(group.name):
-            reason = "it was left out by --include or --exclude"
-        if reason is None and family == "weights":
-            reason = refusal(group)
-        if reason is None and family == "basis":
-            reason = basis.refusal(graph, census, group, refit=options.refit is not False)
-        if reason is None:
-            chosen.append(group)
-        else:
-            left += [Left(name, reason) for name in group.writers]
-    return chosen, left
-
-
-def _pairs(left: Sequence[Left]) -> tuple[tuple[str, str], ...]:
-    return tuple((item.name, item.reason) for item in left)
-
-
-# -- warnings --------------------------------------------------------------------------------
+# -- warnings ----------------------------------------------------------------------------------
 
 
 def _samples_per_neuron(work: Work, name: str) -> float:

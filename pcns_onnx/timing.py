@@ -74,6 +74,12 @@ class Timings:
         own = np.maximum(np.array(times).reshape(count) - self.start, 0.0)
         return np.concatenate([own, self._scaling * written[count:]])
 
+    def part(self, at: int, read: Floats | float, written: Floats | float) -> Floats:
+        """Seconds of part number `at` at these pairs of fractions."""
+        if at >= len(self.layers):
+            return np.asarray(self._scaling[at - len(self.layers)] * written)
+        return np.maximum(self._timed[at].at(read, written) - self.start, 0.0)
+
     def total(self, read: Floats, written: Floats) -> float:
         """Seconds of the whole model, from the fractions as in `parts`."""
         return self.fixed + float(self.parts(read, written).sum())
@@ -82,6 +88,10 @@ class Timings:
         """Seconds of the whole model when these classes stay (the last element answers for -1)."""
         read, written = (np.array([kept[labels].mean() for labels in ends]) for ends in self.ends(census))
         return self.total(read, written)
+
+    @cached_property
+    def _timed(self) -> list[LayerTimes]:
+        return list(self.layers.values())
 
     @cached_property
     def _scaling(self) -> Floats:

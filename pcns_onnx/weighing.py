@@ -27,6 +27,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.choosing import Decision, within_budget
+from pcns_onnx.findings import Work, essential
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Group
 from pcns_onnx.layers import Layer
@@ -40,7 +42,7 @@ from pcns_onnx.refine import Refined
 from pcns_onnx.refit import refit
 from pcns_onnx.report import GroupInfo
 from pcns_onnx.rewrite import Patch, apply, narrow, set_layer
-from pcns_onnx.shrinking import Decision, Work, essential, info_of, within_budget
+from pcns_onnx.shrinking import info_of
 from pcns_onnx.solve import Fit
 
 RATIO = 0.75
@@ -81,7 +83,7 @@ class Weighing:
                 rankings[group.name] = ranking.led_by(essential(self.work.census, group, ranking))
         readers = {group.name: len(group.readers) for group in self.work.groups}
         curves = {name: ranking.error * readers[name] for name, ranking in rankings.items()}
-        widths, keep = within_budget(self.work, options, plan, curves, rankings)
+        widths, keep = within_budget(self.work, options, plan, curves, rankings, options.costs)
         errors = {name: rankings[name].error[width] for name, width in widths.items()}
         return Decision(self.method, {g.name: g.width for g in self.work.groups}, widths, errors, keep)
 
@@ -97,7 +99,8 @@ class Weighing:
         fits: Mapping[str, Fit] = {}
         refined: Mapping[str, Refined] = {}
         if options.refit:
-            made = refit(work.setup, graph, apply(graph, patch), census, keep, self._seen(chosen), options.refine)
+            steps = options.steps(decision.method)
+            made = refit(work.setup, graph, apply(graph, patch), census, keep, self._seen(chosen), steps)
             fits, refined, patch = made.fits, made.refined, patch + made.patch
         mine = [{name: fits[name] for name in group.readers if name in fits} for group in chosen]
         infos = [info_of(g, decision, found, None, refined) for g, found in zip(chosen, mine, strict=True)]

@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
 
+from pcns_onnx.allocation import allocate, grid, snap
+from pcns_onnx.costs import Costs
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Group, survey
 from pcns_onnx.pipeline import shrink
-from pcns_onnx.plan import Budget, Costs, GroupPlan, Plan, allocate, fingerprint, grid, load_plan, snap
+from pcns_onnx.plan import Budget, GroupPlan, Plan, fingerprint, load_plan
 
 Curves = Mapping[str, NDArray[np.float64]]
 
@@ -182,7 +184,7 @@ def test_a_budget_is_a_resource_and_a_fraction(text: str, resource: str, fractio
 
 @given(st.floats(0, 1, exclude_min=True))
 def test_every_fraction_is_a_budget(fraction: float) -> None:
-    assert Budget.parse(f"macs={fraction!r}").fraction == fraction
+    assert Budget.parse(f"macs={fraction!r}").limit == fraction
 
 
 @pytest.mark.parametrize(
@@ -248,27 +250,16 @@ def test_costs_are_those_counted_by_hand(chain: Chain, data: st.DataObject) -> N
 
 
 @settings(max_examples=30, deadline=None)
-@given(chains, st.data())
-def test_slopes_are_exact_while_the_others_stand_still(chain: Chain, data: st.DataObject) -> None:
-    costs = chain.costs
-    at = {g.name: data.draw(st.integers(1, g.width)) / g.width for g in chain.groups}
-    for name, slope in costs.slopes(at).items():
-        assert costs({**at, name: 1.0}) - costs({**at, name: 0.25}) == pytest.approx(0.75 * slope)
-        assert not costs.bends[name].any()
-
-
-@settings(max_examples=30, deadline=None)
-@given(streams, st.data())
-def test_slopes_and_bends_are_exact_where_a_layer_reads_what_it_writes(stream: Stream, data: st.DataObject) -> None:
-    graph = stream.graph
-    costs = Costs(survey(graph), graph.parameters, graph.parameters)
-    at = {name: data.draw(st.integers(1, width)) / width for name, width in stream.full.items()}
-    slopes = costs.slopes(at)
-    assert costs.bends["stem"][0] == stream.inner.count(0) * stream.width**2
-    for name, start in at.items():
-        more = 0.75 - start
-        expected = slopes[name] * more + costs.bends[name] * more**2
-        assert costs({**at, name: 0.75}) - costs(at) == pytest.approx(expected)
+@given(st.one_of(chains, streams), st.data())
+def test_costs_along_a_group_are_the_costs(model: Chain | Stream, data: st.DataObject) -> None:
+    graph = model.graph
+    census = survey(graph)
+    costs = Costs(census, graph.parameters, graph.parameters)
+    at = {g.name: data.draw(st.integers(1, g.width)) / g.width for g in census.shrinkable}
+    shares = np.array([0.25, 0.5, 1.0])
+    for name in at:
+        expected = [costs({**at, name: float(share)}) for share in shares]
+        assert costs.along(name, at, shares) == pytest.approx(np.array(expected))
 
 
 @settings(max_examples=30, deadline=None)
@@ -432,7 +423,7 @@ def test_budgets_hold_for_the_model_that_is_written(bias: bool, budgets: Sequenc
     report = shrink(mlp(bias=bias).proto, rows(), budget=budgets).report
     for budget in map(Budget.parse, budgets):
         before, after = ((s.macs, s.parameters)[budget.resource == "params"] for s in (report.before, report.after))
-        assert 0.5 * budget.fraction < after / before <= budget.fraction
+        assert 0.5 * budget.limit < after / before <= budget.limit
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:

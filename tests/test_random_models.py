@@ -13,10 +13,10 @@ from surgery import narrowed, permuted, sample, twins, unread
 from topologies import Sketch
 
 from pcns_onnx.capture import Samples
+from pcns_onnx.costs import Costs
 from pcns_onnx.data import open_data
 from pcns_onnx.groups import Census, survey
 from pcns_onnx.passes import Places, Setup, read_groups
-from pcns_onnx.plan import Costs
 from pcns_onnx.progress import Progress
 from pcns_onnx.reading import Seen
 from pcns_onnx.refit import refit

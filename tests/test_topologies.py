@@ -16,14 +16,15 @@ from threadpoolctl import threadpool_limits
 from topologies import TOPOLOGIES, Sketch, depthwise, grouped, inverted_residual, residual, squeeze_excite, two_blocks
 
 from pcns_onnx import InputError, NothingToShrinkError, cli, inspect, latency, shrink
+from pcns_onnx.allocation import grid
 from pcns_onnx.basis import refusal
 from pcns_onnx.capture import Samples
+from pcns_onnx.costs import Costs
 from pcns_onnx.data import open_data
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, survey
 from pcns_onnx.layers import Layer
 from pcns_onnx.passes import Places, Setup, read_groups
-from pcns_onnx.plan import Costs, grid
 from pcns_onnx.progress import Progress
 from pcns_onnx.reading import Seen
 from pcns_onnx.refit import Goal, goal_of, refit

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pcns_onnx.capture import Samples
+from pcns_onnx.costs import RESOURCES
 from pcns_onnx.data import DataSource, Normalize, open_data, split
 from pcns_onnx.designing.blueprint import Architecture, Blueprint, DesignedLayer
 from pcns_onnx.designing.chain import Chain, sequence
@@ -28,7 +29,7 @@ from pcns_onnx.fold import fold_batch_norms
 from pcns_onnx.graph import Graph, ModelSource, write_atomic
 from pcns_onnx.options import Options, check_targets
 from pcns_onnx.passes import Setup
-from pcns_onnx.plan import RESOURCES, Budget, fingerprint
+from pcns_onnx.plan import Budget, fingerprint
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime import choose_engine
 
@@ -92,6 +93,8 @@ def design(
         raise InputError("--variance and --budget each say how small: give one of them")
     options = Options(**choices) if variance is None else Options(variance=variance, **choices)
     budgets = [Budget.parse(text) for text in Options(budget=budget).budgets]
+    if any(b.resource not in RESOURCES[:2] for b in budgets):
+        raise InputError("a design is drawn up for --budget macs=F or params=F")
     rule = rule_named(depth)
     progress = progress or Progress()
     check_targets((model, data), output, config)
@@ -182,7 +185,7 @@ class _Drafts:
         to expand.
         """
         original = self.chain.costs({layer.name: layer.width for layer in self.chain.hidden})
-        limits = [(RESOURCES.index(b.resource), b.fraction) for b in budgets]
+        limits = [(RESOURCES.index(b.resource), b.limit) for b in budgets]
         points = np.unique(np.concatenate([[VARIANCE], *(s.explained for s in self.found.values())]))
         seen = None
         for share in points[points <= VARIANCE][::-1]:
@@ -193,7 +196,7 @@ class _Drafts:
             if all(cost[at] <= fraction * original[at] for at, fraction in limits):
                 return float(share)
         assert seen is not None, "there is a point at 0.999"
-        least = ", ".join(f"{r}={c / o:.3g}" for r, c, o in zip(RESOURCES, self.costs(seen), original, strict=True))
+        least = ", ".join(f"{r}={c / o:.3g}" for r, c, o in zip(RESOURCES[:2], self.costs(seen), original, strict=True))
         raise InputError(f"the budget is out of reach: the smallest design has {least}")
 
 
@@ -245,7 +248,7 @@ def _blueprint(
     return Blueprint(
         model=fingerprint(original),
         variance=share,
-        budget=[f"{b.resource}={b.fraction:g}" for b in budgets],
+        budget=[f"{b.resource}={b.limit:g}" for b in budgets],
         depth=depth,
         samples=samples.count,
         seed=options.seed,

@@ -1,0 +1,121 @@
+"""What a model costs at any widths of its groups: multiply-adds, parameters and, where it was timed, latency.
+
+A weight costs the product of the two fractions that it lies between, a bias the fraction of its
+layer; so costs are linear in any one width while the others stand still, and quadratic where a
+layer reads what it writes. Seconds come from `timing`, which has measured every layer. A layer
+that reads (or writes) several groups has the mean of their fractions, weighted by their channels.
+A layer without a bias is counted with one: the re-fit may give it one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.groups import Census
+from pcns_onnx.ops import Labels
+from pcns_onnx.timing import Timings
+
+Resource = Literal["macs", "params", "latency"]
+RESOURCES: tuple[Resource, ...] = ("macs", "params", "latency")
+Costed = NDArray[np.float64]
+
+
+class Costs:
+    """Cost of the model as a function of the widths of its groups; vectors are in the order of `resources`."""
+
+    def __init__(self, census: Census, params: int, original_params: int, timings: Timings | None = None) -> None:
+        """`params` is what the surveyed graph holds, `original_params` what budgets are fractions of."""
+        self._index = {group.name: at for at, group in enumerate(census.groups)}
+        self._census, self.timings = census, timings
+        reads, writes, weights, biases = list[Labels](), list[Labels](), [], []
+        stored = 0
+        for layer in census.layers:
+            reads.append(layer.linear.reads)
+            writes.append(layer.linear.writes)
+            weights.append((layer.macs, layer.parameters - (0 if layer.bias.absent else layer.width)))
+            biases.append((0, layer.width))
+            stored += layer.parameters
+        fixed = np.zeros(2)
+        for node in census.unsolved:
+            if node.scales is None:
+                fixed[0] += node.macs
+                continue
+            reads.append(np.full(1, -1))
+            writes.append(node.scales)
+            weights.append((node.macs, node.parameters))
+            biases.append((0, 0))
+            stored += node.parameters
+        fixed[1] = max(params - stored, 0)
+        self._ends = reads, writes
+        self._reads, self._writes = (self._shares(ends) for ends in self._ends)
+        self._weights, self._biases = (np.array(c, dtype=np.float64).reshape(-1, 2) for c in (weights, biases))
+        self._fixed = fixed
+        if timings is not None:
+            self._timed = [self._shares(ends) for ends in timings.ends(census)]
+        self.total = self({})
+        self.total[1] = original_params
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        """What is counted."""
+        return RESOURCES if self.timings is not None else RESOURCES[:2]
+
+    def __call__(self, fractions: Mapping[str, float]) -> Costed:
+        """Costs when each group keeps this fraction of its width, all of it where none is given."""
+        f = self._vector(fractions)
+        counted = self._counted(self._reads @ f, self._writes @ f)
+        if self.timings is None:
+            return counted
+        read, written = (shares @ f for shares in self._timed)
+        return np.append(counted, self.timings.total(read, written))
+
+    def along(self, name: str, fractions: Mapping[str, float], shares: Costed) -> Costed:
+        """(n, resources): costs as group `name` keeps each of these `shares` (n,), the others as in `fractions`."""
+        f, at = self._vector(fractions), self._index[name]
+        change = np.asarray(shares, dtype=np.float64) - f[at]
+        now = self(fractions)
+        read, written = self._reads @ f, self._writes @ f
+        mine = np.flatnonzero((self._reads[:, at] > 0) | (self._writes[:, at] > 0))
+        r = read[mine] + change[:, None] * self._reads[mine, at]
+        w = written[mine] + change[:, None] * self._writes[mine, at]
+        more = (r * w - read[mine] * written[mine]) @ self._weights[mine]
+        more += (w - written[mine]) @ self._biases[mine]
+        if self.timings is None:
+            return np.asarray(now + more, dtype=np.float64)
+        return np.asarray(now + np.column_stack([more, self._seconds_along(at, f, change)]), dtype=np.float64)
+
+    def _seconds_along(self, at: int, f: Costed, change: Costed) -> Costed:
+        assert self.timings is not None, "asked for where there are timings only"
+        (reads, writes), total = self._timed, np.zeros(len(change))
+        read, written = reads @ f, writes @ f
+        for part in np.flatnonzero((reads[:, at] > 0) | (writes[:, at] > 0)):
+            r, w = read[part] + change * reads[part, at], written[part] + change * writes[part, at]
+            total += self.timings.part(int(part), r, w) - self.timings.part(int(part), read[part], written[part])
+        return total
+
+    def of_classes(self, kept: NDArray[np.bool_]) -> Costed:
+        """Costs when these classes stay (the last element answers for -1)."""
+        counted = self._counted(*(np.array([kept[labels].mean() for labels in ends]) for ends in self._ends))
+        return counted if self.timings is None else np.append(counted, self.timings.of_classes(self._census, kept))
+
+    def _counted(self, read: Costed, written: Costed) -> Costed:
+        parts = self._weights * read[:, None] * written[:, None] + self._biases * written[:, None]
+        return self._fixed + np.asarray(parts.sum(axis=0), dtype=np.float64)
+
+    def _shares(self, ends: Sequence[Labels]) -> Costed:
+        """By layer the share of each group among its labels; the last is that of what belongs to none."""
+        wide = len(self._index) + 1
+        found = [
+            np.bincount(self._census.owner[labels], minlength=wide) / max(len(labels), 1) for labels in ends
+        ]
+        return np.array(found, dtype=np.float64).reshape(-1, wide)
+
+    def _vector(self, fractions: Mapping[str, float]) -> Costed:
+        f = np.ones(len(self._index) + 1)
+        for name, fraction in fractions.items():
+            f[self._index[name]] = fraction
+        return f

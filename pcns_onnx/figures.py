@@ -1,0 +1,40 @@
+"""Pictures, by matplotlib, which is an extra."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from pathlib import Path
+from typing import Any
+
+from pcns_onnx.errors import InputError, UnsupportedError
+from pcns_onnx.graph import write_atomic
+from pcns_onnx.report import PlanReport
+
+FORMATS = (".svg", ".png", ".pdf")
+
+
+def _pyplot() -> Any:
+    try:
+        importlib.import_module("matplotlib").use("Agg")
+        return importlib.import_module("matplotlib.pyplot")
+    except ImportError:
+        raise UnsupportedError("figures need matplotlib: `pip install 'pcns-onnx[plots]'`") from None
+
+
+def draw_frontier(report: PlanReport, path: str | Path) -> None:
+    """Predicted error against multiply-adds and latency, written atomically; raises `InputError` for other formats."""
+    kind = Path(path).suffix.lower()
+    if kind not in FORMATS:
+        raise InputError(f"'{path}' is no picture that can be drawn: name it {', '.join('*' + f for f in FORMATS)}")
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name in ("macs", "latency"):
+        axes.plot([getattr(p, name) for p in report.points], [p.error for p in report.points], marker="o", label=name)
+    axes.set(xlabel="share of the original", ylabel="predicted relative error", xlim=(0, 1), ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    held = io.BytesIO()
+    figure.savefig(held, format=kind[1:], metadata={"Date": None} if kind == ".svg" else None)
+    pyplot.close(figure)
+    write_atomic(path, held.getvalue())

@@ -1,0 +1,123 @@
+"""What the data says of every group: how its channels rank, and what the model loses without them.
+
+A subset method ranks the channels of each group by what its readers lose (`passes.read_groups`);
+where a budget is to be spent, the group is also probed at the model's outputs (`probing`). All of
+it can be saved and used for other budgets without another look at the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.costs import Costs
+from pcns_onnx.data import split
+from pcns_onnx.graph import Graph
+from pcns_onnx.groups import Census, Group
+from pcns_onnx.methods import RANK_OF, Method, Ranking
+from pcns_onnx.options import Options
+from pcns_onnx.passes import GroupReadings, Places, Setup, is_same, read_groups
+from pcns_onnx.probing import Prober, probe_samples
+from pcns_onnx.reading import Seen
+from pcns_onnx.rotation import Origins, Turn, rotations, turned
+
+
+@dataclass(frozen=True)
+class Work:
+    """The float32 graph that is solved, what is known of it, and the groups that may be narrowed.
+
+    `latency_batch` is the batch that latency is measured at, None for that of the samples.
+    """
+
+    graph: Graph
+    census: Census
+    setup: Setup
+    groups: tuple[Group, ...]
+    costs: Costs
+    latency_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """By group: the ranking, the error curve that widths are chosen by, how its readers see it, its best basis.
+
+    `curves` are squared relative errors at the outputs where groups were probed, else of the readers.
+    """
+
+    rankings: Mapping[str, Ranking]
+    curves: Mapping[str, NDArray[np.float64]]
+    seen: Mapping[Places, Mapping[str, Seen]]
+    turns: Mapping[str, tuple[Turn, ...]]
+
+
+def look(work: Work, method: Method, options: Options, *, probes: bool) -> Findings:
+    """One pass over the data, and with `probes` some forward passes more."""
+    rankings: dict[str, Ranking] = {}
+    curves: dict[str, NDArray[np.float64]] = {}
+    seen: dict[Places, dict[str, Seen]] = {}
+    turns = _Turns(work)
+    prober = _prober(work, options) if probes else None
+    try:
+        for read in map(turns.turned, read_groups(work.setup, work.graph, work.census, work.groups)):
+            name = read.group.name
+            with work.setup.progress.stage("rank"):
+                ranking = RANK_OF[method.name](read.all, read.group.width)
+            rankings[name] = ranking = ranking.led_by(essential(work.census, read.group, ranking))
+            for place, view in read.seen().items():
+                seen.setdefault(place, {})[name] = view
+            curves[name] = ranking.error
+            if prober is not None:
+                with work.setup.progress.stage("probe"):
+                    base = turned(work.graph, work.census, turns.by_group.get(name, ()))[0]
+                    curves[name] = prober.curve(work.graph, base, read, ranking)
+    finally:
+        if prober is not None:
+            prober.close()
+    return Findings(rankings, curves, seen, turns.by_group)
+
+
+def _prober(work: Work, options: Options) -> Prober:
+    samples = work.setup.samples
+    count = probe_samples(samples.count, len(work.groups))
+    least = samples.batch if samples.fixed else 1
+    some, _ = split(samples.data, holdout=0.0, seed=options.seed, samples=max(count, least))
+    outputs = [output.name for output in work.graph.outputs]
+    return Prober(work.setup, replace(samples, data=some, _kept=[]), work.census, outputs)
+
+
+class _Turns:
+    """Changes of basis, group by group; each is tried on a batch, and taken only if the model stays what it was."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._origins = Origins(work.graph, work.census) if any(g.mixable for g in work.groups) else None
+        self.by_group: dict[str, tuple[Turn, ...]] = {}
+
+    def turned(self, read: GroupReadings) -> GroupReadings:
+        """How the group is read in its best basis, or as it was."""
+        if self._origins is None or not read.group.mixable:
+            return read.without_refit()
+        graph, census, setup = self._work.graph, self._work.census, self._work.setup
+        with setup.progress.stage("rank"):
+            turns, following = rotations(graph, census, read, self._origins)
+            names = [census.layer(name).output for name in read.group.readers] + [p.key for p in read.group.products]
+            if not turns or not is_same(setup, graph, turned(graph, census, turns)[0], names):
+                return read.without_refit()
+        self.by_group[read.group.name] = turns
+        return following
+
+
+def essential(census: Census, group: Group, ranking: Ranking) -> list[int]:
+    """The best channel of every tensor that carries some of the group: none may be left without any."""
+    place = np.empty(group.width, dtype=np.int64)
+    place[ranking.order] = np.arange(group.width)
+    best: set[int] = set()
+    for mine in census.carriers[group.name]:
+        at = np.searchsorted(group.labels, mine)
+        best.add(int(at[np.argmin(place[at])]))
+    return sorted(best, key=lambda channel: int(place[channel]))
+
+

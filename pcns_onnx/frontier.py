@@ -1,0 +1,138 @@
+"""`plan`: what a budget would do, before anything is solved, and the whole curve to choose from.
+
+Predicted errors are relative L2 errors at the outputs, from forward passes with groups narrowed
+one by one (`probing`); the re-fit and the refinement make up for some of it. Latency is predicted
+from the layers as they were timed on this machine (`timing`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Unpack
+
+import msgspec
+from threadpoolctl import threadpool_limits
+
+from pcns_onnx.catalogue import method_named
+from pcns_onnx.choosing import Decision, choose
+from pcns_onnx.data import DataSource
+from pcns_onnx.errors import InputError, NothingToShrinkError
+from pcns_onnx.feeding import Canonical, datasets
+from pcns_onnx.findings import Findings, Work
+from pcns_onnx.graph import Graph, ModelSource, write_atomic
+from pcns_onnx.methods import Method
+from pcns_onnx.options import Choices, Options, check_targets
+from pcns_onnx.plan import SCHEMA, Budget, GroupPlan, Plan, fingerprint
+from pcns_onnx.planning import findings_of, pairs, select, work_for
+from pcns_onnx.progress import Progress
+from pcns_onnx.report import FrontierPoint, Left, PlanReport
+from pcns_onnx.runtime import choose_engine
+from pcns_onnx.searching import hold_latency
+
+STEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
+"""Shares of the multiply-adds at which the frontier is drawn."""
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """The plan (None for a frontier), and what there is to say about it."""
+
+    plan: Plan | None
+    report: PlanReport
+
+
+def plan(
+    model: ModelSource,
+    data: DataSource | None = None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    frontier: bool = False,
+    progress: Progress | None = None,
+    **choices: Unpack[Choices],
+) -> PlanResult:
+    """Widths for `model` within the budgets of `choices`, or with `frontier` the whole curve; nothing is solved.
+
+    With `stats` of an earlier run no data is needed. With `output` the plan is written, for
+    `shrink --plan`. Raises `InputError`, or `NothingToShrinkError` with the reasons.
+    """
+    options, progress = Options(**choices), progress or Progress()
+    _check(options, frontier, data)
+    check_targets((model, data), output, options.stats)
+    engine = choose_engine(options.device, options.threads)
+    method = method_named(options.method)
+    with threadpool_limits(options.threads or None), progress.stage("total"):
+        form = Canonical.of(Graph.load(model))
+        train, _ = datasets(form, data, replace(options, holdout=0.0), solves=True)
+        work = work_for(form, engine, train, options, progress, times=True)
+        groups, left = select(form.twin, work.census, options, method.family)
+        if not groups:
+            raise NothingToShrinkError("nothing can be shrunk: every layer has a reason to stay", pairs(left))
+        work = replace(work, groups=tuple(groups))
+        found = findings_of(form, work, method, options, probes=True)
+        if frontier:
+            points = list(_points(work, method, found, options))
+            return PlanResult(None, _report(work, None, points, left))
+        decision = hold_latency(work, method, found, options, None, options.costs)
+        made = Plan(SCHEMA, fingerprint(form.original), method.name, _with_savings(work, decision))
+    if output is not None:
+        write_atomic(output, msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
+    return PlanResult(made, _report(work, decision, [_point(work, decision)], left))
+
+
+def _check(options: Options, frontier: bool, data: DataSource | None) -> None:
+    if data is None and (options.stats is None or not os.path.exists(options.stats)):
+        raise InputError("a plan needs to see what neurons do: give --data, or --stats of an earlier run")
+    if method_named(options.method).family != "subset":
+        raise InputError("plan is for methods obs and interpolative: `shrink --plan-out` writes plans of the others")
+    if options.qualities:
+        raise InputError("budgets error and drop need solved models: give them to `shrink --plan-out`")
+    if frontier and (options.budgets or options.width is not None):
+        raise InputError("--frontier draws all budgets: leave --budget and --width out")
+    if not frontier and options.goal() not in ("--budget", "--width"):
+        raise InputError("plan takes --budget or --width, or --frontier")
+
+
+def _points(work: Work, method: Method, found: Findings, options: Options) -> Iterator[FrontierPoint]:
+    for share in STEPS:
+        try:
+            decision = choose(work, method, found, options, None, [Budget("macs", share)])
+        except InputError:
+            return  # narrower than it can be made
+        yield _point(work, decision)
+
+
+def _point(work: Work, decision: Decision) -> FrontierPoint:
+    macs, params, latency = work.costs(_fractions(decision)) / work.costs.total
+    return FrontierPoint(float(macs), float(params), float(latency), float(decision.loss) ** 0.5)
+
+
+def _fractions(decision: Decision) -> dict[str, float]:
+    return {name: width / decision.full[name] for name, width in decision.widths.items()}
+
+
+def _with_savings(work: Work, decision: Decision) -> dict[str, GroupPlan]:
+    """The plan's groups, each with the shares of the original that the model would cost more without it."""
+    fractions = _fractions(decision)
+    now, planned = work.costs(fractions), decision.planned()
+    for name, entry in planned.items():
+        more = (work.costs({**fractions, name: 1.0}) - now) / work.costs.total
+        entry.saves = {r: round(float(m), 6) for r, m in zip(work.costs.resources, more, strict=True)}
+    return planned
+
+
+def _report(work: Work, decision: Decision | None, points: list[FrontierPoint], left: list[Left]) -> PlanReport:
+    groups = {} if decision is None else _with_savings(work, decision)
+    timings = work.costs.timings
+    assert timings is not None, "a plan times the layers"
+    return PlanReport(
+        groups=groups,
+        points=points,
+        left_alone=left,
+        steps={group.name: timings.steps[group.name] for group in work.groups},
+        batch=work.latency_batch or work.setup.samples.batch,
+        threads=work.setup.engine.threads,
+        provider=work.setup.engine.provider,
+    )
+

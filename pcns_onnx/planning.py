@@ -1,0 +1,94 @@
+"""Which groups, and which widths for them: what `shrink` and `plan` have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from pcns_onnx import basis, stats
+from pcns_onnx.choosing import Decision
+from pcns_onnx.costs import Costs
+from pcns_onnx.data import Dataset
+from pcns_onnx.errors import InputError
+from pcns_onnx.feeding import Canonical, census_of, samples_of
+from pcns_onnx.findings import Findings, Work, look
+from pcns_onnx.graph import Graph
+from pcns_onnx.groups import Census, Group
+from pcns_onnx.methods import Method
+from pcns_onnx.options import Options
+from pcns_onnx.passes import Setup
+from pcns_onnx.plan import Plan, fingerprint
+from pcns_onnx.progress import Progress
+from pcns_onnx.report import Left
+from pcns_onnx.runtime import Engine
+from pcns_onnx.searching import Judge, hold_latency, search
+from pcns_onnx.shrinking import decide_bases
+from pcns_onnx.timing import measure_layers
+from pcns_onnx.weighing import refusal
+
+
+def decided(
+    form: Canonical, work: Work, method: Method, options: Options, plan: Plan | None, judge: Judge
+) -> Decision:
+    """A width for every group: the plan's, or the best that all budgets allow."""
+    if method.family == "basis":
+        return decide_bases(work, method, options, plan, options.costs)
+    found = findings_of(form, work, method, options, probes=bool(options.budgets) and plan is None)
+    if options.qualities:
+        return search(work, method, found, options, judge, options.costs)
+    return hold_latency(work, method, found, options, plan, options.costs)
+
+
+def findings_of(form: Canonical, work: Work, method: Method, options: Options, *, probes: bool) -> Findings:
+    """What the data says of the groups; from --stats where that file is there, else written to it."""
+    if options.stats is None:
+        return look(work, method, options, probes=probes)
+    model = fingerprint(form.original)
+    if os.path.exists(options.stats):
+        return stats.load(options.stats, work, model, method.name)
+    found = look(work, method, options, probes=True)
+    stats.save(options.stats, found, model, method.name, probed=True)
+    return found
+
+
+def work_for(
+    form: Canonical, engine: Engine, train: Dataset, options: Options, progress: Progress, *, times: bool = False
+) -> Work:
+    """The float32 form with its census and costs; latency too with `times`, or where a budget needs it."""
+    census = census_of(form.twin, engine, train, options)
+    setup = Setup(engine, samples_of(train, options, form.twin), options.seed, progress)
+    batch, timings = options.batch_latency or setup.samples.batch, None
+    if times or options.times:
+        timings = measure_layers(engine, form.twin, census, batch, progress=progress)
+    costs = Costs(census, form.twin.parameters, form.original.parameters, timings)
+    return Work(form.twin, census, setup, (), costs, batch)
+
+
+def select(graph: Graph, census: Census, options: Options, family: str) -> tuple[list[Group], list[Left]]:
+    """Groups to narrow, and every other layer with its reason."""
+    for pattern in (*options.include, *options.exclude):
+        if not any(fnmatchcase(group.name, pattern) for group in census.groups):
+            raise InputError(f"'{pattern}' matches no layer: `pcns-onnx inspect` lists their names")
+    chosen: list[Group] = []
+    left = [Left(node.name, node.reason) for node in census.unsolved if node.scales is None]
+    for group in census.groups:
+        reason = group.frozen
+        if reason is None and group.coupled and not options.coupled:
+            reason = "several blocks share its channels, and --no-coupled leaves those alone"
+        if reason is None and not options.wants(group.name):
+            reason = "it was left out by --include or --exclude"
+        if reason is None and family == "weights":
+            reason = refusal(group)
+        if reason is None and family == "basis":
+            reason = basis.refusal(graph, census, group, refit=options.refit is not False)
+        if reason is None:
+            chosen.append(group)
+        else:
+            left += [Left(name, reason) for name in group.writers]
+    return chosen, left
+
+
+def pairs(left: Sequence[Left]) -> tuple[tuple[str, str], ...]:
+    """Names and reasons, as errors carry them."""
+    return tuple((item.name, item.reason) for item in left)

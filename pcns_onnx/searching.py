@@ -1,0 +1,100 @@
+"""Budgets that only a run can tell: measured latency, and what may be lost.
+
+**Latency.** Widths are planned with the layers' measured times (`timing`); then the whole model is
+narrowed, without solving it, and timed against the original. Where it is slower than planned, the
+budget is tightened by as much and planned again.
+
+**Error, drop.** The smallest model that keeps them: the fraction of the cost is bisected, each
+candidate solved (without refinement) and checked on samples that it was not solved on. What is
+lost falls as the model grows, more or less, so a bisection finds a limit that holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from pcns_onnx.choosing import Decision, choose
+from pcns_onnx.costs import Resource
+from pcns_onnx.errors import InputError
+from pcns_onnx.findings import Findings, Work
+from pcns_onnx.latency import compare_latency
+from pcns_onnx.methods import Method
+from pcns_onnx.options import Options
+from pcns_onnx.plan import Budget, Plan
+from pcns_onnx.rewrite import Patch, apply, narrow
+from pcns_onnx.shrinking import solve
+
+ROUNDS = 6
+"""How often a latency budget is planned anew."""
+HALVINGS = 5
+"""How often the range of the cost is halved."""
+_SLACK = 1.02
+_SECONDS = 1.0
+
+Judge = Callable[[Patch], bool]
+"""Whether the model with these edits keeps all limits."""
+
+
+def measured_ratio(work: Work, decision: Decision) -> float:
+    """Latency of the narrowed model, unsolved, against the original's."""
+    keep = {g.name: g.labels[decision.keep[g.name]] for g in work.groups if g.name in decision.narrowed}
+    small = apply(work.graph, narrow(work.graph, work.census, keep))
+    samples = replace(work.setup.samples, batch=work.latency_batch or work.setup.samples.batch, _kept=[])
+    return compare_latency(work.setup.engine, work.graph, small, samples, _SECONDS).ratio
+
+
+def hold_latency(
+    work: Work, method: Method, found: Findings, options: Options, plan: Plan | None, budgets: Sequence[Budget]
+) -> Decision:
+    """The best widths whose measured latency is within the budget; raises `InputError` if none are found."""
+    asked = next((b.limit for b in budgets if b.resource == "latency"), None)
+    decision = choose(work, method, found, options, plan, budgets)
+    if asked is None or plan is not None:
+        return decision
+    reached = 1.0
+    for _ in range(ROUNDS):
+        with work.setup.progress.stage("time"):
+            ratio = measured_ratio(work, decision) if decision.narrowed else 1.0
+        reached = min(reached, ratio)
+        if ratio <= asked * _SLACK:
+            return decision
+        budgets = [replace(b, limit=b.limit * asked / ratio) if b.resource == "latency" else b for b in budgets]
+        decision = choose(work, method, found, options, plan, budgets)
+    raise InputError(f"budget latency={asked:g} is out of reach: the fastest that was measured has {reached:.3f}")
+
+
+def search(
+    work: Work, method: Method, found: Findings, options: Options, judge: Judge, budgets: Sequence[Budget]
+) -> Decision:
+    """The smallest model that `judge` lets pass, within the `budgets` on costs; raises `InputError` if none does."""
+    resource: Resource = "latency" if work.costs.timings is not None else "macs"
+    trial = replace(options, refine=0)
+
+    def within(fraction: float) -> Decision | None:
+        try:
+            return choose(work, method, found, options, None, [*budgets, Budget(resource, fraction)])
+        except InputError:
+            return None
+
+    def passes(decision: Decision) -> bool:
+        return not decision.narrowed or judge(solve(work, decision, trial)[0])
+
+    widest = choose(work, method, found, options, None, budgets) if budgets else None
+    low, high, best = 0.0, 1.0, widest
+    if widest is not None:
+        if not passes(widest):
+            wanted = ", ".join(f"{b.resource}={b.limit:g}" for b in (*budgets, *options.qualities))
+            raise InputError(f"budgets {wanted} cannot hold together: allow a larger model or a larger loss")
+        return widest
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        decision = within(middle)
+        if decision is not None and passes(decision):
+            high, best = middle, decision
+        else:
+            low = middle
+    if best is None:
+        wanted = ", ".join(f"{b.resource}={b.limit:g}" for b in options.qualities)
+        raise InputError(f"budget {wanted} is out of reach: not even a slightly smaller model keeps it")
+    return best
