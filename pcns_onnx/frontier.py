@@ -24,8 +24,8 @@ from pcns_onnx.findings import Findings, Work
 from pcns_onnx.graph import Graph, ModelSource, write_atomic
 from pcns_onnx.methods import Method
 from pcns_onnx.options import Choices, Options, check_targets
-from pcns_onnx.plan import SCHEMA, Budget, GroupPlan, Plan, fingerprint
 from pcns_onnx.planning import findings_of, pairs, select, work_for
+from pcns_onnx.plans import SCHEMA, Budget, GroupPlan, Plan, fingerprint
 from pcns_onnx.progress import Progress
 from pcns_onnx.report import FrontierPoint, Left, PlanReport
 from pcns_onnx.runtime import choose_engine
