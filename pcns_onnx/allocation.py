@@ -68,7 +68,7 @@ def allocate(
     for start in (state.take_evenly, state.take_by_price):
         start()
         found.append(state.settled())
-    return min(found, key=state.error)
+    return min(found, key=lambda widths: (state.error(widths), state.price(widths)))
 
 
 class _Allocation:
@@ -131,6 +131,11 @@ class _Allocation:
         limited = np.isfinite(self._allowed)
         shares = spent[:, limited] / self._allowed[limited]
         return np.asarray(np.sum(shares**_SHARPNESS, axis=1) ** (1 / _SHARPNESS), dtype=np.float64)
+
+    def price(self, widths: Mapping[str, int]) -> float:
+        """The costs of these widths as one number."""
+        fractions = {name: width / self._full[name] for name, width in widths.items()}
+        return float(self._shortage(self._costs(fractions)[None, :])[0])
 
     def settled(self) -> dict[str, int]:
         """The widths after slack has been used, and then as long as narrowing one group pays for widening others."""

@@ -168,7 +168,7 @@ def _kept(ranking: Ranking, width: int, plan: Plan | None, name: str) -> NDArray
     if entry is None or entry.keep is None or len(entry.keep) != width:
         return ranking.keep(width)
     keep = np.unique(np.asarray(entry.keep, dtype=np.int64))
-    if len(keep) != width or keep[0] < 0 or keep[-1] >= len(ranking.order):
+    if len(keep) != width or (width and (keep[0] < 0 or keep[-1] >= len(ranking.order))):
         raise InputError(f"the plan's list of channels to keep for '{name}' is not {width} different channels")
     return keep
 

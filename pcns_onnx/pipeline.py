@@ -237,7 +237,7 @@ def _made(form: Canonical, patch: Patch) -> Graph:
     """The shrunk model in the original's storage types."""
     small = apply(form.typed, patch)
     drop_zero_biases(small, form.added)
-    small.prune()
+    small.prune(form.typed)
     return small
 
 

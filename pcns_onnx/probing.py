@@ -34,7 +34,7 @@ SAMPLES = (16, 128)
 """Fewest and most samples to probe with."""
 PASSES = 3.0
 """Forward passes over all samples that the probing of all groups may cost, more or less."""
-_LEAST = 1e-12
+_LEAST, _ROUNDING = 1e-12, 1e-10
 
 
 def probe_samples(count: int, groups: int) -> int:
@@ -91,7 +91,7 @@ class Prober:
         if block is None:
             return _between(ranking.error, widths, loss)
         curve = _between(ranking.error, widths, loss[:-1])
-        curve[0] = max(loss[-1], 0.0)
+        curve[0] = loss[-1] if loss[-1] > _ROUNDING else 0.0
         return curve
 
     def _without(self, base: Graph, block: Block, means: dict[tuple[str, int], Array]) -> Graph:

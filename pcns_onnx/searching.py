@@ -42,7 +42,7 @@ def measured_ratio(work: Work, decision: Decision) -> float:
     keep = {g.name: g.labels[decision.keep[g.name]] for g in work.groups if g.name in decision.narrowed}
     patch = narrow(work.graph, work.census, keep) + without_blocks(work.graph, work.census, keep)
     small = apply(work.graph, patch)
-    small.prune()
+    small.prune(work.graph)
     samples = replace(work.setup.samples, batch=work.latency_batch or work.setup.samples.batch, _kept=[])
     return compare_latency(work.setup.engine, work.graph, small, samples, _SECONDS).ratio
 

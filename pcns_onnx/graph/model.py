@@ -237,9 +237,14 @@ class Graph(GraphView):
         self._add_initializer(tensor_of(key, value, dtype))
         self._changed()
 
-    def prune(self) -> None:
-        """Drop constants that no node reads, derived ones too, and bring `value_info` up to date."""
+    def prune(self, was: Graph | None = None) -> None:
+        """Drop constants that no node reads, derived ones too, and bring `value_info` up to date.
+
+        With `was`, an earlier state, nodes go too that reached an output there and reach none here.
+        """
         graph, loose = self._model.graph, self._constant_nodes.keys() | self.sparse | self.derived
+        if was is not None:
+            loose |= was.reaching - self.reaching
         used, unread = {o.name for o in graph.output}, set[str]()
         for node in reversed(self.nodes):
             if node.key in loose and node.key not in used:

@@ -61,6 +61,17 @@ class GraphView:
         """All nodes of the main graph in topological order."""
         return tuple(node_of(p) for p in self._model.graph.node)
 
+    @property
+    def reaching(self) -> set[str]:
+        """Keys of the nodes that an output of the model depends on."""
+        found, pending = set[str](), [output.name for output in self.outputs]
+        while pending:
+            node = self.producers.get(pending.pop())
+            if node is not None and node.key not in found:
+                found.add(node.key)
+                pending += [*node.inputs, *node.captures]
+        return found
+
     @cached_property
     def producers(self) -> dict[str, Node]:
         """Tensor name -> the node that makes it."""
