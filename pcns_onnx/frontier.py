@@ -59,7 +59,7 @@ def plan(
     """
     options, progress = Options(**choices), progress or Progress()
     _check(options, frontier, data)
-    check_targets((model, data), output, options.stats)
+    check_targets((model, data), output, stats=options.stats)
     engine = choose_engine(options.device, options.threads)
     method = method_named(options.method)
     with threadpool_limits(options.threads or None), progress.stage("total"):
