@@ -192,13 +192,13 @@ def test_every_fraction_is_a_budget(fraction: float) -> None:
     ["", "macs", "macs=", "macs=abc", "macs=0.5x", "macs=50%", "=0.5", "foo=0.5", "MACS=0.5", "macs=0.5,params=0.5"],
 )
 def test_text_that_is_no_budget(text: str) -> None:
-    with pytest.raises(InputError, match=rf"^budget '{text}' is not understood: write macs=0\.5 or params=0\.4"):
+    with pytest.raises(InputError, match=rf"^budget '{text}' is not understood: write macs=0\.5, params=0\.4 or latency=0\.6"):
         Budget.parse(text)
 
 
 @given(st.floats().filter(lambda number: not 0 < number <= 1))
 def test_numbers_that_are_no_fraction(number: float) -> None:
-    with pytest.raises(InputError, match=r"a fraction in \(0, 1\]$"):
+    with pytest.raises(InputError, match=r"fractions in \(0, 1\], error="):
         Budget.parse(f"macs={number!r}")
 
 
@@ -420,7 +420,7 @@ def rows() -> NDArray[np.float32]:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("budgets", [("params=0.5",), ("macs=0.5",), ("macs=0.6", "params=0.45")])
 def test_budgets_hold_for_the_model_that_is_written(bias: bool, budgets: Sequence[str]) -> None:
-    report = shrink(mlp(bias=bias).proto, rows(), budget=budgets).report
+    report = shrink(mlp(bias=bias).proto, rows(), budget=budgets, refine=0).report
     for budget in map(Budget.parse, budgets):
         before, after = ((s.macs, s.parameters)[budget.resource == "params"] for s in (report.before, report.after))
         assert 0.5 * budget.limit < after / before <= budget.limit
@@ -462,12 +462,12 @@ def test_a_file_that_is_no_plan_for_this_model(tmp_path: Path, change: dict[str,
 
 def test_a_plan_edited_by_hand_is_followed(tmp_path: Path) -> None:
     plan_file = tmp_path / "plan.json"
-    first = shrink(mlp().proto, rows(), width=0.5, plan_out=plan_file)
+    first = shrink(mlp().proto, rows(), width=0.5, plan_out=plan_file, refine=0)
     assert {name: entry.width for name, entry in first.plan.groups.items()} == {"g0": 8, "g1": 6}
     edited = json.loads(plan_file.read_text())
     edited["groups"]["g0"]["width"] = 5
     edited["groups"]["g1"]["keep"] = [0, 1, 2, 3, 4, 11]
     plan_file.write_text(json.dumps(edited))
-    second = shrink(mlp().proto, rows(), plan=plan_file)
+    second = shrink(mlp().proto, rows(), plan=plan_file, refine=0)
     assert {name: entry.width for name, entry in second.plan.groups.items()} == {"g0": 5, "g1": 6}
     assert second.plan.groups["g1"].keep == [0, 1, 2, 3, 4, 11]

@@ -183,7 +183,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "a figure nowhere": (("--data", "data.npz", "--frontier", "--figure", "none/f.svg"), "there is no folder 'none'"),
     "a figure over the model": (
         ("--data", "data.npz", "--frontier", "--figure", "model.onnx.svg"), "it is an input or another output"),
-    "a frontier into a plan": (("--data", "data.npz", "--frontier", "-o", "p.json"), "--frontier writes no plan: leave -o out"),
+    "a frontier into a plan": (("--data", "data.npz", "--frontier", "-o", "p.json"), "--frontier writes no plan"),
     "a budget of another kind": (("--data", "data.npz", "--budget", "time=0.5"), "budget 'time=0.5' is not understood"),
     "batches of nothing": (("--data", "data.npz", "--width", 0.5, "--batch-latency", 0), "too small"),
 }

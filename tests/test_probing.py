@@ -10,7 +10,6 @@ import onnx
 import pytest
 from chains import node
 from conftest import Array, build
-from numpy.typing import NDArray
 from topologies import Sketch, residual, several
 
 from pcns_onnx.catalogue import method_named

@@ -42,7 +42,9 @@ MODELS: dict[str, onnx.ModelProto] = {
     "pool between activation and reader": Chain(
         [node("Tanh", "h", "a"), node("MaxPool", "a", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)]
     ).build(),
-    "dilated pool": Chain([node("Relu", "h", "a"), node("MaxPool", "a", kernel_shape=[2, 2], dilations=[2, 1])]).build(),
+    "dilated pool": Chain(
+        [node("Relu", "h", "a"), node("MaxPool", "a", kernel_shape=[2, 2], dilations=[2, 1])]
+    ).build(),
     "transposed": transposed(strides=[2, 2]),
     "transposed, padded and dilated": transposed(strides=[2, 1], dilations=[1, 2], pads=[1, 0, 0, 2]),
     "transposed with an output padding": transposed(strides=[3, 2], output_padding=[1, 0], pads=[1, 1, 1, 1]),
