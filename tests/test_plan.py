@@ -192,7 +192,8 @@ def test_every_fraction_is_a_budget(fraction: float) -> None:
     ["", "macs", "macs=", "macs=abc", "macs=0.5x", "macs=50%", "=0.5", "foo=0.5", "MACS=0.5", "macs=0.5,params=0.5"],
 )
 def test_text_that_is_no_budget(text: str) -> None:
-    with pytest.raises(InputError, match=rf"^budget '{text}' is not understood: write macs=0\.5, params=0\.4 or latency=0\.6"):
+    line = rf"^budget '{text}' is not understood: write macs=0\.5, params=0\.4 or latency=0\.6"
+    with pytest.raises(InputError, match=line):
         Budget.parse(text)
 
 

@@ -61,7 +61,7 @@ def test_the_gradient_is_the_central_difference(model: onnx.ModelProto, sigma: S
     weights = disturbed(hidden.weights, 0.3, dtype=np.float64)
     draw = np.random.default_rng(1)
     for at in range(4):
-        parts = [np.zeros(part.shape) for part in weights.all]
+        parts: list[Array] = [np.zeros(part.shape) for part in weights.all]
         parts[at] = draw.standard_normal(parts[at].shape)
         told, measured = gradient_along(Pair(sigma), weights, piece, Weights(*parts))
         assert told == pytest.approx(measured, rel=1e-4)
