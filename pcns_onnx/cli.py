@@ -187,17 +187,17 @@ def plan(
     """Choose widths without solving anything, with the layers timed on this machine; or show the whole frontier."""
     import msgspec
 
+    from pcns_onnx.figures import frontier_figure
     from pcns_onnx.frontier import plan as run
     from pcns_onnx.tables import plan_tables
 
     if figure is not None and not frontier:
         raise InputError("--figure draws the frontier: give --frontier too")
+    draw = None if figure is None else frontier_figure(figure, (model, data, choices["stats"]))
     with bars() as progress:
         report = run(model, data, output, frontier=frontier, progress=progress, **_given(choices)).report
-    if figure is not None:
-        from pcns_onnx.figures import draw_frontier
-
-        draw_frontier(report, figure)
+    if draw is not None:
+        draw(report)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
         return

@@ -58,8 +58,8 @@ def plan(
     `shrink --plan`. Raises `InputError`, or `NothingToShrinkError` with the reasons.
     """
     options, progress = Options(**choices), progress or Progress()
-    _check(options, frontier, data)
-    check_targets((model, data), output, options.stats)
+    _check(options, frontier, data, output)
+    check_targets((model, data), output, stats=options.stats)
     engine = choose_engine(options.device, options.threads)
     method = method_named(options.method)
     with threadpool_limits(options.threads or None), progress.stage("total"):
@@ -81,7 +81,9 @@ def plan(
     return PlanResult(made, _report(work, decision, [_point(work, decision)], left))
 
 
-def _check(options: Options, frontier: bool, data: DataSource | None) -> None:
+def _check(
+    options: Options, frontier: bool, data: DataSource | None, output: str | os.PathLike[str] | None
+) -> None:
     if data is None and (options.stats is None or not os.path.exists(options.stats)):
         raise InputError("a plan needs to see what neurons do: give --data, or --stats of an earlier run")
     if method_named(options.method).family != "subset":
@@ -90,8 +92,12 @@ def _check(options: Options, frontier: bool, data: DataSource | None) -> None:
         raise InputError("budgets error and drop need solved models: give them to `shrink --plan-out`")
     if frontier and (options.budgets or options.width is not None):
         raise InputError("--frontier draws all budgets: leave --budget and --width out")
-    if not frontier and options.goal() not in ("--budget", "--width"):
+    if frontier and output is not None:
+        raise InputError("--frontier writes no plan: leave -o out, or choose a budget")
+    if not frontier and not options.budgets and options.width is None:
         raise InputError("plan takes --budget or --width, or --frontier")
+    if not frontier:
+        options.goal()
 
 
 def _points(work: Work, method: Method, found: Findings, options: Options) -> Iterator[FrontierPoint]:

@@ -264,8 +264,17 @@ class Options:
         }
 
 
-def check_targets(sources: Sequence[object], *targets: str | os.PathLike[str] | None) -> None:
-    """Refuse outputs that cannot be written, or that are an input, before any work is done."""
+def check_targets(
+    sources: Sequence[object], *targets: str | os.PathLike[str] | None, stats: str | os.PathLike[str] | None = None
+) -> None:
+    """Refuse outputs that cannot be written, or that are an input, before any work is done.
+
+    `stats` are an input where they are there, else an output.
+    """
+    if stats is not None and os.path.exists(stats):
+        sources = (*sources, stats)
+    else:
+        targets = (*targets, stats)
     taken = [Path(source) for source in sources if isinstance(source, str | os.PathLike)]
     for path in (Path(target) for target in targets if target is not None):
         try:

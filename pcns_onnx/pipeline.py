@@ -83,12 +83,14 @@ def shrink(
     """
     options, progress = Options(**choices), progress or Progress()
     options.goal()
-    check_targets((model, data, options.eval, options.plan), output, options.plan_out, options.report)
+    check_targets(
+        (model, data, options.eval, options.plan), output, options.plan_out, options.report, stats=options.stats
+    )
     metric = load_metric(options.metric)
     engine = choose_engine(options.device, options.threads)
     with threadpool_limits(options.threads or None), progress.stage("total"):
         form = Canonical.of(Graph.load(model))
-        check_targets(tuple(form.original.files), output, options.plan_out, options.report)
+        check_targets(tuple(form.original.files), output, options.plan_out, options.report, stats=options.stats)
         plan = None if options.plan is None else load_plan(options.plan, form.original)
         plan_given = plan is not None
         method = method_named(options.method if plan is None else plan.method)

@@ -195,7 +195,7 @@ def refine(
     valid, train = _kept_aside(pieces)
     if not train or not valid:
         return Refined(start, float("nan"), float("nan"))
-    scale = max(sum(_variation(piece) for piece in valid), 1e-30)
+    scale = max(_variation(valid), 1e-30)
     first = least = pair.error(start, valid) / scale
     best = weights = start
     if first < ENOUGH:
@@ -260,8 +260,9 @@ def _work(weights: Weights, pieces: Sequence[Piece]) -> float:
     return 3.0 * steps * (rows * float(np.prod(weights.w.shape)) + targets * float(np.prod(weights.v.shape)))
 
 
-def _variation(piece: Piece) -> float:
-    xp = namespace_of(piece.y)
-    rows = xp.reshape(piece.y, (-1, int(piece.y.shape[2])))
+def _variation(pieces: Sequence[Piece]) -> float:
+    """Sum of squares of the targets, less their mean."""
+    xp = namespace_of(pieces[0].y)
+    rows = xp.concat([xp.reshape(piece.y, (-1, int(piece.y.shape[2]))) for piece in pieces], axis=0)
     centred = rows - xp.mean(rows, axis=0)
     return float(xp.sum(centred * centred, dtype=xp.float64))

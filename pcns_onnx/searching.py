@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from pcns_onnx.blocks import without_blocks
 from pcns_onnx.choosing import Decision, choose
-from pcns_onnx.costs import Resource
+from pcns_onnx.costs import RESOURCES, Resource
 from pcns_onnx.errors import InputError
 from pcns_onnx.findings import Findings, Work
 from pcns_onnx.latency import compare_latency
@@ -71,33 +71,37 @@ def search(
     work: Work, method: Method, found: Findings, options: Options, judge: Judge, budgets: Sequence[Budget]
 ) -> Decision:
     """The smallest model that `judge` lets pass, within the `budgets` on costs; raises `InputError` if none does."""
-    resource: Resource = "latency" if work.costs.timings is not None else "macs"
     trial = replace(options, refine=0)
-
-    def within(fraction: float) -> Decision | None:
-        try:
-            return choose(work, method, found, options, None, [*budgets, Budget(resource, fraction)])
-        except InputError:
-            return None
 
     def passes(decision: Decision) -> bool:
         return not decision.narrowed or judge(solve(work, decision, trial)[0])
 
     widest = choose(work, method, found, options, None, budgets) if budgets else None
-    low, high, best = 0.0, 1.0, widest
     if widest is not None:
         if not passes(widest):
             wanted = ", ".join(f"{b.resource}={b.limit:g}" for b in (*budgets, *options.qualities))
             raise InputError(f"budgets {wanted} cannot hold together: allow a larger model or a larger loss")
         return widest
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        decision = within(middle)
-        if decision is not None and passes(decision):
-            high, best = middle, decision
-        else:
-            low = middle
-    if best is None:
-        wanted = ", ".join(f"{b.resource}={b.limit:g}" for b in options.qualities)
-        raise InputError(f"budget {wanted} is out of reach: not even a slightly smaller model keeps it")
-    return best
+
+    def smallest(resource: Resource) -> Decision | None:
+        low, high, best = 0.0, 1.0, None
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            try:
+                decision = choose(work, method, found, options, None, [Budget(resource, middle)])
+            except InputError:
+                low = middle
+                continue
+            if passes(decision):
+                high, best = middle, decision
+            else:
+                low = middle
+        return best
+
+    # a model that spends its time elsewhere gets hardly faster, and can be smaller all the same
+    for resource in RESOURCES[2:] + RESOURCES[:1] if work.costs.timings is not None else RESOURCES[:1]:
+        best = smallest(resource)
+        if best is not None:
+            return best
+    wanted = ", ".join(f"{b.resource}={b.limit:g}" for b in options.qualities)
+    raise InputError(f"budget {wanted} is out of reach: not even a slightly smaller model keeps it")

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from pcns_onnx.backend import to_numpy
 from pcns_onnx.errors import InputError
@@ -68,7 +69,7 @@ def save(path: str | Path, found: Findings, model: str, method: str, *, probed: 
 def load(path: str | Path, work: Work, model: str, method: str) -> Findings:
     """Read findings; raises `InputError` if they are malformed or of another model, method or choice of layers."""
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as held:
             arrays = {name: held[name] for name in held.files}
         index = msgspec.json.decode(arrays["index"].tobytes(), type=_Index)
         found = _findings(index, arrays, work)
@@ -89,9 +90,12 @@ def _findings(index: _Index, arrays: dict[str, Any], work: Work) -> Findings:
     for at, (name, least) in enumerate(index.least.items()):
         rankings[name] = Ranking(arrays[f"order{at}"], arrays[f"error{at}"], least)
         curves[name] = arrays[f"curve{at}"]
+        _check(rankings[name], curves[name], index.widths[name])
     seen: dict[tuple[str, int], dict[str, Seen]] = {}
     for at, (layer, block, group) in enumerate(index.seen):
         view = Seen(arrays[f"classes{at}"], xp.asarray(arrays[f"covariance{at}"]))
+        if view.covariance.shape != (len(view.classes),) * 2:
+            raise ValueError("covariance")
         seen.setdefault((layer, block), {})[group] = view
     turns, at = {}, 0
     for name, members in index.turns.items():
@@ -101,3 +105,12 @@ def _findings(index: _Index, arrays: dict[str, Any], work: Work) -> Findings:
         )
         at += len(members)
     return Findings(rankings, curves, seen, turns)
+
+
+def _check(ranking: Ranking, curve: NDArray[np.float64], width: int) -> None:
+    """Raise `ValueError` where these are no ranking and curve of so many channels."""
+    both = np.stack([ranking.error, curve])
+    if not np.array_equal(np.sort(ranking.order), np.arange(width)) or both.shape != (2, width + 1):
+        raise ValueError("ranking")
+    if not (np.isfinite(both).all() and 0 < ranking.least <= width):
+        raise ValueError("curve")

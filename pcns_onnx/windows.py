@@ -9,6 +9,7 @@ products, whatever the layers are. Where a MaxPool lies between, its positions a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
@@ -62,9 +63,18 @@ def route(graph: Graph, census: Census, layer: Layer) -> Route | None:
             return None
         walked.add(node.key)
         name = node.inputs[0]
-    # what lies between beside these nodes is the activation's own, and must all be pointwise
-    pointwise = all(census.kinds[key] in ("pointwise", "scaling") for key in group.path if key not in walked)
-    return Route(group, layer, reader, largest) if pointwise else None
+    # what lies between beside these nodes is the activation's own, and must be the same function everywhere
+    own = [node for node in graph.nodes if node.key in group.path and node.key not in walked]
+    inside = {layer.output, *(name for node in own for name in node.outputs)}
+    alike = all(census.kinds[n.key] in ("pointwise", "scaling") and _is_alike(graph, census, n, inside) for n in own)
+    return Route(group, layer, reader, largest) if alike else None
+
+
+def _is_alike(graph: Graph, census: Census, node: Node, inside: Collection[str]) -> bool:
+    """Whether a node does the same at all positions of all samples: it sees `inside`, numbers, channels' constants."""
+    per_channel = {node.inputs[ride.position] for key, ride in census.rides if key == node.key}
+    constants = {name: graph.constant(name) for name in node.inputs if name and name not in per_channel | set(inside)}
+    return all(value is not None and value.size == 1 for value in constants.values())
 
 
 def _only_reshapes(census: Census, node: Node, channels: int) -> bool:

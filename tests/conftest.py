@@ -66,3 +66,11 @@ def _one_thread() -> Iterator[None]:
     """Small matrices are slower on many threads, the more so where other work runs beside."""
     with threadpool_limits(1):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What layers take is measured once per run of the tests, and never kept with the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

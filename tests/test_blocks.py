@@ -59,12 +59,18 @@ def test_a_plan_without_a_block_replays_to_the_same_bytes(tmp_path: Path) -> Non
     first = shrink(model, x, budget="macs=0.8", multiple=1, coupled=False, refine=0, plan_out=path)
     again = shrink(model, x, plan=path, refine=0, coupled=False)
     assert again.model.SerializeToString() == first.model.SerializeToString()
+
+
+def test_what_is_no_block_cannot_go(tmp_path: Path) -> None:
+    model, path = TOPOLOGIES["residual"](), tmp_path / "plan.json"
+    x = sample(model, 50)
+    shrink(model, x, width=0.5, refine=0, plan_out=path)
     plan = msgspec.json.decode(path.read_bytes())
     name = next(group for group in plan["groups"] if group not in blocks(Graph(model), survey(Graph(model))))
     plan["groups"][name].update(width=0, keep=[])
     path.write_bytes(msgspec.json.encode(plan))
     with pytest.raises(InputError, match="width 0 of"):
-        shrink(model, x, plan=path, coupled=False)
+        shrink(model, x, plan=path)
 
 
 def test_the_constant_is_the_mean_of_what_the_sum_lacks() -> None:

@@ -199,7 +199,7 @@ def test_the_model_around_the_weights_stays(cnn: Shrunk) -> None:
 def test_every_method_halves_a_network_and_its_plan_replays(
     method: str, run: Callable[..., Ran], tmp_path: Path
 ) -> None:
-    common = ("shrink", TANH, "--data", ROWS, "--eval", ROWS_TEST)
+    common = ("shrink", TANH, "--data", ROWS, "--eval", ROWS_TEST, "--refine", 0)
     goal = ("--budget", "macs=0.5", "--method", method)
     first = run(*common, *goal, "-o", "a.onnx", "--plan-out", "plan.json", "--report", "report.json")
     assert first.code == 0, first.err
@@ -217,7 +217,8 @@ def test_every_method_halves_a_network_and_its_plan_replays(
 
 def test_another_process_makes_the_same_bytes(run: Callable[..., Ran], tmp_path: Path) -> None:
     saved(tmp_path)
-    argv = ["shrink", "model.onnx", "--data", "data.npz", "--budget", "macs=0.5", "--threads", "1", "-o"]
+    argv = ["shrink", "model.onnx", "--data", "data.npz", "--budget", "macs=0.5", "--refine", "20", "--threads", "1"]
+    argv += ["-o"]
     assert run(*argv, "a.onnx").code == 0
     done = subprocess.run(
         [SCRIPT, *argv, "b.onnx"], cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": "7"}, check=False
@@ -301,7 +302,8 @@ def small(run: Callable[..., Ran], tmp_path: Path) -> Callable[..., dict[str, An
     model, data = saved(tmp_path)
 
     def call(*options: object) -> dict[str, Any]:
-        done = run("shrink", model, "--data", data, "-o", "out.onnx", "--report", "report.json", *options)
+        done = run("shrink", model, "--data", data, "-o", "out.onnx", "--report", "report.json", "--refine", 0,
+                   *options)  # fmt: skip
         assert done.code == 0, done.err
         return loaded(tmp_path / "report.json")
 

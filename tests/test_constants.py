@@ -237,7 +237,7 @@ def quantised(inputs_too: bool, through: str = "") -> onnx.ModelProto:
 @pytest.mark.parametrize("through", ["", "Transpose"])
 def test_a_weight_that_is_quantised_alone_is_seen_through(through: str) -> None:
     model, x = quantised(False, through), normal(300, 4)
-    result = shrink(model, x, width=0.5)
+    result = shrink(model, x, width=0.5, refine=0)
     assert {name: group.width for name, group in result.plan.groups.items()} == {"layer0": 8}
     assert relative(run(model, x), run(result.model, x)) < 0.5
     # Only the layer whose weight changed is stored in float32 now; nothing else of it is left.
@@ -251,7 +251,7 @@ def test_a_layer_that_is_quantised_with_its_input_is_kept_intact(through: str) -
     graph = Graph.load(model)
     assert graph.derived == frozenset() and graph.constant("d0") is None
     with pytest.raises(NothingToShrinkError):
-        shrink(model, normal(300, 4), width=0.5)
+        shrink(model, normal(300, 4), width=0.5, refine=0)
 
 
 def test_a_weight_shared_with_a_quantised_layer_is_kept_intact() -> None:
@@ -368,7 +368,7 @@ def test_a_size_that_is_derived_is_kept_in_step() -> None:
     weights = {"w1": normal(8, 3, 3, 3), "w2": normal(5, 8 * 16), "eight": ints(8), "area": ints(16), "batch": ints(-1)}
     model = build(nodes, weights, ["n", 3, 6, 6])
     x = normal(200, 3, 6, 6)
-    result = shrink(model, x, width=0.5)
+    result = shrink(model, x, width=0.5, refine=0)
     assert [group.width for group in result.plan.groups.values()] == [4]
     assert run(result.model, x).shape == (200, 5)
     assert "Mul" not in {n.op_type for n in result.model.graph.node}
@@ -404,7 +404,7 @@ def test_a_sparse_initializer_is_kept_intact_and_its_reader_left_alone() -> None
     graph = Graph.load(model)
     assert [spec.name for spec in graph.inputs] == ["x"]
     assert graph.constant("s") is None
-    result = shrink(model, x, width=0.5)
+    result = shrink(model, x, width=0.5, refine=0)
     assert {name: group.width for name, group in result.plan.groups.items()} == {"first": 8}
     assert {left.name for left in result.report.left_alone} == {"second", "sparse"}
     assert list(result.model.graph.sparse_initializer) == list(model.graph.sparse_initializer)

@@ -160,7 +160,7 @@ def test_links_and_folders_below_the_model_are_fine(tmp_path: Path) -> None:
 def test_a_model_in_memory_has_no_folder(tmp_path: Path) -> None:
     model = onnx.load(write(tmp_path, mlp()), load_external_data=False)
     with pytest.raises(InputError, match=r"^the given ModelProto leaves the data of 'first.w' in a file: give .* path"):
-        shrink(model, rows(), width=0.5)
+        shrink(model, rows(), width=0.5, refine=0)
 
 
 def relocated(location: str) -> Callable[[TensorProto, Path], None]:
@@ -277,7 +277,7 @@ def test_it_is_shrunk_end_to_end_from_any_folder(tmp_path: Path, monkeypatch: py
     write(tmp_path / "in", model)
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path)
-    result = shrink("in/model.onnx", x, "out/out.onnx", width=0.5)
+    result = shrink("in/model.onnx", x, "out/out.onnx", width=0.5, refine=0)
     out, data = pair(tmp_path / "out")
     assert sorted(p.name for p in out.parent.iterdir()) == [out.name, data.name]
     assert re.fullmatch(r"out\.onnx\.[0-9a-f]{8}\.data", data.name)
@@ -289,17 +289,17 @@ def test_it_is_shrunk_end_to_end_from_any_folder(tmp_path: Path, monkeypatch: py
 
 
 def test_the_result_in_memory_is_whole(tmp_path: Path) -> None:
-    result = shrink(write(tmp_path, mlp()), rows(), tmp_path / "out.onnx", width=0.5)
+    result = shrink(write(tmp_path, mlp()), rows(), tmp_path / "out.onnx", width=0.5, refine=0)
     onnx.checker.check_model(result.model, full_check=True)
     assert all(t.data_location == TensorProto.DEFAULT for t in result.model.graph.initializer)
     assert Graph.load(tmp_path / "out.onnx").digest() == Graph.load(result.model).digest()
 
 
 def test_storage_makes_no_difference_to_the_result(tmp_path: Path) -> None:
-    outside = shrink(write(tmp_path, mlp()), rows(), budget="macs=0.5", plan_out=tmp_path / "plan.json")
-    inside = shrink(mlp(), rows(), budget="macs=0.5")
+    outside = shrink(write(tmp_path, mlp()), rows(), budget="macs=0.5", plan_out=tmp_path / "plan.json", refine=0)
+    inside = shrink(mlp(), rows(), budget="macs=0.5", refine=0)
     assert outside.model.SerializeToString() == inside.model.SerializeToString()
-    replayed = shrink(mlp(), rows(), plan=tmp_path / "plan.json")
+    replayed = shrink(mlp(), rows(), plan=tmp_path / "plan.json", refine=0)
     assert replayed.model.SerializeToString() == inside.model.SerializeToString()
 
 
@@ -308,7 +308,7 @@ def test_the_same_run_writes_the_same_files(tmp_path: Path) -> None:
     written = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        shrink(path, rows(), tmp_path / name / "out.onnx", width=0.5)
+        shrink(path, rows(), tmp_path / name / "out.onnx", width=0.5, refine=0)
         written.append(snapshot(tmp_path / name))
     assert written[0] == written[1] and len(written[0]) == 2
 
@@ -323,7 +323,7 @@ def test_large_contents_lie_outside_at_pages(tmp_path: Path) -> None:
 
 
 def test_the_report_knows_the_size_of_both_files(tmp_path: Path) -> None:
-    report = shrink(write(tmp_path, mlp(256)), rows(), tmp_path / "out.onnx", width=0.5).report
+    report = shrink(write(tmp_path, mlp(256)), rows(), tmp_path / "out.onnx", width=0.5, refine=0).report
     sizes = [sum(p.stat().st_size for p in files) for files in (
         (tmp_path / "model.onnx", tmp_path / DATA), pair(tmp_path)
     )]  # fmt: skip
@@ -373,7 +373,7 @@ def test_data_that_the_input_still_needs_is_kept(tmp_path: Path) -> None:
     copy = tmp_path / "copy.onnx"
     shutil.copy(tmp_path / "out.onnx", copy)
     expected = from_file(copy, rows(3))
-    shrink(copy, rows(), tmp_path / "out.onnx", width=0.5)
+    shrink(copy, rows(), tmp_path / "out.onnx", width=0.5, refine=0)
     assert data.exists()
     np.testing.assert_array_equal(from_file(copy, rows(3)), expected)
 
@@ -387,7 +387,7 @@ def test_the_inputs_data_is_not_written_over(tmp_path: Path, monkeypatch: pytest
     before = snapshot(tmp_path)
     refused = f"^cannot write '{spelling}': it is an input or another output, choose another name$"
     with pytest.raises(InputError, match=refused):
-        shrink(path, rows(), spelling, width=0.5)
+        shrink(path, rows(), spelling, width=0.5, refine=0)
     assert snapshot(tmp_path) == before
 
 
@@ -471,7 +471,7 @@ def test_a_model_of_more_than_two_gigabytes_is_shrunk(roomy: Path) -> None:
     path, x = write_wide(roomy), normal(300, 64)
     out = roomy / "out.onnx"
     assert (roomy / DATA).stat().st_size > 1 << 31
-    result = shrink(path, x, out, include=["h3"], width=0.5, samples=300)
+    result = shrink(path, x, out, include=["h3"], width=0.5, samples=300, refine=0)
     assert {name: group.width for name, group in result.plan.groups.items()} == {"h3": 128}
     assert pair(roomy)[1].stat().st_size > 1 << 31
     expected = from_file(path, x[:4])

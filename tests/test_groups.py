@@ -297,7 +297,7 @@ def test_shared_constants_come_apart(shared: str) -> None:
 def test_tied_layers_are_shrunk_end_to_end(shared: str) -> None:
     model = tied(shared)
     x = rows(200, H)
-    result = shrink(model, x, width=0.5)
+    result = shrink(model, x, width=0.5, refine=0)
     assert {name: group.width for name, group in result.plan.groups.items()} == {"first": H // 2, "second": H // 2}
     assert relative(run(model, x), run(result.model, x)) < 0.3
     assert result.report.after.macs < 0.55 * result.report.before.macs
@@ -423,7 +423,7 @@ def test_open_sizes_are_read_from_the_samples_end_to_end() -> None:
     )
     x = np.random.default_rng(0).standard_normal((60, 3, 6, 6)).astype(np.float32)
     assert [layer.reason is None for layer in inspect(model).layers] == [False, False]
-    result = shrink(model, x, width=0.5)
+    result = shrink(model, x, width=0.5, refine=0)
     assert {name: group.width for name, group in result.plan.groups.items()} == {"h": C // 2}
 
 
@@ -441,7 +441,7 @@ def test_samples_may_differ_in_size(method: str) -> None:
     model = build(nodes, {**FRONTS["conv"][2], **BACKS["gemm"][1], "W2": random(C, C, 3, 3)}, OPEN)
     generator = np.random.default_rng(0)
     data = [{"x": generator.standard_normal((16, 3, s, s)).astype(np.float32)} for s in (12, 8, 12, 9, 7, 12) * 5]
-    result = shrink(model, data, width=0.5, method=method)
+    result = shrink(model, data, width=0.5, method=method, refine=0)
     assert {name: group.width <= C // 2 for name, group in result.plan.groups.items()} == {"h": True, "g": True}
     assert result.report.agreement.error < (0.3 if method != "pcns" else 1.0)
 
@@ -460,7 +460,7 @@ def test_sequences_whose_batch_is_not_the_first_axis(samples: int) -> None:
     graph, census = surveyed(model)
     check_slice(graph, census, rows(12, 5).reshape(3, 4, 5))
     x = rows(4 * samples, 5).reshape(samples, 4, 5)
-    result = shrink(model, x, width=0.5, holdout=0.0)
+    result = shrink(model, x, width=0.5, holdout=0.0, refine=0)
     assert [fit.rows for group in result.report.groups for fit in group.fits.values()] == [4 * samples]
     assert relative(run(model, x), run(result.model, x)) < 0.1
 
@@ -486,7 +486,7 @@ def test_many_inputs_and_outputs() -> None:
         (("right",), None),
     ]
     data = {"a": rows(120, 6), "b": rows(120, 7)}
-    result = shrink(model, data, width=0.5)
+    result = shrink(model, data, width=0.5, refine=0)
     before, after = outputs_of(model, data), outputs_of(result.model, data)
     assert list(after) == ["both", "scaled"]
     assert all(relative(before[name], after[name]) < 0.1 for name in before)
@@ -512,7 +512,7 @@ def test_one_constant_reader_and_no_named_batch() -> None:
 
 def test_several_readers_are_shrunk_end_to_end() -> None:
     model, x = two_heads(), rows(200, 6)
-    result = shrink(model, x, width=0.5)
+    result = shrink(model, x, width=0.5, refine=0)
     assert [name for name in result.plan.groups] == ["trunk"]
     before, after = outputs_of(model, {"x": x}), outputs_of(result.model, {"x": x})
     assert all(relative(before[name], after[name]) < 0.1 for name in ("a", "b"))
@@ -573,7 +573,7 @@ def test_weights_are_found_however_they_are_stored(how: str, rank: int) -> None:
     onnx.checker.check_model(model, full_check=True)
     x = rows(200, 5).reshape(200 if rank == 2 else 50, *((4,) if rank == 3 else ()), 5)
     np.testing.assert_array_equal(run(model, x), run(plain, x))
-    result = shrink(model, x, width=0.5)
+    result = shrink(model, x, width=0.5, refine=0)
     assert {name: group.width for name, group in result.plan.groups.items()} == {"h": C // 2}
     half = C // 2
     assert result.report.after.parameters == Graph.load(result.model).parameters == 5 * half + half + half * K + K

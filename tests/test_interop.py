@@ -187,7 +187,7 @@ def test_the_first_operator_that_is_not_known_is_named() -> None:
 
 
 def test_a_module_of_another_model_is_refused() -> None:
-    small = shrink(MODELS / "digits_mlp_leaky.onnx", MODELS / "digits_rows.npz", width=0.5, samples=300).model
+    small = shrink(MODELS / "digits_mlp_leaky.onnx", MODELS / "digits_rows.npz", width=0.5, samples=300, refine=0).model
     module = to_torch(small)
     with pytest.raises(InputError, match="was made from another"):
         to_onnx(module, MODELS / "digits_mlp_leaky.onnx")
@@ -222,7 +222,8 @@ def test_a_shrunk_model_is_the_student_of_its_original(name: str, method: str) -
         x = torch.from_numpy(held["input"])
     with np.load(MODELS / f"digits_{kind}_test.npz") as held:
         unseen = torch.from_numpy(held["input"])
-    small = shrink(MODELS / f"{name}.onnx", MODELS / f"digits_{kind}.npz", width=0.3, method=method, samples=400).model
+    data = MODELS / f"digits_{kind}.npz"
+    small = shrink(MODELS / f"{name}.onnx", data, width=0.3, method=method, samples=400, refine=0).model
     teacher, student = to_torch(MODELS / f"{name}.onnx"), to_torch(small)
     with torch.inference_mode():
         wanted, truth = teacher(x).clone(), teacher(unseen).clone()

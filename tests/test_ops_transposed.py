@@ -242,7 +242,7 @@ def test_principal_components_are_exact_without_an_activation() -> None:
     model = build(nodes, {"W0": mixed, "W1": random(C, K, 3, 3), "b1": random(K)}, ("N", 3, 5, 4))
     x = np.random.default_rng(0).standard_normal((100, *sample(model).shape[1:])).astype(np.float32)
     for refit in (True, False):
-        small = shrink(model, x, method="pcns", width=5 / C, multiple="1", refit=refit).model
+        small = shrink(model, x, method="pcns", width=5 / C, multiple="1", refit=refit, refine=0).model
         assert relative(run(model, x), run(small, x)) < 1e-3
         assert {tensor.name: tuple(tensor.dims) for tensor in small.graph.initializer}["W0"] == (3, 5, 3, 2)
 

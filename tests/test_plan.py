@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,11 @@ class Chain:
             x = f"a{i}"
         return Graph(build(nodes, weights, ["N", self.widths[0]]))
 
-    @property
+    @cached_property
     def groups(self) -> tuple[Group, ...]:
         return survey(self.graph).shrinkable
 
-    @property
+    @cached_property
     def costs(self) -> Costs:
         graph = self.graph
         return Costs(survey(graph), graph.parameters, graph.parameters)
@@ -192,13 +193,14 @@ def test_every_fraction_is_a_budget(fraction: float) -> None:
     ["", "macs", "macs=", "macs=abc", "macs=0.5x", "macs=50%", "=0.5", "foo=0.5", "MACS=0.5", "macs=0.5,params=0.5"],
 )
 def test_text_that_is_no_budget(text: str) -> None:
-    with pytest.raises(InputError, match=rf"^budget '{text}' is not understood: write macs=0\.5, params=0\.4"):
+    line = rf"^budget '{text}' is not understood: write macs=0\.5, params=0\.4 or latency=0\.6"
+    with pytest.raises(InputError, match=line):
         Budget.parse(text)
 
 
 @given(st.floats().filter(lambda number: not 0 < number <= 1))
 def test_numbers_that_are_no_fraction(number: float) -> None:
-    with pytest.raises(InputError, match=r"fractions in \(0, 1\], "):
+    with pytest.raises(InputError, match=r"fractions in \(0, 1\], error="):
         Budget.parse(f"macs={number!r}")
 
 
@@ -313,7 +315,7 @@ def test_slack_is_spent_on_the_best_error_per_cost() -> None:
     assert chain.allocate(curves, "macs=0.9") == {"g0": 8, "g1": 10}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(chains, st.integers(0, 999), st.floats(0.05, 1), st.floats(0.05, 1), st.sampled_from(["1", "3", "4"]))
 def test_all_budgets_hold_or_are_refused(chain: Chain, seed: int, macs: float, params: float, multiple: str) -> None:
     grids = {g.name: grid(g, "Gemm", multiple) for g in chain.groups}
@@ -329,7 +331,7 @@ def test_all_budgets_hold_or_are_refused(chain: Chain, seed: int, macs: float, p
     assert chain.parameters(widths) <= params * chain.parameters({}) * (1 + 1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @example(Stream(2, (0,)), 0, 0.96875, 1.0)
 @given(streams, st.integers(0, 999), st.floats(0.05, 1), st.floats(0.05, 1))
 def test_all_budgets_hold_where_layers_read_what_they_write(
@@ -351,7 +353,7 @@ def test_all_budgets_hold_where_layers_read_what_they_write(
     assert stream.parameters(widths) <= params * stream.parameters({}) * (1 + 1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(chains, st.integers(0, 999), st.floats(0.1, 1))
 def test_never_worse_than_the_same_share_of_every_layer(chain: Chain, seed: int, share: float) -> None:
     curves, even = convex_curves(chain, seed), chain.evenly(share)
@@ -361,7 +363,7 @@ def test_never_worse_than_the_same_share_of_every_layer(chain: Chain, seed: int,
 
 def test_usually_much_better_than_the_same_share_of_every_layer() -> None:
     ratios = []
-    for seed in range(40):
+    for seed in range(12):
         rng = np.random.default_rng(seed)
         chain = Chain(tuple(int(n) for n in rng.integers(4, 40, size=rng.integers(3, 6))))
         curves, even = convex_curves(chain, seed), chain.evenly(rng.uniform(0.2, 0.9))
@@ -420,7 +422,7 @@ def rows() -> NDArray[np.float32]:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("budgets", [("params=0.5",), ("macs=0.5",), ("macs=0.6", "params=0.45")])
 def test_budgets_hold_for_the_model_that_is_written(bias: bool, budgets: Sequence[str]) -> None:
-    report = shrink(mlp(bias=bias).proto, rows(), budget=budgets).report
+    report = shrink(mlp(bias=bias).proto, rows(), budget=budgets, refine=0).report
     for budget in map(Budget.parse, budgets):
         before, after = ((s.macs, s.parameters)[budget.resource == "params"] for s in (report.before, report.after))
         assert 0.5 * budget.limit < after / before <= budget.limit
@@ -462,12 +464,12 @@ def test_a_file_that_is_no_plan_for_this_model(tmp_path: Path, change: dict[str,
 
 def test_a_plan_edited_by_hand_is_followed(tmp_path: Path) -> None:
     plan_file = tmp_path / "plan.json"
-    first = shrink(mlp().proto, rows(), width=0.5, plan_out=plan_file)
+    first = shrink(mlp().proto, rows(), width=0.5, plan_out=plan_file, refine=0)
     assert {name: entry.width for name, entry in first.plan.groups.items()} == {"g0": 8, "g1": 6}
     edited = json.loads(plan_file.read_text())
     edited["groups"]["g0"]["width"] = 5
     edited["groups"]["g1"]["keep"] = [0, 1, 2, 3, 4, 11]
     plan_file.write_text(json.dumps(edited))
-    second = shrink(mlp().proto, rows(), plan=plan_file)
+    second = shrink(mlp().proto, rows(), plan=plan_file, refine=0)
     assert {name: entry.width for name, entry in second.plan.groups.items()} == {"g0": 5, "g1": 6}
     assert second.plan.groups["g1"].keep == [0, 1, 2, 3, 4, 11]

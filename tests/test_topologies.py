@@ -121,7 +121,7 @@ def test_a_stream_that_must_stay_names_all_its_layers() -> None:
     stream = census.groups[0]
     assert (stream.writers, stream.frozen) == (("stem", "a2"), "it feeds the model's output 'a'")
     assert [g.name for g in census.shrinkable] == ["a1"]
-    result = shrink(model, data(model), width=0.5)
+    result = shrink(model, data(model), width=0.5, refine=0)
     assert {left.name: left.reason for left in result.report.left_alone} == {
         "stem": stream.frozen, "a2": stream.frozen, "y": "it feeds the model's output 'y'"
     }  # fmt: skip
@@ -155,7 +155,7 @@ def planted(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_copies_go_without_a_trace(name: str) -> None:
     model = planted(TOPOLOGIES[name]())
     graph, census = surveyed(model)
-    result = shrink(model, data(model), width=0.5, multiple="1")
+    result = shrink(model, data(model), width=0.5, multiple="1", refine=0)
     assert {name: (e.width, e.of) for name, e in result.plan.groups.items()} == {
         g.name: (g.width // 2, g.width) for g in census.shrinkable
     }
@@ -168,7 +168,7 @@ def test_copies_go_without_a_trace(name: str) -> None:
 @pytest.mark.parametrize("name", ["inverted residual", "shuffle", "projection", "swiglu"])
 def test_copies_go_without_a_trace_by_pivots_too(name: str) -> None:
     model = planted(TOPOLOGIES[name]())
-    result = shrink(model, data(model), width=0.5, multiple="1", method="interpolative")
+    result = shrink(model, data(model), width=0.5, multiple="1", method="interpolative", refine=0)
     x = data(model, 1, 20)
     assert relative(run(model, x), run(result.model, x)) < 1e-4
 
@@ -176,7 +176,7 @@ def test_copies_go_without_a_trace_by_pivots_too(name: str) -> None:
 @pytest.mark.parametrize("name", ["inverted residual", "shuffle", "two blocks", "gate of convs", "grouped in two"])
 def test_what_is_needed_does_not_go_without_a_trace(name: str) -> None:
     model = planted(TOPOLOGIES[name]())
-    result = shrink(model, data(model), width=0.25, multiple="1")
+    result = shrink(model, data(model), width=0.25, multiple="1", refine=0)
     x = data(model, 1, 20)
     assert 1e-2 < relative(run(model, x), run(result.model, x)) < 0.7
     assert max(entry.error for entry in result.plan.groups.values()) > 0.1
@@ -205,7 +205,7 @@ def test_costs_are_those_counted_by_hand() -> None:
         graph, census = surveyed(model)
         costs = Costs(census, graph.parameters, graph.parameters)
         assert costs({g.name: 0.5 for g in census.shrinkable}).tolist() == [by_hand[maker], weights[maker]]
-        after = shrink(model, data(model), width=0.5, multiple="1").report.after
+        after = shrink(model, data(model), width=0.5, multiple="1", refine=0).report.after
         assert (after.macs, after.parameters) == (by_hand[maker], weights[maker])
 
 
@@ -213,7 +213,7 @@ def test_costs_are_those_counted_by_hand() -> None:
 @pytest.mark.parametrize("name", ["residual of one layer", "inverted residual", "shuffle", "depthwise stream", "dense"])
 def test_budgets_hold_for_the_model_that_is_written(name: str, budget: tuple[str, ...]) -> None:
     model = TOPOLOGIES[name]()
-    report = shrink(model, data(model), budget=budget, multiple="1").report
+    report = shrink(model, data(model), budget=budget, multiple="1", refine=0).report
     shares = {"macs": report.after.macs / report.before.macs}
     shares["params"] = report.after.parameters / report.before.parameters
     limits = {text.partition("=")[0]: float(text.partition("=")[2]) for text in budget}
@@ -226,7 +226,7 @@ def test_budgets_hold_for_the_model_that_is_written(name: str, budget: tuple[str
 
 def test_streams_can_be_left_alone() -> None:
     model = two_blocks()
-    result = shrink(model, data(model), width=0.5, coupled=False)
+    result = shrink(model, data(model), width=0.5, coupled=False, refine=0)
     assert {name: entry.width for name, entry in result.plan.groups.items()} == {"a1": C, "b1": C}
     why = "several blocks share its channels, and --no-coupled leaves those alone"
     reasons = {left.name: left.reason for left in result.report.left_alone}
@@ -239,14 +239,14 @@ def test_streams_can_be_left_alone() -> None:
 def test_gates_are_not_streams() -> None:
     model = squeeze_excite("conv")
     x = data(model)
-    with_streams, without = (shrink(model, x, width=0.5, coupled=coupled) for coupled in (True, False))
+    with_streams, without = (shrink(model, x, width=0.5, coupled=coupled, refine=0) for coupled in (True, False))
     assert with_streams.model.SerializeToString() == without.model.SerializeToString()
 
 
 def test_where_all_is_a_stream_nothing_is_left_to_do() -> None:
     model = TOPOLOGIES["max of three"]()
     with pytest.raises(NothingToShrinkError):
-        shrink(model, data(model), width=0.5, coupled=False)
+        shrink(model, data(model), width=0.5, coupled=False, refine=0)
 
 
 def test_streams_can_be_left_alone_on_the_command_line(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,7 +264,7 @@ def test_streams_can_be_left_alone_on_the_command_line(tmp_path: object, capsys:
 
 def test_new_neurons_take_the_place_of_one_layers_only() -> None:
     model = residual()
-    result = shrink(model, data(model), width=0.5, method="pcns")
+    result = shrink(model, data(model), width=0.5, method="pcns", refine=0)
     assert set(result.plan.groups) == {"a1"}
     assert "several layers" in {left.name: left.reason for left in result.report.left_alone}["stem"]
     for name, why in (("depthwise", "has per-channel constants"), ("grouped in two", "blocks of one")):
@@ -285,8 +285,8 @@ def test_new_neurons_are_not_made_where_a_layer_reads_some_of_them() -> None:
     s.add("a2", "b2", "y")
     model = s.model()
     with pytest.raises(NothingToShrinkError):
-        shrink(model, data(model), width=0.5, method="pcns")
-    assert shrink(model, data(model), width=0.5).plan.groups["h"].width == C // 2
+        shrink(model, data(model), width=0.5, method="pcns", refine=0)
+    assert shrink(model, data(model), width=0.5, refine=0).plan.groups["h"].width == C // 2
 
 
 # -- what is listed --------------------------------------------------------------------------
@@ -361,7 +361,7 @@ def parted() -> onnx.ModelProto:
 @pytest.mark.parametrize("choice", [{"width": 0.5}, {"width": 0.25}, {"width": 0.01}, {"budget": "macs=0.3"}])
 def test_no_tensor_loses_all_its_channels(method: str, choice: dict[str, object]) -> None:
     model = parted()
-    result = shrink(model, data(model), method=method, multiple="1", **choice)  # type: ignore[arg-type]
+    result = shrink(model, data(model), method=method, multiple="1", **choice, refine=0)  # type: ignore[arg-type]
     keep = result.plan.groups["a"].keep
     assert keep is not None and min(keep) < 4 <= max(keep)
     widths = [layer.width for layer in surveyed(result.model)[1].layers]
@@ -372,7 +372,7 @@ def test_no_tensor_loses_all_its_channels(method: str, choice: dict[str, object]
 def test_a_budget_that_would_empty_a_tensor_is_out_of_reach() -> None:
     model = parted()
     with pytest.raises(InputError, match="out of reach"):
-        shrink(model, data(model), budget="macs=0.1", multiple="1")
+        shrink(model, data(model), budget="macs=0.1", multiple="1", refine=0)
 
 
 @pytest.mark.parametrize(
@@ -384,14 +384,14 @@ def test_a_budget_that_would_empty_a_tensor_is_out_of_reach() -> None:
 )
 def test_a_plan_that_would_empty_a_tensor_is_refused(tmp_path: object, entry: Mapping[str, object], line: str) -> None:
     model, path = parted(), f"{tmp_path}/plan.json"
-    shrink(model, data(model), width=0.5, plan_out=path)
+    shrink(model, data(model), width=0.5, plan_out=path, refine=0)
     with open(path) as file:
         plan = json.load(file)
     plan["groups"]["a"].update(entry)
     with open(path, "w") as file:
         json.dump(plan, file)
     with pytest.raises(InputError, match=line):
-        shrink(model, data(model), plan=path)
+        shrink(model, data(model), plan=path, refine=0)
 
 
 # -- sums are corrected ----------------------------------------------------------------------
@@ -479,7 +479,7 @@ def test_what_is_spread_over_positions_is_not_solved_for_the_sum(first: bool) ->
     model = planted(broadcast(first))
     graph, census = surveyed(model)
     assert {layer.name: goal_of(graph, census, layer) for layer in census.layers}["back"] == ("back", "")
-    result = shrink(model, data(model), width=0.5, multiple="1")
+    result = shrink(model, data(model), width=0.5, multiple="1", refine=0)
     x = data(model, 1, 20)
     assert relative(run(model, x), run(result.model, x)) < 1e-4
 
@@ -506,8 +506,8 @@ def test_what_a_layer_is_solved_for() -> None:
 def test_a_shrunk_model_shrinks_again(name: str) -> None:
     model = planted(TOPOLOGIES[name]())
     x = data(model)
-    once = shrink(model, x, width=0.5, multiple="1")
-    again = shrink(once.model, x, width=0.75, multiple="1")
+    once = shrink(model, x, width=0.5, multiple="1", refine=0)
+    again = shrink(once.model, x, width=0.75, multiple="1", refine=0)
     widths = {group: entry.width for group, entry in once.plan.groups.items()}
     assert {group: entry.of for group, entry in again.plan.groups.items()} == {k: v for k, v in widths.items() if v > 1}
     assert again.report.after.macs < once.report.after.macs
@@ -515,8 +515,8 @@ def test_a_shrunk_model_shrinks_again(name: str) -> None:
 
 def test_replaying_a_plan_gives_the_same_bytes(tmp_path: object) -> None:
     model, path = inverted_residual(), f"{tmp_path}/plan.json"
-    first = shrink(model, data(model), width=0.5, plan_out=path, threads=1)
-    second = shrink(model, data(model), plan=path, threads=1)
+    first = shrink(model, data(model), width=0.5, plan_out=path, threads=1, refine=0)
+    second = shrink(model, data(model), plan=path, threads=1, refine=0)
     assert first.model.SerializeToString() == second.model.SerializeToString()
 
 
@@ -529,7 +529,7 @@ def test_shapes_that_name_channels_are_kept_in_step() -> None:
     s.op("Shape", "x", "sizes", start=0, end=1)
     s.op("Concat", f"sizes {s.keep('rest', ints(C, 1, 1))}", "shape", axis=0)
     model = planted(s.head(s.op("Mul", f"{s.op('Reshape', f'{gate} shape', 'wide')} {stem}", "m")))
-    result = shrink(model, data(model), width=0.5, multiple="1")
+    result = shrink(model, data(model), width=0.5, multiple="1", refine=0)
     rest = Graph(result.model).constant("rest")
     assert rest is not None and rest.tolist() == [C // 2, 1, 1]
     x = data(model, 1, 20)
@@ -557,7 +557,7 @@ def test_layers_that_share_a_computed_shape_are_narrowed_apart() -> None:
 
 def test_survey_finds_the_same_in_what_was_written() -> None:
     model = TOPOLOGIES["shuffle"]()
-    result = shrink(model, data(model), width=0.5, multiple="1")
+    result = shrink(model, data(model), width=0.5, multiple="1", refine=0)
     after = survey(Graph(result.model), {"x": (2, 3, 6, 6)})
     assert [(g.writers, g.width, g.unit) for g in after.groups if g.name != "y"] == [
         (("stem", "second"), 4, 2), (("first",), 2, 4)
@@ -571,4 +571,5 @@ def test_streams_are_spared_where_that_serves_the_outputs(name: str, budget: flo
     x = data(model, count=300)
     chosen = shrink(model, x, budget=f"macs={budget}", multiple=1, refine=0).report
     spared = shrink(model, x, budget=f"macs={budget}", multiple=1, coupled=False, refine=0).report
-    assert chosen.agreement.error <= 1.25 * spared.agreement.error
+    assert "try" in chosen.stages and "try" not in spared.stages
+    assert chosen.agreement.error <= 1.05 * spared.agreement.error

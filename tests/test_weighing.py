@@ -91,8 +91,8 @@ def test_the_curve_is_what_slicing_loses(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("net", NETS)
 def test_at_full_rank_eigenremove_is_minimum_weight_selection(net: str) -> None:
     model = NETS[net]()
-    full = shrink(model, method="eigenremove", rank_ratio=1.0, width=0.5, multiple="1", batch=4)
-    least = shrink(model, method="min-weight", width=0.5, multiple="1", batch=4)
+    full = shrink(model, method="eigenremove", rank_ratio=1.0, width=0.5, multiple="1", batch=4, refine=0)
+    least = shrink(model, method="min-weight", width=0.5, multiple="1", batch=4, refine=0)
     assert full.plan.groups == least.plan.groups
     a, b = weights(full.model), weights(least.model)
     assert a.keys() == b.keys()
@@ -109,7 +109,7 @@ def test_neurons_that_nothing_reads_go_for_nothing(method: str) -> None:
         if tensor.name == "w1":
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * heard, "w1"))
     more: dict[str, Any] = {} if method == "min-weight" else {"rank_ratio": 1.0}
-    small = shrink(model, method=method, width=0.5, include="g0", **more)
+    small = shrink(model, method=method, width=0.5, include="g0", **more, refine=0)
     assert small.plan.groups["g0"].keep == [1, 3, 5, 7, 9, 11]
     assert small.plan.groups["g0"].error == pytest.approx(0, abs=1e-12)
     assert relative(run(model, x), run(small.model, x)) < 1e-6
@@ -117,9 +117,9 @@ def test_neurons_that_nothing_reads_go_for_nothing(method: str) -> None:
 
 def test_eigenremove_puts_the_low_rank_weights_in_the_place_of_both_sides() -> None:
     model = mlp(widths=(6, 12, 8, 3))
-    small = weights(shrink(model, method="eigenremove", rank_ratio=0.5, width=0.5, include="g1").model)
+    small = weights(shrink(model, method="eigenremove", rank_ratio=0.5, width=0.5, include="g1", refine=0).model)
     whole = weights(model)
-    keep = shrink(model, method="eigenremove", rank_ratio=0.5, width=0.5, include="g1").plan.groups["g1"].keep
+    keep = shrink(model, method="eigenremove", rank_ratio=0.5, width=0.5, include="g1", refine=0).plan.groups["g1"].keep
     assert_array_equal(small["w0"], whole["w0"])
     assert_allclose(small["w1"], truncated(whole["w1"].astype(np.float64), 1, 0.5)[:, keep], rtol=1e-4, atol=1e-6)
     assert_allclose(small["w2"], truncated(whole["w2"].astype(np.float64), 1, 0.5)[keep], rtol=1e-4, atol=1e-6)
@@ -128,9 +128,9 @@ def test_eigenremove_puts_the_low_rank_weights_in_the_place_of_both_sides() -> N
 @METHODS
 def test_a_budget_is_met_and_its_plan_replays_to_the_same_bytes(method: str, tmp_path: Path) -> None:
     more: dict[str, Any] = {"rank_ratio": 0.6} if method == "eigenremove" else {}
-    first = shrink(CNN, method=method, budget="macs=0.5", batch=4, plan_out=tmp_path / "plan.json", **more)
-    again = shrink(CNN, method=method, budget="macs=0.5", batch=4, **more)
-    replayed = shrink(CNN, plan=tmp_path / "plan.json", batch=4)
+    first = shrink(CNN, method=method, budget="macs=0.5", batch=4, plan_out=tmp_path / "plan.json", **more, refine=0)
+    again = shrink(CNN, method=method, budget="macs=0.5", batch=4, **more, refine=0)
+    replayed = shrink(CNN, plan=tmp_path / "plan.json", batch=4, refine=0)
     assert first.report.after.macs <= 0.5 * first.report.before.macs
     assert first.model.SerializeToString() == again.model.SerializeToString() == replayed.model.SerializeToString()
     assert json.loads((tmp_path / "plan.json").read_text()).get("rank_ratio") == more.get("rank_ratio")
@@ -141,20 +141,20 @@ def test_a_budget_is_met_and_its_plan_replays_to_the_same_bytes(method: str, tmp
 def test_a_refit_on_data_helps(method: str) -> None:
     x = np.load(MODELS / "digits_images.npz")["input"][:200]
     plain, solved = (
-        shrink(CNN, x, method=method, width=0.5, refit=refit, holdout=0.2).report for refit in (False, True)
+        shrink(CNN, x, method=method, width=0.5, refit=refit, holdout=0.2, refine=0).report for refit in (False, True)
     )
     assert solved.agreement.error < 0.5 * plain.agreement.error
     assert all(group.fits for group in solved.groups) and not any(group.fits for group in plain.groups)
 
 
 def test_without_data_the_report_says_that_nothing_was_checked() -> None:
-    report = shrink(MLP, method="min-weight", width=0.5).report
+    report = shrink(MLP, method="min-weight", width=0.5, refine=0).report
     assert report.agreement.samples == 0 and report.agreement.outputs == [] and np.isnan(report.agreement.error)
     (warning,) = report.warnings
     assert warning.startswith("nothing was checked: there are no samples")
-    labelled = shrink(MLP, method="min-weight", width=0.5, eval=MODELS / "digits_rows_test.npz").report
+    labelled = shrink(MLP, method="min-weight", width=0.5, eval=MODELS / "digits_rows_test.npz", refine=0).report
     assert labelled.warnings == [] and labelled.agreement.samples == 500
-    given = shrink(MLP, MODELS / "digits_rows_test.npz", method="min-weight", width=0.5).report
+    given = shrink(MLP, MODELS / "digits_rows_test.npz", method="min-weight", width=0.5, refine=0).report
     assert given.agreement == labelled.agreement
 
 
@@ -163,8 +163,8 @@ def test_open_sizes_are_asked_for_and_taken() -> None:
     for axis in (2, 3):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"s{axis}"
     with pytest.raises(InputError, match="input 'x' has open sizes: say them with --shape x="):
-        shrink(model, method="min-weight", width=0.5)
-    small = shrink(model, method="min-weight", width=0.5, shape="x=1x3x6x6", batch=2)
+        shrink(model, method="min-weight", width=0.5, refine=0)
+    small = shrink(model, method="min-weight", width=0.5, shape="x=1x3x6x6", batch=2, refine=0)
     assert run(small.model, sample(topologies.residual())).size
 
 
@@ -172,11 +172,11 @@ def test_what_has_no_outgoing_weights_is_left_alone() -> None:
     import test_attention
 
     model = test_attention.separate()
-    small = shrink(model, method="min-weight", width=0.5, multiple="1", batch=2)
+    small = shrink(model, method="min-weight", width=0.5, multiple="1", batch=2, refine=0)
     reasons = {left.name: left.reason for left in small.report.left_alone}
     assert "there are no outgoing weights to go by" in reasons["q"]
     with pytest.raises(NothingToShrinkError):
-        shrink(model, method="min-weight", width=0.5, include="q", batch=2)
+        shrink(model, method="min-weight", width=0.5, include="q", batch=2, refine=0)
 
 
 # -- from the command line -------------------------------------------------------------------
@@ -211,10 +211,10 @@ def test_choices_that_do_not_go_together_are_refused(case: str) -> None:
     choices = {"width": 0.5, **choices}
     data = choices.pop("data", None)
     with pytest.raises(InputError, match=line):
-        shrink(MLP, data, **choices)
+        shrink(MLP, data, **choices, refine=0)
 
 
 def test_a_share_of_variance_needs_data() -> None:
     with pytest.raises(InputError, match="--variance looks at what neurons do, 'min-weight' does not"):
-        shrink(MLP, method="min-weight", variance=0.99)
+        shrink(MLP, method="min-weight", variance=0.99, refine=0)
     assert Options().rank_ratio is None
