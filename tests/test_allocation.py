@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pcns_onnx.plan import Budget
+from pcns_onnx.plans import Budget
 from test_plan import Chain, Curves, Stream, convex_curves, curves_of, total
 from test_timing import layer_times
 

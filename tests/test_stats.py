@@ -14,7 +14,7 @@ import onnx
 import pytest
 from chains import Chain
 from conftest import Array
-from pcns_onnx.plan import fingerprint
+from pcns_onnx.plans import fingerprint
 from test_probing import branches, looked, rows
 from topologies import residual, swiglu
 
