@@ -30,6 +30,7 @@ from pcns_onnx.runtime import choose_engine
 from pcns_onnx.searching import hold_latency
 from pcns_onnx.tradeoff import fractions_of, point_of, points
 
+
 @dataclass(frozen=True)
 class PlanResult:
     """The plan (None for a frontier), and what there is to say about it."""

@@ -152,6 +152,17 @@ def _before_after(report: Report) -> Table:
     return table
 
 
+def stage_table(report: Report) -> Table:
+    """Where the time went."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("stage", overflow="fold")
+    for name in ("seconds", "passes of the original"):
+        table.add_column(name, justify="right")
+    for name, stage in report.stages.items():
+        table.add_row(name, f"{stage.seconds:.2f}", f"{stage.passes:.1f}")
+    return table
+
+
 def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
     """Tables for `plan`."""
     if report.groups:

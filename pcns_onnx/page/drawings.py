@@ -28,6 +28,8 @@ _ROW = 0.26
 _LONGEST = 24
 _MOST = 40
 """Layers that one picture shows; the table has them all."""
+_LEAST = 1e-6
+"""Where logarithmic axes end."""
 _NAMED = 6
 """Lines that a legend can tell apart."""
 
@@ -173,10 +175,11 @@ def _curves(figure: Any, curves: dict[str, list[float]], across: str, up: str) -
         shares = np.linspace(first / max(len(values), 1), 1.0, len(values))
         named = len(ranked) <= _NAMED
         axes.plot(
-            shares, np.maximum(values, 1e-12), color=(AFTER, THIRD, INK)[order % 3],
+            shares, np.maximum(values, _LEAST), color=(AFTER, THIRD, INK)[order % 3],
             linestyle=styles[order % 4], linewidth=1.2 if named else 0.7, label=_label(name) if named else "_",
         )  # fmt: skip
     axes.set(xlabel=across, ylabel=up, yscale="log", xlim=(0, 1))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if len(ranked) <= _NAMED:
         axes.legend(fontsize=8)
 
