@@ -157,7 +157,9 @@ def shrink(
         stages=stages_of(engine, form.twin, work.setup.samples, progress),
         warnings=warnings + report_warnings,
         versions=library_versions(),
-        origin=origin_of(options, engine, {"model": (model, form.original)}, {"data": data, "eval": options.eval}, plan),
+        origin=origin_of(
+            options, engine, {"model": (model, form.original)}, {"data": data, "eval": options.eval}, plan
+        ),
         frontier=list(decision.frontier),
         chosen=point_of(work, decision) if decision.frontier else None,
     )

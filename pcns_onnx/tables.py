@@ -190,7 +190,8 @@ def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
     most = max((point.error for point in report.points), default=0.0) or 1.0
     for point in report.points:
         bar = "█" * max(1, round(_BAR * point.error / most))
-        table.add_row(f"{point.macs:.3f}", f"{point.params:.3f}", "" if point.latency is None else f"{point.latency:.3f}", f"{point.error:.3f}", bar)
+        latency = "" if point.latency is None else f"{point.latency:.3f}"
+        table.add_row(f"{point.macs:.3f}", f"{point.params:.3f}", latency, f"{point.error:.3f}", bar)
     yield table
     if report.left_alone:
         left = Table(box=None, header_style="bold", pad_edge=False)

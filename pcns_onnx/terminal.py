@@ -51,8 +51,9 @@ class _Lines(Progress):
 
     def track(self, items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
         count, before = 0, self.seconds.get(title, 0.0)
-        for count, item in enumerate(super().track(items, title, total), 1):
+        for item in super().track(items, title, total):
             yield item
+            count += 1
         spent = self.seconds[title] - before
         print(f"{title}: {count} in {spent:.2f} s{rate_of(count, spent)}", file=sys.stderr, flush=True)
 

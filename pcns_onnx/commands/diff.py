@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("a")
 @click.argument("b")
 @click.option("--all", "everything", is_flag=True, help="List also the layers that are the same.")
-@click.option("--shape", multiple=True, metavar="NAME=1x3x224x224", help="Sizes of an input that the models leave open.")
+@click.option("--shape", multiple=True, metavar="NAME=1x3x224x224", help="Sizes of an input that is left open.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @voiced
 def diff(a: str, b: str, everything: bool, shape: tuple[str, ...], voice: Voice) -> None:

@@ -21,7 +21,9 @@ Picture = tuple[str, str, str]
 """Title, what can be seen, and the SVG."""
 
 INK, BEFORE, AFTER, THIRD, FAINT = "#010101", "#010102", "#010103", "#010104", "#010105"
-_INKS = {INK: "currentColor", BEFORE: "var(--before)", AFTER: "var(--after)", THIRD: "var(--third)", FAINT: "var(--line)"}
+_INKS = {
+    INK: "currentColor", BEFORE: "var(--before)", AFTER: "var(--after)", THIRD: "var(--third)", FAINT: "var(--line)",
+}  # fmt: skip
 _WIDE = 4.6
 """Inches: a figure as narrow as a phone, so that its letters can be read there."""
 _ROW = 0.26
@@ -41,48 +43,48 @@ def pictures(report: Report) -> Iterator[Picture]:
     shown = [group for group in groups if group in shown]
     cut = "" if len(shown) == len(groups) else f" (the {_MOST} widest; the table has all)"
     if report.frontier:
-        yield (
+        yield _drawn(
             "Error against cost",
             "Predicted error at the outputs, before any re-fit, for every budget; the dot is what was chosen.",
-            _drawn(lambda figure: _frontier(figure, report), 3.2),
-        )
+            3.2, lambda figure: _frontier(figure, report),
+        )  # fmt: skip
     if groups:
         tall = 0.9 + _ROW * len(shown)
-        yield "Width of each layer", f"Before and after{cut}.", _drawn(lambda f: _widths(f, shown), tall)
-        yield (
+        yield _drawn("Width of each layer", f"Before and after{cut}.", tall, lambda figure: _widths(figure, shown))
+        yield _drawn(
             "Predicted and measured error of each layer",
             "Shares of the variance of what reads the layer: predicted when its width was chosen, measured after "
             f"the re-fit where it was solved, and on samples kept aside{cut}.",
-            _drawn(lambda f: _errors(f, shown), tall + 0.2),
-        )
+            tall + 0.2, lambda figure: _errors(figure, shown),
+        )  # fmt: skip
     spectra = {group.name: group.eigenvalues for group in groups if group.eigenvalues}
     if spectra:
-        yield (
+        yield _drawn(
             "Eigenvalues",
             "Share of the variance of a layer's outputs by principal direction: a steep curve has few that matter.",
-            _drawn(lambda f: _curves(f, spectra, "direction, as a share of the width", "share of variance"), 3.2),
-        )
+            3.2, lambda figure: _curves(figure, spectra, "direction, as a share of the width", "share of variance"),
+        )  # fmt: skip
     curves = {group.name: group.curve for group in groups if group.curve}
     if curves:
-        yield (
+        yield _drawn(
             "What each width would lose",
             "Predicted error of a layer (squared, relative) against the share of its channels that stays.",
-            _drawn(lambda f: _curves(f, curves, "share of the channels kept", "predicted error"), 3.2),
-        )
+            3.2, lambda figure: _curves(figure, curves, "share of the channels kept", "predicted error"),
+        )  # fmt: skip
     if report.latency.times_a:
-        yield (
+        yield _drawn(
             "Latency of every run",
             f"{report.latency.rounds} runs of both models in turns; the slowest hundredth is left out.",
-            _drawn(lambda figure: _latency(figure, report), 2.8),
-        )
+            2.8, lambda figure: _latency(figure, report),
+        )  # fmt: skip
 
 
-def _drawn(draw: Callable[[Any], None], tall: float) -> str:
+def _drawn(title: str, words: str, tall: float, draw: Callable[[Any], None]) -> Picture:
     matplotlib = importlib.import_module("matplotlib")
     figures = importlib.import_module("matplotlib.figure")
     settings = {
         # Names may hold anything: a dollar is no formula.
-        "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": draw.__qualname__, "font.size": 9,
+        "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9,
         "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
         "grid.color": FAINT, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
         "axes.spines.right": False, "legend.frameon": False, "legend.labelcolor": INK,
@@ -94,7 +96,7 @@ def _drawn(draw: Callable[[Any], None], tall: float) -> str:
         draw(figure)
         plain = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(held, format="svg", transparent=True, metadata=plain)
-    return _themed(held.getvalue())
+    return title, words, _themed(held.getvalue())
 
 
 def _themed(svg: str) -> str:

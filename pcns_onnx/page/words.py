@@ -21,7 +21,7 @@ def answers(report: Report) -> list[tuple[str, str, str]]:
         ("parameters", _share(a.parameters, b.parameters), f"{a.parameters:,} → {b.parameters:,}"),
         ("file", _share(a.bytes, b.bytes), f"{a.bytes:,} → {b.bytes:,} bytes"),
         (
-            "latency", f"× {latency.ratio:.3f}",
+            "latency", f"{100 * latency.ratio:.1f} %",
             f"{1e3 * latency.seconds_a:.3f} → {1e3 * latency.seconds_b:.3f} ms, batch {latency.batch}",
         ),
     ]  # fmt: skip
@@ -36,12 +36,12 @@ def answers(report: Report) -> list[tuple[str, str, str]]:
 
 
 def _share(before: float, after: float) -> str:
-    return f"× {after / max(before, 1):.3f}"
+    return f"{100 * after / max(before, 1):.1f} %"
 
 
 def _less(before: float, after: float) -> str:
     change = 1 - after / max(before, 1)
-    return "as many" if abs(change) < 5e-4 else f"{abs(change):.1%} {'fewer' if change > 0 else 'more'}"
+    return "as many" if abs(change) < 5e-4 else f"{100 * abs(change):.1f} % {'fewer' if change > 0 else 'more'}"
 
 
 def _speed(ratio: float) -> str:
