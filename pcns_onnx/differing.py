@@ -82,12 +82,11 @@ def diff(a: ModelSource, b: ModelSource, **choices: Unpack[Running]) -> Differen
         LayerChange(name, left.get(name), right.get(name), *_weights(name, forms, (first, second)))
         for name in dict.fromkeys((*left, *right))
     ]
-    solved = {layer.key for census in (first, second) for layer in census.layers}
     one, two = (form.original for form in forms)
     return Difference(
         layers,
         _operators(one, two),
-        _nodes(one, two, {node.label for form in forms for node in form.twin.nodes if node.key in solved}),
+        _nodes(one, two, _solved(forms[0], first) | _solved(forms[1], second)),
         _interface(one, two),
         _size(one, first),
         _size(two, second),
@@ -105,6 +104,11 @@ def _sides(census: Census) -> dict[str, LayerSide]:
         for layer in census.layers
     }
     return found | {n.name: LayerSide(n.kind, 0, n.width, n.macs, n.parameters) for n in census.unsolved}
+
+
+def _solved(form: Canonical, census: Census) -> set[str]:
+    """Names of the nodes that are layers."""
+    return {form.twin.node(layer.key).label for layer in census.layers}
 
 
 def _weights(name: str, forms: list[Canonical], both: tuple[Census, Census]) -> tuple[float | None, float | None]:

@@ -26,7 +26,7 @@ from pcns_onnx import Normalize, cli, compare, inspect, pipeline, shrink
 from pcns_onnx.catalogue import CHOICES, EXPANSIONS, METHODS
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ("inspect", "plan", "shrink", "expand", "compare", "design")
+COMMANDS = ("inspect", "plan", "shrink", "expand", "compare", "design", "diff", "doctor")
 SCRIPT = Path(sys.executable).with_name("pcns-onnx")
 TANH = str(MODELS / "digits_mlp_tanh.onnx")
 ROWS, ROWS_TEST = str(MODELS / "digits_rows.npz"), str(MODELS / "digits_rows_test.npz")

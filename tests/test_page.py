@@ -235,15 +235,20 @@ frame.style = "border:0;height:2000px;width:WIDTHpx";
 frame.srcdoc = PAGE;
 frame.onload = () => {
   const inner = frame.contentDocument, view = frame.contentWindow;
-  const wide = () => inner.documentElement.scrollWidth - view.innerWidth;
+  const room = () => inner.documentElement.clientWidth;
+  const wide = () => inner.documentElement.scrollWidth - room();
+  const cut = () => [...inner.querySelectorAll("svg text")].filter(e => {
+    const mine = e.getBoundingClientRect(), all = e.closest("svg").getBoundingClientRect();
+    return mine.left < all.left - 2 || mine.right > all.right + 2 || mine.bottom > all.bottom + 2;
+  }).map(e => e.textContent);
   const beyond = () => [...inner.querySelectorAll("body *")].filter(e => !e.closest(".scroll") &&
-    e.checkVisibility() && e.getBoundingClientRect().right > view.innerWidth + 1).map(e => e.tagName);
+    e.checkVisibility() && e.getBoundingClientRect().right > room() + 1).map(e => e.tagName);
   const states = [];
   for (let round = 0; round < 2; round++)
     for (const summary of inner.querySelectorAll("summary")) {
       const details = summary.parentElement, before = details.open;
       summary.click();
-      states.push({toggled: details.open !== before, wide: wide(), beyond: beyond()});
+      states.push({toggled: details.open !== before, wide: wide(), beyond: beyond(), cut: cut()});
     }
   const style = view.getComputedStyle(inner.body);
   const seen = JSON.stringify({states, errors, width: view.innerWidth, ink: style.color, paper: style.backgroundColor});
@@ -290,7 +295,7 @@ def test_in_a_browser_nothing_overflows_and_no_script_fails(
     assert isinstance(states, list)
     assert len(states) == 2 * text.count("<summary>")
     for state in states:
-        assert state == {"toggled": True, "wide": 0, "beyond": []}
+        assert state == {"toggled": True, "wide": 0, "beyond": [], "cut": []}
 
 
 @pytest.mark.slow
