@@ -144,7 +144,9 @@ def test_the_report_has_everything(cnn: Shrunk) -> None:
     report = cnn.report
     assert report["schema"] == 1
     assert report["options"]["budget"] == "macs=0.5" and report["options"]["method"] == "obs"
-    assert report["latency"].keys() == {"batch", "threads", "provider", "rounds", "seconds_a", "seconds_b", "ratio"}
+    assert report["latency"].keys() == {
+        "batch", "threads", "provider", "rounds", "seconds_a", "seconds_b", "ratio", "times_a", "times_b",
+    }  # fmt: skip
     assert (report["latency"]["threads"], report["latency"]["provider"]) == (1, "CPUExecutionProvider")
     assert {"capture", "rank", "re-fit", "verify", "total"} <= report["stages"].keys()
     assert all(stage["seconds"] > 0 and stage["passes"] > 0 for stage in report["stages"].values())
