@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pcns_onnx.costs import RESOURCES, Costs
 from pcns_onnx.errors import InputError
 from pcns_onnx.groups import Group
-from pcns_onnx.plan import Budget
+from pcns_onnx.plans import Budget
 
 _HALVINGS, _SWEEPS, _BACK = 40, 50, 3
 _SHARPNESS = 16

@@ -14,7 +14,7 @@ from pcns_onnx.groups import Census
 from pcns_onnx.latency import Latency, compare_latency, pass_seconds
 from pcns_onnx.options import Options
 from pcns_onnx.page import write_page
-from pcns_onnx.plan import Plan
+from pcns_onnx.plans import Plan
 from pcns_onnx.progress import Progress
 from pcns_onnx.report import Gate, Report, Size, Stage
 from pcns_onnx.runtime import Engine, versions

@@ -20,7 +20,7 @@ from pcns_onnx.methods.pcns import Basis
 from pcns_onnx.ops import Labels
 from pcns_onnx.options import Options
 from pcns_onnx.passes import Places
-from pcns_onnx.plan import Budget, GroupPlan, Plan
+from pcns_onnx.plans import Budget, GroupPlan, Plan
 from pcns_onnx.reading import Seen
 from pcns_onnx.report import FrontierPoint
 from pcns_onnx.rewrite import kept_classes

@@ -16,10 +16,9 @@ import click
 from pcns_onnx.catalogue import CHOICES, EXPANSIONS, METHODS, Method
 from pcns_onnx.commands.diff import diff
 from pcns_onnx.commands.doctor import doctor
-from pcns_onnx.commands.voice import Command, Voice, voiced
+from pcns_onnx.commands.voice import EXIT_CODES, Command, Voice, voiced
 from pcns_onnx.errors import InputError, NothingToShrinkError, PcnsError
 
-EXIT_CODES = "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed."
 _DEPTHS = ("monotone", "first-contraction")
 """Depth rules again: importing `designing` for --help would import numpy."""
 

@@ -22,8 +22,8 @@ from pcns_onnx.feeding import Canonical, datasets
 from pcns_onnx.findings import Work
 from pcns_onnx.graph import Graph, ModelSource, write_atomic
 from pcns_onnx.options import Choices, Options, check_targets
-from pcns_onnx.plan import SCHEMA, GroupPlan, Plan, fingerprint
 from pcns_onnx.planning import findings_of, pairs, select, work_for
+from pcns_onnx.plans import SCHEMA, GroupPlan, Plan, fingerprint
 from pcns_onnx.progress import Progress
 from pcns_onnx.report import FrontierPoint, Left, PlanReport
 from pcns_onnx.runtime import choose_engine

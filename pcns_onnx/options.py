@@ -14,7 +14,7 @@ from pcns_onnx.catalogue import Method, method_named
 from pcns_onnx.data import DataSource, Normalize
 from pcns_onnx.errors import InputError
 from pcns_onnx.ops import Heads
-from pcns_onnx.plan import Budget
+from pcns_onnx.plans import Budget
 from pcns_onnx.verify import Metric
 
 ORDERS = ("ascending", "descending")

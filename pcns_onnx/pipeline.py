@@ -38,9 +38,9 @@ from pcns_onnx.options import Choices, Options, check_targets
 from pcns_onnx.origin import origin_of, write_plan
 from pcns_onnx.outlook import look, spectra
 from pcns_onnx.page import check_page
-from pcns_onnx.plan import SCHEMA as PLAN_SCHEMA
-from pcns_onnx.plan import Plan, fingerprint, load_plan
 from pcns_onnx.planning import decided, pairs, select, work_for
+from pcns_onnx.plans import SCHEMA as PLAN_SCHEMA
+from pcns_onnx.plans import Plan, fingerprint, load_plan
 from pcns_onnx.progress import Progress
 from pcns_onnx.report import GroupInfo, Inspection, Left, Outlook, Report
 from pcns_onnx.rewrite import Patch, apply
@@ -103,7 +103,8 @@ def shrink(
         train, held_out = datasets(form, data, options, solves=solves)
         needs_score = options.max_drop is not None or any(b.resource == "drop" for b in options.qualities)
         if needs_score and metric is None and not (held_out or train).has_labels:
-            raise InputError("--max-drop and budget drop need labels in the data they are checked on, or --metric")
+            what = "--max-drop" if options.max_drop is not None else "budget drop"
+            raise InputError(f"{what} needs labels in the data it is checked on, or --metric")
         work = work_for(form, engine, train, options, progress)
         groups, left = select(form.twin, work.census, options, method.family)
         if not groups:

@@ -19,7 +19,7 @@ from pcns_onnx.groups import Census, Group
 from pcns_onnx.methods import Method
 from pcns_onnx.options import Options
 from pcns_onnx.passes import Setup
-from pcns_onnx.plan import Plan, fingerprint
+from pcns_onnx.plans import Plan, fingerprint
 from pcns_onnx.progress import Progress
 from pcns_onnx.report import Left
 from pcns_onnx.runtime import Engine

@@ -31,7 +31,7 @@ from pcns_onnx.passes import Places, Setup
 from pcns_onnx.reading import Seen, mixed_prior, stored_bias, stored_weight
 from pcns_onnx.refine import Pair, Refined, Weights, refine
 from pcns_onnx.rewrite import Patch, edit, kept_classes, set_layer
-from pcns_onnx.solve import VALID, Evidence, Fit, fit, gather
+from pcns_onnx.solve import VALID, Evidence, Fit, fit, fit_apart, gather
 from pcns_onnx.windows import Route, Windows, route
 
 MEMORY = 1 << 26
@@ -197,7 +197,7 @@ class _Walk:
             y = xp.reshape(piece.y, (int(rows.shape[0]), -1))
             evidence.valid.update(rows[:cut, :], y[:cut, :])
             evidence.train.update(rows[cut:, :], y[cut:, :])
-        first = fit(evidence, prior, self._ridge)
+        first = fit_apart(evidence, prior, self._ridge)
         start = replace(start, v=xp.astype(first.matrix, xp.float32), c=xp.astype(first.bias, xp.float32))
         seed = (self._setup.seed, 3, self._census.layers.index(way.layer))
         with self._setup.progress.stage("refine"):

@@ -12,7 +12,7 @@ import msgspec
 
 from pcns_onnx.graph import write_atomic
 from pcns_onnx.latency import Latency
-from pcns_onnx.plan import GroupPlan
+from pcns_onnx.plans import GroupPlan
 from pcns_onnx.verify import Agreement
 
 SCHEMA = 1

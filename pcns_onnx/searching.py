@@ -21,7 +21,7 @@ from pcns_onnx.findings import Findings, Work
 from pcns_onnx.latency import compare_latency
 from pcns_onnx.methods import Method
 from pcns_onnx.options import Options
-from pcns_onnx.plan import Budget, Plan
+from pcns_onnx.plans import Budget, Plan
 from pcns_onnx.rewrite import Patch, apply, narrow
 from pcns_onnx.shrinking import solve
 

@@ -18,7 +18,7 @@ from pcns_onnx.methods import Method
 from pcns_onnx.methods.activations import Activation
 from pcns_onnx.methods.pcns import Basis, components_in, neurons_for
 from pcns_onnx.options import Options
-from pcns_onnx.plan import Budget, Plan
+from pcns_onnx.plans import Budget, Plan
 from pcns_onnx.refine import Refined
 from pcns_onnx.refit import refit
 from pcns_onnx.report import FitInfo, GroupInfo, RefineInfo

@@ -13,7 +13,7 @@ from pcns_onnx.errors import InputError
 from pcns_onnx.findings import Findings, Work
 from pcns_onnx.methods import Method
 from pcns_onnx.options import Options
-from pcns_onnx.plan import Budget
+from pcns_onnx.plans import Budget
 from pcns_onnx.report import FrontierPoint
 
 STEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)

@@ -36,7 +36,7 @@ from pcns_onnx.methods import Method, Ranking
 from pcns_onnx.methods.weights import by_norm, truncated
 from pcns_onnx.options import Options
 from pcns_onnx.passes import Places, read_groups
-from pcns_onnx.plan import Plan
+from pcns_onnx.plans import Plan
 from pcns_onnx.reading import Seen, stored_bias, stored_weight
 from pcns_onnx.refine import Refined
 from pcns_onnx.refit import refit

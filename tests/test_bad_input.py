@@ -20,7 +20,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 from pcns_onnx import InputError, UnsupportedError, cli, inspect, shrink
 from pcns_onnx.graph import Graph
 from pcns_onnx.options import Options
-from pcns_onnx.plan import fingerprint
+from pcns_onnx.plans import fingerprint
 from pcns_onnx.runtime import choose_engine
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -16,7 +16,7 @@ HOUSE = ROOT / "pcns_onnx"
 
 ORDER = (
     "errors", "catalogue", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "sizes",
-    "walk", "layers", "groups", "rewrite", "stopwatch", "layertimes", "timing", "costs", "plan", "allocation",
+    "walk", "layers", "groups", "rewrite", "stopwatch", "layertimes", "timing", "costs", "plans", "allocation",
     "bounds", "moments", "capture", "methods", "solve", "reading", "windows", "refine", "passes", "refit", "probing",
     "rotation", "basis", "verify", "latency", "interop", "options", "report", "tables", "figures", "page", "terminal",
     "inspecting", "feeding", "findings", "stats", "choosing", "shrinking", "weighing", "searching", "tradeoff",

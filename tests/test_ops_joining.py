@@ -19,7 +19,7 @@ from surgery import permuted, sample, twins, unread
 from pcns_onnx import inspect, shrink
 from pcns_onnx.graph import Graph, Program
 from pcns_onnx.groups import Census
-from pcns_onnx.plan import SCHEMA, GroupPlan, Plan, fingerprint
+from pcns_onnx.plans import SCHEMA, GroupPlan, Plan, fingerprint
 from pcns_onnx.rewrite import apply, narrow
 from pcns_onnx.runtime import Engine
 

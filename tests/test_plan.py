@@ -25,7 +25,7 @@ from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Group, survey
 from pcns_onnx.pipeline import shrink
-from pcns_onnx.plan import Budget, GroupPlan, Plan, fingerprint, load_plan
+from pcns_onnx.plans import Budget, GroupPlan, Plan, fingerprint, load_plan
 
 Curves = Mapping[str, NDArray[np.float64]]
 
@@ -192,13 +192,13 @@ def test_every_fraction_is_a_budget(fraction: float) -> None:
     ["", "macs", "macs=", "macs=abc", "macs=0.5x", "macs=50%", "=0.5", "foo=0.5", "MACS=0.5", "macs=0.5,params=0.5"],
 )
 def test_text_that_is_no_budget(text: str) -> None:
-    with pytest.raises(InputError, match=rf"^budget '{text}' is not understood: write macs=0\.5 or params=0\.4"):
+    with pytest.raises(InputError, match=rf"^budget '{text}' is not understood: write macs=0\.5, params=0\.4"):
         Budget.parse(text)
 
 
 @given(st.floats().filter(lambda number: not 0 < number <= 1))
 def test_numbers_that_are_no_fraction(number: float) -> None:
-    with pytest.raises(InputError, match=r"a fraction in \(0, 1\]$"):
+    with pytest.raises(InputError, match=r"fractions in \(0, 1\], "):
         Budget.parse(f"macs={number!r}")
 
 

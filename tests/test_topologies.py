@@ -565,10 +565,9 @@ def test_survey_finds_the_same_in_what_was_written() -> None:
 
 @pytest.mark.parametrize(("name", "budget"), [("residual", 0.5), ("two blocks", 0.5), ("projection", 0.4)])
 def test_streams_are_spared_where_that_serves_the_outputs(name: str, budget: float) -> None:
-    """Of the plans that are proposed the one is taken that, tried, stays closest to the original."""
+    """Groups are probed at the outputs, so that a stream's loss counts for all blocks behind."""
     model = TOPOLOGIES[name]()
     x = data(model, count=300)
-    chosen = shrink(model, x, budget=f"macs={budget}", multiple=1).report
-    spared = shrink(model, x, budget=f"macs={budget}", multiple=1, coupled=False).report
-    assert "try" in chosen.stages and "try" not in spared.stages
-    assert chosen.agreement.error <= 1.05 * spared.agreement.error
+    chosen = shrink(model, x, budget=f"macs={budget}", multiple=1, refine=0).report
+    spared = shrink(model, x, budget=f"macs={budget}", multiple=1, coupled=False, refine=0).report
+    assert chosen.agreement.error <= 1.25 * spared.agreement.error

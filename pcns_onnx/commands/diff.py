@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pcns_onnx.commands.voice import Voice, voiced
+from pcns_onnx.commands.voice import EXIT_CODES, Voice, voiced
 
 if TYPE_CHECKING:
     from pcns_onnx.differing import Difference
 
 
-@click.command()
+@click.command(epilog=EXIT_CODES)
 @click.argument("a")
 @click.argument("b")
 @click.option("--all", "everything", is_flag=True, help="List also the layers that are the same.")

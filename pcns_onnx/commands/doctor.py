@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pcns_onnx.commands.voice import Voice, voiced
+from pcns_onnx.commands.voice import EXIT_CODES, Voice, voiced
 from pcns_onnx.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from pcns_onnx.doctor import Checkup
 
 
-@click.command()
+@click.command(epilog=EXIT_CODES)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @voiced
 def doctor(voice: Voice) -> None:

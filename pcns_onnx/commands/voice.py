@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 
+EXIT_CODES = "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed."
+
 
 @dataclass(frozen=True)
 class Voice:

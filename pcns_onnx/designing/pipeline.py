@@ -29,7 +29,7 @@ from pcns_onnx.fold import fold_batch_norms
 from pcns_onnx.graph import Graph, ModelSource, write_atomic
 from pcns_onnx.options import Options, check_targets
 from pcns_onnx.passes import Setup
-from pcns_onnx.plan import Budget, fingerprint
+from pcns_onnx.plans import Budget, fingerprint
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime import choose_engine
 
