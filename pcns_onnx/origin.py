@@ -30,7 +30,7 @@ def origin_of(
     data: Mapping[str, DataSource | None],
     plan: Plan | None = None,
 ) -> Origin:
-    """Hashes by name; data that cannot be read twice (an iterator, a function) has none. Raises `InputError`."""
+    """Hashes by name; data that is no file and no numbers has none. Raises `InputError`."""
     hashes = dict[str, str]()
     for name, (source, graph) in models.items():
         hashes[name] = graph.digest() if not isinstance(source, str | os.PathLike) else _of_path(Path(source))
@@ -65,6 +65,8 @@ def _of_data(data: DataSource | None) -> str | None:
     found = hashlib.sha256()
     for name, array in sorted(named.items()):
         values = np.ascontiguousarray(array)
+        if values.dtype.hasobject:
+            return None  # its bytes are addresses
         found.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
         found.update(values.tobytes())
     return found.hexdigest()

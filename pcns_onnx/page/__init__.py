@@ -2,7 +2,7 @@
 
 Pictures are SVG by matplotlib, drawn once and written into the page; their colours are CSS
 variables, so that one picture serves light, dark and paper. (A page with plotly.js would be
-4.5 MB and run scripts over names that anyone may have chosen; this one is some 100 kB and
+4.8 MB and run scripts over names that anyone may have chosen; this one is some 100 kB and
 forbids scripts.) Jinja2 fills the template and escapes every value.
 """
 
