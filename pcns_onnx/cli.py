@@ -142,6 +142,7 @@ def inspect(model: str, data: str | None, voice: Voice, **choices: Any) -> None:
 )
 @click.option("--no-coupled", "coupled", flag_value=False, default=None, type=bool,
               help="Leave channels alone that several blocks share (residual streams, concatenations).")  # fmt: skip
+@click.option("--keep-blocks", "depth", flag_value=False, default=None, type=bool, help="Drop no residual block.")
 @click.option("--holdout", type=float, help="Share of the samples kept from the solve for the check (0.1).")
 @click.option("--eval", metavar="DATA", help="Check on this data instead.")
 @click.option("--plan-out", metavar="PLAN.json", help="Write the plan.")

@@ -85,7 +85,7 @@ def _prober(work: Work, options: Options) -> Prober:
     least = samples.batch if samples.fixed else 1
     some, _ = split(samples.data, holdout=0.0, seed=options.seed, samples=max(count, least))
     outputs = [output.name for output in work.graph.outputs]
-    return Prober(work.setup, replace(samples, data=some, _kept=[]), work.census, outputs)
+    return Prober(work.setup, replace(samples, data=some, _kept=[]), work.graph, work.census, outputs)
 
 
 class _Turns:

@@ -61,6 +61,7 @@ class Choices(Running, total=False):
     rank_ratio: float
     refine: int
     coupled: bool
+    depth: bool
     holdout: float
     eval: DataSource
     trials: int
@@ -83,7 +84,8 @@ class Options:
     `include` and `exclude` are globs on layer names (one or a list). `holdout` is the share of the samples kept
     from the solve for the check, unless `eval` gives others.
     `trials`: how many batches of every size `inspect` draws. `coupled` false leaves channels alone
-    that several blocks share. `refine`: so many steps of nonlinear least squares per layer and its
+    that several blocks share. `depth` false keeps all blocks, however little they do.
+    `refine`: so many steps of nonlinear least squares per layer and its
     reader, after the re-fit (None: 400 where neurons are kept). `batch_latency`: the batch that latency is measured
     at (None: `batch`). `stats`: a file that keeps what was seen of the data, for other budgets. `heads`: take the
     same dimensions from all attention heads ('width') or whole heads ('whole').
@@ -108,6 +110,7 @@ class Options:
     rank_ratio: float | None = None
     refine: int | None = None
     coupled: bool = True
+    depth: bool = True
     heads: str = "width"
     shape: str | Sequence[str] = ()
     samples: int | None = None

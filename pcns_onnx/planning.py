@@ -27,6 +27,7 @@ from pcns_onnx.searching import Judge, hold_latency, search
 from pcns_onnx.shrinking import decide_bases
 from pcns_onnx.timing import measure_layers
 from pcns_onnx.tradeoff import points
+from pcns_onnx.trying import spared
 from pcns_onnx.weighing import refusal
 
 
@@ -49,11 +50,12 @@ def decided(
 def findings_of(form: Canonical, work: Work, method: Method, options: Options, *, probes: bool) -> Findings:
     """What the data says of the groups; from --stats where that file is there, else written to it."""
     if options.stats is None:
-        return look(work, method, options, probes=probes)
+        found = look(work, method, options, probes=probes)
+        return spared(work, method, found, options) if probes else found
     model = fingerprint(form.original)
     if os.path.exists(options.stats):
         return stats.load(options.stats, work, model, method.name)
-    found = look(work, method, options, probes=True)
+    found = spared(work, method, look(work, method, options, probes=True), options)
     stats.save(options.stats, found, model, method.name, probed=True)
     return found
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, namespace_of, to_numpy
+from pcns_onnx.blocks import Block, blocks
 from pcns_onnx.capture import Samples, Tape, Tensors
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
@@ -46,10 +47,13 @@ def probe_samples(count: int, groups: int) -> int:
 class Prober:
     """Probes groups one after the other, in topological order of their first writers."""
 
-    def __init__(self, setup: Setup, samples: Samples, census: Census, outputs: Sequence[str]) -> None:
+    def __init__(
+        self, setup: Setup, samples: Samples, graph: Graph, census: Census, outputs: Sequence[str]
+    ) -> None:
         self._setup, self._census, self._outputs = setup, census, list(outputs)
         self._tape = Tape(setup.engine, samples, MEMORY)
         self._expected: list[Tensors] = []
+        self._blocks = blocks(graph, census)
 
     def close(self) -> None:
         """Remove what the tape holds."""
@@ -60,17 +64,20 @@ class Prober:
 
         `graph` is the original, `base` the same with this group in the basis that `ranking` is of.
         """
+        block = self._blocks.get(read.group.name)
         widths = _widths(ranking)
         first = min((self._census.layer(name) for name in read.group.writers), key=self._census.layers.index)
         live = self._tape.live(graph, first.key, self._outputs)
         sessions: list[Session] = []
-        full, miss, size = self._session(base, live), np.zeros(len(widths)), 0.0
+        full, miss, size = self._session(base, live), np.zeros(len(widths) + (block is not None)), 0.0
         for index, cut in enumerate(self._tape.advance(graph, first.key, live, self._outputs)):
             if len(self._expected) == index:
                 self._expected.append(full.run(cut))
             if not sessions:
                 means = self._means(base, live, cut, read)
-                sessions = [self._session(g, live) for g in self._narrowed(base, read, ranking, widths, means)]
+                graphs = list(self._narrowed(base, read, ranking, widths, means))
+                graphs += [] if block is None else [self._without(base, block, means)]
+                sessions = [self._session(g, live) for g in graphs]
             expected = self._expected[index]
             size += 1.0
             for at, session in enumerate(sessions):
@@ -79,9 +86,19 @@ class Prober:
         loss = miss / max(size, 1.0)
         applied = [_applied(read, ranking.keep(width)) for width in widths]
         for at, width in enumerate(widths):
-            if applied[at] > 0:
+            if applied[at] > 0 and not read.group.coupled:  # a stream's loss is not made up for reader by reader
                 loss[at] *= min(ranking.error[width] / applied[at], 1.0)
-        return _between(ranking.error, widths, loss)
+        if block is None:
+            return _between(ranking.error, widths, loss)
+        curve = _between(ranking.error, widths, loss[:-1])
+        curve[0] = max(loss[-1], 0.0)
+        return curve
+
+    def _without(self, base: Graph, block: Block, means: dict[tuple[str, int], Array]) -> Graph:
+        """The model with a constant, the mean of what its last layer makes, in a block's place."""
+        matrix = block.layer.linear.op.matrix(stored_weight(base, block.layer))
+        mean = matrix @ to_numpy(means[block.layer.name, 0]) + stored_bias(base, block.layer)
+        return apply(base, (block.constant(self._census, mean),))
 
     def _session(self, graph: Graph, live: Sequence[str]) -> Session:
         return self._setup.engine.session(graph.extract(live, self._outputs).program())

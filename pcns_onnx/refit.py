@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, namespace_of, to_numpy
+from pcns_onnx.blocks import Block, Goal, blocks, goal_of
 from pcns_onnx.capture import Tape, Tensors
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census
@@ -74,13 +74,6 @@ def refit(
     return Refit(patch, walk.fits, walk.refined)
 
 
-class Goal(NamedTuple):
-    """What a layer is solved for: a tensor of the original less, for a sum, what its other operand has already."""
-
-    tensor: str
-    had: str = ""
-
-
 class _Walk:
     """The two tapes and what has been solved so far."""
 
@@ -100,8 +93,11 @@ class _Walk:
         self._left = Tape(setup.engine, setup.samples, MEMORY)
         self._right = Tape(setup.engine, setup.samples, MEMORY)
         self._ridge: float | None = None
-        self._solved = {layer.name for layer in _behind(original, census, keep)}
+        self._gone = {b.layer.name: b for name, b in blocks(original, census).items() if not len(keep.get(name, [0]))}
+        dead = {name for block in self._gone.values() for name in block.group.writers}
+        self._solved = {layer.name for layer in _behind(original, census, keep)} - dead
         self.layers = [layer for layer in census.layers if layer.name in self._solved or self._leads(layer)]
+        self.layers = [layer for layer in self.layers if layer.name not in dead]
         self._goals = {layer.name: goal_of(original, census, layer) for layer in self.layers}
         self.fits: dict[str, Fit] = {}
         self.refined: dict[str, Refined] = {}
@@ -117,10 +113,12 @@ class _Walk:
 
     def _route(self, layer: Layer) -> Route | None:
         found = route(self._original, self._census, layer) if self._steps else None
-        return found if found is not None and found.reader.name in self._solved else None
+        return found if found is not None and found.reader.name in self._solved - self._gone.keys() else None
 
     def solve(self, at: int, layer: Layer) -> Patch:
         """Solve layer number `at`, all before it being done: the edits."""
+        if layer.name in self._gone:
+            return self._leave_out(at, self._gone[layer.name])
         way, goal, later = self._route(layer), self._goals[layer.name], self.layers[at + 1 :]
         aim = None if way is None else self._aim(way.reader, [layer, *later])
         rows = [np.flatnonzero(self._kept[part.writes]) for part in layer.parts]
@@ -128,7 +126,7 @@ class _Walk:
         targets = self._left.advance(
             self._original, layer.key, wanted, [self._goals[item.name].tensor for item in later]
         )
-        needed = [name for item in (layer, *later) for name in (item.source, self._goals[item.name].had)]
+        needed = self._needed((layer, *later))
         held = [layer.source, goal.had, "" if aim is None else aim.had]
         inputs = self._right.advance(self._shrunk, layer.key, held, [name for name in needed if name])
         batches: Iterator[tuple[Tensors, Tensors]] = zip(inputs, targets, strict=True)
@@ -151,6 +149,27 @@ class _Walk:
         if windows is not None and windows.pieces and way is not None:
             matrix, bias = self._refine(way, windows, matrix, bias)
         return set_layer(self._shrunk, layer, to_numpy(matrix), bias)
+
+    def _needed(self, layers: Sequence[Layer]) -> list[str]:
+        """Tensors of the shrunk model that these layers are solved from."""
+        sources = [item.source for item in layers if item.name not in self._gone]
+        return sources + [self._goals[item.name].had for item in layers]
+
+    def _leave_out(self, at: int, block: Block) -> Patch:
+        """Instead of a block, the mean of what the sum lacks without it."""
+        layer, goal, later = block.layer, self._goals[block.layer.name], self.layers[at + 1 :]
+        aims = [self._goals[item.name].tensor for item in later]
+        targets = self._left.advance(self._original, layer.key, [goal.tensor], aims)
+        held = [name for name in self._needed((layer, *later)) if name]
+        inputs = self._right.advance(self._shrunk, layer.key, [goal.had], held)
+        op, rows, count = layer.linear.op, self._outputs(layer), 0
+        total = np.zeros(len(rows))
+        for x, y in zip(inputs, targets, strict=True):
+            xp = namespace_of(y[goal.tensor])
+            lacks = xp.take(op.outputs(y[goal.tensor], None), xp.asarray(rows), axis=1) - op.outputs(x[goal.had], None)
+            total = total + to_numpy(xp.sum(lacks, axis=0, dtype=xp.float64))
+            count += int(lacks.shape[0])
+        return (block.constant(self._census, total / max(count, 1)),)
 
     def _aim(self, reader: Layer, unsolved: Sequence[Layer]) -> Goal:
         """The reader's goal; its own output where the sum's other operand will change yet."""
@@ -232,27 +251,6 @@ def _seen_by(
     for index, (x, y) in enumerate(batches):
         windows.update(index, x[source], y[aim.tensor], x.get(aim.had))
         yield x, y
-
-
-def goal_of(graph: Graph, census: Census, layer: Layer) -> Goal:
-    """The layer's output, or the sum that it goes straight into if the other operand is made before the layer.
-
-    Both operands must have the sum's shape: where one is spread over the other's positions, the
-    layer's rows are not the sum's.
-    """
-    alone = Goal(layer.output)
-    readers = graph.consumers.get(layer.output, ())
-    exposed = any(output.name == layer.output for output in graph.outputs)
-    if len(readers) != 1 or readers[0].op not in ("Add", "Sum") or len(readers[0].inputs) != 2 or exposed:
-        return alone
-    sum_, other = readers[0].key, next((name for name in readers[0].inputs if name != layer.output), "")
-    shapes = {census.shapes.get(name, (None,)) for name in (layer.output, other, sum_)}
-    if not other or graph.is_constant(other) or len(shapes) > 1 or None in shapes.pop():
-        return alone
-    order = {node.key: at for at, node in enumerate(graph.nodes)}
-    maker = graph.producers.get(other)
-    is_known = maker is None or order[maker.key] < order[layer.key]
-    return Goal(sum_, other) if is_known else alone
 
 
 def _quiet(solved: Fit) -> NDArray[np.float64]:

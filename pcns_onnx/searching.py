@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from pcns_onnx.blocks import without_blocks
 from pcns_onnx.choosing import Decision, choose
 from pcns_onnx.costs import Resource
 from pcns_onnx.errors import InputError
@@ -39,7 +40,9 @@ Judge = Callable[[Patch], bool]
 def measured_ratio(work: Work, decision: Decision) -> float:
     """Latency of the narrowed model, unsolved, against the original's."""
     keep = {g.name: g.labels[decision.keep[g.name]] for g in work.groups if g.name in decision.narrowed}
-    small = apply(work.graph, narrow(work.graph, work.census, keep))
+    patch = narrow(work.graph, work.census, keep) + without_blocks(work.graph, work.census, keep)
+    small = apply(work.graph, patch)
+    small.prune()
     samples = replace(work.setup.samples, batch=work.latency_batch or work.setup.samples.batch, _kept=[])
     return compare_latency(work.setup.engine, work.graph, small, samples, _SECONDS).ratio
 

@@ -70,15 +70,17 @@ class Timings:
     def parts(self, read: Floats, written: Floats) -> Floats:
         """Seconds of every part (n,) that reads and writes these fractions (n,) of its channels."""
         count = len(self.layers)
-        times = [layer.at(r, w) for layer, r, w in zip(self.layers.values(), read, written, strict=False)]
-        own = np.maximum(np.array(times).reshape(count) - self.start, 0.0)
+        own = np.array([float(self.part(at, read[at], written[at])) for at in range(count)])
         return np.concatenate([own, self._scaling * written[count:]])
 
     def part(self, at: int, read: Floats | float, written: Floats | float) -> Floats:
         """Seconds of part number `at` at these pairs of fractions."""
         if at >= len(self.layers):
             return np.asarray(self._scaling[at - len(self.layers)] * written)
-        return np.maximum(self._timed[at].at(read, written) - self.start, 0.0)
+        r, w = np.broadcast_arrays(np.asarray(read, dtype=np.float64), np.asarray(written, dtype=np.float64))
+        gone = (r <= 0) | (w <= 0)
+        times = self._timed[at].at(np.where(gone, 1.0, r), np.where(gone, 1.0, w))
+        return np.where(gone, -self.start, np.maximum(times - self.start, 0.0))
 
     def total(self, read: Floats, written: Floats) -> float:
         """Seconds of the whole model, from the fractions as in `parts`."""

@@ -16,12 +16,12 @@ HOUSE = ROOT / "pcns_onnx"
 
 ORDER = (
     "errors", "catalogue", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "sizes",
-    "walk", "layers", "groups", "rewrite", "stopwatch", "layertimes", "timing", "costs", "plans", "allocation",
-    "bounds", "moments", "capture", "methods", "solve", "reading", "windows", "refine", "passes", "refit", "probing",
-    "rotation", "basis", "verify", "latency", "interop", "options", "report", "tables", "figures", "page", "terminal",
-    "inspecting", "feeding", "findings", "stats", "choosing", "shrinking", "weighing", "searching", "tradeoff",
-    "planning", "outlook", "origin", "checking", "pipeline", "frontier", "expanding", "designing", "differing",
-    "doctor", "commands", "cli", "__main__",
+    "walk", "layers", "groups", "rewrite", "blocks", "stopwatch", "layertimes", "timing", "costs", "plans",
+    "allocation", "bounds", "moments", "capture", "methods", "solve", "reading", "windows", "refine", "passes",
+    "refit", "probing", "rotation", "basis", "verify", "latency", "interop", "options", "report", "tables", "figures",
+    "page", "terminal", "inspecting", "feeding", "findings", "stats", "choosing", "shrinking", "trying", "weighing",
+    "searching", "tradeoff", "planning", "outlook", "origin", "checking", "pipeline", "frontier", "expanding",
+    "designing", "differing", "doctor", "commands", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 

@@ -18,6 +18,7 @@ from topologies import TOPOLOGIES, Sketch, depthwise, grouped, inverted_residual
 from pcns_onnx import InputError, NothingToShrinkError, cli, inspect, latency, shrink
 from pcns_onnx.allocation import grid
 from pcns_onnx.basis import refusal
+from pcns_onnx.blocks import Goal, goal_of
 from pcns_onnx.capture import Samples
 from pcns_onnx.costs import Costs
 from pcns_onnx.data import open_data
@@ -27,7 +28,7 @@ from pcns_onnx.layers import Layer
 from pcns_onnx.passes import Places, Setup, read_groups
 from pcns_onnx.progress import Progress
 from pcns_onnx.reading import Seen
-from pcns_onnx.refit import Goal, goal_of, refit
+from pcns_onnx.refit import refit
 from pcns_onnx.rewrite import apply, narrow
 from pcns_onnx.runtime import Engine
 

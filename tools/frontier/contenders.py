@@ -19,7 +19,7 @@ import pcns_onnx
 from frontier.cases import Case, Point
 
 HERE = Path(__file__).parent
-STEPS = "200"
+STEPS = "400"
 Command = list[str]
 
 
