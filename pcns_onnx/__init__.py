@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pcns_onnx.data import Normalize
     from pcns_onnx.designing import DesignResult, design, ungrouped
+    from pcns_onnx.differing import Difference, diff
     from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError, UnsupportedError
     from pcns_onnx.expanding import ExpandResult, expand
     from pcns_onnx.frontier import PlanResult, plan
@@ -27,6 +28,7 @@ _HOMES = {
     "shrink": "pipeline", "inspect": "pipeline", "compare": "pipeline", "ShrinkResult": "pipeline",
     "design": "designing", "ungrouped": "designing", "DesignResult": "designing",
     "plan": "frontier", "PlanResult": "frontier",
+    "diff": "differing", "Difference": "differing",
     "expand": "expanding", "ExpandResult": "expanding",
     "Inspection": "report", "Report": "report", "Normalize": "data",
     "PcnsError": "errors", "InputError": "errors", "UnsupportedError": "errors",
@@ -34,9 +36,9 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "DesignResult", "ExpandResult", "GateError", "InputError", "Inspection", "Normalize", "NothingToShrinkError",
-    "PcnsError", "PlanResult", "Report", "ShrinkResult", "UnsupportedError", "compare", "design", "expand", "inspect",
-    "plan", "shrink", "ungrouped",
+    "DesignResult", "Difference", "ExpandResult", "GateError", "InputError", "Inspection", "Normalize",
+    "NothingToShrinkError", "PcnsError", "PlanResult", "Report", "ShrinkResult", "UnsupportedError", "compare",
+    "design", "diff", "expand", "inspect", "plan", "shrink", "ungrouped",
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census
 from pcns_onnx.latency import Latency, compare_latency, pass_seconds
 from pcns_onnx.options import Options
+from pcns_onnx.page import write_page
 from pcns_onnx.plans import Plan
 from pcns_onnx.progress import Progress
 from pcns_onnx.report import Gate, Report, Size, Stage
@@ -76,9 +77,11 @@ def at_latency_batch(samples: Samples, options: Options) -> Samples:
 
 
 def finish(report: Report, options: Options, consequence: str = "") -> None:
-    """Write the report, then let the gates speak."""
+    """Write the report and the page, then let the gates speak."""
     if options.report is not None:
         report.save(options.report)
+    if options.html is not None:
+        write_page(report, options.html)
     failed = [gate for gate in report.gates if not gate.passed]
     if failed:
         said = ", ".join(f"{g.name} {g.value:.4g} exceeds {g.limit:g}" for g in failed)

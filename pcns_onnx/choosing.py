@@ -24,6 +24,7 @@ from pcns_onnx.options import Options
 from pcns_onnx.passes import Places
 from pcns_onnx.plans import Budget, GroupPlan, Plan
 from pcns_onnx.reading import Seen
+from pcns_onnx.report import FrontierPoint
 from pcns_onnx.rewrite import kept_classes
 from pcns_onnx.rotation import Turn
 
@@ -32,7 +33,7 @@ from pcns_onnx.rotation import Turn
 class Decision:
     """Widths by group, the errors predicted for them, and what the solve needs from pass one.
 
-    `loss` adds up the curves that the widths were chosen by.
+    `loss` adds up the `curves` that the widths were chosen by; `frontier` is what other budgets would have given.
     """
 
     method: Method
@@ -44,6 +45,8 @@ class Decision:
     turns: Mapping[str, tuple[Turn, ...]] = field(default_factory=dict)
     bases: Mapping[str, Basis] | None = None
     loss: float = 0.0
+    curves: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    frontier: tuple[FrontierPoint, ...] = ()
 
     def planned(self) -> dict[str, GroupPlan]:
         """The plan's groups, those at full width included."""
@@ -67,11 +70,12 @@ def choose(
     work: Work, method: Method, found: Findings, options: Options, plan: Plan | None, budgets: Sequence[Budget]
 ) -> Decision:
     """The plan's widths and channels, or the best that meet the budgets or the wanted width or variance."""
-    widths, keep = within_budget(work, options, plan, found.curves, found.rankings, budgets)
+    curves = {g.name: found.curves[g.name] * (found.streams if g.coupled else 1.0) for g in work.groups}
+    widths, keep = within_budget(work, options, plan, curves, found.rankings, budgets)
     errors = {name: found.rankings[name].error[width] for name, width in widths.items()}
     full = {g.name: g.width for g in work.groups}
     loss = sum(float(found.curves[name][width]) for name, width in widths.items())
-    return Decision(method, full, widths, errors, keep, found.seen, found.turns, loss=loss)
+    return Decision(method, full, widths, errors, keep, found.seen, found.turns, loss=loss, curves=found.curves)
 
 
 def within_budget(

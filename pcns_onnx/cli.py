@@ -6,23 +6,19 @@ be shrunk, 4 a gate failed.
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import click
 
 from pcns_onnx.catalogue import CHOICES, EXPANSIONS, METHODS, Method
-from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError
-from pcns_onnx.terminal import bars, console
+from pcns_onnx.commands.diff import diff
+from pcns_onnx.commands.doctor import doctor
+from pcns_onnx.commands.voice import EXIT_CODES, Command, Voice, voiced
+from pcns_onnx.errors import InputError, NothingToShrinkError, PcnsError
 
-if TYPE_CHECKING:
-    from pcns_onnx.report import Report
-
-Command = Callable[..., None]
-
-EXIT_CODES = "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed."
 _DEPTHS = ("monotone", "first-contraction")
 """Depth rules again: importing `designing` for --help would import numpy."""
 
@@ -76,6 +72,8 @@ _GATE_OPTIONS = _options(
     click.option("--max-drop", type=float, help="Gate: most points of accuracy (or metric) that may be lost."),
     click.option("--metric", metavar="MODULE:FUNCTION", help="Your own score: (outputs of a batch, labels) -> float."),
     click.option("--report", metavar="FILE", help="Write the report as JSON."),
+    click.option("--html", metavar="FILE.html", help="Write the report as a page to read (extra: html)."),
+    click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of tables."),
 )
 
 
@@ -95,19 +93,18 @@ def cli() -> None:
 @click.option("--exclude", multiple=True, metavar="GLOB", help="No trials of layers of these names.")
 @_DATA_OPTIONS
 @_ENGINE_OPTIONS
-def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None:
+@voiced
+def inspect(model: str, data: str | None, voice: Voice, **choices: Any) -> None:
     """List every linear layer: its cost, whether it can shrink and why not; with data, what it uses."""
-    import msgspec
-
     from pcns_onnx.pipeline import inspect as run
     from pcns_onnx.tables import inspection_tables
 
-    with bars() as progress:
+    with voice.bars() as progress:
         found = run(model, data, progress=progress, **_given(choices))
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    if voice.as_json:
+        voice.record(found)
         return
-    _show(inspection_tables(found), found.warnings)
+    voice.show(inspection_tables(found), found.warnings)
 
 
 @cli.command(epilog=_epilog(METHODS.values()))
@@ -153,14 +150,15 @@ def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None
 @_LATENCY_OPTIONS
 @_DATA_OPTIONS
 @_ENGINE_OPTIONS
-def shrink(model: str, data: str | None, output: str, **choices: Any) -> None:
+@voiced
+def shrink(model: str, data: str | None, output: str, voice: Voice, **choices: Any) -> None:
     """Write a narrower MODEL to OUT: same inputs, same outputs, checked on samples held out."""
     from pcns_onnx.pipeline import shrink as run
 
-    with _gate(), bars() as progress:
+    with voice.gate(), voice.bars() as progress:
         result = run(model, data, output, progress=progress, **_given(choices))
-    _show_report(result.report)
-    click.echo(f"wrote {output}")
+    voice.report(result.report)
+    voice.say(f"wrote {output}")
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -181,12 +179,11 @@ def shrink(model: str, data: str | None, output: str, **choices: Any) -> None:
 @_LATENCY_OPTIONS
 @_DATA_OPTIONS
 @_ENGINE_OPTIONS
+@voiced
 def plan(
-    model: str, data: str | None, output: str | None, frontier: bool, figure: str | None, as_json: bool, **choices: Any
+    model: str, data: str | None, output: str | None, frontier: bool, figure: str | None, voice: Voice, **choices: Any
 ) -> None:
     """Choose widths without solving anything, with the layers timed on this machine; or show the whole frontier."""
-    import msgspec
-
     from pcns_onnx.figures import frontier_figure
     from pcns_onnx.frontier import plan as run
     from pcns_onnx.tables import plan_tables
@@ -194,16 +191,16 @@ def plan(
     if figure is not None and not frontier:
         raise InputError("--figure draws the frontier: give --frontier too")
     draw = None if figure is None else frontier_figure(figure, (model, data, choices["stats"]))
-    with bars() as progress:
+    with voice.bars() as progress:
         report = run(model, data, output, frontier=frontier, progress=progress, **_given(choices)).report
     if draw is not None:
         draw(report)
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+    if voice.as_json:
+        voice.record(report)
         return
-    _show(plan_tables(report), ())
+    voice.show(plan_tables(report))
     for path in filter(None, (output, figure)):
-        click.echo(f"wrote {path}")
+        voice.say(f"wrote {path}")
 
 
 @cli.command(epilog=_epilog(EXPANSIONS.values()))
@@ -215,15 +212,16 @@ def plan(
 @click.option("--data", help="Samples to compare both models on; noise by default.")
 @_DATA_OPTIONS
 @_ENGINE_OPTIONS
-def expand(model: str, output: str, **choices: Any) -> None:
+@voiced
+def expand(model: str, output: str, voice: Voice, **choices: Any) -> None:
     """Write a wider MODEL to OUT that computes the same, to be trained further."""
     from pcns_onnx.expanding import expand as run
     from pcns_onnx.tables import expansion_tables
 
-    with bars() as progress:
+    with voice.bars() as progress:
         result = run(model, output, progress=progress, **_given(choices))
-    _show(expansion_tables(result.report), result.report.warnings)
-    click.echo(f"wrote {output}")
+    voice.show(expansion_tables(result.report), result.report.warnings)
+    voice.say(f"wrote {output}")
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -233,13 +231,14 @@ def expand(model: str, output: str, **choices: Any) -> None:
 @_GATE_OPTIONS
 @_DATA_OPTIONS
 @_ENGINE_OPTIONS
-def compare(a: str, b: str, data: str, **choices: Any) -> None:
+@voiced
+def compare(a: str, b: str, data: str, voice: Voice, **choices: Any) -> None:
     """Compare two models: agreement, latency, cost; the same gate as shrink."""
     from pcns_onnx.pipeline import compare as run
 
-    with _gate(), bars() as progress:
+    with voice.gate(), voice.bars() as progress:
         report = run(a, b, data, progress=progress, **_given(choices))
-    _show_report(report)
+    voice.report(report)
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -256,7 +255,8 @@ def compare(a: str, b: str, data: str, **choices: Any) -> None:
 @click.option("--ungroup", is_flag=True, help="Write MODEL without grouped Convs: train that, then design from it.")
 @_DATA_OPTIONS
 @_PLACE_OPTIONS
-def design(model: str, data: str | None, output: str, ungroup: bool, **choices: Any) -> None:
+@voiced
+def design(model: str, data: str | None, output: str, ungroup: bool, voice: Voice, **choices: Any) -> None:
     """Design a smaller net from what MODEL's layers use (one PCA pass); NEW is to be trained from scratch."""
     from pcns_onnx.designing import design as run
     from pcns_onnx.designing import design_tables, ungrouped
@@ -266,20 +266,25 @@ def design(model: str, data: str | None, output: str, ungroup: bool, **choices: 
         if given.keys() - {"seed"} or data is not None:
             raise InputError("--ungroup looks at no data and takes no option but --seed: train what it writes first")
         _, names = ungrouped(model, output, **given)
-        click.echo(f"{len(names)} Convs read all channels now: " + ", ".join(names))
+        voice.say(f"{len(names)} Convs read all channels now: " + ", ".join(names))
     elif data is None:
         raise InputError("a design looks at what filters do: give samples with --data")
     else:
-        with bars() as progress:
+        with voice.bars() as progress:
             blueprint = run(model, data, output, progress=progress, **given).blueprint
-        _show(design_tables(blueprint), blueprint.warnings)
-    click.echo(f"wrote {output}, to be trained from scratch")
+        voice.show(design_tables(blueprint), blueprint.warnings)
+    voice.say(f"wrote {output}, to be trained from scratch")
+
+
+for _command in (diff, doctor):
+    cli.add_command(_command)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
-        cli.main(argv, prog_name="pcns-onnx", standalone_mode=False)
+        given = sys.argv[1:] if argv is None else argv
+        cli.main(given, prog_name="pcns-onnx", standalone_mode=False, obj=given)
         return 0
     except NothingToShrinkError as error:
         for name, reason in error.reasons:
@@ -315,6 +320,8 @@ def _given(choices: dict[str, Any]) -> dict[str, Any]:
     from pcns_onnx.data import Normalize
 
     given = {name: value for name, value in choices.items() if value is not None and value != ()}
+    if "html" in given:
+        given["command"] = shlex.join(["pcns-onnx", *click.get_current_context().obj])
     if "normalize" in given:
         try:
             mean, std = (tuple(float(x) for x in text.split(",")) for text in given["normalize"])
@@ -324,31 +331,3 @@ def _given(choices: dict[str, Any]) -> dict[str, Any]:
             ) from None
         given["normalize"] = Normalize(mean, std)
     return given
-
-
-def _show(parts: Iterable[Any], warnings: Iterable[str]) -> None:
-    out = console()
-    for part in parts:
-        out.print(part)
-        out.print()
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
-
-
-def _show_report(report: Report) -> None:
-    from pcns_onnx.tables import report_tables
-
-    _show(report_tables(report), report.warnings)
-
-
-@contextmanager
-def _gate() -> Iterator[None]:
-    """A gate that fails has a report to show all the same."""
-    from pcns_onnx.report import Report
-
-    try:
-        yield
-    except GateError as error:
-        if isinstance(error.report, Report):
-            _show_report(error.report)
-        raise

@@ -44,13 +44,15 @@ class Work:
 class Findings:
     """By group: the ranking, the error curve that widths are chosen by, how its readers see it, its best basis.
 
-    `curves` are squared relative errors at the outputs where groups were probed, else of the readers.
+    `curves` are squared relative errors at the outputs where groups were probed, else of the readers;
+    those of channels that several blocks share count `streams` times as much (see `trying`).
     """
 
     rankings: Mapping[str, Ranking]
     curves: Mapping[str, NDArray[np.float64]]
     seen: Mapping[Places, Mapping[str, Seen]]
     turns: Mapping[str, tuple[Turn, ...]]
+    streams: float = 1.0
 
 
 def look(work: Work, method: Method, options: Options, *, probes: bool) -> Findings:

@@ -8,7 +8,6 @@ from the layers as they were timed on this machine (`timing`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Unpack
 
@@ -16,23 +15,20 @@ import msgspec
 from threadpoolctl import threadpool_limits
 
 from pcns_onnx.catalogue import method_named
-from pcns_onnx.choosing import Decision, choose
+from pcns_onnx.choosing import Decision
 from pcns_onnx.data import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.feeding import Canonical, datasets
-from pcns_onnx.findings import Findings, Work
+from pcns_onnx.findings import Work
 from pcns_onnx.graph import Graph, ModelSource, write_atomic
-from pcns_onnx.methods import Method
 from pcns_onnx.options import Choices, Options, check_targets
 from pcns_onnx.planning import findings_of, pairs, select, work_for
-from pcns_onnx.plans import SCHEMA, Budget, GroupPlan, Plan, fingerprint
+from pcns_onnx.plans import SCHEMA, GroupPlan, Plan, fingerprint
 from pcns_onnx.progress import Progress
 from pcns_onnx.report import FrontierPoint, Left, PlanReport
 from pcns_onnx.runtime import choose_engine
 from pcns_onnx.searching import hold_latency
-
-STEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
-"""Shares of the multiply-adds at which the frontier is drawn."""
+from pcns_onnx.tradeoff import fractions_of, point_of, points
 
 
 @dataclass(frozen=True)
@@ -72,13 +68,12 @@ def plan(
         work = replace(work, groups=tuple(groups))
         found = findings_of(form, work, method, options, probes=True)
         if frontier:
-            points = list(_points(work, method, found, options))
-            return PlanResult(None, _report(work, None, points, left))
+            return PlanResult(None, _report(work, None, list(points(work, method, found, options)), left))
         decision = hold_latency(work, method, found, options, None, options.costs)
         made = Plan(SCHEMA, fingerprint(form.original), method.name, _with_savings(work, decision))
     if output is not None:
         write_atomic(output, msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
-    return PlanResult(made, _report(work, decision, [_point(work, decision)], left))
+    return PlanResult(made, _report(work, decision, [point_of(work, decision)], left))
 
 
 def _check(
@@ -100,27 +95,9 @@ def _check(
         options.goal()
 
 
-def _points(work: Work, method: Method, found: Findings, options: Options) -> Iterator[FrontierPoint]:
-    for share in STEPS:
-        try:
-            decision = choose(work, method, found, options, None, [Budget("macs", share)])
-        except InputError:
-            return  # narrower than it can be made
-        yield _point(work, decision)
-
-
-def _point(work: Work, decision: Decision) -> FrontierPoint:
-    macs, params, latency = work.costs(_fractions(decision)) / work.costs.total
-    return FrontierPoint(float(macs), float(params), float(latency), float(decision.loss) ** 0.5)
-
-
-def _fractions(decision: Decision) -> dict[str, float]:
-    return {name: width / decision.full[name] for name, width in decision.widths.items()}
-
-
 def _with_savings(work: Work, decision: Decision) -> dict[str, GroupPlan]:
     """The plan's groups, each with the shares of the original that the model would cost more without it."""
-    fractions = _fractions(decision)
+    fractions = fractions_of(decision)
     now, planned = work.costs(fractions), decision.planned()
     for name, entry in planned.items():
         more = (work.costs({**fractions, name: 1.0}) - now) / work.costs.total
@@ -128,13 +105,13 @@ def _with_savings(work: Work, decision: Decision) -> dict[str, GroupPlan]:
     return planned
 
 
-def _report(work: Work, decision: Decision | None, points: list[FrontierPoint], left: list[Left]) -> PlanReport:
+def _report(work: Work, decision: Decision | None, drawn: list[FrontierPoint], left: list[Left]) -> PlanReport:
     groups = {} if decision is None else _with_savings(work, decision)
     timings = work.costs.timings
     assert timings is not None, "a plan times the layers"
     return PlanReport(
         groups=groups,
-        points=points,
+        points=drawn,
         left_alone=left,
         steps={group.name: timings.steps[group.name] for group in work.groups},
         batch=work.latency_batch or work.setup.samples.batch,

@@ -29,7 +29,7 @@ _SAMPLED = 256
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Median seconds per batch of both models, and the median ratio B / A."""
+    """Median seconds per batch of both models, and the median ratio B / A; `times` are those of every run."""
 
     batch: int
     threads: int
@@ -38,6 +38,8 @@ class Latency(msgspec.Struct, frozen=True):
     seconds_a: float
     seconds_b: float
     ratio: float
+    times_a: list[float] = []
+    times_b: list[float] = []
 
 
 def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, seconds: float = _SECONDS) -> Latency:
@@ -48,6 +50,7 @@ def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, second
     return Latency(
         len(next(iter(feeds.values()))), engine.threads, engine.provider, len(times_a),
         statistics.median(times_a), statistics.median(times_b), _ratio(times_a, times_b),
+        times_a, times_b,
     )  # fmt: skip
 
 

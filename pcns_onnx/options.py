@@ -70,6 +70,8 @@ class Choices(Running, total=False):
     metric: str | Metric
     plan_out: str | Path
     report: str | Path
+    html: str | Path
+    command: str
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Options:
     `refit`: whether readers are solved again (None: as the method has it; 'pcns' can do
     without, the data-free methods do unless they are asked). `rank_ratio` in (0, 1]: the share of each rank that
     'eigenremove' keeps. `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
+    `html`: a page to read, beside the `report` for programs; `command` is what it says was run.
     `max_error` (relative L2 error of
     any output) and `max_drop` (points of accuracy or metric) make the run a gate.
     """
@@ -126,6 +129,8 @@ class Options:
     metric: str | Callable[..., float] | None = None
     plan_out: str | Path | None = None
     report: str | Path | None = None
+    html: str | Path | None = None
+    command: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("budget", "include", "exclude", "shape"):

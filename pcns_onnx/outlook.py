@@ -39,6 +39,15 @@ def look(work: Work, options: Options) -> tuple[dict[str, dict[str, int]], list[
     return dimensions, outlooks
 
 
+def spectra(work: Work) -> dict[str, list[float]]:
+    """By group, the eigenvalues of its outputs' covariance (centred over samples), as shares of their sum."""
+    found = dict[str, list[float]]()
+    for group, _, moments in basis.bases(work.setup, work.graph, work.census, work.groups):
+        values = np.maximum(to_numpy(eigh_descending(moments.covariance)[0]), 0.0)
+        found[group.name] = [float(v) for v in values / max(float(values.sum()), 1e-300)]
+    return found
+
+
 def _outlook(work: Work, options: Options, group: Group, found: Basis, shares: list[str]) -> Outlook:
     linear = work.census.layer(group.name).linear
     reason = basis.refusal(work.graph, work.census, group, refit=True)

@@ -25,24 +25,28 @@ from pcns_onnx.checking import (
     time_both,
     verify,
 )
+from pcns_onnx.choosing import Decision
 from pcns_onnx.data import DataSource, split
 from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.feeding import Canonical, census_of, datasets, heads_of, names_of, opened, samples_of, stated_shapes
 from pcns_onnx.findings import Work
 from pcns_onnx.fold import drop_zero_biases, explicit_biases
-from pcns_onnx.graph import Graph, ModelSource, write_atomic
+from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.groups import survey
 from pcns_onnx.inspecting import group_rows, layer_rows, shrinkable_share
 from pcns_onnx.options import Choices, Options, check_targets
-from pcns_onnx.outlook import look
+from pcns_onnx.origin import origin_of, write_plan
+from pcns_onnx.outlook import look, spectra
+from pcns_onnx.page import check_page
 from pcns_onnx.planning import decided, pairs, select, work_for
 from pcns_onnx.plans import SCHEMA as PLAN_SCHEMA
 from pcns_onnx.plans import Plan, fingerprint, load_plan
 from pcns_onnx.progress import Progress
-from pcns_onnx.report import Inspection, Left, Outlook, Report
+from pcns_onnx.report import GroupInfo, Inspection, Left, Outlook, Report
 from pcns_onnx.rewrite import Patch, apply
 from pcns_onnx.runtime import choose_engine
 from pcns_onnx.shrinking import solve
+from pcns_onnx.tradeoff import point_of
 from pcns_onnx.verify import UNCHECKED, load_metric
 from pcns_onnx.weighing import Weighing, ratio_of
 
@@ -83,14 +87,14 @@ def shrink(
     """
     options, progress = Options(**choices), progress or Progress()
     options.goal()
-    check_targets(
-        (model, data, options.eval, options.plan), output, options.plan_out, options.report, stats=options.stats
-    )
+    targets = (output, options.plan_out, options.report, options.html)
+    check_targets((model, data, options.eval, options.plan), *targets, stats=options.stats)
+    check_page(options.html)
     metric = load_metric(options.metric)
     engine = choose_engine(options.device, options.threads)
     with threadpool_limits(options.threads or None), progress.stage("total"):
         form = Canonical.of(Graph.load(model))
-        check_targets(tuple(form.original.files), output, options.plan_out, options.report, stats=options.stats)
+        check_targets(tuple(form.original.files), *targets, stats=options.stats)
         plan = None if options.plan is None else load_plan(options.plan, form.original)
         plan_given = plan is not None
         method = method_named(options.method if plan is None else plan.method)
@@ -124,6 +128,8 @@ def shrink(
         if not decision.narrowed:
             raise NothingToShrinkError("nothing was shrunk: every layer needs its full width here", pairs(left))
         patch, infos = solve(work, decision, options) if weighing is None else weighing.solve(decision, options)
+        if options.html is not None:
+            infos = _with_curves(work, decision, infos, looks=data is not None)
         small = _made(form, patch)
         plan = Plan(PLAN_SCHEMA, fingerprint(form.original), method.name, decision.planned(), ratio)
         small.set_metadata("pcns_onnx", provenance(plan, options))
@@ -152,9 +158,14 @@ def shrink(
         stages=stages_of(engine, form.twin, work.setup.samples, progress),
         warnings=warnings + report_warnings,
         versions=library_versions(),
+        origin=origin_of(
+            options, engine, {"model": (model, form.original)}, {"data": data, "eval": options.eval}, plan
+        ),
+        frontier=list(decision.frontier),
+        chosen=point_of(work, decision) if decision.frontier else None,
     )
     if options.plan_out is not None:
-        write_atomic(options.plan_out, msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
+        write_plan(plan, options.plan_out)
     finish(report, options, "; no model was written")
     if output is not None:
         small.save(output)
@@ -203,12 +214,13 @@ def compare(
     Raises `GateError`, with the report, if a limit in `choices` is exceeded.
     """
     options, progress = Options(**choices), progress or Progress()
-    check_targets((a, b, data), options.report)
+    check_targets((a, b, data), options.report, options.html)
+    check_page(options.html)
     metric = load_metric(options.metric)
     engine = choose_engine(options.device, options.threads)
     forms = [Canonical.of(Graph.load(source)) for source in (a, b)]
     first, second = (form.original for form in forms)
-    check_targets((*first.files, *second.files), options.report)
+    check_targets((*first.files, *second.files), options.report, options.html)
     if [s.name for s in first.inputs] != [s.name for s in second.inputs]:
         raise InputError(f"the models have different inputs: {names_of(first)} and {names_of(second)}")
     dataset, _ = split(opened(forms[0], data, options), holdout=0.0, seed=options.seed, samples=options.samples)
@@ -230,6 +242,7 @@ def compare(
         stages={},
         warnings=warnings,
         versions=library_versions(),
+        origin=origin_of(options, engine, {"model a": (a, first), "model b": (b, second)}, {"data": data}),
     )
     finish(report, options)
     return report
@@ -241,6 +254,19 @@ def _made(form: Canonical, patch: Patch) -> Graph:
     drop_zero_biases(small, form.added)
     small.prune(form.typed)
     return small
+
+
+def _with_curves(work: Work, decision: Decision, infos: list[GroupInfo], *, looks: bool) -> list[GroupInfo]:
+    """What the page draws of every group; `looks`: whether there is data to find eigenvalues in."""
+    values = spectra(work) if looks else {}
+    return [
+        msgspec.structs.replace(
+            info,
+            curve=[float(e) for e in curve] if (curve := decision.curves.get(info.name)) is not None else None,
+            eigenvalues=values.get(info.name),
+        )
+        for info in infos
+    ]
 
 
 # -- warnings ----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from pcns_onnx import basis, stats
@@ -25,6 +26,7 @@ from pcns_onnx.runtime import Engine
 from pcns_onnx.searching import Judge, hold_latency, search
 from pcns_onnx.shrinking import decide_bases
 from pcns_onnx.timing import measure_layers
+from pcns_onnx.tradeoff import points
 from pcns_onnx.trying import spared
 from pcns_onnx.weighing import refusal
 
@@ -37,8 +39,12 @@ def decided(
         return decide_bases(work, method, options, plan, options.costs)
     found = findings_of(form, work, method, options, probes=bool(options.budgets) and plan is None)
     if options.qualities:
-        return search(work, method, found, options, judge, options.costs)
-    return hold_latency(work, method, found, options, plan, options.costs)
+        decision = search(work, method, found, options, judge, options.costs)
+    else:
+        decision = hold_latency(work, method, found, options, plan, options.costs)
+    if options.html is None or plan is not None or not options.budgets:
+        return decision  # only probed groups can be added up
+    return replace(decision, frontier=tuple(points(work, method, found, options)))
 
 
 def findings_of(form: Canonical, work: Work, method: Method, options: Options, *, probes: bool) -> Findings:

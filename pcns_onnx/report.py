@@ -94,7 +94,11 @@ class Inspection(msgspec.Struct, frozen=True):
 
 
 class GroupInfo(msgspec.Struct, frozen=True):
-    """One narrowed group. Errors are shares of the reader's output variance (`fits`: by reader)."""
+    """One narrowed group. Errors are shares of the reader's output variance (`fits`: by reader).
+
+    For the page only (`html`): `curve`, the error predicted for each width from 0 on, and `eigenvalues` of the
+    covariance of the group's outputs as shares of their sum, largest first, where they are known.
+    """
 
     name: str
     width: int
@@ -104,6 +108,8 @@ class GroupInfo(msgspec.Struct, frozen=True):
     refined: dict[str, RefineInfo] = {}
     eigenvector_errors: list[float] | None = None
     plain_eigenvector_errors: list[float] | None = None
+    curve: list[float] | None = None
+    eigenvalues: list[float] | None = None
 
 
 class FitInfo(msgspec.Struct, frozen=True):
@@ -158,8 +164,35 @@ class Gate(msgspec.Struct, frozen=True):
         return self.value <= self.limit
 
 
+class FrontierPoint(msgspec.Struct, frozen=True):
+    """Shares of the original's costs (latency None where no layer was timed), and the predicted relative error at the
+    outputs."""
+
+    macs: float
+    params: float
+    latency: float | None
+    error: float
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where a result comes from: what was run, on what, and the SHA-256 of every file that went in.
+
+    `hashes` of files are those of `sha256sum`; the plan's is that of the file `--plan-out` writes.
+    """
+
+    command: str | None
+    device: str
+    provider: str
+    threads: int
+    seed: int
+    hashes: dict[str, str]
+
+
 class Report(msgspec.Struct, frozen=True):
-    """Everything about one `shrink` or `compare`."""
+    """Everything about one `shrink` or `compare`.
+
+    `frontier` and the point `chosen` on it are for the page (`html`), where a budget was spread over the layers.
+    """
 
     options: dict[str, str]
     before: Size
@@ -173,6 +206,9 @@ class Report(msgspec.Struct, frozen=True):
     stages: dict[str, Stage]
     warnings: list[str]
     versions: dict[str, str]
+    origin: Origin | None = None
+    frontier: list[FrontierPoint] = []
+    chosen: FrontierPoint | None = None
     schema: int = SCHEMA
 
     def save(self, path: str | Path) -> None:
@@ -202,15 +238,6 @@ class Expansion(msgspec.Struct, frozen=True):
     on_noise: bool
     warnings: list[str]
     schema: int = SCHEMA
-
-
-class FrontierPoint(msgspec.Struct, frozen=True):
-    """Shares of the original's costs, and the predicted relative error at the outputs."""
-
-    macs: float
-    params: float
-    latency: float
-    error: float
 
 
 class PlanReport(msgspec.Struct, frozen=True):

@@ -111,6 +111,11 @@ def choose_engine(device: str, threads: int = 0) -> Engine:
     return Engine(device, threads)
 
 
+def providers() -> list[str]:
+    """The execution providers of this onnxruntime; raises `UnsupportedError` where there is none."""
+    return [str(name) for name in _onnxruntime().get_available_providers()]
+
+
 def versions() -> dict[str, str]:
     """Version of onnxruntime, for reports."""
     return {"onnxruntime": str(_onnxruntime().__version__)}

@@ -38,7 +38,7 @@ def decide_bases(
     bent = {name: b.curve(s) for name, b in found.items() if isinstance(s := sigmas[name], Activation)}
     wanted = widths_for(work, options, plan, bent, budgets, {}, lambda: _basis_variance(found, sigmas, options))
     widths = {name: _whole_pairs(width, full[name], sigmas[name]) for name, width in wanted.items()}
-    return Decision(method, full, widths, {n: bent[n][w] for n, w in widths.items()}, bases=found)
+    return Decision(method, full, widths, {n: bent[n][w] for n, w in widths.items()}, bases=found, curves=bent)
 
 
 def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list[GroupInfo]]:

@@ -35,6 +35,7 @@ class _Index(msgspec.Struct, forbid_unknown_fields=True):
     widths: dict[str, int]
     least: dict[str, int]
     turns: dict[str, list[tuple[str, bool]]]
+    streams: float
     seen: list[tuple[str, int, str]]
 
 
@@ -59,6 +60,7 @@ def save(path: str | Path, found: Findings, model: str, method: str, *, probed: 
         widths={name: len(ranking.order) for name, ranking in found.rankings.items()},
         least={name: ranking.least for name, ranking in found.rankings.items()},
         turns={name: [(turn.layer, turn.is_row) for turn in group] for name, group in found.turns.items()},
+        streams=found.streams,
         seen=seen,
     )
     held = io.BytesIO()
@@ -104,7 +106,7 @@ def _findings(index: _Index, arrays: dict[str, Any], work: Work) -> Findings:
             for i, (layer, is_row) in enumerate(members)
         )
         at += len(members)
-    return Findings(rankings, curves, seen, turns)
+    return Findings(rankings, curves, seen, turns, index.streams)
 
 
 def _check(ranking: Ranking, curve: NDArray[np.float64], width: int) -> None:

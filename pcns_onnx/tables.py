@@ -152,6 +152,17 @@ def _before_after(report: Report) -> Table:
     return table
 
 
+def stage_table(report: Report) -> Table:
+    """Where the time went."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("stage", overflow="fold")
+    for name in ("seconds", "passes of the original"):
+        table.add_column(name, justify="right")
+    for name, stage in report.stages.items():
+        table.add_row(name, f"{stage.seconds:.2f}", f"{stage.passes:.1f}")
+    return table
+
+
 def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
     """Tables for `plan`."""
     if report.groups:
@@ -179,7 +190,8 @@ def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
     most = max((point.error for point in report.points), default=0.0) or 1.0
     for point in report.points:
         bar = "█" * max(1, round(_BAR * point.error / most))
-        table.add_row(f"{point.macs:.3f}", f"{point.params:.3f}", f"{point.latency:.3f}", f"{point.error:.3f}", bar)
+        latency = "" if point.latency is None else f"{point.latency:.3f}"
+        table.add_row(f"{point.macs:.3f}", f"{point.params:.3f}", latency, f"{point.error:.3f}", bar)
     yield table
     if report.left_alone:
         left = Table(box=None, header_style="bold", pad_edge=False)

@@ -1,4 +1,8 @@
-"""The terminal: a console for tables, and bars that show how far a run is."""
+"""The terminal: a console for tables, and how far a run is.
+
+On a terminal one bar per stage with its rate and the time that is left. Elsewhere nothing, or with
+`verbose` a line for every stage that is done.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +46,47 @@ class _Bars(Progress):
             self._bars.advance(task)
 
 
+class _Lines(Progress):
+    """Progress that says on stderr what was done, and how fast."""
+
+    def track(self, items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
+        count, before = 0, self.seconds.get(title, 0.0)
+        for item in super().track(items, title, total):
+            yield item
+            count += 1
+        spent = self.seconds[title] - before
+        print(f"{title}: {count} in {spent:.2f} s{rate_of(count, spent)}", file=sys.stderr, flush=True)
+
+
+def rate_of(count: float, seconds: float) -> str:
+    """', 12.3/s', or nothing where that cannot be told yet."""
+    return f", {count / seconds:.3g}/s" if count and seconds > 0 else ""
+
+
 @contextmanager
-def bars() -> Iterator[Progress]:
-    """Bars on a terminal's stderr, silence elsewhere."""
-    if not sys.stderr.isatty():
-        yield Progress()
+def bars(*, quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
+    """Bars on a terminal's stderr, silence elsewhere; `quiet` keeps silent there too."""
+    if quiet or not sys.stderr.isatty():
+        yield _Lines() if verbose else Progress()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(rate_of(task.completed, task.elapsed or 0.0).lstrip(", "))
+
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), Rate(),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     with RichProgress(*columns, console=Console(stderr=True), transient=False) as shown:
         yield _Bars(shown)

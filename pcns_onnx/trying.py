@@ -12,9 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pcns_onnx.backend import Array, namespace_of
 from pcns_onnx.capture import Samples, run_batches
 from pcns_onnx.choosing import Decision, choose
@@ -45,7 +42,7 @@ def spared(work: Work, method: Method, found: Findings, options: Options) -> Fin
     budgets = options.costs or (REFERENCE,)
     offers, plans = list[Findings](), list[Decision]()
     for weight in STREAMS:
-        offer = replace(found, curves=_weighted(work, found, weight))
+        offer = replace(found, streams=weight)
         try:
             plan = choose(work, method, offer, options, None, budgets)
         except InputError:  # the budget is out of reach, or is refused where it is used
@@ -56,10 +53,6 @@ def spared(work: Work, method: Method, found: Findings, options: Options) -> Fin
     if len(plans) < 2:
         return offers[0] if offers else found
     return offers[_best(work, plans, options)]
-
-
-def _weighted(work: Work, found: Findings, weight: float) -> dict[str, NDArray[np.float64]]:
-    return {g.name: found.curves[g.name] * (weight if g.coupled else 1.0) for g in work.groups}
 
 
 def _best(work: Work, plans: Sequence[Decision], options: Options) -> int:

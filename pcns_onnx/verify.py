@@ -28,6 +28,15 @@ from pcns_onnx.runtime import Engine
 
 Metric = Callable[[Mapping[str, NDArray[Any]], NDArray[Any] | None], float]
 """(outputs of one batch, its labels or None) -> a score; batches are averaged by their size."""
+_WORST = 8
+"""How many of the samples with the largest errors are named."""
+
+
+class WorstSample(msgspec.Struct, frozen=True):
+    """A sample, counted from 0 in the order of the check, and the relative L2 error of one output there."""
+
+    sample: int
+    error: float
 
 
 class OutputAgreement(msgspec.Struct, frozen=True):
@@ -35,6 +44,7 @@ class OutputAgreement(msgspec.Struct, frozen=True):
 
     With 95 % confidence the arg-max differs on at most a share `argmax_bound` of all samples (so that no accuracy
     can drop by more), and 95 % of all samples have a relative error of at most `error_bound`; see `bounds`.
+    `worst`: the samples that it errs on most, the worst first.
     """
 
     name: str
@@ -43,6 +53,7 @@ class OutputAgreement(msgspec.Struct, frozen=True):
     argmax_agreement: float | None
     argmax_bound: float | None = None
     error_bound: float | None = None
+    worst: list[WorstSample] = []
 
 
 class Agreement(msgspec.Struct, frozen=True):
@@ -111,7 +122,14 @@ class _Tally:
             self.same / max(self.samples, 1) if self.classes else None,
             share_bound(self.samples - self.same, self.samples) if self.classes else None,
             quantile_bound(np.concatenate(self.errors)) if self.errors else None,
+            self.worst(),
         )
+
+    def worst(self) -> list[WorstSample]:
+        if not self.errors:
+            return []
+        errors = np.concatenate(self.errors)
+        return [WorstSample(int(i), float(errors[i])) for i in np.argsort(-errors, kind="stable")[:_WORST]]
 
 
 def load_metric(reference: str | Metric | None) -> Metric | None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pcns_onnx.plans import Budget
 from test_plan import Chain, Curves, Stream, convex_curves, curves_of, total
 from test_timing import layer_times
 
@@ -18,6 +17,7 @@ from pcns_onnx.costs import RESOURCES, Costs
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, survey
+from pcns_onnx.plans import Budget
 from pcns_onnx.rewrite import kept_classes
 from pcns_onnx.timing import Rest, Timings
 

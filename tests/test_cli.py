@@ -26,7 +26,7 @@ from pcns_onnx import Normalize, cli, compare, inspect, pipeline, shrink
 from pcns_onnx.catalogue import CHOICES, EXPANSIONS, METHODS
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ("inspect", "plan", "shrink", "expand", "compare", "design")
+COMMANDS = ("inspect", "plan", "shrink", "expand", "compare", "design", "diff", "doctor")
 SCRIPT = Path(sys.executable).with_name("pcns-onnx")
 TANH = str(MODELS / "digits_mlp_tanh.onnx")
 ROWS, ROWS_TEST = str(MODELS / "digits_rows.npz"), str(MODELS / "digits_rows_test.npz")
@@ -144,7 +144,9 @@ def test_the_report_has_everything(cnn: Shrunk) -> None:
     report = cnn.report
     assert report["schema"] == 1
     assert report["options"]["budget"] == "macs=0.5" and report["options"]["method"] == "obs"
-    assert report["latency"].keys() == {"batch", "threads", "provider", "rounds", "seconds_a", "seconds_b", "ratio"}
+    assert report["latency"].keys() == {
+        "batch", "threads", "provider", "rounds", "seconds_a", "seconds_b", "ratio", "times_a", "times_b",
+    }  # fmt: skip
     assert (report["latency"]["threads"], report["latency"]["provider"]) == (1, "CPUExecutionProvider")
     assert {"capture", "rank", "re-fit", "verify", "total"} <= report["stages"].keys()
     assert all(stage["seconds"] > 0 and stage["passes"] > 0 for stage in report["stages"].values())

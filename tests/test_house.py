@@ -19,9 +19,9 @@ ORDER = (
     "walk", "layers", "groups", "rewrite", "blocks", "stopwatch", "layertimes", "timing", "costs", "plans",
     "allocation", "bounds", "moments", "capture", "methods", "solve", "reading", "windows", "refine", "passes",
     "refit", "probing", "rotation", "basis", "verify", "latency", "interop", "options", "report", "tables", "figures",
-    "terminal", "inspecting", "feeding", "findings", "stats", "choosing", "shrinking", "trying", "weighing",
-    "searching", "planning", "outlook", "checking", "pipeline", "frontier", "expanding", "designing", "cli",
-    "__main__",
+    "page", "terminal", "inspecting", "feeding", "findings", "stats", "choosing", "shrinking", "trying", "weighing",
+    "searching", "tradeoff", "planning", "outlook", "origin", "checking", "pipeline", "frontier", "expanding",
+    "designing", "differing", "doctor", "commands", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 
@@ -32,9 +32,9 @@ DOORS = {
     "onnxruntime": "runtime",
     "cupy": "backend",
     "torch": "interop",
-    "click": "cli",
+    "click": "commands",
 }
-"""The one module through which each of these comes in."""
+"""The one module through which each of these comes in; `cli` is what `commands` hang from."""
 
 LIMIT = 300
 """Non-blank lines that a file may have."""
@@ -139,7 +139,7 @@ def test_third_parties_come_in_by_one_door(library: str, door: str) -> None:
         name_of(path).partition(".")[0]
         for path in FILES
         if library in {full.partition(".")[0] for full in imports(path, types=False)}
-    }
+    } - ({"cli"} if door == "commands" else set())
     assert users == {door} or (not users and library == "onnx_graphsurgeon")
 
 

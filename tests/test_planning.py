@@ -17,9 +17,10 @@ from test_cli import Ran, mlp, rows, run, saved
 
 from pcns_onnx import GateError, InputError, NothingToShrinkError, ShrinkResult, shrink
 from pcns_onnx.figures import frontier_figure
-from pcns_onnx.frontier import STEPS, plan
+from pcns_onnx.frontier import plan
 from pcns_onnx.options import Options
 from pcns_onnx.report import FrontierPoint, PlanReport
+from pcns_onnx.tradeoff import STEPS
 
 __all__ = ["run"]  # the fixture
 

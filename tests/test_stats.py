@@ -14,13 +14,13 @@ import onnx
 import pytest
 from chains import Chain
 from conftest import Array
-from pcns_onnx.plans import fingerprint
 from test_probing import branches, looked, rows
 from topologies import residual, swiglu
 
 from pcns_onnx import InputError, shrink, stats
 from pcns_onnx.backend import to_numpy
 from pcns_onnx.graph import Graph
+from pcns_onnx.plans import fingerprint
 
 
 def samples(model: onnx.ModelProto, count: int = 60) -> Array:

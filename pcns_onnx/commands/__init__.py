@@ -1,0 +1,1 @@
+"""Commands in modules of their own, and how all commands speak; `cli` hangs them up."""
