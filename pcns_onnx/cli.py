@@ -148,6 +148,8 @@ def inspect(model: str, data: str | None, as_json: bool, **choices: Any) -> None
 @click.option("--holdout", type=float, help="Share of the samples kept from the solve for the check (0.1).")
 @click.option("--eval", metavar="DATA", help="Check on this data instead.")
 @click.option("--plan-out", metavar="PLAN.json", help="Write the plan.")
+@click.option("--int8", is_flag=True, help="Quantise the result, too (static, on DATA): OUT.int8.onnx beside OUT.onnx.")
+@click.option("--fp16", is_flag=True, help="Write the result in float16, too: OUT.fp16.onnx beside OUT.onnx.")
 @_GATE_OPTIONS
 @_LATENCY_OPTIONS
 @_DATA_OPTIONS
@@ -159,7 +161,7 @@ def shrink(model: str, data: str | None, output: str, **choices: Any) -> None:
     with _gate(), bars() as progress:
         result = run(model, data, output, progress=progress, **_given(choices))
     _show_report(result.report)
-    click.echo(f"wrote {output}")
+    click.echo(f"wrote {output}" + "".join(f" and its {kind}" for kind in result.lowered))
 
 
 @cli.command(epilog=EXIT_CODES)

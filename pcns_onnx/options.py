@@ -69,6 +69,8 @@ class Choices(Running, total=False):
     metric: str | Metric
     plan_out: str | Path
     report: str | Path
+    int8: bool
+    fp16: bool
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Options:
     without, the data-free methods do unless they are asked). `rank_ratio` in (0, 1]: the share of each rank that
     'eigenremove' keeps. `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
     `max_error` (relative L2 error of
-    any output) and `max_drop` (points of accuracy or metric) make the run a gate.
+    any output) and `max_drop` (points of accuracy or metric) make the run a gate. `int8` and `fp16`: make these
+    of the shrunk model, too.
     """
 
     method: str = "auto"
@@ -123,6 +126,8 @@ class Options:
     metric: str | Callable[..., float] | None = None
     plan_out: str | Path | None = None
     report: str | Path | None = None
+    int8: bool = False
+    fp16: bool = False
 
     def __post_init__(self) -> None:
         for name in ("budget", "include", "exclude", "shape"):
@@ -171,6 +176,11 @@ class Options:
     def budgets(self) -> tuple[str, ...]:
         """The budgets as a tuple of texts."""
         return tuple(self.budget)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that are made of the shrunk model."""
+        return tuple(kind for kind, asked in (("int8", self.int8), ("fp16", self.fp16)) if asked)
 
     def wants(self, name: str) -> bool:
         """Whether `include` and `exclude` let a layer of this name through."""
@@ -226,6 +236,8 @@ class Options:
         if method.data and not data:
             named = self.method if self.plan is None else method.name
             raise InputError(f"method '{named}' looks at what neurons do: give samples with --data")
+        if self.precisions and not data:
+            raise InputError(f"--{self.precisions[0]} is calibrated and checked on samples: give them with --data")
         letter = self.refit is False and method.family == "subset"
         if method.family != "basis" and (self.order != ORDERS[0] or letter):
             raise InputError(f"--order and --no-refit are choices of method pcns: '{method.name}' has neither")

@@ -158,6 +158,16 @@ class Gate(msgspec.Struct, frozen=True):
         return self.value <= self.limit
 
 
+class Precision(msgspec.Struct, frozen=True):
+    """The shrunk model in fewer bits, against the original; `on_top` is its time against the shrunk model's."""
+
+    kind: str
+    bytes: int
+    agreement: Agreement
+    latency: Latency
+    on_top: float
+
+
 class Report(msgspec.Struct, frozen=True):
     """Everything about one `shrink` or `compare`."""
 
@@ -173,6 +183,7 @@ class Report(msgspec.Struct, frozen=True):
     stages: dict[str, Stage]
     warnings: list[str]
     versions: dict[str, str]
+    precisions: list[Precision] = []
     schema: int = SCHEMA
 
     def save(self, path: str | Path) -> None:
