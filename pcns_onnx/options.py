@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypedDict, get_args
 
 from pcns_onnx.catalogue import Method, method_named
-from pcns_onnx.data import DataSource, Normalize
+from pcns_onnx.data import DataSource, Normalize, Preprocess
 from pcns_onnx.errors import InputError
 from pcns_onnx.ops import Heads
 from pcns_onnx.plan import Budget
@@ -40,6 +40,7 @@ class Running(TypedDict, total=False):
     stats: str | Path
     batch: int
     normalize: Normalize
+    preprocess: str
     seed: int
     device: str
     threads: int
@@ -90,6 +91,7 @@ class Options:
     `refit`: whether readers are solved again (None: as the method has it; 'pcns' can do
     without, the data-free methods do unless they are asked). `rank_ratio` in (0, 1]: the share of each rank that
     'eigenremove' keeps. `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
+    `preprocess`: how files of images and texts become arrays ('resize=256,crop=224', see `data.Preprocess`).
     `max_error` (relative L2 error of
     any output) and `max_drop` (points of accuracy or metric) make the run a gate. `int8` and `fp16`: make these
     of the shrunk model, too.
@@ -118,6 +120,7 @@ class Options:
     eval: DataSource | None = None
     trials: int | None = None
     normalize: Normalize | None = None
+    preprocess: str | None = None
     seed: int = 0
     device: str = "auto"
     threads: int = 0
@@ -141,6 +144,9 @@ class Options:
                 value = getattr(self, name)
                 if not isinstance(value, kind) and (value is not None or getattr(type(self), name) is not None):
                     raise InputError(f"--{name.replace('_', '-')} {value!r} is not understood: it must be {said}")
+        if self.preprocess is not None and not isinstance(self.preprocess, str):
+            raise InputError(f"--preprocess {self.preprocess!r} is not understood: give a text")
+        self.preparing()
         method_named(self.method)
         for text in self.budgets:
             Budget.parse(text)
@@ -201,6 +207,10 @@ class Options:
     def times(self) -> bool:
         """Whether layers have to be timed: a budget is on latency, or a model is sought that is the fastest."""
         return any(b.resource == "latency" for b in self.costs) or bool(self.qualities)
+
+    def preparing(self) -> Preprocess | None:
+        """How files of images and texts become arrays."""
+        return None if self.preprocess is None else Preprocess.parse(self.preprocess)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of inputs that the caller states: 'input=1x3x224x224' -> {'input': (1, 3, 224, 224)}."""
@@ -264,7 +274,7 @@ class Options:
         """The choices that shape the result, as text, for reports."""
         shown = ("method", "budget", "width", "variance", "plan", "include", "exclude", "multiple", "order",
                  "refit", "rank_ratio", "coupled", "heads", "shape", "samples",
-                 "batch", "holdout", "seed", "device", "threads", "normalize")  # fmt: skip
+                 "batch", "holdout", "seed", "device", "threads", "normalize", "preprocess")  # fmt: skip
         values = {name: getattr(self, name) for name in shown}
         return {
             name: ", ".join(value) if isinstance(value, tuple) else str(value)
