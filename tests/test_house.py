@@ -20,7 +20,8 @@ ORDER = (
     "bounds", "moments", "capture", "methods", "solve", "reading", "windows", "refine", "passes", "refit", "probing",
     "rotation", "basis", "verify", "latency", "interop", "options", "report", "tables", "figures", "terminal",
     "inspecting", "feeding", "findings", "stats", "choosing", "shrinking", "weighing", "searching", "planning",
-    "outlook", "checking", "lowering", "pipeline", "frontier", "expanding", "designing", "integrations", "cli", "__main__",
+    "outlook", "checking", "lowering", "pipeline", "frontier", "expanding", "designing", "integrations",
+    "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 
