@@ -100,9 +100,9 @@ def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_convs_keep_the_widths_that_integer_kernels_like() -> None:
-    x = data("digits_cnn")[0][:256]
+    x, model = data("digits_cnn")[0][:256], MODELS / "digits_cnn.onnx"
     widths = [
-        [g.kept for g in shrink(MODELS / "digits_cnn.onnx", x, width=0.75, refine=0, threads=1, int8=int8).report.groups]
+        [group.kept for group in shrink(model, x, width=0.75, refine=0, threads=1, int8=int8).report.groups]
         for int8 in (False, True)
     ]
     assert any(width % 16 for width in widths[0])

@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--test", required=True)
     parser.add_argument("--normalize", nargs=2, metavar=("MEAN", "STD"))
+    parser.add_argument("--kinds", nargs="*", default=["float32", "int8", "fp16"])
     parser.add_argument("--samples", type=int, default=512, help="samples for calibration")
     parser.add_argument("--tested", type=int, help="samples of TEST (all)")
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 16])
@@ -42,12 +43,11 @@ def main() -> None:
     calibration = split(open_data(given.data, inputs, normalize=normalize), holdout=0, seed=0, samples=given.samples)[0]
     tested = split(open_data(given.test, inputs, normalize=normalize), holdout=0, seed=0, samples=given.tested)[0]
     fed = Samples(calibration, 64)
-    kinds = ("float32", "int8", "fp16")
-    made = {kind: plain if kind == "float32" else [in_precision(kind, g, fed)[0] for g in plain] for kind in kinds}
     heads = [f"of the {what}, batch {batch}" for batch in given.batches for what in ("original", "original in this")]
     print("| model | accuracy | size (KB) | " + " | ".join(f"latency {head}" for head in heads) + " |")
     print("|" + "---|" * (3 + len(heads)))
-    for kind, pair in made.items():
+    for kind in given.kinds:
+        pair = plain if kind == "float32" else [in_precision(kind, graph, fed)[0] for graph in plain]
         for name, graph in zip(("original", "shrunk"), pair, strict=True):
             agreement = compare_outputs(engine, plain[0], graph, Samples(tested, 64), None, Progress())
             ratios = []
