@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from pcns_onnx.capture import Samples
 from pcns_onnx.checking import at_latency_batch, gates_of, time_both, verify
 from pcns_onnx.errors import InputError, UnsupportedError
-from pcns_onnx.graph import Graph
+from pcns_onnx.graph import Graph, at_least_opset
 from pcns_onnx.latency import compare_many
 from pcns_onnx.options import Options
 from pcns_onnx.progress import Progress
@@ -122,7 +122,7 @@ def _int8(small: Graph, calibration: Samples, folder: Path) -> Any:
     tools = importlib.import_module("onnxruntime.quantization")
     prepare = importlib.import_module("onnxruntime.quantization.shape_inference").quant_pre_process
     prepared, quantised = folder / "prepared.onnx", folder / "int8.onnx"
-    (folder / "small.onnx").write_bytes(small.at_least_opset(OPSET).serialize())
+    (folder / "small.onnx").write_bytes(at_least_opset(small, OPSET).serialize())
     prepare(folder / "small.onnx", prepared, skip_symbolic_shape=True)
     tools.quantize_static(
         prepared,

@@ -94,7 +94,7 @@ class Options:
     `preprocess`: how files of images and texts become arrays ('resize=256,crop=224', see `data.Preprocess`).
     `max_error` (relative L2 error of
     any output) and `max_drop` (points of accuracy or metric) make the run a gate. `int8` and `fp16`: make these
-    of the shrunk model, too; for int8 `multiple` auto means 16 channels of a Conv.
+    of the shrunk model, too; for int8 `multiple` auto leaves a Conv 16 channels.
     """
 
     method: str = "auto"

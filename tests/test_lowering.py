@@ -99,14 +99,13 @@ def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.int8.onnx").read_bytes() == (tmp_path / "b.int8.onnx").read_bytes()
 
 
-def test_convs_keep_the_widths_that_integer_kernels_like() -> None:
+def test_convs_keep_the_channels_that_integer_kernels_like() -> None:
     x, model = data("digits_cnn")[0][:256], MODELS / "digits_cnn.onnx"
-    widths = [
-        [group.kept for group in shrink(model, x, width=0.75, refine=0, threads=1, int8=int8).report.groups]
+    least = [
+        min(group.kept for group in shrink(model, x, width=0.25, refine=0, threads=1, int8=int8).report.groups)
         for int8 in (False, True)
     ]
-    assert any(width % 16 for width in widths[0])
-    assert not any(width % 16 for width in widths[1])
+    assert least[0] < 16 <= least[1]
 
 
 def test_an_old_opset_is_converted(rng: np.random.Generator) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, shape_inference, version_converter
+from onnx import TensorProto, helper, shape_inference
 
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph.external import data_files_of, read_model, refuse_external, refuse_source, save_with_data
@@ -59,15 +59,6 @@ class Graph(GraphView):
         return Graph(self._model, self._weights, self.files)
 
     # -- derived graphs ------------------------------------------------------------------
-
-    def at_least_opset(self, version: int) -> Graph:
-        """This model, converted where its opset is older; raises `InputError` where onnx cannot do that."""
-        if self.opset >= version:
-            return self
-        try:
-            return Graph(version_converter.convert_version(self.proto, version))
-        except Exception as error:  # the converter raises its own untyped family
-            raise InputError(f"onnx cannot convert opset {self.opset} to {version}: {first_line(error)}") from None
 
     def extract(self, inputs: Iterable[str], outputs: Sequence[str]) -> Graph:
         """The part that computes `outputs` from `inputs` (tensor names): a throwaway model.
