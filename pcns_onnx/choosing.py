@@ -111,6 +111,10 @@ def _check_left(census: Census, left: Mapping[str, Labels], removable: Sequence[
         raise InputError(f"the plan's lists of channels to keep leave none of '{empty}'")
 
 
+INT8_LEAST = 16
+"""Channels that a Conv keeps where int8 follows: onnxruntime's integer kernel takes longer for 8 or 12 than for 16."""
+
+
 def widths_for(
     work: Work,
     options: Options,
@@ -124,6 +128,9 @@ def widths_for(
     kinds = {g.name: work.census.layer(g.name).kind for g in work.groups}
     steps = {} if work.costs.timings is None else work.costs.timings.steps
     grids = {g.name: grid(g, kinds[g.name], str(options.multiple), steps.get(g.name)) for g in work.groups}
+    if options.int8 and options.multiple == "auto":
+        convs = [g for g in work.groups if kinds[g.name].startswith("Conv")]
+        grids |= {g.name: grids[g.name][grids[g.name] >= min(INT8_LEAST // g.unit, g.width)] for g in convs}
     grids = {name: widths[widths >= least.get(name, 1)] for name, widths in grids.items()}
     if plan is not None:
         return _planned(work, plan, least)

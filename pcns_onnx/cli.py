@@ -44,6 +44,9 @@ _DATA_OPTIONS = _options(
         metavar="MEAN STD",
         help="uint8 images to float: (x/255 - MEAN) / STD; comma-separated per channel.",
     ),
+    click.option(
+        "--preprocess", metavar="KEY=VALUE,...", help="Images: resize=256,crop=224,mean=...,std=...,layout=NCHW,"
+        "channels=RGB. Texts: tokenizer=tokenizer.json,length=128,text=COLUMN."),
     click.option("--samples", type=int, help="Use so many samples of the data (seeded)."),
     click.option(
         "--batch",
@@ -85,7 +88,7 @@ def cli() -> None:
 
 @cli.command(epilog=EXIT_CODES)
 @click.argument("model")
-@click.option("--data", help="Samples: .npz, .npy, a folder of them, or module:function.")
+@click.option("--data", help="Samples: .npz, .npy, tables, images, texts, or module:function.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--variance", type=float, help="Count the eigenvectors that reach this share of the variance, too.")
 @click.option("--trials", type=int, metavar="N", help="Run PCNS on N batches of every size: error there and elsewhere.")
@@ -110,7 +113,7 @@ def inspect(model: str, data: str | None, voice: Voice, **choices: Any) -> None:
 @cli.command(epilog=_epilog(METHODS.values()))
 @click.argument("model")
 @click.option(
-    "--data", help="Samples: .npz, .npy, a folder of them, or module:function. Eigenremove and min-weight need none."
+    "--data", help="Samples: .npz, .npy, tables, images, texts, or module:function. eigenremove, min-weight: none."
 )
 @click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the shrunk model.")
 @click.option("--refine", type=int, metavar="N", help="Steps of refinement per layer after its re-fit (400; 0: none).")
@@ -146,6 +149,8 @@ def inspect(model: str, data: str | None, voice: Voice, **choices: Any) -> None:
 @click.option("--holdout", type=float, help="Share of the samples kept from the solve for the check (0.1).")
 @click.option("--eval", metavar="DATA", help="Check on this data instead.")
 @click.option("--plan-out", metavar="PLAN.json", help="Write the plan.")
+@click.option("--int8", is_flag=True, help="Quantise the result, too (static, on DATA): OUT.int8.onnx beside OUT.onnx.")
+@click.option("--fp16", is_flag=True, help="Write the result in float16, too: OUT.fp16.onnx beside OUT.onnx.")
 @_GATE_OPTIONS
 @_LATENCY_OPTIONS
 @_DATA_OPTIONS
@@ -158,12 +163,12 @@ def shrink(model: str, data: str | None, output: str, voice: Voice, **choices: A
     with voice.gate(), voice.bars() as progress:
         result = run(model, data, output, progress=progress, **_given(choices))
     voice.report(result.report)
-    voice.say(f"wrote {output}")
+    voice.say(f"wrote {output}" + "".join(f" and its {kind}" for kind in result.lowered))
 
 
 @cli.command(epilog=EXIT_CODES)
 @click.argument("model")
-@click.option("--data", help="Samples: .npz, .npy, a folder of them, or module:function. Not needed with --stats.")
+@click.option("--data", help="Samples: .npz, .npy, tables, images, texts, or module:function. Not needed with --stats.")
 @click.option("-o", "--output", metavar="PLAN.json", help="Write the plan, for shrink --plan.")
 @click.option("--frontier", is_flag=True, help="Print error against cost for the whole range of budgets.")
 @click.option("--figure", metavar="FILE", help="Draw the frontier: .svg, .png or .pdf (extra: plots).")
@@ -227,7 +232,7 @@ def expand(model: str, output: str, voice: Voice, **choices: Any) -> None:
 @cli.command(epilog=EXIT_CODES)
 @click.argument("a")
 @click.argument("b")
-@click.option("--data", required=True, help="Samples: .npz, .npy, a folder of them, or module:function.")
+@click.option("--data", required=True, help="Samples: .npz, .npy, tables, images, texts, or module:function.")
 @_GATE_OPTIONS
 @_DATA_OPTIONS
 @_ENGINE_OPTIONS
@@ -243,7 +248,7 @@ def compare(a: str, b: str, data: str, voice: Voice, **choices: Any) -> None:
 
 @cli.command(epilog=EXIT_CODES)
 @click.argument("model")
-@click.option("--data", help="Samples: .npz, .npy, a folder of them, or module:function.")
+@click.option("--data", help="Samples: .npz, .npy, tables, images, texts, or module:function.")
 @click.option("-o", "--output", required=True, metavar="NEW", help="Where to write the new net, its weights random.")
 @click.option("--variance", type=float, help="Share of every layer's variance to keep (0.999).")
 @click.option("--budget", multiple=True, metavar="macs=F|params=F",
@@ -323,11 +328,5 @@ def _given(choices: dict[str, Any]) -> dict[str, Any]:
     if "html" in given:
         given["command"] = shlex.join(["pcns-onnx", *click.get_current_context().obj])
     if "normalize" in given:
-        try:
-            mean, std = (tuple(float(x) for x in text.split(",")) for text in given["normalize"])
-        except ValueError:
-            raise InputError(
-                "--normalize takes two lists of numbers, as in 0.485,0.456,0.406 0.229,0.224,0.225"
-            ) from None
-        given["normalize"] = Normalize(mean, std)
+        given["normalize"] = Normalize.parse(*given["normalize"])
     return given

@@ -45,7 +45,7 @@ class Canonical:
 
 def opened(form: Canonical, data: DataSource, options: Options) -> Dataset:
     """The samples of a source, conformed to the model's inputs."""
-    return open_data(data, form.twin.inputs, normalize=options.normalize)
+    return open_data(data, form.twin.inputs, normalize=options.normalize, preprocess=options.preparing())
 
 
 def datasets(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypedDict, get_args
 
 from pcns_onnx.catalogue import Method, method_named
-from pcns_onnx.data import DataSource, Normalize
+from pcns_onnx.data import DataSource, Normalize, Preprocess
 from pcns_onnx.errors import InputError
 from pcns_onnx.ops import Heads
 from pcns_onnx.plans import Budget
@@ -40,6 +40,7 @@ class Running(TypedDict, total=False):
     stats: str | Path
     batch: int
     normalize: Normalize
+    preprocess: str
     seed: int
     device: str
     threads: int
@@ -72,6 +73,8 @@ class Choices(Running, total=False):
     report: str | Path
     html: str | Path
     command: str
+    int8: bool
+    fp16: bool
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,10 @@ class Options:
     without, the data-free methods do unless they are asked). `rank_ratio` in (0, 1]: the share of each rank that
     'eigenremove' keeps. `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
     `html`: a page to read, beside the `report` for programs; `command` is what it says was run.
+    `preprocess`: how files of images and texts become arrays ('resize=256,crop=224', see `data.Preprocess`).
     `max_error` (relative L2 error of
-    any output) and `max_drop` (points of accuracy or metric) make the run a gate.
+    any output) and `max_drop` (points of accuracy or metric) make the run a gate. `int8` and `fp16`: make these
+    of the shrunk model, too; for int8 `multiple` auto leaves a Conv 16 channels.
     """
 
     method: str = "auto"
@@ -121,6 +126,7 @@ class Options:
     eval: DataSource | None = None
     trials: int | None = None
     normalize: Normalize | None = None
+    preprocess: str | None = None
     seed: int = 0
     device: str = "auto"
     threads: int = 0
@@ -131,6 +137,8 @@ class Options:
     report: str | Path | None = None
     html: str | Path | None = None
     command: str | None = None
+    int8: bool = False
+    fp16: bool = False
 
     def __post_init__(self) -> None:
         for name in ("budget", "include", "exclude", "shape"):
@@ -144,6 +152,9 @@ class Options:
                 value = getattr(self, name)
                 if not isinstance(value, kind) and (value is not None or getattr(type(self), name) is not None):
                     raise InputError(f"--{name.replace('_', '-')} {value!r} is not understood: it must be {said}")
+        if self.preprocess is not None and not isinstance(self.preprocess, str):
+            raise InputError(f"--preprocess {self.preprocess!r} is not understood: give a text")
+        self.preparing()
         method_named(self.method)
         for text in self.budgets:
             Budget.parse(text)
@@ -180,6 +191,11 @@ class Options:
         """The budgets as a tuple of texts."""
         return tuple(self.budget)
 
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that are made of the shrunk model."""
+        return tuple(kind for kind, asked in (("int8", self.int8), ("fp16", self.fp16)) if asked)
+
     def wants(self, name: str) -> bool:
         """Whether `include` and `exclude` let a layer of this name through."""
         included = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
@@ -199,6 +215,10 @@ class Options:
     def times(self) -> bool:
         """Whether layers have to be timed: a budget is on latency, or a model is sought that is the fastest."""
         return any(b.resource == "latency" for b in self.costs) or bool(self.qualities)
+
+    def preparing(self) -> Preprocess | None:
+        """How files of images and texts become arrays."""
+        return None if self.preprocess is None else Preprocess.parse(self.preprocess)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of inputs that the caller states: 'input=1x3x224x224' -> {'input': (1, 3, 224, 224)}."""
@@ -234,6 +254,8 @@ class Options:
         if method.data and not data:
             named = self.method if self.plan is None else method.name
             raise InputError(f"method '{named}' looks at what neurons do: give samples with --data")
+        if self.precisions and not data:
+            raise InputError(f"--{self.precisions[0]} is calibrated and checked on samples: give them with --data")
         letter = self.refit is False and method.family == "subset"
         if method.family != "basis" and (self.order != ORDERS[0] or letter):
             raise InputError(f"--order and --no-refit are choices of method pcns: '{method.name}' has neither")
@@ -260,7 +282,7 @@ class Options:
         """The choices that shape the result, as text, for reports."""
         shown = ("method", "budget", "width", "variance", "plan", "include", "exclude", "multiple", "order",
                  "refit", "rank_ratio", "coupled", "heads", "shape", "samples",
-                 "batch", "holdout", "seed", "device", "threads", "normalize")  # fmt: skip
+                 "batch", "holdout", "seed", "device", "threads", "normalize", "preprocess")  # fmt: skip
         values = {name: getattr(self, name) for name in shown}
         return {
             name: ", ".join(value) if isinstance(value, tuple) else str(value)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Unpack
 
 import msgspec
@@ -34,6 +34,7 @@ from pcns_onnx.fold import drop_zero_biases, explicit_biases
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.groups import survey
 from pcns_onnx.inspecting import group_rows, layer_rows, shrinkable_share
+from pcns_onnx.lowering import beside, check_precisions, lower
 from pcns_onnx.options import Choices, Options, check_targets
 from pcns_onnx.origin import origin_of, write_plan
 from pcns_onnx.outlook import look, spectra
@@ -63,11 +64,15 @@ _UNCHECKED = "nothing was checked: there are no samples to compare on (latency i
 
 @dataclass(frozen=True)
 class ShrinkResult:
-    """The shrunk model (whole, weights of large ones included), the plan that replays it, and the report."""
+    """The shrunk model (whole, weights of large ones included), the plan that replays it, and the report.
+
+    `lowered`: the models of `int8` and `fp16`, by that name.
+    """
 
     model: ModelProto
     plan: Plan
     report: Report
+    lowered: dict[str, ModelProto] = field(default_factory=dict)
 
 
 def shrink(
@@ -94,7 +99,9 @@ def shrink(
     engine = choose_engine(options.device, options.threads)
     with threadpool_limits(options.threads or None), progress.stage("total"):
         form = Canonical.of(Graph.load(model))
-        check_targets(tuple(form.original.files), *targets, stats=options.stats)
+        lowered_files = [beside(output, kind) for kind in options.precisions]
+        check_targets(tuple(form.original.files), *targets, *lowered_files, stats=options.stats)
+        check_precisions(form.original, options)
         plan = None if options.plan is None else load_plan(options.plan, form.original)
         plan_given = plan is not None
         method = method_named(options.method if plan is None else plan.method)
@@ -145,31 +152,37 @@ def shrink(
         latency = time_both(engine, form.original, small, at_latency_batch(checked, options), progress)
         if latency.ratio > 1 and not (options.qualities or plan_given):
             report_warnings.append(SLOWER)
+        gates = [*quality_gates(options, agreement), *gates_of(options, agreement)]
+        lowered = lower(engine, form.original, small, work.setup.samples, checked, metric, options, progress)
     report = Report(
         options=options.described() | {"method": method.name},
         before=size_of(form.original, work.census),
         after=size_of(small, census_of(explicit_biases(small)[0].as_float32(), engine, train, options)),
         agreement=agreement,
         latency=latency,
-        gates=[*quality_gates(options, agreement), *gates_of(options, agreement)],
+        gates=gates + [gate for made in lowered for gate in made.gates],
         groups=infos,
         left_alone=left,
         folded=list(form.folded),
         stages=stages_of(engine, form.twin, work.setup.samples, progress),
-        warnings=warnings + report_warnings,
+        warnings=warnings + report_warnings + [text for made in lowered for text in made.warnings],
         versions=library_versions(),
         origin=origin_of(
             options, engine, {"model": (model, form.original)}, {"data": data, "eval": options.eval}, plan
         ),
         frontier=list(decision.frontier),
         chosen=point_of(work, decision) if decision.frontier else None,
+        precisions=[made.precision for made in lowered],
     )
     if options.plan_out is not None:
         write_plan(plan, options.plan_out)
     finish(report, options, "; no model was written")
     if output is not None:
         small.save(output)
-    return ShrinkResult(small.proto, plan, report)
+    for made, path in zip(lowered, lowered_files, strict=True):
+        if path is not None:
+            made.graph.save(path)
+    return ShrinkResult(small.proto, plan, report, {made.precision.kind: made.graph.proto for made in lowered})
 
 
 def inspect(

@@ -188,6 +188,16 @@ class Origin(msgspec.Struct, frozen=True):
     hashes: dict[str, str]
 
 
+class Precision(msgspec.Struct, frozen=True):
+    """The shrunk model in fewer bits, against the original; `on_top` is its time against the shrunk model's."""
+
+    kind: str
+    bytes: int
+    agreement: Agreement
+    latency: Latency
+    on_top: float
+
+
 class Report(msgspec.Struct, frozen=True):
     """Everything about one `shrink` or `compare`.
 
@@ -209,6 +219,7 @@ class Report(msgspec.Struct, frozen=True):
     origin: Origin | None = None
     frontier: list[FrontierPoint] = []
     chosen: FrontierPoint | None = None
+    precisions: list[Precision] = []
     schema: int = SCHEMA
 
     def save(self, path: str | Path) -> None:

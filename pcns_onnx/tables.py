@@ -116,6 +116,8 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
             left.add_row(item.name, item.reason)
         yield left
     yield _before_after(report)
+    if report.precisions:
+        yield _precisions(report)
     for gate in report.gates:
         verdict = "passed" if gate.passed else "FAILED"
         yield f"gate {gate.name}: {gate.value:.4g} (limit {gate.limit:g}) {verdict}"
@@ -160,6 +162,31 @@ def stage_table(report: Report) -> Table:
         table.add_column(name, justify="right")
     for name, stage in report.stages.items():
         table.add_row(name, f"{stage.seconds:.2f}", f"{stage.passes:.1f}")
+    return table
+
+
+def _precisions(report: Report) -> Table:
+    """The original, the shrunk model and its precisions, side by side."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    kinds = [f"shrunk, {made.kind}" for made in report.precisions]
+    table.add_column("")
+    for name in ("original", "shrunk", *kinds):
+        table.add_column(name, justify="right")
+    agreements = [report.agreement, *(made.agreement for made in report.precisions)]
+    sizes = [report.before.bytes, report.after.bytes, *(made.bytes for made in report.precisions)]
+    times = [report.latency.ratio, *(made.latency.ratio for made in report.precisions)]
+    table.add_row("file size (bytes)", *(f"{size:,}" for size in sizes))
+    table.add_row("latency, of the original's", "1", *(f"{ratio:.3f}" for ratio in times))
+    table.add_row("latency, of the shrunk model's", "", "1", *(f"{made.on_top:.3f}" for made in report.precisions))
+    if (first := report.agreement).score is not None:
+        unit = " (%)" if first.score == "accuracy" else ""
+        scores = [first.score_a, *(a.score_b for a in agreements)]
+        table.add_row(f"{first.score}{unit}", *("" if score is None else f"{score:.2f}" for score in scores))
+    table.add_row("relative error", "0", *(f"{a.error:.4f}" for a in agreements))
+    for i, output in enumerate(report.agreement.outputs):
+        if output.argmax_agreement is not None:
+            same = [a.outputs[i].argmax_agreement or 0.0 for a in agreements]
+            table.add_row(f"arg-max of '{output.name}' agrees", "", *(f"{share:.2%}" for share in same))
     return table
 
 

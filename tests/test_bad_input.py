@@ -244,8 +244,8 @@ MODELS = {
 }
 
 DATA = {
-    "no such data": ("absent.npz", "absent.npz does not exist: give a .npz"),
-    "no .npz at all": ("data.csv", "data.csv is neither .npz nor .npy"),
+    "no such data": ("absent.npz", "absent.npz does not exist: give a file"),
+    "no .npz at all": ("data.csv", "data.csv is none of .npz, .npy"),
     "an empty .npz": ("empty.npz", "empty.npz cannot be read"),
     "a text .npz": ("text.npz", "text.npz cannot be read"),
     "a truncated .npz": ("cut.npz", "cut.npz cannot be read"),

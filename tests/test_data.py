@@ -508,15 +508,20 @@ REFUSED: dict[str, Case] = {
         lambda: "nope.npz",
         [IMAGE],
         None,
-        "nope.npz does not exist: give a .npz, a .npy, a folder of these, or module:function",
+        "nope.npz does not exist: give a file (.npz, .npy, .parquet, .arrow, .txt), a folder, or module:function",
     ),
     "another format": (
         lambda: with_bytes("d.csv", b"1,2"),
         [IMAGE],
         None,
-        "d.csv is neither .npz nor .npy: convert it, or name a module:function to read it",
+        "d.csv is none of .npz, .npy, .parquet, .arrow, .txt: convert it, or name a module:function to read it",
     ),
-    "empty folder": (in_folder, [IMAGE], None, "d holds no .npz or .npy files: save the samples there"),
+    "empty folder": (
+        in_folder,
+        [IMAGE],
+        None,
+        "d holds no .npz or .npy files, no tables and no images: save the samples there",
+    ),
     "not data": (
         lambda: 7,
         [IMAGE],

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from pcns_onnx.data.conform import Normalize
 from pcns_onnx.data.dataset import Batch, Dataset, Feeds, open_data, split
+from pcns_onnx.data.preprocess import Preprocess
 from pcns_onnx.data.sources import DataSource
 
-__all__ = ["Batch", "DataSource", "Dataset", "Feeds", "Normalize", "open_data", "split"]
+__all__ = ["Batch", "DataSource", "Dataset", "Feeds", "Normalize", "Preprocess", "open_data", "split"]

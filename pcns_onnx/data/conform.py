@@ -48,6 +48,15 @@ class Normalize:
                 "give finite means and positive stds"
             )
 
+    @classmethod
+    def parse(cls, mean: str, std: str, said: str = "--normalize") -> Normalize:
+        """Read '0.485,0.456,0.406' and '0.229,0.224,0.225'; raises `InputError` for anything but numbers."""
+        try:
+            return cls(*(tuple(float(number) for number in text.split(",")) for text in (mean, std)))
+        except ValueError:
+            example = "as in 0.485,0.456,0.406 0.229,0.224,0.225"
+            raise InputError(f"{said} takes two lists of numbers, {example}") from None
+
     @property
     def channels(self) -> int:
         """How many channels the values are for; 1 means any."""

@@ -20,6 +20,7 @@ import numpy as np
 
 from pcns_onnx.data.columns import LABELS, Array, Part
 from pcns_onnx.data.conform import Normalize, convert, match
+from pcns_onnx.data.preprocess import Preprocess
 from pcns_onnx.data.sources import DataSource, find_source
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import TensorSpec
@@ -84,17 +85,22 @@ class Dataset:
 
 
 def open_data(
-    source: DataSource, inputs: Sequence[TensorSpec], *, normalize: Normalize | None = None
+    source: DataSource,
+    inputs: Sequence[TensorSpec],
+    *,
+    normalize: Normalize | None = None,
+    preprocess: Preprocess | None = None,
 ) -> Dataset:
     """Open `source` (see `DataSource`) as samples for a model with these `inputs`.
 
     Axis 0 of every array counts samples; the other axes must be the inputs'. Floats convert to the input's
-    float dtype, integers to its integer dtype if in range, and uint8 to float by `normalize` only. An integer
+    float dtype, integers to its integer dtype if in range, and uint8 to float by `normalize` only. `preprocess`
+    says how files of images and texts become arrays. An integer
     array `labels` goes to `Batch.labels`. Files are checked at once by their headers, feeds by the first one
     (so a callable is called here); values are checked while streaming. Raises InputError.
     """
     names = _fed(inputs)
-    found = find_source(source, names)
+    found = find_source(source, inputs, preprocess)
     known = list(found.parts() if found.counted else islice(found.parts(), 1))
     if not known:
         raise InputError("the data has no samples: it yields no feeds")

@@ -4,7 +4,10 @@
 |---|---|
 | `.npz` | one, with a column per array |
 | `.npy`, array | one, for a model with one input |
+| `.parquet`, `.arrow` | one, with a column per input (`tables`) |
+| `.txt` | one, a text per line, tokenised (`text`) |
 | folder | one per file in sorted order; or one in all, if its `.npy` files are named after the inputs |
+| folder of images, or of folders of them | one (`images`) |
 | mapping of arrays | one |
 | `module:function`, callable | one per feed it yields; called again in each pass |
 | iterable of feeds | one per feed; an iterator is kept in a temporary folder as it is read |
@@ -27,6 +30,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from pcns_onnx.data import tables
 from pcns_onnx.data.columns import (
     LABELS,
     Array,
@@ -39,10 +43,17 @@ from pcns_onnx.data.columns import (
     reading,
     refusing,
 )
+from pcns_onnx.data.images import image_folder
+from pcns_onnx.data.preprocess import Preprocess
+from pcns_onnx.data.text import text_file
 from pcns_onnx.errors import InputError
+from pcns_onnx.graph import TensorSpec
 
 Feed: TypeAlias = Mapping[str, Array]
 DataSource: TypeAlias = str | os.PathLike[str] | Array | Feed | Iterable[Feed] | Callable[[], Iterable[Feed]]
+
+KINDS = ".npz, .npy, .parquet, .arrow, .txt"
+"""Files that are read."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +64,16 @@ class Source:
     counted: bool
 
 
-def find_source(source: DataSource, inputs: Sequence[str]) -> Source:
-    """The parts of `source` for a model with these input names; raises InputError if there are none."""
+def find_source(source: DataSource, specs: Sequence[TensorSpec], preprocess: Preprocess | None = None) -> Source:
+    """The parts of `source` for a model with these inputs; raises InputError if there are none.
+
+    `preprocess` says how images and texts become arrays.
+    """
+    inputs = [spec.name for spec in specs]
     if isinstance(source, str | os.PathLike):
-        return _named(os.fspath(source), inputs)
+        return _named(os.fspath(source), specs, preprocess or Preprocess())
+    if preprocess is not None:
+        raise InputError("--preprocess is for files of images, tables and texts: give their path")
     if isinstance(source, np.ndarray):
         return _listed([_feed_part({_only(inputs, "data"): source}, inputs, "data")])
     if isinstance(source, Mapping):
@@ -74,28 +91,33 @@ def _listed(parts: list[Part]) -> Source:
     return Source(lambda: iter(parts), counted=True)
 
 
-def _named(name: str, inputs: Sequence[str]) -> Source:
-    path = Path(name)
+def _named(name: str, specs: Sequence[TensorSpec], preprocess: Preprocess) -> Source:
+    path, inputs = Path(name), [spec.name for spec in specs]
     with reading(name):
         exists, is_folder = path.exists(), path.is_dir()
     if exists:
-        return _listed(_folder_parts(path, inputs) if is_folder else [_file_part(path, inputs)])
+        parts = _folder_parts(path, specs, preprocess) if is_folder else [_file_part(path, specs, preprocess)]
+        return _listed(parts)
     if re.fullmatch(r"[\w.]+:[\w.]+", name):
         return Source(partial(_feed_parts, _imported(name), inputs, f"`{name}`"), counted=False)
-    raise InputError(f"{name} does not exist: give a .npz, a .npy, a folder of these, or module:function")
+    raise InputError(f"{name} does not exist: give a file ({KINDS}), a folder, or module:function")
 
 
 # --- files
 
 
-def _file_part(path: Path, inputs: Sequence[str]) -> Part:
-    where = str(path)
+def _file_part(path: Path, specs: Sequence[TensorSpec], preprocess: Preprocess) -> Part:
+    where, inputs = str(path), [spec.name for spec in specs]
+    if path.suffix in tables.SUFFIXES:
+        return tables.table_part(path, specs, preprocess)
+    if path.suffix == ".txt":
+        return text_file(path, specs, preprocess)
     if path.suffix == ".npy":
         name = _only(inputs, where)
         return Part(where, {name: npy_column(path, f"{where}: `{name}`")})
     if path.suffix != ".npz":
         raise InputError(
-            f"{where} is neither .npz nor .npy: convert it, or name a module:function to read it"
+            f"{where} is none of {KINDS}: convert it, or name a module:function to read it"
         )
     found = npz_names(path)
     wanted = [name for name in _wanted(inputs) if name in found]
@@ -103,11 +125,15 @@ def _file_part(path: Path, inputs: Sequence[str]) -> Part:
     return Part(where, columns, tuple(name for name in found if name not in wanted))
 
 
-def _folder_parts(folder: Path, inputs: Sequence[str]) -> list[Part]:
+def _folder_parts(folder: Path, specs: Sequence[TensorSpec], preprocess: Preprocess) -> list[Part]:
+    inputs = [spec.name for spec in specs]
     with reading(str(folder)):
-        files = sorted(folder.glob("[!.]*.np[yz]"))
+        files = sorted(folder.glob("[!.]*.np[yz]")) or tables.table_files(folder)
     if not files:
-        raise InputError(f"{folder} holds no .npz or .npy files: save the samples there")
+        images = image_folder(folder, _only(inputs, str(folder)), preprocess) if len(inputs) == 1 else None
+        if images is None:
+            raise InputError(f"{folder} holds no .npz or .npy files, no tables and no images: save the samples there")
+        return [images]
     stems = {path.stem: path for path in files}
     if all(path.suffix == ".npy" for path in files) and stems.keys() - {LABELS} == set(inputs) - {LABELS}:
         columns = {name: npy_column(path, str(path)) for name, path in stems.items()}
@@ -117,7 +143,7 @@ def _folder_parts(folder: Path, inputs: Sequence[str]) -> list[Part]:
             f"{folder} holds {LABELS}.npy for several files: name the files after the inputs "
             f"({', '.join(f'{name}.npy' for name in inputs)}), or save each as .npz with its own `{LABELS}`"
         )
-    return [_file_part(path, inputs) for path in files]
+    return [_file_part(path, specs, preprocess) for path in files]
 
 
 def _only(inputs: Sequence[str], where: str) -> str:

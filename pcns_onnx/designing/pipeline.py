@@ -203,7 +203,7 @@ class _Drafts:
 def _opened(original: Graph, data: DataSource, options: Options) -> tuple[Samples, Chain]:
     """The samples that are looked at, enough of them, and the chain as it is on such samples."""
     inputs = original.as_float32().inputs
-    everything = open_data(data, inputs, normalize=options.normalize)
+    everything = open_data(data, inputs, normalize=options.normalize, preprocess=options.preparing())
     feeds = {name: array.shape for name, array in next(everything.batches(1)).feeds.items()} | options.shapes()
     chain = Chain.of(original, feeds)
     fixed = next((spec.shape[0] for spec in inputs if spec.shape and spec.shape[0] is not None), None)

@@ -1,0 +1,88 @@
+"""How files become arrays: what is said in `--preprocess`, for images and for texts.
+
+    resize=256,crop=224,mean=0.485,0.456,0.406,std=0.229,0.224,0.225,layout=NCHW
+    tokenizer=tokenizer.json,length=128,text=sentence
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+
+from pcns_onnx.data.conform import Normalize
+from pcns_onnx.errors import InputError
+
+LAYOUTS = ("NCHW", "NHWC")
+CHANNELS = ("RGB", "BGR", "L")
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What to do with images and texts; all may be left out.
+
+    `resize`: the shorter side (int) or (height, width); `crop`: (height, width) cut from the middle;
+    `normalize`: (x/255 - mean) / std per channel, else bytes stay bytes; `layout` NCHW or NHWC; `channels` RGB,
+    BGR or L (grey). `tokenizer`: a tokenizer.json; `length`: tokens per text (None: the model's, or the
+    tokenizer's own, or 128); `text`: the column that holds the texts (None: the only one of texts).
+    """
+
+    resize: int | Size | None = None
+    crop: Size | None = None
+    normalize: Normalize | None = None
+    layout: str = "NCHW"
+    channels: str = "RGB"
+    tokenizer: str | None = None
+    length: int | None = None
+    text: str | None = None
+
+    @classmethod
+    def parse(cls, said: str) -> Preprocess:
+        """Read 'resize=256,crop=224,mean=...,std=...'; raises `InputError` for anything else."""
+        given: dict[str, str] = {}
+        for piece in said.split(","):
+            name, _, value = piece.partition("=")
+            if name.strip() in _KEYS:
+                key = name.strip()
+                given[key] = value.strip()
+            elif given:  # a further number of mean or std, or a comma in a file's name
+                given[key] += f",{piece}"
+            else:
+                raise InputError(f"--preprocess '{piece}' is not understood: write KEY=VALUE with {', '.join(_KEYS)}")
+        normalize = None
+        if "mean" in given or "std" in given:
+            normalize = Normalize.parse(given.get("mean", "0"), given.get("std", "1"), "--preprocess mean and std")
+        return cls(
+            _side(given["resize"]) if "resize" in given else None,
+            _size("crop", given["crop"]) if "crop" in given else None,
+            normalize,
+            _one_of("layout", given.get("layout", "NCHW").upper(), LAYOUTS),
+            _one_of("channels", given.get("channels", "RGB").upper(), CHANNELS),
+            given.get("tokenizer"),
+            _whole("length", given["length"]) if "length" in given else None,
+            given.get("text"),
+        )
+
+
+_KEYS = ("mean", "std", *(field.name for field in fields(Preprocess) if field.name != "normalize"))
+
+
+def _whole(key: str, text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", text.strip()):
+        raise InputError(f"--preprocess {key}={text} is not understood: give a whole number")
+    return int(text)
+
+
+def _size(key: str, text: str) -> Size:
+    height, _, width = text.lower().partition("x")
+    return _whole(key, height), _whole(key, width or height)
+
+
+def _side(text: str) -> int | Size:
+    return _size("resize", text) if "x" in text.lower() else _whole("resize", text)
+
+
+def _one_of(key: str, text: str, allowed: tuple[str, ...]) -> str:
+    if text not in allowed:
+        raise InputError(f"--preprocess {key}={text} is not understood: write {', '.join(allowed)}")
+    return text

@@ -1,0 +1,1 @@
+"""Shrinking as a step of other tools' pipelines."""
