@@ -8,7 +8,6 @@ sequential re-fit costs one forward pass and the memory does not grow with the s
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from pcns_onnx.backend import Array, to_numpy
 from pcns_onnx.data import Batch, Dataset
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
+from pcns_onnx.placing import Scratch
 from pcns_onnx.runtime import Engine
 
 Tensors = dict[str, Array]
@@ -182,7 +182,7 @@ class _Store:
     def __init__(self, budget: int) -> None:
         self._budget, self._used = budget, 0
         self._batches: list[dict[str, Array | Path]] = []
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Scratch | None = None
 
     def write(self, index: int, tensors: Tensors) -> None:
         if index == len(self._batches):
@@ -216,7 +216,7 @@ class _Store:
 
     def _spill(self, index: int, position: int, array: Array) -> Path:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="pcns-onnx-")
+            self._folder = Scratch()
         path = Path(self._folder.name) / f"{index}-{position}.npy"
         try:
             np.save(path, to_numpy(array))

@@ -21,9 +21,10 @@ from pcns_onnx.data import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.feeding import Canonical, datasets
 from pcns_onnx.findings import Findings, Work
-from pcns_onnx.graph import Graph, ModelSource, write_atomic
+from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.methods import Method
 from pcns_onnx.options import Choices, Options, check_targets
+from pcns_onnx.placing import write_atomic
 from pcns_onnx.plan import SCHEMA, Budget, GroupPlan, Plan, fingerprint
 from pcns_onnx.planning import findings_of, pairs, select, work_for
 from pcns_onnx.progress import Progress

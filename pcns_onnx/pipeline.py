@@ -30,11 +30,12 @@ from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.feeding import Canonical, census_of, datasets, heads_of, names_of, opened, samples_of, stated_shapes
 from pcns_onnx.findings import Work
 from pcns_onnx.fold import drop_zero_biases, explicit_biases
-from pcns_onnx.graph import Graph, ModelSource, write_atomic
+from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.groups import survey
 from pcns_onnx.inspecting import group_rows, layer_rows, shrinkable_share
 from pcns_onnx.options import Choices, Options, check_targets
 from pcns_onnx.outlook import look
+from pcns_onnx.placing import write_atomic
 from pcns_onnx.plan import SCHEMA as PLAN_SCHEMA
 from pcns_onnx.plan import Plan, fingerprint, load_plan
 from pcns_onnx.planning import decided, pairs, select, work_for

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from pcns_onnx.backend import Array, array_module, synchronize, wrap_device_memory
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.graph import Program
+from pcns_onnx.placing import Scratch
 
 _KERNEL = "_kernel_time"
 
@@ -122,7 +122,7 @@ class Session:
     def __init__(self, program: Program, engine: Engine, spinning: bool, profiled: bool = False) -> None:
         ort = _onnxruntime()
         options = ort.SessionOptions()
-        self._folder = tempfile.TemporaryDirectory(prefix="pcns-onnx-") if profiled else None
+        self._folder = Scratch() if profiled else None
         if self._folder is not None:
             options.enable_profiling = True
             options.profile_file_prefix = os.path.join(self._folder.name, "kernels")

@@ -16,8 +16,8 @@ import numpy as np
 from pcns_onnx.backend import to_numpy
 from pcns_onnx.errors import InputError
 from pcns_onnx.findings import Findings, Work
-from pcns_onnx.graph import write_atomic
 from pcns_onnx.methods import Ranking
+from pcns_onnx.placing import write_atomic
 from pcns_onnx.reading import Seen
 from pcns_onnx.rotation import Turn
 

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "pcns_onnx"
 
 ORDER = (
-    "errors", "catalogue", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold", "sizes",
+    "errors", "placing", "catalogue", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold",
+    "sizes",
     "walk", "layers", "groups", "rewrite", "stopwatch", "layertimes", "timing", "costs", "plan", "allocation",
     "bounds", "moments", "capture", "methods", "solve", "reading", "windows", "refine", "passes", "refit", "probing",
     "rotation", "basis", "verify", "latency", "interop", "options", "report", "tables", "figures", "terminal",

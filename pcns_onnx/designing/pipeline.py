@@ -26,9 +26,10 @@ from pcns_onnx.designing.fresh import initialise, ungroup
 from pcns_onnx.designing.spectra import ENOUGH, Spectrum, eigenfilters, preactivation, samples_needed, spectra
 from pcns_onnx.errors import InputError
 from pcns_onnx.fold import fold_batch_norms
-from pcns_onnx.graph import Graph, ModelSource, write_atomic
+from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.options import Options, check_targets
 from pcns_onnx.passes import Setup
+from pcns_onnx.placing import write_atomic
 from pcns_onnx.plan import Budget, fingerprint
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime import choose_engine

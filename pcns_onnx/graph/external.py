@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph.files import encode, first_line, parse, write_atomic
+from pcns_onnx.graph.files import encode, first_line, parse
 from pcns_onnx.graph.protobuf import Array, copy_of
 from pcns_onnx.graph.weights import is_large, is_left_out, leave_out, put_back, raw, take_out
+from pcns_onnx.placing import staged
 
 _BITS: dict[int, int] = {
     TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.FLOAT4E2M1: 4,
@@ -155,13 +156,15 @@ def save_with_data(target: Path, model: onnx.ModelProto, weights: Mapping[str, A
         tensor.external_data[0].value = data.name
     encoded, existed = encode(located), os.path.exists(data)
     refuse_source(data, files)
-    write_atomic(data, contents)
-    try:
-        write_atomic(target, encoded)
-    except BaseException:
-        if not existed:
-            data.unlink(missing_ok=True)
-        raise
+    with staged(data, contents) as place_data, staged(target, encoded) as place_model:
+        # Both are on the disk: from here on it takes an instant.
+        place_data()
+        try:
+            place_model()
+        except BaseException:
+            if not existed:
+                data.unlink(missing_ok=True)
+            raise
     return data
 
 
