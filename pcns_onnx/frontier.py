@@ -61,7 +61,7 @@ def plan(
     options, progress = Options(**choices), progress or Progress()
     _check(options, frontier, data)
     check_targets((model, data), output, options.stats)
-    engine = choose_engine(options.device, options.threads)
+    engine = choose_engine(options.device, options.threads, options.libraries)
     method = method_named(options.method)
     with threadpool_limits(options.threads or None), progress.stage("total"):
         form = Canonical.of(Graph.load(model))

@@ -13,6 +13,7 @@ from typing import TypedDict, get_args
 from pcns_onnx.catalogue import Method, method_named
 from pcns_onnx.data import DataSource, Normalize
 from pcns_onnx.errors import InputError
+from pcns_onnx.memory import Shares, parse_bytes
 from pcns_onnx.ops import Heads
 from pcns_onnx.plan import Budget
 from pcns_onnx.verify import Metric
@@ -43,6 +44,8 @@ class Running(TypedDict, total=False):
     seed: int
     device: str
     threads: int
+    memory: str | int
+    custom_ops: str | Path | Sequence[str]
 
 
 class Choices(Running, total=False):
@@ -88,7 +91,8 @@ class Options:
     `refit`: whether readers are solved again (None: as the method has it; 'pcns' can do
     without, the data-free methods do unless they are asked). `rank_ratio` in (0, 1]: the share of each rank that
     'eigenremove' keeps. `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
-    `max_error` (relative L2 error of
+    `memory` ('4GB'): what is gathered at once keeps to shares of it. `custom_ops`: libraries of operators that
+    onnxruntime registers. `max_error` (relative L2 error of
     any output) and `max_drop` (points of accuracy or metric) make the run a gate.
     """
 
@@ -118,6 +122,8 @@ class Options:
     seed: int = 0
     device: str = "auto"
     threads: int = 0
+    memory: str | int | None = None
+    custom_ops: str | Path | Sequence[str] = ()
     max_error: float | None = None
     max_drop: float | None = None
     metric: str | Callable[..., float] | None = None
@@ -147,6 +153,8 @@ class Options:
         if self.heads not in HEADS:
             raise InputError(f"--heads {self.heads} is not understood: write {' or '.join(HEADS)}")
         self.shapes()
+        if self.memory is not None:
+            parse_bytes(self.memory)
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"--device {self.device} is not understood: write auto, cpu or cuda")
         lows = {"samples": 1, "trials": 1, "batch": 1, "batch_latency": 1, "threads": 0, "seed": 0, "refine": 0}
@@ -176,6 +184,17 @@ class Options:
         """Whether `include` and `exclude` let a layer of this name through."""
         included = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
         return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+    @property
+    def shares(self) -> Shares:
+        """How much may be gathered at once."""
+        return Shares.of(None if self.memory is None else parse_bytes(self.memory))
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Paths of the libraries of custom operators."""
+        given = (self.custom_ops,) if isinstance(self.custom_ops, str | os.PathLike) else self.custom_ops
+        return tuple(os.fspath(path) for path in given)
 
     @property
     def costs(self) -> tuple[Budget, ...]:

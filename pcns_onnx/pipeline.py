@@ -84,9 +84,9 @@ def shrink(
     """
     options, progress = Options(**choices), progress or Progress()
     options.goal()
-    check_targets((model, data, options.eval, options.plan), output, options.plan_out, options.report)
+    check_targets((model, data, options.eval, options.plan), output, options.plan_out, options.report, options.stats)
     metric = load_metric(options.metric)
-    engine = choose_engine(options.device, options.threads)
+    engine = choose_engine(options.device, options.threads, options.libraries)
     with threadpool_limits(options.threads or None), progress.stage("total"):
         form = Canonical.of(Graph.load(model))
         check_targets(tuple(form.original.files), output, options.plan_out, options.report)
@@ -173,7 +173,7 @@ def inspect(
     dimensions, per_neuron, warnings = dict[str, dict[str, int]](), dict[str, float](), list[str]()
     outlooks = list[Outlook]()
     if data is not None:
-        engine = choose_engine(options.device, options.threads)
+        engine = choose_engine(options.device, options.threads, options.libraries)
         everything, _ = split(opened(form, data, options), holdout=0.0, seed=options.seed, samples=options.samples)
         work = work_for(form, engine, everything, options, progress)
         census = work.census
@@ -203,7 +203,7 @@ def compare(
     options, progress = Options(**choices), progress or Progress()
     check_targets((a, b, data), options.report)
     metric = load_metric(options.metric)
-    engine = choose_engine(options.device, options.threads)
+    engine = choose_engine(options.device, options.threads, options.libraries)
     forms = [Canonical.of(Graph.load(source)) for source in (a, b)]
     first, second = (form.original for form in forms)
     check_targets((*first.files, *second.files), options.report)

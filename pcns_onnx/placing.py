@@ -28,7 +28,7 @@ if sys.platform != "win32":
     import fcntl
 
 GRACE = 60.0
-"""Seconds that nothing is taken for abandoned: between a birth and its lock."""
+"""Seconds that a folder is not taken for abandoned: between its birth and its lock."""
 _RUN = "pcns-onnx.run-"
 _BY_HANDLE = "/proc/self/fd"
 
@@ -165,23 +165,23 @@ def _sweep_beside(target: Path) -> None:
     """Remove the hidden neighbours of `target` that no run holds any more."""
     pattern = re.compile(re.escape(f".{target.name[:40]}.") + r"[0-9a-f]{8}\.part")
     for path in target.parent.glob(f"{glob.escape(f'.{target.name[:40]}.')}*.part"):
-        if pattern.fullmatch(path.name) and path.is_file() and _is_abandoned(path):
+        if pattern.fullmatch(path.name) and path.is_file() and _is_abandoned(path, age=0):
             path.unlink(missing_ok=True)
 
 
 def _sweep_folders(folder: Path) -> None:
     for path in folder.glob(f"{_RUN}*"):
-        if path.is_dir() and _is_abandoned(path):
+        if path.is_dir() and _is_abandoned(path, age=GRACE):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_abandoned(path: Path) -> bool:
-    """Whether something of ours is old enough to have been locked, and is not."""
+def _is_abandoned(path: Path, *, age: float) -> bool:
+    """Whether something of ours, that nobody has touched for `age` seconds, is not locked."""
     if sys.platform == "win32":
         return False
     try:
         state = path.lstat()
-        if path.is_symlink() or state.st_uid != os.geteuid() or time.time() - state.st_mtime < GRACE:
+        if path.is_symlink() or state.st_uid != os.geteuid() or time.time() - state.st_mtime < age:
             return False
         handle = os.open(path, os.O_RDONLY)
     except OSError:

@@ -7,6 +7,7 @@ they are and which model, method and groups they belong to.
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +69,65 @@ def save(path: str | Path, found: Findings, model: str, method: str, *, probed: 
 def load(path: str | Path, work: Work, model: str, method: str) -> Findings:
     """Read findings; raises `InputError` if they are malformed or of another model, method or choice of layers."""
     try:
-        with np.load(path, allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files}
+        arrays = _arrays(path)
         index = msgspec.json.decode(arrays["index"].tobytes(), type=_Index)
+        if (index.schema, index.model, index.method) != (SCHEMA, model, method):
+            raise InputError(
+                f"statistics '{path}' are of another model, method or version: make them again with --stats"
+            )
+        if index.widths != {group.name: group.width for group in work.groups} or not index.probed:
+            raise InputError(f"statistics '{path}' are of other layers or options: make them again with --stats")
         found = _findings(index, arrays, work)
+        _check(found, work)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read statistics '{path}': {error.strerror or error}") from None
     except Exception as error:  # zip, JSON and missing arrays all raise their own
         raise InputError(f"'{path}' holds no statistics ({type(error).__name__}): make it again with --stats") from None
-    if (index.schema, index.model, index.method) != (SCHEMA, model, method):
-        raise InputError(f"statistics '{path}' are of another model, method or version: make them again with --stats")
-    if index.widths != {group.name: group.width for group in work.groups} or not index.probed:
-        raise InputError(f"statistics '{path}' are of other layers or options: make them again with --stats")
     return found
+
+
+def _arrays(path: str | Path) -> dict[str, Any]:
+    """What `save` has written: its arrays are not packed, so that they take no more room than the file."""
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("packed arrays")
+    with np.load(path, allow_pickle=False) as held:
+        return {name: held[name] for name in held.files}
+
+
+def _check(found: Findings, work: Work) -> None:
+    """Raise where the arrays are not of the shapes, places and numbers that the groups and layers allow."""
+    groups = {group.name: group for group in work.groups}
+    layers = {layer.name: layer for layer in work.census.layers}
+    if found.rankings.keys() != groups.keys() or not found.turns.keys() <= groups.keys():
+        raise ValueError("other groups")
+    for name, ranking in found.rankings.items():
+        width = groups[name].width
+        _require(sorted(ranking.order.tolist()) == list(range(width)) and 1 <= ranking.least <= width)
+        _require(all(_is_sound(curve, (width + 1,)) for curve in (ranking.error, found.curves[name])))
+    for (layer, block), views in found.seen.items():
+        _require(0 <= block < len(layers[layer].parts))
+        for group, view in views.items():
+            classes = view.classes
+            _require(np.array_equal(classes, np.unique(classes)) and bool(np.isin(classes, groups[group].labels).all()))
+            _require(_is_sound(to_numpy(view.covariance), (len(classes), len(classes))))
+    for turn in (turn for turns in found.turns.values() for turn in turns):
+        linear = layers[turn.layer].linear
+        count = len(linear.writes) if turn.is_row else len(linear.reads) * linear.op.taps
+        size = len(turn.places)
+        _require(turn.places.dtype.kind == "i" and set(turn.places.tolist()) <= set(range(count)))
+        _require(_is_sound(to_numpy(turn.by), (size, size)))
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise ValueError("not what was saved")
+
+
+def _is_sound(array: Any, shape: tuple[int, ...]) -> bool:
+    return array.dtype == np.float64 and array.shape == shape and bool(np.isfinite(array).all())
 
 
 def _findings(index: _Index, arrays: dict[str, Any], work: Work) -> Findings:

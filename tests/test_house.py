@@ -15,13 +15,12 @@ ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "pcns_onnx"
 
 ORDER = (
-    "errors", "placing", "catalogue", "progress", "backend", "linalg", "graph", "runtime", "ops", "data", "fold",
-    "sizes",
-    "walk", "layers", "groups", "rewrite", "stopwatch", "layertimes", "timing", "costs", "plan", "allocation",
-    "bounds", "moments", "capture", "methods", "solve", "reading", "windows", "refine", "passes", "refit", "probing",
-    "rotation", "basis", "verify", "latency", "interop", "options", "report", "tables", "figures", "terminal",
-    "inspecting", "feeding", "findings", "stats", "choosing", "shrinking", "weighing", "searching", "planning",
-    "outlook", "checking", "pipeline", "frontier", "expanding", "designing", "cli", "__main__",
+    "errors", "placing", "memory", "catalogue", "progress", "backend", "linalg", "graph", "runtime", "ops", "data",
+    "fold", "sizes", "walk", "layers", "groups", "rewrite", "stopwatch", "layertimes", "timing", "costs", "plan",
+    "allocation", "bounds", "moments", "tracing", "capture", "methods", "solve", "reading", "windows", "refine",
+    "passes", "refit", "probing", "rotation", "basis", "verify", "latency", "interop", "options", "report", "tables",
+    "figures", "terminal", "inspecting", "feeding", "findings", "stats", "choosing", "shrinking", "weighing",
+    "searching", "planning", "outlook", "checking", "pipeline", "frontier", "expanding", "designing", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 

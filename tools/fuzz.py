@@ -3,14 +3,15 @@
     python tools/fuzz.py --cases 300 --seed 0 [--only plan] [--keep FOLDER]
 
 Every case takes a sound file (a model, one with external data, samples, a plan, statistics), damages some
-bytes of it, and runs the command in a process of its own. It passes if the run ends with one of the documented
-exit codes; if a failure is one line on stderr without a traceback, and leaves nothing behind; and if no
-run takes more than `MEMORY` bytes or `SECONDS`.
+bytes of it or something inside it, and runs the command in a process of its own. It passes if the run ends with
+one of the documented exit codes; if a failure is one line on stderr without a traceback, and leaves nothing
+behind; and if no run takes more than `MEMORY` bytes or `SECONDS`.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
@@ -126,11 +127,74 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
 def damaged_plan(content: bytes, chance: random.Random) -> bytes:
     """A plan with a value replaced by something absurd: what bytes alone rarely hit."""
     plan = json.loads(content)
-    absurd = chance.choice([-1, 0, 10**30, 1e300, None, "x", [], {}, [10**30], [-1] * 4, True, [[[]]], "\0", 2**63])
     group = plan["groups"][chance.choice(sorted(plan["groups"]))]
     where = chance.choice([plan, group, group, group])
-    where[chance.choice([*where, "method" if where is plan else "keep"])] = absurd
+    field = chance.choice([*where, "method" if where is plan else "keep"])
+    numbers = [-1, 0, 10**30, 2**63, 1e300]
+    absurd = [*numbers, None, "x", True, [], {}, [[[]]]]
+    kept = [[10**30], [-1] * 4, [0, 2**63], list(range(8)), [1, 1, 2, 3]]
+    where[field] = chance.choice(kept if field == "keep" else numbers if chance.random() < 0.5 else absurd)
     return json.dumps(plan).encode()
+
+
+def damaged_arrays(content: bytes, chance: random.Random) -> bytes:
+    """An .npz that is sound as an archive, with one of its arrays damaged."""
+    with np.load(io.BytesIO(content)) as held:
+        arrays = {name: held[name] for name in held.files}
+    name = chance.choice(sorted(arrays))
+    array = arrays[name]
+    match chance.randrange(8):
+        case 0:
+            del arrays[name]
+        case 1:
+            arrays[name] = array[: len(array) // 2]
+        case 2:
+            arrays[name] = array.reshape(-1)
+        case 3:
+            arrays[name] = array.astype(chance.choice((np.float16, np.int8, np.complex64, np.str_)))
+        case 4:
+            arrays[name] = np.full_like(array, chance.choice((0, 1, 100)))
+        case 5:
+            arrays[name] = np.concatenate([array, array])
+        case _:
+            body = damaged(array.tobytes(), chance).ljust(array.nbytes, b"\0")[: array.nbytes]
+            arrays[name] = np.frombuffer(body, array.dtype).reshape(array.shape)
+    made = io.BytesIO()
+    np.savez(made, **arrays)
+    return made.getvalue()
+
+
+def damaged_graph(content: bytes, chance: random.Random) -> bytes:
+    """A model that is sound as a protobuf, with one of its nodes, tensors or inputs damaged."""
+    model = onnx.load_from_string(content)
+    graph = model.graph
+    node, tensor = chance.choice(graph.node), chance.choice(graph.initializer)
+    names = [*(name for n in graph.node for name in (*n.input, *n.output)), "", "nowhere"]
+    absurd = chance.choice((-1, 0, 1, 7, 1 << 20, 1 << 40, (1 << 63) - 1))
+    match chance.randrange(9):
+        case 0:
+            node.input[chance.randrange(len(node.input))] = chance.choice(names)
+        case 1:
+            node.output[0] = chance.choice(names)
+        case 2:
+            node.op_type = chance.choice(("Conv", "Gemm", "MatMul", "Add", "Concat", "Loop", "Resize", "", "Nonsense"))
+        case 3:
+            tensor.dims[chance.randrange(len(tensor.dims))] = absurd
+        case 4:
+            tensor.data_type = chance.randrange(-1, 30)
+        case 5:
+            graph.input[0].type.tensor_type.shape.dim[chance.randrange(4)].dim_value = absurd
+        case 6:
+            node.attribute.append(helper.make_attribute(chance.choice(("group", "axis", "transB", "strides")), absurd))
+        case 7:
+            graph.node.insert(0, graph.node.pop())
+        case _:
+            graph.node.append(node)
+    return bytes(model.SerializeToString())
+
+
+_INSIDE = {".json": damaged_plan, ".npz": damaged_arrays, ".onnx": damaged_graph}
+"""What looks intact from outside."""
 
 
 def cases(sound: Path, folder: Path, count: int, seed: int, kinds: tuple[str, ...] = KINDS) -> Iterator[Case]:
@@ -142,7 +206,7 @@ def cases(sound: Path, folder: Path, count: int, seed: int, kinds: tuple[str, ..
         shutil.copytree(sound, here)
         name = {"model": "model.onnx", "npz": "data.npz", "npy": "data.npy", "plan": "plan.json", "stats": "stats.npz"}
         hit = here / name.get(kind, chance.choice(("external.onnx", "external.data")))
-        change = damaged_plan if kind == "plan" and chance.random() < 0.5 else damaged
+        change = _INSIDE.get(hit.suffix if kind != "npy" else "", damaged) if chance.random() < 0.6 else damaged
         hit.write_bytes(change(hit.read_bytes(), chance))
         model = "external.onnx" if kind == "external" else "model.onnx"
         data = "data.npy" if kind == "npy" else "data.npz"

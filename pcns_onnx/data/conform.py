@@ -48,6 +48,17 @@ class Normalize:
                 "give finite means and positive stds"
             )
 
+    @classmethod
+    def parse(cls, mean: str, std: str) -> Normalize:
+        """From lists of numbers as text, '0.485,0.456,0.406'; raises InputError."""
+        try:
+            means, stds = (tuple(float(x) for x in text.split(",")) for text in (mean, std))
+        except ValueError:
+            raise InputError(
+                "--normalize takes two lists of numbers, as in 0.485,0.456,0.406 0.229,0.224,0.225"
+            ) from None
+        return cls(means, stds)
+
     @property
     def channels(self) -> int:
         """How many channels the values are for; 1 means any."""

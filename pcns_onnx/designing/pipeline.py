@@ -99,12 +99,12 @@ def design(
     rule = rule_named(depth)
     progress = progress or Progress()
     check_targets((model, data), output, config)
-    engine = choose_engine(options.device, options.threads)
+    engine = choose_engine(options.device, options.threads, options.libraries)
     with threadpool_limits(options.threads or None):
         original = Graph.load(model)
         check_targets(tuple(original.files), output, config)
         samples, chain = _opened(original, data, options)
-        setup = Setup(engine, samples, options.seed, progress)
+        setup = Setup(engine, samples, options.seed, progress, options.shares)
         found = spectra(setup, chain.graph.as_float32(), chain.census, chain.hidden)
         drafts = _Drafts(chain, found, rule)
         share = options.variance or VARIANCE

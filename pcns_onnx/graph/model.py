@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,14 @@ import onnx
 from onnx import TensorProto, helper, shape_inference
 
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph.external import data_files_of, read_model, refuse_external, refuse_source, save_with_data
+from pcns_onnx.graph.external import (
+    read_model,
+    refuse_external,
+    refuse_source,
+    replacing,
+    save_with_data,
+    tidy,
+)
 from pcns_onnx.graph.files import first_line
 from pcns_onnx.graph.protobuf import (
     HALF_TYPES,
@@ -280,15 +286,12 @@ class Graph(GraphView):
         target = Path(path)
         with alone_in(target.parent):
             refuse_source(target, self.files)
-            replaced = data_files_of(target)
+            tidy(target)
             if self._has_data_file:
-                replaced.discard(save_with_data(target, self._model, self._weights, self.files))
+                save_with_data(target, self._model, self._weights, self.files)
             else:
-                write_atomic(target, self.serialize())
-            for old in replaced:
-                if old.resolve() not in self.files:
-                    with suppress(OSError):  # the model is there; what is left over does no harm
-                        old.unlink()
+                with replacing(target, set(), self.files):
+                    write_atomic(target, self.serialize())
 
     # -- internals -----------------------------------------------------------------------
 
