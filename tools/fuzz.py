@@ -226,6 +226,7 @@ def run(argv: list[str] | tuple[str, ...], folder: Path) -> Outcome:
                 os.chdir(folder)
                 os.dup2(nowhere.fileno(), 1)
                 os.dup2(said.fileno(), 2)
+                sys.stdout, sys.stderr = nowhere, said
                 signal.alarm(SECONDS)
                 code = cli.main(list(argv))
             except BaseException:
@@ -233,7 +234,7 @@ def run(argv: list[str] | tuple[str, ...], folder: Path) -> Outcome:
 
                 traceback.print_exc()
             finally:
-                sys.stderr.flush()
+                said.flush()
                 os._exit(code)
         _, status, usage = os.wait4(child, 0)
         said.seek(0)
