@@ -55,12 +55,13 @@ def staged(path: str | os.PathLike[str], content: bytes | Iterable[bytes | memor
 
     def place() -> None:
         with _refusing(target):
-            if held[0] is None:
+            hidden = held[0]
+            if hidden is None:
                 if not target.exists() and _link(handle, target):
                     return
-                held[0] = _neighbour(target)
-                _link(handle, held[0])
-            os.replace(held[0], target)
+                held[0] = hidden = _neighbour(target)
+                _link(handle, hidden)
+            os.replace(hidden, target)
             held[0] = None
 
     try:
