@@ -131,7 +131,7 @@ def damaged_plan(content: bytes, chance: random.Random) -> bytes:
     where = chance.choice([plan, group, group, group])
     field = chance.choice([*where, "method" if where is plan else "keep"])
     numbers = [-1, 0, 10**30, 2**63, 1e300]
-    absurd = [*numbers, None, "x", True, [], {}, [[[]]]]
+    absurd: list[object] = [*numbers, None, "x", True, [], {}, [[[]]]]
     kept = [[10**30], [-1] * 4, [0, 2**63], list(range(8)), [1, 1, 2, 3]]
     where[field] = chance.choice(kept if field == "keep" else numbers if chance.random() < 0.5 else absurd)
     return json.dumps(plan).encode()
