@@ -105,12 +105,14 @@ def _check(found: Findings, work: Work) -> None:
         raise ValueError("other groups")
     for name, ranking in found.rankings.items():
         width = groups[name].width
+        _require(ranking.order.dtype.kind == "i")
         _require(sorted(ranking.order.tolist()) == list(range(width)) and 1 <= ranking.least <= width)
         _require(all(_is_sound(curve, (width + 1,)) for curve in (ranking.error, found.curves[name])))
     for (layer, block), views in found.seen.items():
         _require(0 <= block < len(layers[layer].parts))
         for group, view in views.items():
             classes = view.classes
+            _require(classes.dtype.kind == "i")
             _require(np.array_equal(classes, np.unique(classes)) and bool(np.isin(classes, groups[group].labels).all()))
             _require(_is_sound(to_numpy(view.covariance), (len(classes), len(classes))))
     for turn in (turn for turns in found.turns.values() for turn in turns):
