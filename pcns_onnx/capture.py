@@ -8,9 +8,9 @@ sequential re-fit costs one forward pass and the memory does not grow with the s
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,9 @@ from pcns_onnx.backend import Array, to_numpy
 from pcns_onnx.data import Batch, Dataset
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
+from pcns_onnx.placing import Scratch
 from pcns_onnx.runtime import Engine
+from pcns_onnx.tracing import is_finite, source_of
 
 Tensors = dict[str, Array]
 
@@ -68,14 +70,24 @@ class Samples:
 
 
 def run_batches(engine: Engine, graph: Graph, samples: Samples, outputs: Sequence[str]) -> Iterator[Tensors]:
-    """The named tensors of `graph`, batch by batch; only what they need is computed."""
+    """The named tensors of `graph`, batch by batch; only what they need is computed.
+
+    Raises `InputError` where one of them is not finite.
+    """
     inputs = [spec.name for spec in graph.inputs]
     computed = [name for name in outputs if name not in inputs]
     session = engine.session(graph.extract(inputs, computed).program()) if computed else None
     for batch in samples:
         feeds = {name: engine.xp.asarray(array) for name, array in batch.feeds.items() if name in outputs}
         made = session.run(batch.feeds) if session is not None else {}
+        _require_finite(engine, graph, batch, made)
         yield {name: made[name] if name in made else feeds[name] for name in outputs}
+
+
+def _require_finite(engine: Engine, graph: Graph, batch: Batch, tensors: Tensors) -> None:
+    for name, array in tensors.items():
+        if not is_finite(array):
+            raise source_of(engine, graph, batch, name)
 
 
 def measure(engine: Engine, graph: Graph, samples: Samples, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -107,11 +119,14 @@ class Tape:
         self._store = _Store(budget)
         self._live: tuple[str, ...] | None = None
 
-    def advance(self, graph: Graph, before: str, wanted: Sequence[str], later: Sequence[str]) -> Iterator[Tensors]:
+    def advance(
+        self, graph: Graph, before: str, wanted: Sequence[str], later: Sequence[str], *, finite: bool = False
+    ) -> Iterator[Tensors]:
         """Move the cut in front of node `before` (its key) and yield `wanted` for every batch.
 
         `later` are the tensors that will be wanted further on: only what they need stays alive.
         `wanted` may also be made by `before` itself or behind it, whose nodes are then run too.
+        Raises `InputError` where one of them has to be `finite` and is not.
         """
         inputs = tuple(spec.name for spec in graph.inputs)
         given = inputs if self._live is None else self._live
@@ -125,6 +140,10 @@ class Tape:
         for index, tensors in enumerate(source):
             made = session.run(tensors) if session is not None else {}
             current = {**tensors, **made}
+            if finite:
+                bad = {name: current[name] for name in wanted if name and not is_finite(current[name])}
+                if bad:
+                    _require_finite(self._engine, graph, next(islice(self._samples, index, None)), bad)
             self._store.write(index, {name: current[name] for name in live})
             yield {name: self._engine.xp.asarray(current[name]) for name in wanted if name}
         self._live = live
@@ -182,7 +201,7 @@ class _Store:
     def __init__(self, budget: int) -> None:
         self._budget, self._used = budget, 0
         self._batches: list[dict[str, Array | Path]] = []
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Scratch | None = None
 
     def write(self, index: int, tensors: Tensors) -> None:
         if index == len(self._batches):
@@ -216,7 +235,7 @@ class _Store:
 
     def _spill(self, index: int, position: int, array: Array) -> Path:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="pcns-onnx-")
+            self._folder = Scratch()
         path = Path(self._folder.name) / f"{index}-{position}.npy"
         try:
             np.save(path, to_numpy(array))

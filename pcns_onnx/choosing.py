@@ -178,8 +178,8 @@ def _kept(ranking: Ranking, width: int, plan: Plan | None, name: str) -> NDArray
     entry = plan.groups.get(name) if plan is not None else None
     if entry is None or entry.keep is None or len(entry.keep) != width:
         return ranking.keep(width)
-    keep = np.unique(np.asarray(entry.keep, dtype=np.int64))
-    if len(keep) != width or (width and (keep[0] < 0 or keep[-1] >= len(ranking.order))):
+    keep = np.unique(np.asarray([i if 0 <= i < len(ranking.order) else -1 for i in entry.keep], dtype=np.int64))
+    if len(keep) != width or (width and keep[0] < 0):
         raise InputError(f"the plan's list of channels to keep for '{name}' is not {width} different channels")
     return keep
 

@@ -61,6 +61,8 @@ _PLACE_OPTIONS = _options(
     ),
     click.option("--device", metavar="auto|cpu|cuda", help="Where to run (auto: CUDA where there is a GPU)."),
     click.option("--threads", type=int, help="Threads of onnxruntime and of the linear algebra (0: their default)."),
+    click.option("--memory", metavar="4GB", help="Take no more memory than that: more passes, or one line of error."),
+    click.option("--custom-ops", multiple=True, metavar="LIB", help="A library of operators for onnxruntime."),
 )
 _LATENCY_OPTIONS = _options(
     click.option("--batch-latency", type=int, metavar="N", help="Measure latency at batches of N (as --batch)."),
@@ -323,10 +325,13 @@ def _fail(message: str, code: int) -> int:
 def _given(choices: dict[str, Any]) -> dict[str, Any]:
     """Only what was said on the command line, in the API's types."""
     from pcns_onnx.data import Normalize
+    from pcns_onnx.memory import limit_process, parse_bytes
 
     given = {name: value for name, value in choices.items() if value is not None and value != ()}
     if "html" in given:
         given["command"] = shlex.join(["pcns-onnx", *click.get_current_context().obj])
     if "normalize" in given:
         given["normalize"] = Normalize.parse(*given["normalize"])
+    if "memory" in given:
+        limit_process(parse_bytes(given["memory"]))
     return given

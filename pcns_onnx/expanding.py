@@ -84,7 +84,7 @@ def expand(
     if isinstance(by, bool) or not isinstance(by, int | float) or not 1 < by < 1e4:
         raise InputError(f"--by {by} is out of range: it is a factor above 1, as in 1.5")
     check_targets((model, data), output)
-    engine = choose_engine(options.device, options.threads)
+    engine = choose_engine(options.device, options.threads, options.libraries)
     form = Canonical.of(Graph.load(model), folds=False)
     check_targets(tuple(form.original.files), output)
     given = stand_in(form.original, options) if data is None else opened(form, data, options)

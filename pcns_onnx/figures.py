@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pcns_onnx.errors import InputError, UnsupportedError
-from pcns_onnx.graph import write_atomic
 from pcns_onnx.options import check_targets
+from pcns_onnx.placing import write_atomic
 from pcns_onnx.report import PlanReport
 
 FORMATS = (".svg", ".png", ".pdf")

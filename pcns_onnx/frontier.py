@@ -20,8 +20,9 @@ from pcns_onnx.data import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.feeding import Canonical, datasets
 from pcns_onnx.findings import Work
-from pcns_onnx.graph import Graph, ModelSource, write_atomic
+from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.options import Choices, Options, check_targets
+from pcns_onnx.placing import write_atomic
 from pcns_onnx.planning import findings_of, pairs, select, work_for
 from pcns_onnx.plans import SCHEMA, GroupPlan, Plan, fingerprint
 from pcns_onnx.progress import Progress
@@ -56,7 +57,7 @@ def plan(
     options, progress = Options(**choices), progress or Progress()
     _check(options, frontier, data, output)
     check_targets((model, data), output, stats=options.stats)
-    engine = choose_engine(options.device, options.threads)
+    engine = choose_engine(options.device, options.threads, options.libraries)
     method = method_named(options.method)
     with threadpool_limits(options.threads or None), progress.stage("total"):
         form = Canonical.of(Graph.load(model))

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TypedDict, get_args
+from typing import get_args
 
 from pcns_onnx.catalogue import Method, method_named
+from pcns_onnx.choices import Choices, Running
 from pcns_onnx.data import DataSource, Normalize, Preprocess
 from pcns_onnx.errors import InputError
+from pcns_onnx.memory import Shares, parse_bytes
 from pcns_onnx.ops import Heads
 from pcns_onnx.plans import Budget
-from pcns_onnx.verify import Metric
 
 ORDERS = ("ascending", "descending")
 HEADS: tuple[Heads, ...] = get_args(Heads)
@@ -28,53 +29,6 @@ _KINDS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (Normalize, "a pcns_onnx.Normalize(mean, std)", ("normalize",)),
 )
 """What callers from Python, whom no parser guards, must give: None only where that is the default."""
-
-
-class Running(TypedDict, total=False):
-    """Keyword arguments that say how to run a model; see `Options` for their meaning."""
-
-    heads: str
-    shape: str | Sequence[str]
-    samples: int
-    batch_latency: int
-    stats: str | Path
-    batch: int
-    normalize: Normalize
-    preprocess: str
-    seed: int
-    device: str
-    threads: int
-
-
-class Choices(Running, total=False):
-    """Keyword arguments of `shrink`, `inspect` and `compare`; see `Options` for their meaning."""
-
-    method: str
-    budget: str | Sequence[str]
-    width: float
-    variance: float
-    plan: str | Path
-    include: str | Sequence[str]
-    exclude: str | Sequence[str]
-    multiple: str | int
-    order: str
-    refit: bool
-    rank_ratio: float
-    refine: int
-    coupled: bool
-    depth: bool
-    holdout: float
-    eval: DataSource
-    trials: int
-    max_error: float
-    max_drop: float
-    metric: str | Metric
-    plan_out: str | Path
-    report: str | Path
-    html: str | Path
-    command: str
-    int8: bool
-    fp16: bool
 
 
 @dataclass(frozen=True)
@@ -97,7 +51,8 @@ class Options:
     'eigenremove' keeps. `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
     `html`: a page to read, beside the `report` for programs; `command` is what it says was run.
     `preprocess`: how files of images and texts become arrays ('resize=256,crop=224', see `data.Preprocess`).
-    `max_error` (relative L2 error of
+    `memory` ('4GB'): what is gathered at once keeps to shares of it. `custom_ops`: libraries of operators that
+    onnxruntime registers. `max_error` (relative L2 error of
     any output) and `max_drop` (points of accuracy or metric) make the run a gate. `int8` and `fp16`: make these
     of the shrunk model, too; for int8 `multiple` auto leaves a Conv 16 channels.
     """
@@ -130,6 +85,8 @@ class Options:
     seed: int = 0
     device: str = "auto"
     threads: int = 0
+    memory: str | int | None = None
+    custom_ops: str | Path | Sequence[str] = ()
     max_error: float | None = None
     max_drop: float | None = None
     metric: str | Callable[..., float] | None = None
@@ -166,6 +123,8 @@ class Options:
         if self.heads not in HEADS:
             raise InputError(f"--heads {self.heads} is not understood: write {' or '.join(HEADS)}")
         self.shapes()
+        if self.memory is not None:
+            parse_bytes(self.memory)
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"--device {self.device} is not understood: write auto, cpu or cuda")
         lows = {"samples": 1, "trials": 1, "batch": 1, "batch_latency": 1, "threads": 0, "seed": 0, "refine": 0}
@@ -200,6 +159,17 @@ class Options:
         """Whether `include` and `exclude` let a layer of this name through."""
         included = not self.include or any(fnmatchcase(name, pattern) for pattern in self.include)
         return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+    @property
+    def shares(self) -> Shares:
+        """How much may be gathered at once."""
+        return Shares.of(None if self.memory is None else parse_bytes(self.memory))
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Paths of the libraries of custom operators."""
+        given = (self.custom_ops,) if isinstance(self.custom_ops, str | os.PathLike) else self.custom_ops
+        return tuple(os.fspath(path) for path in given)
 
     @property
     def costs(self) -> tuple[Budget, ...]:
@@ -320,3 +290,6 @@ def check_targets(
 
 def _is_same_file(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
+
+
+__all__ = ["HEADS", "ORDERS", "STEPS", "Choices", "Options", "Running", "check_targets"]

@@ -16,8 +16,9 @@ import numpy as np
 
 from pcns_onnx.data import DataSource
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph import Graph, ModelSource, write_atomic
+from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.options import Options
+from pcns_onnx.placing import write_atomic
 from pcns_onnx.plans import Plan
 from pcns_onnx.report import Origin
 from pcns_onnx.runtime import Engine

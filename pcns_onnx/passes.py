@@ -7,7 +7,7 @@ inputs; everything that chooses channels and widths works on these.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -17,13 +17,12 @@ from pcns_onnx.capture import Positions, Samples, run_batches
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.layers import Layer
+from pcns_onnx.memory import Shares
 from pcns_onnx.methods import Reading
 from pcns_onnx.progress import Progress
 from pcns_onnx.reading import COLUMNS, Columns, ProductView, Seen, View
 from pcns_onnx.runtime import Engine
 
-STATISTICS = 3 << 29
-"""Bytes of second moments gathered at once; more layers than fit take another pass."""
 ROWS_PER_COLUMN = (40, 20)
 """Rows sampled per column of a layer: up to, and beyond, a thousand columns."""
 
@@ -34,12 +33,13 @@ Places = tuple[str, int]
 
 @dataclass(frozen=True)
 class Setup:
-    """What every pass needs to know: where to run, on which samples, with which seed."""
+    """What every pass needs to know: where to run, on which samples, with which seed, in how much memory."""
 
     engine: Engine
     samples: Samples
     seed: int
     progress: Progress
+    shares: Shares = field(default_factory=Shares)
 
     def scattered(self, columns: int) -> Positions:
         """Sampled positions of a tensor that no layer reads."""
@@ -90,7 +90,7 @@ def _alone(reading: Reading) -> Reading:
 
 def read_groups(setup: Setup, graph: Graph, census: Census, groups: Sequence[Group]) -> Iterator[GroupReadings]:
     """Pass one: how each group is read in `graph`; as many at once as memory allows."""
-    for chunk in _chunks(census, groups):
+    for chunk in _chunks(census, groups, setup.shares.statistics):
         layers = [layer for layer in census.layers if any(layer.name in group.readers for group in chunk)]
         places = [setup.positions(census, layer, 0) for layer in layers]
         read_by = {
@@ -130,8 +130,8 @@ def is_same(setup: Setup, a: Graph, b: Graph, names: Sequence[str]) -> bool:
     return all(found <= 0 for found in miss)
 
 
-def _chunks(census: Census, groups: Sequence[Group]) -> Iterator[list[Group]]:
-    """Groups whose second moments fit into `STATISTICS` bytes together."""
+def _chunks(census: Census, groups: Sequence[Group], room: int) -> Iterator[list[Group]]:
+    """Groups whose second moments fit into `room` bytes together; the others take another pass."""
     chunk: list[Group] = []
     used = 0
     for group in groups:
@@ -139,7 +139,7 @@ def _chunks(census: Census, groups: Sequence[Group]) -> Iterator[list[Group]]:
         for part in (part for name in group.readers for part in census.layer(name).parts):
             channels, taps = Columns.of(part, group.labels).index.shape
             size += 8 * max(channels, min(channels * taps, COLUMNS)) ** 2
-        if chunk and used + size > STATISTICS:
+        if chunk and used + size > room:
             yield chunk
             chunk, used = [], 0
         chunk.append(group)

@@ -96,7 +96,7 @@ def shrink(
     check_targets((model, data, options.eval, options.plan), *targets, stats=options.stats)
     check_page(options.html)
     metric = load_metric(options.metric)
-    engine = choose_engine(options.device, options.threads)
+    engine = choose_engine(options.device, options.threads, options.libraries)
     with threadpool_limits(options.threads or None), progress.stage("total"):
         form = Canonical.of(Graph.load(model))
         lowered_files = [beside(output, kind) for kind in options.precisions]
@@ -199,7 +199,7 @@ def inspect(
     dimensions, per_neuron, warnings = dict[str, dict[str, int]](), dict[str, float](), list[str]()
     outlooks = list[Outlook]()
     if data is not None:
-        engine = choose_engine(options.device, options.threads)
+        engine = choose_engine(options.device, options.threads, options.libraries)
         everything, _ = split(opened(form, data, options), holdout=0.0, seed=options.seed, samples=options.samples)
         work = work_for(form, engine, everything, options, progress)
         census = work.census
@@ -230,7 +230,7 @@ def compare(
     check_targets((a, b, data), options.report, options.html)
     check_page(options.html)
     metric = load_metric(options.metric)
-    engine = choose_engine(options.device, options.threads)
+    engine = choose_engine(options.device, options.threads, options.libraries)
     forms = [Canonical.of(Graph.load(source)) for source in (a, b)]
     first, second = (form.original for form in forms)
     check_targets((*first.files, *second.files), options.report, options.html)

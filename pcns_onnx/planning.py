@@ -65,7 +65,7 @@ def work_for(
 ) -> Work:
     """The float32 form with its census and costs; latency too with `times`, or where a budget needs it."""
     census = census_of(form.twin, engine, train, options)
-    setup = Setup(engine, samples_of(train, options, form.twin), options.seed, progress)
+    setup = Setup(engine, samples_of(train, options, form.twin), options.seed, progress, options.shares)
     batch, timings = options.batch_latency or setup.samples.batch, None
     if times or options.times:
         timings = measure_layers(engine, form.twin, census, batch, progress=progress)

@@ -85,7 +85,7 @@ def load_plan(path: str | Path, graph: Graph) -> Plan:
         plan = msgspec.json.decode(Path(path).read_bytes(), type=Plan)
     except OSError as error:
         raise InputError(f"cannot read plan '{path}': {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"plan '{path}' is not a valid plan: {error}") from None
     if plan.schema != SCHEMA:
         raise InputError(f"plan '{path}' has schema {plan.schema}, this version reads {SCHEMA}: make the plan again")

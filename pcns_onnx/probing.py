@@ -24,7 +24,6 @@ from pcns_onnx.methods import Ranking, Reading, mixing
 from pcns_onnx.ops import Labels
 from pcns_onnx.passes import GroupReadings, Setup
 from pcns_onnx.reading import Seen, mixed_prior, stored_bias, stored_weight
-from pcns_onnx.refit import MEMORY
 from pcns_onnx.rewrite import Patch, apply, kept_classes, narrow, set_layer
 from pcns_onnx.runtime import Session
 
@@ -51,7 +50,7 @@ class Prober:
         self, setup: Setup, samples: Samples, graph: Graph, census: Census, outputs: Sequence[str]
     ) -> None:
         self._setup, self._census, self._outputs = setup, census, list(outputs)
-        self._tape = Tape(setup.engine, samples, MEMORY)
+        self._tape = Tape(setup.engine, samples, setup.shares.tape)
         self._expected: list[Tensors] = []
         self._blocks = blocks(graph, census)
 

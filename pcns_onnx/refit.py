@@ -34,9 +34,6 @@ from pcns_onnx.rewrite import Patch, edit, kept_classes, set_layer
 from pcns_onnx.solve import VALID, Evidence, Fit, fit, fit_apart, gather
 from pcns_onnx.windows import Route, Windows, route
 
-MEMORY = 1 << 26
-"""Bytes of activations that each of the two tapes keeps in memory; beyond it they go to disk."""
-
 
 @dataclass(frozen=True)
 class Refit:
@@ -90,8 +87,8 @@ class _Walk:
         self._setup, self._original, self._shrunk, self._census = setup, original, shrunk, census
         self._keep, self._seen, self._steps = keep, seen, steps
         self._kept = kept_classes(census, keep)
-        self._left = Tape(setup.engine, setup.samples, MEMORY)
-        self._right = Tape(setup.engine, setup.samples, MEMORY)
+        self._left = Tape(setup.engine, setup.samples, setup.shares.tape)
+        self._right = Tape(setup.engine, setup.samples, setup.shares.tape)
         self._ridge: float | None = None
         self._gone = {b.layer.name: b for name, b in blocks(original, census).items() if not len(keep.get(name, [0]))}
         dead = {name for block in self._gone.values() for name in block.group.writers}
@@ -124,16 +121,17 @@ class _Walk:
         rows = [np.flatnonzero(self._kept[part.writes]) for part in layer.parts]
         wanted = [goal.tensor] if aim is None else [goal.tensor, aim.tensor]
         targets = self._left.advance(
-            self._original, layer.key, wanted, [self._goals[item.name].tensor for item in later]
+            self._original, layer.key, wanted, [self._goals[item.name].tensor for item in later], finite=True
         )
         needed = self._needed((layer, *later))
         held = [layer.source, goal.had, "" if aim is None else aim.had]
-        inputs = self._right.advance(self._shrunk, layer.key, held, [name for name in needed if name])
+        inputs = self._right.advance(self._shrunk, layer.key, held, [name for name in needed if name], finite=True)
         batches: Iterator[tuple[Tensors, Tensors]] = zip(inputs, targets, strict=True)
         windows = None
         if way is not None and aim is not None:
             seed = (self._setup.seed, 2, self._census.layers.index(layer))
-            windows = Windows(way, self._census, self._outputs(way.reader), self._setup.samples.count, seed)
+            outputs, room = self._outputs(way.reader), self._setup.shares.windows
+            windows = Windows(way, self._census, outputs, self._setup.samples.count, seed, room)
             batches = _seen_by(windows, layer.source, aim, batches)
         if layer.name in self._solved:
             pairs = ((x[layer.source], y[goal.tensor], x.get(goal.had)) for x, y in batches)

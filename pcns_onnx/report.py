@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from pcns_onnx.graph import write_atomic
 from pcns_onnx.latency import Latency
+from pcns_onnx.placing import write_atomic
 from pcns_onnx.plans import GroupPlan
 from pcns_onnx.verify import Agreement
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Array, Graph
 from pcns_onnx.groups import Census
 from pcns_onnx.layers import Layer
@@ -183,6 +184,8 @@ def set_layer(graph: Graph, layer: Layer, matrix: NDArray[np.float64], bias: NDA
 
     A layer that has no bias gets one only if `bias` is not zero.
     """
+    if not (np.isfinite(matrix).all() and np.isfinite(bias).all()):
+        raise InputError(f"the solve of '{layer.name}' gives NaN or Inf: leave it alone with --exclude")
     old = stored(graph, layer.key, layer.linear.weight)
     edits: list[Edit] = [SetInput(layer.key, layer.linear.weight, layer.linear.op.weight(matrix, old))]
     if layer.linear.resets:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from pcns_onnx.backend import Array, array_module, synchronize, wrap_device_memory
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.graph import Program
+from pcns_onnx.placing import Scratch
 
 _KERNEL = "_kernel_time"
 
@@ -55,10 +55,14 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Engine:
-    """Where models run: `device` is 'cpu' or 'cuda', `threads` 0 means onnxruntime's default."""
+    """Where models run: `device` is 'cpu' or 'cuda', `threads` 0 means onnxruntime's default.
+
+    `libraries` are paths of custom operators that every session registers.
+    """
 
     device: str = "cpu"
     threads: int = 0
+    libraries: tuple[str, ...] = ()
 
     @property
     def xp(self) -> Any:
@@ -89,18 +93,19 @@ class Engine:
         return Session(program, self, spinning, profiled)
 
 
-def choose_engine(device: str, threads: int = 0) -> Engine:
-    """Resolve 'auto', 'cpu' or 'cuda' to an engine that this machine can really run."""
+def choose_engine(device: str, threads: int = 0, libraries: tuple[str, ...] = ()) -> Engine:
+    """Resolve 'auto', 'cpu' or 'cuda' to an engine that this machine can really run; try the `libraries`."""
     ort = _onnxruntime()
+    _register(ort.SessionOptions(), libraries)
     available = "CUDAExecutionProvider" in ort.get_available_providers()
     if device == "auto":
         if not available:
-            return Engine("cpu", threads)
+            return Engine("cpu", threads, libraries)
         try:
             array_module("cuda")
         except UnsupportedError:
-            return Engine("cpu", threads)
-        return Engine("cuda", threads)
+            return Engine("cpu", threads, libraries)
+        return Engine("cuda", threads, libraries)
     if device == "cuda":
         if not available:
             raise UnsupportedError(
@@ -108,7 +113,7 @@ def choose_engine(device: str, threads: int = 0) -> Engine:
                 "`pip install 'pcns-onnx[cuda]'` (and uninstall onnxruntime first), or use --device cpu"
             )
         array_module("cuda")
-    return Engine(device, threads)
+    return Engine(device, threads, libraries)
 
 
 def providers() -> list[str]:
@@ -127,11 +132,12 @@ class Session:
     def __init__(self, program: Program, engine: Engine, spinning: bool, profiled: bool = False) -> None:
         ort = _onnxruntime()
         options = ort.SessionOptions()
-        self._folder = tempfile.TemporaryDirectory(prefix="pcns-onnx-") if profiled else None
+        self._folder = Scratch() if profiled else None
         if self._folder is not None:
             options.enable_profiling = True
             options.profile_file_prefix = os.path.join(self._folder.name, "kernels")
         options.log_severity_level = 4
+        _register(options, engine.libraries)
         options.use_deterministic_compute = True
         options.add_session_config_entry("session.force_spinning_stop", "0" if spinning else "1")
         if engine.threads:
@@ -199,6 +205,16 @@ class Session:
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return {name: _wrap(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+def _register(options: Any, libraries: tuple[str, ...]) -> None:
+    for path in libraries:
+        if not os.path.isfile(path):
+            raise InputError(f"--custom-ops '{path}' does not exist: give the path of a shared library")
+        try:
+            options.register_custom_ops_library(path)
+        except Exception as error:
+            raise InputError(f"--custom-ops '{path}' cannot be registered: {_first_line(error)}") from None
 
 
 def _ort_value(ort: Any, value: Array) -> Any:

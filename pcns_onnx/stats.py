@@ -7,18 +7,18 @@ they are and which model, method and groups they belong to.
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from pcns_onnx.backend import to_numpy
 from pcns_onnx.errors import InputError
 from pcns_onnx.findings import Findings, Work
-from pcns_onnx.graph import write_atomic
 from pcns_onnx.methods import Ranking
+from pcns_onnx.placing import write_atomic
 from pcns_onnx.reading import Seen
 from pcns_onnx.rotation import Turn
 
@@ -71,19 +71,67 @@ def save(path: str | Path, found: Findings, model: str, method: str, *, probed: 
 def load(path: str | Path, work: Work, model: str, method: str) -> Findings:
     """Read findings; raises `InputError` if they are malformed or of another model, method or choice of layers."""
     try:
-        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files}
+        arrays = _arrays(path)
         index = msgspec.json.decode(arrays["index"].tobytes(), type=_Index)
+        if (index.schema, index.model, index.method) != (SCHEMA, model, method):
+            raise InputError(
+                f"statistics '{path}' are of another model, method or version: make them again with --stats"
+            )
+        if index.widths != {group.name: group.width for group in work.groups} or not index.probed:
+            raise InputError(f"statistics '{path}' are of other layers or options: make them again with --stats")
         found = _findings(index, arrays, work)
+        _check(found, work)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read statistics '{path}': {error.strerror or error}") from None
     except Exception as error:  # zip, JSON and missing arrays all raise their own
         raise InputError(f"'{path}' holds no statistics ({type(error).__name__}): make it again with --stats") from None
-    if (index.schema, index.model, index.method) != (SCHEMA, model, method):
-        raise InputError(f"statistics '{path}' are of another model, method or version: make them again with --stats")
-    if index.widths != {group.name: group.width for group in work.groups} or not index.probed:
-        raise InputError(f"statistics '{path}' are of other layers or options: make them again with --stats")
     return found
+
+
+def _arrays(path: str | Path) -> dict[str, Any]:
+    """What `save` has written: its arrays are not packed, so that they take no more room than the file."""
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("packed arrays")
+    with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as held:  # a handle of its own would leak
+        return {name: held[name] for name in held.files}
+
+
+def _check(found: Findings, work: Work) -> None:
+    """Raise where the arrays are not of the shapes, places and numbers that the groups and layers allow."""
+    groups = {group.name: group for group in work.groups}
+    layers = {layer.name: layer for layer in work.census.layers}
+    if found.rankings.keys() != groups.keys() or not found.turns.keys() <= groups.keys():
+        raise ValueError("other groups")
+    for name, ranking in found.rankings.items():
+        width = groups[name].width
+        _require(ranking.order.dtype.kind == "i")
+        _require(sorted(ranking.order.tolist()) == list(range(width)) and 1 <= ranking.least <= width)
+        _require(all(_is_sound(curve, (width + 1,)) for curve in (ranking.error, found.curves[name])))
+    for (layer, block), views in found.seen.items():
+        _require(0 <= block < len(layers[layer].parts))
+        for group, view in views.items():
+            classes = view.classes
+            _require(classes.dtype.kind == "i")
+            _require(np.array_equal(classes, np.unique(classes)) and bool(np.isin(classes, groups[group].labels).all()))
+            _require(_is_sound(to_numpy(view.covariance), (len(classes), len(classes))))
+    for turn in (turn for turns in found.turns.values() for turn in turns):
+        linear = layers[turn.layer].linear
+        count = len(linear.writes) if turn.is_row else len(linear.reads) * linear.op.taps
+        size = len(turn.places)
+        _require(turn.places.dtype.kind == "i" and set(turn.places.tolist()) <= set(range(count)))
+        _require(_is_sound(to_numpy(turn.by), (size, size)))
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise ValueError("not what was saved")
+
+
+def _is_sound(array: Any, shape: tuple[int, ...]) -> bool:
+    return array.dtype == np.float64 and array.shape == shape and bool(np.isfinite(array).all())
 
 
 def _findings(index: _Index, arrays: dict[str, Any], work: Work) -> Findings:
@@ -92,12 +140,9 @@ def _findings(index: _Index, arrays: dict[str, Any], work: Work) -> Findings:
     for at, (name, least) in enumerate(index.least.items()):
         rankings[name] = Ranking(arrays[f"order{at}"], arrays[f"error{at}"], least)
         curves[name] = arrays[f"curve{at}"]
-        _check(rankings[name], curves[name], index.widths[name])
     seen: dict[tuple[str, int], dict[str, Seen]] = {}
     for at, (layer, block, group) in enumerate(index.seen):
         view = Seen(arrays[f"classes{at}"], xp.asarray(arrays[f"covariance{at}"]))
-        if view.covariance.shape != (len(view.classes),) * 2:
-            raise ValueError("covariance")
         seen.setdefault((layer, block), {})[group] = view
     turns, at = {}, 0
     for name, members in index.turns.items():
@@ -107,12 +152,3 @@ def _findings(index: _Index, arrays: dict[str, Any], work: Work) -> Findings:
         )
         at += len(members)
     return Findings(rankings, curves, seen, turns, index.streams)
-
-
-def _check(ranking: Ranking, curve: NDArray[np.float64], width: int) -> None:
-    """Raise `ValueError` where these are no ranking and curve of so many channels."""
-    both = np.stack([ranking.error, curve])
-    if not np.array_equal(np.sort(ranking.order), np.arange(width)) or both.shape != (2, width + 1):
-        raise ValueError("ranking")
-    if not (np.isfinite(both).all() and 0 < ranking.least <= width):
-        raise ValueError("curve")

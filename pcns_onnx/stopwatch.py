@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, processor
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph import Program, write_atomic
+from pcns_onnx.graph import Program
+from pcns_onnx.placing import write_atomic
 from pcns_onnx.runtime import Engine, Kernel, Session, versions
 
 _WARM = 1

@@ -20,13 +20,11 @@ from pcns_onnx.backend import Array, namespace_of
 from pcns_onnx.graph import Graph, Node
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.layers import Layer
+from pcns_onnx.memory import Shares
 from pcns_onnx.ops import Window
 
 ROWS = 1 << 16
 """Rows of the reader's output that are gathered in all."""
-BYTES = 1 << 27
-"""Memory that the patches may take in all."""
-
 
 @dataclass(frozen=True)
 class Route:
@@ -112,8 +110,9 @@ class Windows:
     `rows` are the reader's outputs that stay, `samples` how many samples there are.
     """
 
-    def __init__(self, route: Route, census: Census, rows: NDArray[np.int64], samples: int, seed: tuple[int, ...]):
-        self._route, self._rows, self._seed = route, rows, seed
+    def __init__(self, route: Route, census: Census, rows: NDArray[np.int64], samples: int, seed: tuple[int, ...],
+                 room: int = Shares.windows):  # fmt: skip
+        self._route, self._rows, self._seed, self._room = route, rows, seed, room
         self._hidden = tuple(d or 1 for d in census.shapes[route.layer.output])
         self._read = tuple(d or 1 for d in census.shapes[route.reader.source])
         self._samples = samples
@@ -133,7 +132,7 @@ class Windows:
             peaks, seen = _compact(self._route.largest.places(self._hidden, seen))
         patches = first.inputs(x, seen)
         size = int(patches.shape[0]) * int(patches.shape[1]) * 4
-        if self._used + size > BYTES and self.pieces:
+        if self._used + size > self._room and self.pieces:
             return
         self._used += size
         targets = xp.take(second.outputs(y, at), xp.asarray(self._rows), axis=1)
@@ -154,7 +153,7 @@ class Windows:
     def _draw(self, index: int, available: int) -> NDArray[np.int64]:
         """Output positions of the reader: a box of neighbours, at a place of its own in every batch."""
         columns = len(self._route.layer.linear.reads) * self._route.layer.linear.op.taps
-        wanted = max(1, min(ROWS, BYTES // (4 * columns)) // self._samples)
+        wanted = max(1, min(ROWS, self._room // (4 * columns)) // self._samples)
         generator = np.random.default_rng([*self._seed, index])
         if wanted >= available:
             return np.arange(available)

@@ -33,11 +33,13 @@ class Batch:
     """Consecutive samples: `feeds` by input name, of the model's dtypes and C-contiguous, (size, ...) each.
 
     `labels` is an integer or bool array (size, ...) or None. Arrays may be read-only views of the source.
+    `index` (size,) are the samples' numbers in the data as it was opened, from 0.
     """
 
     feeds: Feeds
     labels: Array | None
     size: int
+    index: Array | None = None
 
 
 Stream: TypeAlias = Callable[[int], Iterator[Batch]]
@@ -114,8 +116,10 @@ def open_data(
         return part
 
     def stream(size: int) -> Iterator[Batch]:
+        start = 0
         for part in map(check, found.parts()):
-            yield from _converted(part, inputs, normalize, LABELS if has_labels else None, size)
+            yield from _converted(part, inputs, normalize, LABELS if has_labels else None, size, start)
+            start += part.count
 
     count = sum(check(part).count for part in known)
     ignored = tuple(dict.fromkeys(chain.from_iterable(part.ignored for part in known)))
@@ -213,7 +217,7 @@ def _picked(data: Dataset, positions: Positions, *, inside: bool) -> Dataset:
 
 
 def _converted(
-    part: Part, inputs: Sequence[TensorSpec], normalize: Normalize | None, labels: str | None, size: int
+    part: Part, inputs: Sequence[TensorSpec], normalize: Normalize | None, labels: str | None, size: int, start: int
 ) -> Iterator[Batch]:
     first = 0
     for run in part.runs(size):
@@ -222,7 +226,8 @@ def _converted(
             for spec in inputs
         }
         rows = len(feeds[inputs[0].name])
-        yield Batch(feeds, None if labels is None else np.ascontiguousarray(run[labels]), rows)
+        index = np.arange(start + first, start + first + rows)
+        yield Batch(feeds, None if labels is None else np.ascontiguousarray(run[labels]), rows, index)
         first += rows
 
 
@@ -257,7 +262,9 @@ def _arrays(batch: Batch) -> list[Array]:
 
 def _rows(batch: Batch, rows: slice | Array) -> Batch:
     feeds = {name: array[rows] for name, array in batch.feeds.items()}
-    return Batch(feeds, None if batch.labels is None else batch.labels[rows], len(next(iter(feeds.values()))))
+    labels = None if batch.labels is None else batch.labels[rows]
+    index = None if batch.index is None else batch.index[rows]
+    return Batch(feeds, labels, len(next(iter(feeds.values()))), index)
 
 
 def _joined(batches: list[Batch]) -> Batch:
@@ -266,4 +273,6 @@ def _joined(batches: list[Batch]) -> Batch:
     first = batches[0]
     feeds = {name: np.concatenate([batch.feeds[name] for batch in batches]) for name in first.feeds}
     labels = [batch.labels for batch in batches if batch.labels is not None]
-    return Batch(feeds, np.concatenate(labels) if labels else None, sum(batch.size for batch in batches))
+    index = [batch.index for batch in batches if batch.index is not None]
+    size = sum(batch.size for batch in batches)
+    return Batch(feeds, np.concatenate(labels) if labels else None, size, np.concatenate(index) if index else None)

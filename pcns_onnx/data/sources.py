@@ -18,9 +18,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import shutil
 import sys
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +46,7 @@ from pcns_onnx.data.preprocess import Preprocess
 from pcns_onnx.data.text import text_file
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import TensorSpec
+from pcns_onnx.placing import Scratch
 
 Feed: TypeAlias = Mapping[str, Array]
 DataSource: TypeAlias = str | os.PathLike[str] | Array | Feed | Iterable[Feed] | Callable[[], Iterable[Feed]]
@@ -212,8 +211,9 @@ class _Spool:
         self._fresh = _feed_parts(lambda: feeds, inputs, "data")
         self._kept: list[Part] = []
         self._failure: InputError | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="pcns-onnx-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        scratch = Scratch()
+        self._folder = Path(scratch.name)
+        weakref.finalize(self, scratch.cleanup)
 
     def parts(self) -> Iterator[Part]:
         index = 0

@@ -26,9 +26,10 @@ from pcns_onnx.designing.fresh import initialise, ungroup
 from pcns_onnx.designing.spectra import ENOUGH, Spectrum, eigenfilters, preactivation, samples_needed, spectra
 from pcns_onnx.errors import InputError
 from pcns_onnx.fold import fold_batch_norms
-from pcns_onnx.graph import Graph, ModelSource, write_atomic
+from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.options import Options, check_targets
 from pcns_onnx.passes import Setup
+from pcns_onnx.placing import write_atomic
 from pcns_onnx.plans import Budget, fingerprint
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime import choose_engine
@@ -98,12 +99,12 @@ def design(
     rule = rule_named(depth)
     progress = progress or Progress()
     check_targets((model, data), output, config)
-    engine = choose_engine(options.device, options.threads)
+    engine = choose_engine(options.device, options.threads, options.libraries)
     with threadpool_limits(options.threads or None):
         original = Graph.load(model)
         check_targets(tuple(original.files), output, config)
         samples, chain = _opened(original, data, options)
-        setup = Setup(engine, samples, options.seed, progress)
+        setup = Setup(engine, samples, options.seed, progress, options.shares)
         found = spectra(setup, chain.graph.as_float32(), chain.census, chain.hidden)
         drafts = _Drafts(chain, found, rule)
         share = options.variance or VARIANCE

@@ -17,6 +17,8 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -27,9 +29,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph.files import encode, first_line, parse, write_atomic
+from pcns_onnx.graph.files import encode, first_line, parse
 from pcns_onnx.graph.protobuf import Array, copy_of
 from pcns_onnx.graph.weights import is_large, is_left_out, leave_out, put_back, raw, take_out
+from pcns_onnx.placing import staged, write_atomic
 
 _BITS: dict[int, int] = {
     TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.FLOAT4E2M1: 4,
@@ -137,8 +140,8 @@ def _number(entries: Mapping[str, str], key: str, default: int) -> int:
 # -- writing ---------------------------------------------------------------------------------
 
 
-def save_with_data(target: Path, model: onnx.ModelProto, weights: Mapping[str, Array], files: frozenset[Path]) -> Path:
-    """Write a model and the contents that it leaves out, neither into one of `files`; returns the data file."""
+def save_with_data(target: Path, model: onnx.ModelProto, weights: Mapping[str, Array], files: frozenset[Path]) -> None:
+    """Write a model and the contents that it leaves out, neither into one of `files`."""
     located, contents, end = copy_of(model), list[memoryview | bytes](), 0
     digest = hashlib.sha256()
     placeholders = [tensor for tensor in located.graph.initializer if tensor.name in weights]
@@ -153,16 +156,52 @@ def save_with_data(target: Path, model: onnx.ModelProto, weights: Mapping[str, A
     data = target.with_name(f"{target.name}.{digest.hexdigest()[:8]}.data")
     for tensor in placeholders:
         tensor.external_data[0].value = data.name
-    encoded, existed = encode(located), os.path.exists(data)
+    encoded = encode(located)
     refuse_source(data, files)
-    write_atomic(data, contents)
+    new = set() if os.path.exists(data) else {data.name}
+    with (
+        staged(data, contents) as place_data,
+        staged(target, encoded) as place_model,
+        replacing(target, new, files),
+    ):  # both are on the disk: from here on it takes an instant
+        place_data()
+        place_model()
+
+
+@contextmanager
+def replacing(target: Path, new: AbstractSet[str], files: frozenset[Path]) -> Iterator[None]:
+    """Put a model at `target` inside; then data files go that it does not point to: old ones, or `new` if it failed.
+
+    None of `files` goes. What has to go is noted down first, for the case that this run is killed: see `tidy`.
+    """
+    old = {path.name for path in data_files_of(target) if path.resolve() not in files}
+    if old | new:
+        write_atomic(_notes(target), "\n".join(sorted(old | new)).encode())
     try:
-        write_atomic(target, encoded)
-    except BaseException:
-        if not existed:
-            data.unlink(missing_ok=True)
-        raise
-    return data
+        yield
+    finally:
+        tidy(target)
+
+
+def tidy(target: Path) -> None:
+    """Remove what was noted down of data files, unless the model at `target` points to it."""
+    try:
+        noted = set(_notes(target).read_text().split("\n"))
+    except (OSError, UnicodeDecodeError):
+        return
+    left = noted - {path.name for path in data_files_of(target)}
+    for name in filter(_pattern(target).fullmatch, left):
+        with suppress(OSError):  # the model is there; what is left over does no harm
+            target.with_name(name).unlink()
+    _notes(target).unlink(missing_ok=True)
+
+
+def _notes(target: Path) -> Path:
+    return target.with_name(f".{target.name}.todo")
+
+
+def _pattern(target: Path) -> re.Pattern[str]:
+    return re.compile(re.escape(target.name) + r"\.[0-9a-f]{8}\.data")
 
 
 def refuse_source(target: Path, files: frozenset[Path]) -> None:
@@ -173,9 +212,8 @@ def refuse_source(target: Path, files: frozenset[Path]) -> None:
 
 def data_files_of(target: Path) -> set[Path]:
     """The data files, written by `save_with_data`, that the model which is now at `target` points to."""
-    pattern = re.compile(re.escape(target.name) + r"\.[0-9a-f]{8}\.data")
     found = target.parent.glob(f"{glob.escape(target.name)}.*.data")
-    ours = {file.name for file in found if pattern.fullmatch(file.name)}
+    ours = {file.name for file in found if _pattern(target).fullmatch(file.name)}
     try:
         replaced = parse(target) if ours else onnx.ModelProto()
     except InputError:

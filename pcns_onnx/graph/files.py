@@ -1,37 +1,13 @@
-"""Model files in, any file out: every failure one line, every output whole or not at all."""
+"""Model files in and out: every failure one line."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
 from pcns_onnx.errors import InputError
-
-
-def write_atomic(path: str | os.PathLike[str], content: bytes | Iterable[bytes | memoryview]) -> None:
-    """Write `content`, whole or in parts, to a temporary neighbour of `path` and rename it into place."""
-    target = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent or ".", prefix=f".{target.name[:40]}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.writelines([content] if isinstance(content, bytes) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(f"cannot write '{target}': {error.strerror or error}") from None
 
 
 def parse(path: Path) -> onnx.ModelProto:

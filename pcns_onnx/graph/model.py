@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,15 @@ import onnx
 from onnx import TensorProto, helper, shape_inference
 
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph.external import data_files_of, read_model, refuse_external, refuse_source, save_with_data
-from pcns_onnx.graph.files import first_line, write_atomic
+from pcns_onnx.graph.external import (
+    read_model,
+    refuse_external,
+    refuse_source,
+    replacing,
+    save_with_data,
+    tidy,
+)
+from pcns_onnx.graph.files import first_line
 from pcns_onnx.graph.protobuf import (
     HALF_TYPES,
     Array,
@@ -29,6 +35,7 @@ from pcns_onnx.graph.protobuf import (
 )
 from pcns_onnx.graph.view import GraphView
 from pcns_onnx.graph.weights import take_out
+from pcns_onnx.placing import alone_in, write_atomic
 
 ModelSource = str | os.PathLike[str] | onnx.ModelProto
 
@@ -282,16 +289,14 @@ class Graph(GraphView):
         That of a model which is replaced goes, unless this one was read from it.
         """
         target = Path(path)
-        refuse_source(target, self.files)
-        replaced = data_files_of(target)
-        if self._has_data_file:
-            replaced.discard(save_with_data(target, self._model, self._weights, self.files))
-        else:
-            write_atomic(target, self.serialize())
-        for old in replaced:
-            if old.resolve() not in self.files:
-                with suppress(OSError):  # the model is there; what is left over does no harm
-                    old.unlink()
+        with alone_in(target.parent):
+            refuse_source(target, self.files)
+            tidy(target)
+            if self._has_data_file:
+                save_with_data(target, self._model, self._weights, self.files)
+            else:
+                with replacing(target, set(), self.files):
+                    write_atomic(target, self.serialize())
 
     # -- internals -----------------------------------------------------------------------
 

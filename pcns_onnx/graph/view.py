@@ -136,7 +136,12 @@ class GraphView:
         return self._derived.value(name) if name in self._derived.names else None
 
     def _read(self, name: str) -> Array:
-        return self._weights[name] if name in self._weights else numpy_helper.to_array(self._stored[name])
+        if name in self._weights:
+            return self._weights[name]
+        try:
+            return numpy_helper.to_array(self._stored[name])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"the model's tensor '{name}' is damaged ({type(error).__name__}: {error})") from None
 
     def _kind(self, name: str) -> int | None:
         """The element type of a constant."""

@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.errors import InputError, PcnsError
 from pcns_onnx.graph import Array, Node, Shape
 
 Labels = NDArray[np.int64]
@@ -296,7 +297,13 @@ def flow_of(site: Site, *, local: bool = False) -> Flow:
     """
     known = _RULES.get((site.node.domain, site.node.op))
     if known is not None and not local:
-        return known(site)
+        try:
+            return known(site)
+        except PcnsError:
+            raise
+        except Exception as error:  # rules take for granted what the operator's specification demands
+            why = f"{type(error).__name__}: {error}"
+            raise InputError(f"{describe(site.node)} is not as its operator demands ({why}): check it") from error
     named = (local or bool(site.node.domain)) and any(c is not None and c.size > 1 for c in site.constants)
     why = "is a function of the model, which is left as it is" if local else "is not understood"
     return freeze(site, f"{describe(site.node)} {why}", macs=0 if named else None)

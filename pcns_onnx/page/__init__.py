@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pcns_onnx.errors import InputError, UnsupportedError
-from pcns_onnx.graph import write_atomic
 from pcns_onnx.page.drawings import pictures
 from pcns_onnx.page.words import answers, verdict
+from pcns_onnx.placing import write_atomic
 from pcns_onnx.report import Report
 
 _NEEDED = ("jinja2", "matplotlib")
