@@ -319,7 +319,7 @@ def widths(model: onnx.ModelProto) -> dict[str, int]:
 
 def shrunk(model: Model, source: ModelSource | None = None, **choices: Any) -> ShrinkResult:
     """The model, or another of its form, shrunk on its samples; any width may be taken."""
-    return shrink(source or model.proto, model.samples(10), **{"multiple": "1", "threads": 1, **choices}, refine=0)
+    return shrink(source or model.proto, model.samples(10), **{"multiple": "1", "threads": 1, "refine": 0, **choices})
 
 
 def spread(a: Array, b: Array) -> float:

@@ -62,7 +62,7 @@ def test_a_drop_budget_holds_on_labels_that_were_not_solved_on(tmp_path: Path) -
     found = np.argmax(outputs(result.model, x), axis=1)
     assert 100 * float(np.mean(found != labels)) <= 10
     assert [gate.name for gate in result.report.gates] == ["budget drop"]
-    with pytest.raises(InputError, match="budget drop need labels"):
+    with pytest.raises(InputError, match="budget drop needs labels"):
         shrink(model, rows(100), tmp_path / "o.onnx", budget="drop=10")
     assert not os.listdir(tmp_path)
 

@@ -211,7 +211,7 @@ def test_choices_that_do_not_go_together_are_refused(case: str) -> None:
     choices = {"width": 0.5, **choices}
     data = choices.pop("data", None)
     with pytest.raises(InputError, match=line):
-        shrink(MLP, data, **choices, refine=0)
+        shrink(MLP, data, **{"refine": 0, **choices})
 
 
 def test_a_share_of_variance_needs_data() -> None:

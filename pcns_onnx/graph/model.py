@@ -245,13 +245,10 @@ class Graph(GraphView):
         self._changed()
 
     def prune(self, was: Graph | None = None) -> None:
-        """Drop constants that no node reads, derived ones too, and bring `value_info` up to date.
-
-        With `was`, an earlier state, nodes go too that reached an output there and reach none here.
-        """
-        graph, loose = self._model.graph, self._constant_nodes.keys() | self.sparse | self.derived
-        if was is not None:
-            loose |= was.reaching - self.reaching
+        """Drop constants that no node reads, derived ones too, and bring `value_info` up to date; with `was`, an
+        earlier state, nodes go too that reached an output there and reach none here."""
+        graph, lost = self._model.graph, set[str]() if was is None else was.reaching - self.reaching
+        loose = self._constant_nodes.keys() | self.sparse | self.derived | lost
         used, unread = {o.name for o in graph.output}, set[str]()
         for node in reversed(self.nodes):
             if node.key in loose and node.key not in used:
