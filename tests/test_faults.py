@@ -209,7 +209,8 @@ def test_a_read_only_folder_is_refused_before_any_work(bench: Bench) -> None:
         done = subprocess.run(command, env=bench.environment, capture_output=True, text=True)
     finally:
         bench.place.chmod(0o755)
-    if "Permission denied" in done.stderr and "read-only" not in done.stderr:
+    lacking = any(text in done.stderr for text in ("Permission denied", "ModuleNotFoundError"))
+    if lacking and "read-only" not in done.stderr:
         pytest.skip("another user cannot even run the interpreter here")
     assert done.returncode == 2 and "its folder is read-only" in done.stderr and done.stderr.count("\n") == 1
 

@@ -1,6 +1,6 @@
 """What a run costs: seconds per stage in passes of the original model, and peak memory.
 
-    python tools/bench_cost.py ../shared                  # stages, VGG-16 and ResNet-20, 1,024 images
+    python tools/bench_cost.py ../shared                  # stages without refinement, VGG-16 and ResNet-20, 1,024 images
     python tools/bench_cost.py ../shared --memory         # peak memory with 1,000 and 10,000 images
 
 One pass is onnxruntime running the original over the same images, same threads, nothing else.
@@ -30,7 +30,7 @@ NORMALIZE = {
     "resnet20_cifar10": ("0.485,0.456,0.406", "0.229,0.224,0.225"),
 }
 IMAGES = 1024
-SOLVING = ("capture", "rank", "try", "re-fit")
+SOLVING = ("capture", "rank", "probe", "try", "re-fit")
 
 
 def one_pass(model: Path, images: int, threads: int) -> float:
@@ -51,7 +51,7 @@ def measure(model: Path, data: Path, images: int, threads: int, goal: tuple[str,
     """Seconds per stage of `pcns-onnx shrink` in a process of its own, and its peak memory in MiB."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        choices = {goal[0]: goal[1], "--samples": images, "--holdout": 0, "--threads": threads}
+        choices = {goal[0]: goal[1], "--refine": 0, "--samples": images, "--holdout": 0, "--threads": threads}
         command = [sys.executable, "-m", "pcns_onnx", "shrink", model, "--data", data, "-o", Path(folder) / "o.onnx"]
         command += [part for pair in choices.items() for part in pair]
         command += ["--normalize", *NORMALIZE[model.stem], "--report", report]
