@@ -1,6 +1,6 @@
 """What a run costs: seconds per stage in passes of the original model, and peak memory.
 
-    python tools/bench_cost.py ../shared                  # stages without refinement, VGG-16 and ResNet-20, 1,024 images
+    python tools/bench_cost.py ../shared                  # stages (no refinement), VGG-16 and ResNet-20, 1,024 images
     python tools/bench_cost.py ../shared --memory         # peak memory with 1,000 and 10,000 images
 
 One pass is onnxruntime running the original over the same images, same threads, nothing else.
