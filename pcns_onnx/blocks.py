@@ -18,7 +18,7 @@ from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.layers import Layer
 from pcns_onnx.ops import Labels
-from pcns_onnx.rewrite import Patch, SetInput, kept_classes
+from pcns_onnx.rewrite import Patch, SetInput, kept_classes, narrow
 
 
 class Goal(NamedTuple):
@@ -83,10 +83,10 @@ def blocks(graph: Graph, census: Census) -> Mapping[str, Block]:
     return found
 
 
-def without_blocks(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> Patch:
-    """Zeros in the place of every block of which `keep` has nothing left."""
+def narrow_or_drop(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> Patch:
+    """`narrow`, with zeros in the place of every block of which `keep` has nothing left."""
     kept, edits = kept_classes(census, keep), list[SetInput]()
     for name, block in blocks(graph, census).items():
         if name in keep and not len(keep[name]):
             edits.append(block.constant(census, np.zeros(int(kept[block.layer.linear.writes].sum()))))
-    return tuple(edits)
+    return (*narrow(graph, census, keep), *edits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib import metadata
 
 import msgspec
@@ -68,12 +67,6 @@ def quality_gates(options: Options, agreement: Agreement) -> list[Gate]:
             raise InputError("budget drop needs an output of shape (N, classes) and one label per sample, or --metric")
         gates.append(Gate(f"budget {budget.resource}", budget.limit, value))
     return gates
-
-
-def at_latency_batch(samples: Samples, options: Options) -> Samples:
-    """The same samples in the batches that latency is measured at."""
-    batch = samples.batch if samples.fixed else options.batch_latency or samples.batch
-    return replace(samples, batch=batch, _kept=[])
 
 
 def finish(report: Report, options: Options, consequence: str = "") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from pcns_onnx import basis
 from pcns_onnx.allocation import allocate, grid, snap
-from pcns_onnx.blocks import blocks
 from pcns_onnx.catalogue import method_named
 from pcns_onnx.costs import RESOURCES
 from pcns_onnx.errors import InputError
@@ -94,7 +93,7 @@ def within_budget(
         keep = {name: _kept(rankings[name], width, plan, name) for name, width in widths.items()}
         left = {g.name: g.labels[keep[g.name]] for g in work.groups}
         if plan is not None:
-            _check_left(work.census, left, _removable(work, None))
+            _check_left(work.census, left, work.blocks)
             return widths, keep
         spent = work.costs.of_classes(kept_classes(work.census, left)) / work.costs.total
         over = [float(spent[RESOURCES.index(b.resource)]) / b.limit for b in asked]
@@ -103,7 +102,7 @@ def within_budget(
         budgets = [replace(b, limit=b.limit / max(ratio, 1.0)) for b, ratio in zip(budgets, over, strict=True)]
 
 
-def _check_left(census: Census, left: Mapping[str, Labels], removable: Sequence[str]) -> None:
+def _check_left(census: Census, left: Mapping[str, Labels], removable: Container[str]) -> None:
     """Raise `InputError` if some tensor would have no channels left, of blocks that cannot go as a whole."""
     kept = kept_classes(census, {name: labels for name, labels in left.items() if len(labels) or name not in removable})
     empty = next((name for name, labels in census.labels.items() if labels.size and not kept[labels].any()), None)
@@ -135,21 +134,13 @@ def widths_for(
     if plan is not None:
         return _planned(work, plan, least)
     if budgets:
-        for name in _removable(work, options):
-            grids[name] = np.append(0, grids[name])
+        if options.depth and method_named(options.method).family == "subset":
+            grids |= {name: np.append(0, grids[name]) for name in work.blocks}
         return allocate(work.groups, curves, grids, work.costs, budgets)
     if options.width is not None:
         return {g.name: snap(options.width * g.width, grids[g.name]) for g in work.groups}
     needed = by_variance()
     return {g.name: _at_least(needed[g.name], grids[g.name]) for g in work.groups}
-
-
-def _removable(work: Work, options: Options | None) -> list[str]:
-    """Groups that may go altogether, their block with them."""
-    if options is not None and (not options.depth or method_named(options.method).family != "subset"):
-        return []
-    names = {g.name for g in work.groups}
-    return [name for name in blocks(work.graph, work.census) if name in names]
 
 
 def _at_least(width: int, widths: NDArray[np.int64]) -> int:
@@ -161,7 +152,7 @@ def _planned(work: Work, plan: Plan, least: Mapping[str, int]) -> dict[str, int]
     for name, entry in plan.groups.items():
         if name not in full:
             raise InputError(f"the plan narrows '{name}', which cannot be narrowed here")
-        if entry.width == 0 and name in _removable(work, None):
+        if entry.width == 0 and name in work.blocks:
             continue
         if entry.of != full[name] or not 1 <= entry.width <= entry.of:
             raise InputError(f"the plan's width {entry.width} of {entry.of} for '{name}' does not fit its {full[name]}")

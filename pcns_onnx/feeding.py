@@ -5,7 +5,7 @@ Where there are no samples, noise in the shape of the inputs stands in: it shows
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -105,6 +105,12 @@ def samples_of(dataset: Dataset, options: Options, *graphs: Graph) -> Samples:
     if samples.count == 0:
         raise InputError(f"the model takes batches of exactly {fixed} samples and the data holds fewer: give more")
     return samples
+
+
+def at_latency_batch(samples: Samples, options: Options) -> Samples:
+    """The same samples in the batches that latency is measured at."""
+    batch = samples.batch if samples.fixed else options.batch_latency or samples.batch
+    return replace(samples, batch=batch, _kept=[])
 
 
 def stated_shapes(graph: Graph, options: Options) -> dict[str, tuple[int, ...]]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.blocks import Block, blocks
 from pcns_onnx.costs import Costs
 from pcns_onnx.data import split
 from pcns_onnx.graph import Graph
@@ -29,7 +31,7 @@ from pcns_onnx.rotation import Origins, Turn, rotations, turned
 class Work:
     """The float32 graph that is solved, what is known of it, and the groups that may be narrowed.
 
-    `latency_batch` is the batch that latency is measured at, None for that of the samples.
+    `latency_batch` is the batch that latency is measured at.
     """
 
     graph: Graph
@@ -37,7 +39,13 @@ class Work:
     setup: Setup
     groups: tuple[Group, ...]
     costs: Costs
-    latency_batch: int | None = None
+    latency_batch: int
+
+    @cached_property
+    def blocks(self) -> Mapping[str, Block]:
+        """The blocks that may go altogether, by group."""
+        names = {group.name for group in self.groups}
+        return {name: block for name, block in blocks(self.graph, self.census).items() if name in names}
 
 
 @dataclass(frozen=True)

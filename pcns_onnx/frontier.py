@@ -11,7 +11,6 @@ import os
 from dataclasses import dataclass, replace
 from typing import Unpack
 
-import msgspec
 from threadpoolctl import threadpool_limits
 
 from pcns_onnx.catalogue import method_named
@@ -22,7 +21,7 @@ from pcns_onnx.feeding import Canonical, datasets
 from pcns_onnx.findings import Work
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.options import Choices, Options, check_targets
-from pcns_onnx.placing import write_atomic
+from pcns_onnx.origin import write_plan
 from pcns_onnx.planning import findings_of, pairs, select, work_for
 from pcns_onnx.plans import SCHEMA, GroupPlan, Plan, fingerprint
 from pcns_onnx.progress import Progress
@@ -69,12 +68,12 @@ def plan(
         work = replace(work, groups=tuple(groups))
         found = findings_of(form, work, method, options, probes=True)
         if frontier:
-            return PlanResult(None, _report(work, None, list(points(work, method, found, options)), left))
+            return PlanResult(None, _report(work, {}, list(points(work, method, found, options)), left))
         decision = hold_latency(work, method, found, options, None, options.costs)
         made = Plan(SCHEMA, fingerprint(form.original), method.name, _with_savings(work, decision))
     if output is not None:
-        write_atomic(output, msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
-    return PlanResult(made, _report(work, decision, [point_of(work, decision)], left))
+        write_plan(made, output)
+    return PlanResult(made, _report(work, made.groups, [point_of(work, decision)], left))
 
 
 def _check(
@@ -106,8 +105,9 @@ def _with_savings(work: Work, decision: Decision) -> dict[str, GroupPlan]:
     return planned
 
 
-def _report(work: Work, decision: Decision | None, drawn: list[FrontierPoint], left: list[Left]) -> PlanReport:
-    groups = {} if decision is None else _with_savings(work, decision)
+def _report(
+    work: Work, groups: dict[str, GroupPlan], drawn: list[FrontierPoint], left: list[Left]
+) -> PlanReport:
     timings = work.costs.timings
     assert timings is not None, "a plan times the layers"
     return PlanReport(
@@ -115,7 +115,7 @@ def _report(work: Work, decision: Decision | None, drawn: list[FrontierPoint], l
         points=drawn,
         left_alone=left,
         steps={group.name: timings.steps[group.name] for group in work.groups},
-        batch=work.latency_batch or work.setup.samples.batch,
+        batch=work.latency_batch,
         threads=work.setup.engine.threads,
         provider=work.setup.engine.provider,
     )

@@ -29,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.capture import Samples
-from pcns_onnx.checking import at_latency_batch, gates_of, time_both, verify
+from pcns_onnx.checking import gates_of, time_both, verify
 from pcns_onnx.errors import InputError, UnsupportedError
+from pcns_onnx.feeding import at_latency_batch
 from pcns_onnx.graph import Graph, at_least_opset
 from pcns_onnx.latency import compare_many
 from pcns_onnx.options import Options

@@ -14,7 +14,6 @@ from threadpoolctl import threadpool_limits
 
 from pcns_onnx.catalogue import method_named
 from pcns_onnx.checking import (
-    at_latency_batch,
     finish,
     gates_of,
     library_versions,
@@ -28,7 +27,17 @@ from pcns_onnx.checking import (
 from pcns_onnx.choosing import Decision
 from pcns_onnx.data import DataSource, split
 from pcns_onnx.errors import InputError, NothingToShrinkError
-from pcns_onnx.feeding import Canonical, census_of, datasets, heads_of, names_of, opened, samples_of, stated_shapes
+from pcns_onnx.feeding import (
+    Canonical,
+    at_latency_batch,
+    census_of,
+    datasets,
+    heads_of,
+    names_of,
+    opened,
+    samples_of,
+    stated_shapes,
+)
 from pcns_onnx.findings import Work
 from pcns_onnx.fold import drop_zero_biases, explicit_biases
 from pcns_onnx.graph import Graph, ModelSource
@@ -103,7 +112,6 @@ def shrink(
         check_targets(tuple(form.original.files), *targets, *lowered_files, stats=options.stats)
         check_precisions(form.original, options)
         plan = None if options.plan is None else load_plan(options.plan, form.original)
-        plan_given = plan is not None
         method = method_named(options.method if plan is None else plan.method)
         options.check_method(method, data=data is not None)
         solves, ratio = method.family != "weights" or bool(options.refit), ratio_of(method, options, plan)
@@ -150,7 +158,7 @@ def shrink(
         if held_out is None and data is not None:
             report_warnings.append("checked on the samples that it was solved on: keep some back or give --eval")
         latency = time_both(engine, form.original, small, at_latency_batch(checked, options), progress)
-        if latency.ratio > 1 and not (options.qualities or plan_given):
+        if latency.ratio > 1 and not (options.qualities or options.plan is not None):
             report_warnings.append(SLOWER)
         gates = [*quality_gates(options, agreement), *gates_of(options, agreement)]
         lowered = lower(engine, form.original, small, work.setup.samples, checked, metric, options, progress)

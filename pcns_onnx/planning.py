@@ -12,7 +12,7 @@ from pcns_onnx.choosing import Decision
 from pcns_onnx.costs import Costs
 from pcns_onnx.data import Dataset
 from pcns_onnx.errors import InputError
-from pcns_onnx.feeding import Canonical, census_of, samples_of
+from pcns_onnx.feeding import Canonical, at_latency_batch, census_of, samples_of
 from pcns_onnx.findings import Findings, Work, look
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
@@ -49,14 +49,14 @@ def decided(
 
 def findings_of(form: Canonical, work: Work, method: Method, options: Options, *, probes: bool) -> Findings:
     """What the data says of the groups; from --stats where that file is there, else written to it."""
-    if options.stats is None:
-        found = look(work, method, options, probes=probes)
-        return spared(work, method, found, options) if probes else found
-    model = fingerprint(form.original)
-    if os.path.exists(options.stats):
-        return stats.load(options.stats, work, model, method.name)
-    found = spared(work, method, look(work, method, options, probes=True), options)
-    stats.save(options.stats, found, model, method.name, probed=True)
+    if options.stats is not None and os.path.exists(options.stats):
+        return stats.load(options.stats, work, fingerprint(form.original), method.name)
+    probes = probes or options.stats is not None
+    found = look(work, method, options, probes=probes)
+    if probes:
+        found = spared(work, method, found, options)
+    if options.stats is not None:
+        stats.save(options.stats, found, fingerprint(form.original), method.name, probed=True)
     return found
 
 
@@ -66,7 +66,7 @@ def work_for(
     """The float32 form with its census and costs; latency too with `times`, or where a budget needs it."""
     census = census_of(form.twin, engine, train, options)
     setup = Setup(engine, samples_of(train, options, form.twin), options.seed, progress, options.shares)
-    batch, timings = options.batch_latency or setup.samples.batch, None
+    batch, timings = at_latency_batch(setup.samples, options).batch, None
     if times or options.times:
         timings = measure_layers(engine, form.twin, census, batch, progress=progress)
     costs = Costs(census, form.twin.parameters, form.original.parameters, timings)

@@ -93,8 +93,12 @@ class _Walk:
         self._gone = {b.layer.name: b for name, b in blocks(original, census).items() if not len(keep.get(name, [0]))}
         dead = {name for block in self._gone.values() for name in block.group.writers}
         self._solved = {layer.name for layer in _behind(original, census, keep)} - dead
-        self.layers = [layer for layer in census.layers if layer.name in self._solved or self._leads(layer)]
-        self.layers = [layer for layer in self.layers if layer.name not in dead]
+        self._routes = dict(self._found_routes()) if steps else {}
+        self.layers = [
+            layer
+            for layer in census.layers
+            if layer.name not in dead and (layer.name in self._solved or self._leads(layer))
+        ]
         self._goals = {layer.name: goal_of(original, census, layer) for layer in self.layers}
         self.fits: dict[str, Fit] = {}
         self.refined: dict[str, Refined] = {}
@@ -106,17 +110,20 @@ class _Walk:
 
     def _leads(self, layer: Layer) -> bool:
         """Whether a layer is narrowed, has nothing to correct, and can be refined."""
-        return bool(self._steps) and self._census.writes(layer).name in self._keep and self._route(layer) is not None
+        return layer.name in self._routes and self._census.writes(layer).name in self._keep
 
-    def _route(self, layer: Layer) -> Route | None:
-        found = route(self._original, self._census, layer) if self._steps else None
-        return found if found is not None and found.reader.name in self._solved - self._gone.keys() else None
+    def _found_routes(self) -> Iterator[tuple[str, Route]]:
+        """Layers with the one that alone reads them, where that is solved."""
+        for layer in self._census.layers:
+            found = route(self._original, self._census, layer)
+            if found is not None and found.reader.name in self._solved - self._gone.keys():
+                yield layer.name, found
 
     def solve(self, at: int, layer: Layer) -> Patch:
         """Solve layer number `at`, all before it being done: the edits."""
         if layer.name in self._gone:
             return self._leave_out(at, self._gone[layer.name])
-        way, goal, later = self._route(layer), self._goals[layer.name], self.layers[at + 1 :]
+        way, goal, later = self._routes.get(layer.name), self._goals[layer.name], self.layers[at + 1 :]
         aim = None if way is None else self._aim(way.reader, [layer, *later])
         rows = [np.flatnonzero(self._kept[part.writes]) for part in layer.parts]
         wanted = [goal.tensor] if aim is None else [goal.tensor, aim.tensor]

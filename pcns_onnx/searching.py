@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pcns_onnx.blocks import without_blocks
+from pcns_onnx.blocks import narrow_or_drop
 from pcns_onnx.choosing import Decision, choose
 from pcns_onnx.costs import RESOURCES, Resource
 from pcns_onnx.errors import InputError
@@ -23,7 +23,7 @@ from pcns_onnx.latency import compare_latency
 from pcns_onnx.methods import Method
 from pcns_onnx.options import Options
 from pcns_onnx.plans import Budget, Plan
-from pcns_onnx.rewrite import Patch, apply, narrow
+from pcns_onnx.rewrite import Patch, apply
 from pcns_onnx.shrinking import solve
 
 ROUNDS = 6
@@ -40,10 +40,9 @@ Judge = Callable[[Patch], bool]
 def measured_ratio(work: Work, decision: Decision) -> float:
     """Latency of the narrowed model, unsolved, against the original's."""
     keep = {g.name: g.labels[decision.keep[g.name]] for g in work.groups if g.name in decision.narrowed}
-    patch = narrow(work.graph, work.census, keep) + without_blocks(work.graph, work.census, keep)
-    small = apply(work.graph, patch)
+    small = apply(work.graph, narrow_or_drop(work.graph, work.census, keep))
     small.prune(work.graph)
-    samples = replace(work.setup.samples, batch=work.latency_batch or work.setup.samples.batch, _kept=[])
+    samples = replace(work.setup.samples, batch=work.latency_batch, _kept=[])
     return compare_latency(work.setup.engine, work.graph, small, samples, _SECONDS).ratio
 
 

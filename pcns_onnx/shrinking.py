@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from pcns_onnx import basis
 from pcns_onnx.backend import to_numpy
-from pcns_onnx.blocks import without_blocks
+from pcns_onnx.blocks import narrow_or_drop
 from pcns_onnx.choosing import Decision, widths_for
 from pcns_onnx.findings import Work
 from pcns_onnx.groups import Group
@@ -23,7 +23,7 @@ from pcns_onnx.plans import Budget, Plan
 from pcns_onnx.refine import Refined
 from pcns_onnx.refit import refit
 from pcns_onnx.report import FitInfo, GroupInfo, RefineInfo
-from pcns_onnx.rewrite import Patch, apply, narrow
+from pcns_onnx.rewrite import Patch, apply
 from pcns_onnx.rotation import turned
 from pcns_onnx.solve import Fit
 
@@ -61,7 +61,7 @@ def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list
         place: {name: view for name, view in views.items() if name in keep} for place, views in decision.seen.items()
     }
     base, turns = turned(work.graph, work.census, [turn for name in keep for turn in decision.turns.get(name, ())])
-    patch = narrow(base, work.census, keep) + without_blocks(base, work.census, keep)
+    patch = narrow_or_drop(base, work.census, keep)
     made = refit(work.setup, base, apply(base, patch), work.census, keep, seen, options.steps(decision.method))
     fits = {g.name: {n: made.fits[n] for n in g.readers if n in made.fits} for g in chosen}
     infos = [info_of(g, decision, fits[g.name], None, made.refined) for g in chosen]

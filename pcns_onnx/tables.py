@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
-from pcns_onnx.report import Expansion, GroupRow, Inspection, Outlook, PlanReport, Report
+from pcns_onnx.report import Expansion, GroupRow, Inspection, Left, Outlook, PlanReport, Report
 
 _BAR = 40
 """Columns of the longest bar of a frontier."""
@@ -86,6 +86,16 @@ def _outlooks(found: list[Outlook]) -> Iterator[Table]:
     yield table
 
 
+def _left_alone(items: Sequence[Left]) -> Table:
+    """What stayed as it was, and why."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("left alone", overflow="fold")
+    table.add_column("because", overflow="fold")
+    for item in items:
+        table.add_row(item.name, item.reason)
+    return table
+
+
 def report_tables(report: Report) -> Iterator[RenderableType]:
     """Tables for `shrink` and `compare`."""
     if report.groups:
@@ -109,12 +119,7 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
             )
         yield widths
     if report.left_alone:
-        left = Table(box=None, header_style="bold", pad_edge=False)
-        left.add_column("left alone", overflow="fold")
-        left.add_column("because", overflow="fold")
-        for item in report.left_alone:
-            left.add_row(item.name, item.reason)
-        yield left
+        yield _left_alone(report.left_alone)
     yield _before_after(report)
     if report.precisions:
         yield _precisions(report)
@@ -221,12 +226,7 @@ def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
         table.add_row(f"{point.macs:.3f}", f"{point.params:.3f}", latency, f"{point.error:.3f}", bar)
     yield table
     if report.left_alone:
-        left = Table(box=None, header_style="bold", pad_edge=False)
-        left.add_column("left alone", overflow="fold")
-        left.add_column("because", overflow="fold")
-        for item in report.left_alone:
-            left.add_row(item.name, item.reason)
-        yield left
+        yield _left_alone(report.left_alone)
 
 
 def expansion_tables(report: Expansion) -> Iterator[RenderableType]:

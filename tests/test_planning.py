@@ -227,3 +227,9 @@ def test_a_gate_beside_a_budget_is_a_gate_still(tmp_path: Path) -> None:
     with pytest.raises(GateError):
         shrink(wide(), rows(200), tmp_path / "o.onnx", budget="macs=0.1", max_error=1e-6, refine=0)
     assert not os.listdir(tmp_path)
+
+
+def test_a_model_with_a_fixed_batch_is_timed_in_that() -> None:
+    model = mlp(4, widths=(6, 800, 800, 3))
+    result = shrink(model, rows(64), budget="latency=0.9", batch_latency=1, refine=0, threads=1)
+    assert result.report.latency is not None and result.report.latency.batch == 4
