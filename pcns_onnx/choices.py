@@ -45,6 +45,7 @@ class Choices(Running, total=False):
     refine: int
     coupled: bool
     depth: bool
+    low_rank: bool
     holdout: float
     eval: DataSource
     trials: int

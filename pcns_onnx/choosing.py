@@ -130,6 +130,7 @@ def widths_for(
     if options.int8 and options.multiple == "auto":
         convs = [g for g in work.groups if kinds[g.name].startswith("Conv")]
         grids |= {g.name: grids[g.name][grids[g.name] >= min(INT8_LEAST // g.unit, g.width)] for g in convs}
+    grids |= {name: grids[name][np.isin(grids[name], ranks)] for name, ranks in work.ranks.items()}
     grids = {name: widths[widths >= least.get(name, 1)] for name, widths in grids.items()}
     if plan is not None:
         return _planned(work, plan, least)

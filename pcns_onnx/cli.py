@@ -148,6 +148,7 @@ def inspect(model: str, data: str | None, voice: Voice, **choices: Any) -> None:
 @click.option("--no-coupled", "coupled", flag_value=False, default=None, type=bool,
               help="Leave channels alone that several blocks share (residual streams, concatenations).")  # fmt: skip
 @click.option("--keep-blocks", "depth", flag_value=False, default=None, type=bool, help="Drop no residual block.")
+@click.option("--low-rank", is_flag=True, help="Layers that cannot get narrower may become two of lower rank.")
 @click.option("--holdout", type=float, help="Share of the samples kept from the solve for the check (0.1).")
 @click.option("--eval", metavar="DATA", help="Check on this data instead.")
 @click.option("--plan-out", metavar="PLAN.json", help="Write the plan.")
@@ -180,6 +181,7 @@ def shrink(model: str, data: str | None, output: str, voice: Voice, **choices: A
 @click.option("--width", type=float, help="Fraction of every hidden width to keep.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only layers of these names.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers of these names alone.")
+@click.option("--low-rank", is_flag=True, help="Layers that cannot get narrower may become two of lower rank.")
 @click.option("--multiple", metavar="auto|N", help="Widths are multiples of N (auto: as timed on this machine).")
 @click.option("--no-coupled", "coupled", flag_value=False, default=None, type=bool,
               help="Leave channels alone that several blocks share (residual streams, concatenations).")  # fmt: skip

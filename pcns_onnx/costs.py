@@ -4,12 +4,13 @@ A weight costs the product of the two fractions that it lies between, a bias the
 layer; so costs are linear in any one width while the others stand still, and quadratic where a
 layer reads what it writes. Seconds come from `timing`, which has measured every layer. A layer
 that reads (or writes) several groups has the mean of their fractions, weighted by their channels.
-A layer without a bias is counted with one: the re-fit may give it one.
+A layer without a bias is counted with one: the re-fit may give it one. Where one layer is put as two
+(`factors`) and the channels between them are all there, it stays one: the second costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -27,8 +28,18 @@ Costed = NDArray[np.float64]
 class Costs:
     """Cost of the model as a function of the widths of its groups; vectors are in the order of `resources`."""
 
-    def __init__(self, census: Census, params: int, original_params: int, timings: Timings | None = None) -> None:
-        """`params` is what the surveyed graph holds, `original_params` what budgets are fractions of."""
+    def __init__(
+        self,
+        census: Census,
+        params: int,
+        original_params: int,
+        timings: Timings | None = None,
+        between: Collection[str] = (),
+    ) -> None:
+        """`params` is what the surveyed graph holds, `original_params` what budgets are fractions of.
+
+        `between` are the groups in the middle of layers that are put as two.
+        """
         self._index = {group.name: at for at, group in enumerate(census.groups)}
         self._census, self.timings = census, timings
         reads, writes, weights, biases = list[Labels](), list[Labels](), [], []
@@ -37,7 +48,7 @@ class Costs:
             reads.append(layer.linear.reads)
             writes.append(layer.linear.writes)
             weights.append((layer.macs, layer.parameters - (0 if layer.bias.absent else layer.width)))
-            biases.append((0, layer.width))
+            biases.append((0, 0 if layer.name in between else layer.width))
             stored += layer.parameters
         fixed = np.zeros(2)
         for node in census.unsolved:
@@ -54,6 +65,8 @@ class Costs:
         self._reads, self._writes = (self._shares(ends) for ends in self._ends)
         self._weights, self._biases = (np.array(c, dtype=np.float64).reshape(-1, 2) for c in (weights, biases))
         self._fixed = fixed
+        seconds = {name for group in census.groups if group.name in between for name in group.readers}
+        self._second = np.array([layer.name in seconds for layer in census.layers], dtype=np.bool_)
         if timings is not None:
             self._timed = [self._shares(ends) for ends in timings.ends(census)]
         self.total = self({})
@@ -67,11 +80,11 @@ class Costs:
     def __call__(self, fractions: Mapping[str, float]) -> Costed:
         """Costs when each group keeps this fraction of its width, all of it where none is given."""
         f = self._vector(fractions)
-        counted = self._counted(self._reads @ f, self._writes @ f)
+        counted = self._counted(self._read(self._reads @ f), self._writes @ f)
         if self.timings is None:
             return counted
         read, written = (shares @ f for shares in self._timed)
-        return np.append(counted, self.timings.total(read, written))
+        return np.append(counted, self.timings.total(self._read(read), written))
 
     def along(self, name: str, fractions: Mapping[str, float], shares: Costed) -> Costed:
         """(n, resources): costs as group `name` keeps each of these `shares` (n,), the others as in `fractions`."""
@@ -80,9 +93,9 @@ class Costs:
         now = self(fractions)
         read, written = self._reads @ f, self._writes @ f
         mine = np.flatnonzero((self._reads[:, at] > 0) | (self._writes[:, at] > 0))
-        r = read[mine] + change[:, None] * self._reads[mine, at]
+        r = self._read(read[mine] + change[:, None] * self._reads[mine, at], mine)
         w = written[mine] + change[:, None] * self._writes[mine, at]
-        more = (r * w - read[mine] * written[mine]) @ self._weights[mine]
+        more = (r * w - self._read(read[mine], mine) * written[mine]) @ self._weights[mine]
         more += (w - written[mine]) @ self._biases[mine]
         if self.timings is None:
             return np.asarray(now + more, dtype=np.float64)
@@ -93,14 +106,25 @@ class Costs:
         (reads, writes), total = self._timed, np.zeros(len(change))
         read, written = reads @ f, writes @ f
         for part in np.flatnonzero((reads[:, at] > 0) | (writes[:, at] > 0)):
-            r, w = read[part] + change * reads[part, at], written[part] + change * writes[part, at]
-            total += self.timings.part(int(part), r, w) - self.timings.part(int(part), read[part], written[part])
+            r, w = self._read(read[part] + change * reads[part, at], part), written[part] + change * writes[part, at]
+            before = self.timings.part(int(part), self._read(read[part], part), written[part])
+            total += self.timings.part(int(part), r, w) - before
         return total
 
     def of_classes(self, kept: NDArray[np.bool_]) -> Costed:
         """Costs when these classes stay (the last element answers for -1)."""
-        counted = self._counted(*(np.array([kept[labels].mean() for labels in ends]) for ends in self._ends))
-        return counted if self.timings is None else np.append(counted, self.timings.of_classes(self._census, kept))
+        read, written = (np.array([kept[labels].mean() for labels in ends]) for ends in self._ends)
+        counted = self._counted(self._read(read), written)
+        if self.timings is None:
+            return counted
+        read, written = (np.array([kept[ends].mean() for ends in found]) for found in self.timings.ends(self._census))
+        return np.append(counted, self.timings.total(self._read(read), written))
+
+    def _read(self, read: Costed, at: NDArray[np.int64] | np.int64 | None = None) -> Costed:
+        """Shares that rows `at` read, 0 where there is one layer still in the place of two."""
+        rows = np.arange(len(read)) if at is None else at
+        second = np.append(self._second, False)[np.minimum(rows, len(self._second))]
+        return np.where(second & (read > 1 - 1e-9), 0.0, read)
 
     def _counted(self, read: Costed, written: Costed) -> Costed:
         parts = self._weights * read[:, None] * written[:, None] + self._biases * written[:, None]

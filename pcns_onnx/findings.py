@@ -8,7 +8,7 @@ it can be saved and used for other budgets without another look at the data.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pcns_onnx.blocks import Block, blocks
 from pcns_onnx.costs import Costs
 from pcns_onnx.data import split
+from pcns_onnx.factors import Factor
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.methods import RANK_OF, Method, Ranking
@@ -31,7 +32,8 @@ from pcns_onnx.rotation import Origins, Turn, rotations, turned
 class Work:
     """The float32 graph that is solved, what is known of it, and the groups that may be narrowed.
 
-    `latency_batch` is the batch that latency is measured at.
+    `latency_batch` is the batch that latency is measured at. Where layers are put as two (`factors`, by the
+    group between them), `whole` is the graph before, of which `whole_census` is, and `ranks` are those that pay.
     """
 
     graph: Graph
@@ -40,6 +42,10 @@ class Work:
     groups: tuple[Group, ...]
     costs: Costs
     latency_batch: int
+    whole: Graph
+    whole_census: Census
+    factors: Mapping[str, Factor] = field(default_factory=dict)
+    ranks: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @cached_property
     def blocks(self) -> Mapping[str, Block]:

@@ -39,7 +39,7 @@ def explicit_biases(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
         weight = graph.constant(node.inputs[1]) if node.op == "MatMul" and not node.domain else None
         if weight is not None and weight.ndim == 2 and bias_add(graph, node, weight.shape[1]) is None:
             result = graph.copy() if result is graph else result
-            result.append_add(node.key, np.zeros(weight.shape[1]))
+            result.append(node.key, "Add", np.zeros(weight.shape[1]), ("", ".bias"))
             added.append(node.key)
     return result, tuple(added)
 
@@ -123,7 +123,7 @@ def _can_shift(graph: Graph, node: Node, shift: NDArray[np.float64]) -> bool:
     return node.op == "Gemm" or unpadded or not shift.any()
 
 
-def _bias(graph: Graph, node: Node, width: int) -> NDArray[np.float64]:
+def bias_of(graph: Graph, node: Node, width: int) -> NDArray[np.float64]:
     """The bias that the layer really adds, shape (width,)."""
     if len(node.inputs) < 3 or not node.inputs[2]:
         return np.zeros(width)
@@ -140,7 +140,7 @@ def _set(graph: Graph, node: Node, weight: NDArray[np.float64], bias: NDArray[np
 
 def _scale_rows(graph: Graph, node: Node, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
     weight = _value(graph, node.inputs[1])
-    bias = _bias(graph, node, len(scale)) * scale + shift
+    bias = bias_of(graph, node, len(scale)) * scale + shift
     if node.op == "ConvTranspose":  # (C, K/groups, *kernel): each group of C has its own outputs
         groups = node.attrs.get("group", 1)
         parts = weight.reshape(groups, -1, *weight.shape[1:])
@@ -157,9 +157,9 @@ def _scale_columns(graph: Graph, node: Node, scale: NDArray[np.float64], shift: 
     alpha = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
     if node.op == "Gemm":
         matrix = weight if node.attrs.get("transB", 0) else weight.T
-        bias = _bias(graph, node, len(matrix)) + alpha * matrix @ shift
+        bias = bias_of(graph, node, len(matrix)) + alpha * matrix @ shift
         scaled = matrix * scale
         _set(graph, node, scaled if node.attrs.get("transB", 0) else scaled.T, bias)
         return
-    bias = _bias(graph, node, len(weight)) + np.tensordot(weight.sum(tuple(range(2, weight.ndim))), shift, 1)
+    bias = bias_of(graph, node, len(weight)) + np.tensordot(weight.sum(tuple(range(2, weight.ndim))), shift, 1)
     _set(graph, node, weight * scale.reshape(1, -1, *(1,) * (weight.ndim - 2)), bias)

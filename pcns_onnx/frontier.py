@@ -22,9 +22,10 @@ from pcns_onnx.findings import Work
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.options import Choices, Options, check_targets
 from pcns_onnx.origin import write_plan
-from pcns_onnx.planning import findings_of, pairs, select, work_for
+from pcns_onnx.planning import findings_of, pairs, selected, work_for
 from pcns_onnx.plans import SCHEMA, GroupPlan, Plan, fingerprint
 from pcns_onnx.progress import Progress
+from pcns_onnx.ranks import settled
 from pcns_onnx.report import FrontierPoint, Left, PlanReport
 from pcns_onnx.runtime import choose_engine
 from pcns_onnx.searching import hold_latency
@@ -62,14 +63,14 @@ def plan(
         form = Canonical.of(Graph.load(model))
         train, _ = datasets(form, data, replace(options, holdout=0.0), solves=True)
         work = work_for(form, engine, train, options, progress, times=True)
-        groups, left = select(form.twin, work.census, options, method.family)
-        if not groups:
+        work, left = selected(work, options, method.family)
+        if not work.groups:
             raise NothingToShrinkError("nothing can be shrunk: every layer has a reason to stay", pairs(left))
-        work = replace(work, groups=tuple(groups))
         found = findings_of(form, work, method, options, probes=True)
         if frontier:
             return PlanResult(None, _report(work, {}, list(points(work, method, found, options)), left))
         decision = hold_latency(work, method, found, options, None, options.costs)
+        _, decision, _ = settled(work, decision, options)
         made = Plan(SCHEMA, fingerprint(form.original), method.name, _with_savings(work, decision))
     if output is not None:
         write_plan(made, output)

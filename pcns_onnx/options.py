@@ -42,6 +42,7 @@ class Options:
     from the solve for the check, unless `eval` gives others.
     `trials`: how many batches of every size `inspect` draws. `coupled` false leaves channels alone
     that several blocks share. `depth` false keeps all blocks, however little they do.
+    `low_rank`: layers whose outputs cannot get fewer may become two of lower rank, where that was measured to pay.
     `refine`: so many steps of nonlinear least squares per layer and its
     reader, after the re-fit (None: 400 where neurons are kept). `batch_latency`: the batch that latency is measured
     at (None: `batch`). `stats`: a file that keeps what was seen of the data, for other budgets. `heads`: take the
@@ -71,6 +72,7 @@ class Options:
     refine: int | None = None
     coupled: bool = True
     depth: bool = True
+    low_rank: bool = False
     heads: str = "width"
     shape: str | Sequence[str] = ()
     samples: int | None = None
@@ -213,6 +215,8 @@ class Options:
         if len(chosen) != 1:
             said = "nothing says" if not chosen else " and ".join(chosen) + " both say"
             raise InputError(f"{said} how small to make the model: give one of {', '.join(given)}")
+        if self.low_rank and chosen != ["--budget"]:
+            raise InputError(f"--low-rank is a choice that a budget makes: give --budget and not {chosen[0]}")
         return chosen[0]
 
     def steps(self, method: Method) -> int:
@@ -231,6 +235,8 @@ class Options:
             raise InputError(f"--order and --no-refit are choices of method pcns: '{method.name}' has neither")
         if self.refine and method.family == "basis":
             raise InputError(f"--refine goes on from neurons that were kept: '{method.name}' makes new ones")
+        if self.low_rank and method.family != "subset":
+            raise InputError(f"--low-rank is for methods obs and interpolative, not '{method.name}'")
         if self.qualities and method.family != "subset":
             raise InputError(f"budgets error and drop are for methods obs and interpolative, not '{method.name}'")
         if self.rank_ratio is not None and method.name != "eigenremove":

@@ -48,10 +48,11 @@ from pcns_onnx.options import Choices, Options, check_targets
 from pcns_onnx.origin import origin_of, write_plan
 from pcns_onnx.outlook import look, spectra
 from pcns_onnx.page import check_page
-from pcns_onnx.planning import decided, pairs, select, work_for
+from pcns_onnx.planning import decided, pairs, selected, work_for
 from pcns_onnx.plans import SCHEMA as PLAN_SCHEMA
 from pcns_onnx.plans import Plan, fingerprint, load_plan
 from pcns_onnx.progress import Progress
+from pcns_onnx.ranks import additions, settled
 from pcns_onnx.report import GroupInfo, Inspection, Left, Outlook, Report
 from pcns_onnx.rewrite import Patch, apply
 from pcns_onnx.runtime import choose_engine
@@ -120,12 +121,11 @@ def shrink(
         if needs_score and metric is None and not (held_out or train).has_labels:
             what = "--max-drop" if options.max_drop is not None else "budget drop"
             raise InputError(f"{what} needs labels in the data it is checked on, or --metric")
-        work = work_for(form, engine, train, options, progress)
-        groups, left = select(form.twin, work.census, options, method.family)
-        if not groups:
+        work = work_for(form, engine, train, options, progress, plan=plan, times=options.low_rank)
+        work, left = selected(work, options, method.family)
+        if not work.groups:
             why = "every layer has a reason to stay" if left else "the model has no layer with stored weights"
             raise NothingToShrinkError(f"nothing can be shrunk: {why}", pairs(left))
-        work = replace(work, groups=tuple(groups))
         warnings = _few_samples(work) if solves else []
         weighing = Weighing(work, method, ratio) if method.family == "weights" else None
 
@@ -139,9 +139,10 @@ def shrink(
             decision = weighing.decide(options, plan)
         else:
             decision = decided(form, work, method, options, plan, judge)
-        left += [Left(n, "it keeps its full width here") for n, w in decision.widths.items() if w == decision.full[n]]
+        left += [Left(n, _stays(n, work)) for n, w in decision.widths.items() if w == decision.full[n]]
         if not decision.narrowed:
             raise NothingToShrinkError("nothing was shrunk: every layer needs its full width here", pairs(left))
+        work, decision, _ = settled(work, decision, options)
         patch, infos = solve(work, decision, options) if weighing is None else weighing.solve(decision, options)
         if options.html is not None:
             infos = _with_curves(work, decision, infos, looks=data is not None)
@@ -164,7 +165,7 @@ def shrink(
         lowered = lower(engine, form.original, small, work.setup.samples, checked, metric, options, progress)
     report = Report(
         options=options.described() | {"method": method.name},
-        before=size_of(form.original, work.census),
+        before=size_of(form.original, work.whole_census),
         after=size_of(small, census_of(explicit_biases(small)[0].as_float32(), engine, train, options)),
         agreement=agreement,
         latency=latency,
@@ -272,9 +273,13 @@ def compare(
 def _made(form: Canonical, patch: Patch) -> Graph:
     """The shrunk model in the original's storage types."""
     small = apply(form.typed, patch)
-    drop_zero_biases(small, form.added)
+    drop_zero_biases(small, form.added + additions(small, patch))
     small.prune(form.typed)
     return small
+
+
+def _stays(name: str, work: Work) -> str:
+    return "two layers in its place do not pay here" if name in work.factors else "it keeps its full width here"
 
 
 def _with_curves(work: Work, decision: Decision, infos: list[GroupInfo], *, looks: bool) -> list[GroupInfo]:

@@ -12,6 +12,7 @@ from pcns_onnx.choosing import Decision
 from pcns_onnx.costs import Costs
 from pcns_onnx.data import Dataset
 from pcns_onnx.errors import InputError
+from pcns_onnx.factors import ENDING
 from pcns_onnx.feeding import Canonical, at_latency_batch, census_of, samples_of
 from pcns_onnx.findings import Findings, Work, look
 from pcns_onnx.graph import Graph
@@ -21,7 +22,9 @@ from pcns_onnx.options import Options
 from pcns_onnx.passes import Setup
 from pcns_onnx.plans import Plan, fingerprint
 from pcns_onnx.progress import Progress
+from pcns_onnx.ranks import candidates, paying
 from pcns_onnx.report import Left
+from pcns_onnx.rewrite import apply
 from pcns_onnx.runtime import Engine
 from pcns_onnx.searching import Judge, hold_latency, search
 from pcns_onnx.shrinking import decide_bases
@@ -61,19 +64,41 @@ def findings_of(form: Canonical, work: Work, method: Method, options: Options, *
 
 
 def work_for(
-    form: Canonical, engine: Engine, train: Dataset, options: Options, progress: Progress, *, times: bool = False
+    form: Canonical,
+    engine: Engine,
+    train: Dataset,
+    options: Options,
+    progress: Progress,
+    *,
+    plan: Plan | None = None,
+    times: bool = False,
 ) -> Work:
-    """The float32 form with its census and costs; latency too with `times`, or where a budget needs it."""
-    census = census_of(form.twin, engine, train, options)
-    setup = Setup(engine, samples_of(train, options, form.twin), options.seed, progress, options.shares)
+    """The float32 form with its census and costs; latency too with `times`, or where a budget needs it.
+
+    With `low_rank`, or in a `plan` that was made with it, some layers are put as two.
+    """
+    graph = form.twin
+    census = whole = census_of(graph, engine, train, options)
+    factors = candidates(whole, options, plan)
+    if factors:
+        graph = apply(graph, tuple(factors.values()))
+        census = census_of(graph, engine, train, options)
+    setup = Setup(engine, samples_of(train, options, graph), options.seed, progress, options.shares)
     batch, timings = at_latency_batch(setup.samples, options).batch, None
     if times or options.times:
-        timings = measure_layers(engine, form.twin, census, batch, progress=progress)
-    costs = Costs(census, form.twin.parameters, form.original.parameters, timings)
-    return Work(form.twin, census, setup, (), costs, batch)
+        timings = measure_layers(engine, graph, census, batch, progress=progress)
+    costs = Costs(census, graph.parameters, form.original.parameters, timings, factors)
+    return Work(graph, census, setup, (), costs, batch, form.twin, whole, factors)
 
 
-def select(graph: Graph, census: Census, options: Options, family: str) -> tuple[list[Group], list[Left]]:
+def selected(work: Work, options: Options, family: str) -> tuple[Work, list[Left]]:
+    """The work with the groups that are to be narrowed, and every other layer with its reason."""
+    groups, left = _select(work.graph, work.census, options, family)
+    groups, ranks, none = paying(work, groups)
+    return replace(work, groups=tuple(groups), ranks=ranks), left + none
+
+
+def _select(graph: Graph, census: Census, options: Options, family: str) -> tuple[list[Group], list[Left]]:
     """Groups to narrow, and every other layer with its reason."""
     for pattern in (*options.include, *options.exclude):
         if not any(fnmatchcase(group.name, pattern) for group in census.groups):
@@ -84,7 +109,7 @@ def select(graph: Graph, census: Census, options: Options, family: str) -> tuple
         reason = group.frozen
         if reason is None and group.coupled and not options.coupled:
             reason = "several blocks share its channels, and --no-coupled leaves those alone"
-        if reason is None and not options.wants(group.name):
+        if reason is None and not options.wants(group.name.removesuffix(ENDING)):
             reason = "it was left out by --include or --exclude"
         if reason is None and family == "weights":
             reason = refusal(group)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.errors import InputError
+from pcns_onnx.factors import Factor
 from pcns_onnx.graph import Array, Graph
 from pcns_onnx.groups import Census
 from pcns_onnx.layers import Layer
@@ -67,7 +68,7 @@ class SetNumbers:
         return f"elements of input {self.position} of '{self.key}' := {dict(self.numbers)}"
 
 
-Edit = SetInput | SetAttributes | SetNumbers
+Edit = Factor | SetInput | SetAttributes | SetNumbers
 Patch = tuple[Edit, ...]
 
 

@@ -23,6 +23,7 @@ from pcns_onnx.latency import compare_latency
 from pcns_onnx.methods import Method
 from pcns_onnx.options import Options
 from pcns_onnx.plans import Budget, Plan
+from pcns_onnx.ranks import settled
 from pcns_onnx.rewrite import Patch, apply
 from pcns_onnx.shrinking import solve
 
@@ -37,13 +38,14 @@ Judge = Callable[[Patch], bool]
 """Whether the model with these edits keeps all limits."""
 
 
-def measured_ratio(work: Work, decision: Decision) -> float:
+def measured_ratio(work: Work, decision: Decision, options: Options) -> float:
     """Latency of the narrowed model, unsolved, against the original's."""
+    work, decision, _ = settled(work, decision, options)
     keep = {g.name: g.labels[decision.keep[g.name]] for g in work.groups if g.name in decision.narrowed}
     small = apply(work.graph, narrow_or_drop(work.graph, work.census, keep))
     small.prune(work.graph)
     samples = replace(work.setup.samples, batch=work.latency_batch, _kept=[])
-    return compare_latency(work.setup.engine, work.graph, small, samples, _SECONDS).ratio
+    return compare_latency(work.setup.engine, work.whole, small, samples, _SECONDS).ratio
 
 
 def hold_latency(
@@ -57,7 +59,7 @@ def hold_latency(
     reached = 1.0
     for _ in range(ROUNDS):
         with work.setup.progress.stage("time"):
-            ratio = measured_ratio(work, decision) if decision.narrowed else 1.0
+            ratio = measured_ratio(work, decision, options) if decision.narrowed else 1.0
         reached = min(reached, ratio)
         if ratio <= asked * _SLACK:
             return decision

@@ -20,6 +20,7 @@ from pcns_onnx.methods.activations import Activation
 from pcns_onnx.methods.pcns import Basis, components_in, neurons_for
 from pcns_onnx.options import Options
 from pcns_onnx.plans import Budget, Plan
+from pcns_onnx.ranks import settled, shifted
 from pcns_onnx.refine import Refined
 from pcns_onnx.refit import refit
 from pcns_onnx.report import FitInfo, GroupInfo, RefineInfo
@@ -42,7 +43,8 @@ def decide_bases(
 
 
 def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list[GroupInfo]]:
-    """Narrow the decided groups and solve; returns the edits and what was found per group."""
+    """Narrow the decided groups and solve; returns the edits of the whole graph and what was found per group."""
+    work, decision, factored = settled(work, decision, options)
     chosen = [g for g in work.groups if g.name in decision.narrowed]
     if decision.method.family == "basis":
         _, patch, rebuilt = basis.rebuild(
@@ -62,10 +64,11 @@ def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list
     }
     base, turns = turned(work.graph, work.census, [turn for name in keep for turn in decision.turns.get(name, ())])
     patch = narrow_or_drop(base, work.census, keep)
-    made = refit(work.setup, base, apply(base, patch), work.census, keep, seen, options.steps(decision.method))
+    small = apply(base, patch)
+    made = refit(work.setup, base, small, work.census, keep, seen, options.steps(decision.method))
     fits = {g.name: {n: made.fits[n] for n in g.readers if n in made.fits} for g in chosen}
     infos = [info_of(g, decision, fits[g.name], None, made.refined) for g in chosen]
-    return turns + patch + made.patch, infos
+    return factored + turns + patch + made.patch + shifted(small, work.census, work.factors), infos
 
 
 def info_of(

@@ -73,7 +73,7 @@ def _best(work: Work, plans: Sequence[Decision], options: Options) -> int:
 
 def _made(work: Work, plan: Decision, options: Options) -> Graph:
     patch, _ = solve(work, plan, options)
-    return apply(work.graph, patch)
+    return apply(work.whole, patch)
 
 
 def _error(setup: Setup, original: Graph, samples: Samples, small: Graph) -> float:

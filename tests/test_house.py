@@ -16,13 +16,13 @@ HOUSE = ROOT / "pcns_onnx"
 
 ORDER = (
     "errors", "placing", "memory", "catalogue", "progress", "backend", "linalg", "graph", "runtime", "ops", "data",
-    "fold", "sizes", "walk", "layers", "groups", "rewrite", "blocks", "stopwatch", "layertimes", "timing", "costs",
-    "plans", "allocation", "bounds", "moments", "tracing", "capture", "methods", "solve", "reading", "windows",
-    "refine", "passes", "refit", "probing", "rotation", "basis", "verify", "latency", "interop", "choices", "options",
-    "report", "tables", "figures", "page", "terminal", "inspecting", "feeding", "findings", "stats", "choosing",
-    "shrinking", "trying", "weighing", "searching", "tradeoff", "planning", "outlook", "origin", "checking",
-    "lowering", "pipeline", "frontier", "expanding", "designing", "differing", "doctor", "integrations", "commands",
-    "cli", "__main__",
+    "fold", "factors", "sizes", "walk", "layers", "groups", "rewrite", "blocks", "stopwatch", "layertimes", "timing",
+    "costs", "plans", "allocation", "bounds", "moments", "tracing", "capture", "methods", "solve", "reading",
+    "windows", "refine", "passes", "refit", "probing", "rotation", "basis", "verify", "latency", "interop", "choices",
+    "options", "report", "tables", "figures", "page", "terminal", "inspecting", "feeding", "findings", "stats",
+    "choosing", "ranks", "shrinking", "trying", "weighing", "searching", "tradeoff", "planning", "outlook", "origin",
+    "checking", "lowering", "pipeline", "frontier", "expanding", "designing", "differing", "doctor", "integrations",
+    "commands", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from pcns_onnx.feeding import Canonical
 from pcns_onnx.findings import Findings, Work, look
 from pcns_onnx.graph import Graph
 from pcns_onnx.options import Options
-from pcns_onnx.planning import select, work_for
+from pcns_onnx.planning import selected, work_for
 from pcns_onnx.probing import LEVELS, SAMPLES, probe_samples
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime import Engine
@@ -30,8 +29,7 @@ def looked(model: onnx.ModelProto, x: Array, *, probes: bool = True, **choices: 
     options = Options(multiple="1", **choices)
     form, method = Canonical.of(Graph.load(model)), method_named(options.method)
     work = work_for(form, Engine("cpu", 1), open_data(x, form.twin.inputs), options, Progress())
-    groups, _ = select(form.twin, work.census, options, method.family)
-    work = replace(work, groups=tuple(groups))
+    work, _ = selected(work, options, method.family)
     return work, look(work, method, options, probes=probes)
 
 

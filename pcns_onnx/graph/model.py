@@ -204,19 +204,19 @@ class Graph(GraphView):
                 proto.attribute.append(helper.make_attribute(name, value))
         self._changed()
 
-    def append_add(self, key: str, value: Array) -> None:
-        """Put `+ value` behind node `key`; the sum takes over the node's output name."""
-        index = self._index(key)
-        proto = self._model.graph.node[index]
-        node = self.node(key)
-        dtype = self._float_type(node)
-        inner = self.fresh_name(f"{key}.linear")
-        bias = self.fresh_name(f"{node.label}.bias")
-        proto.output[0] = inner
-        add = helper.make_node("Add", [inner, bias], [key], name=f"{node.name}.bias" if node.name else "")
-        self._model.graph.node.insert(index + 1, add)
-        self._add_initializer(tensor_of(bias, value, dtype))
+    def append(self, key: str, op: str, value: Array, ends: tuple[str, str]) -> str:
+        """Put node `op` with the stored `value` behind node `key`, whose new key is returned; it takes over the output.
+        `ends` are what the names of the two then end in."""
+        node, proto = self.node(key), self._proto(key)
+        dtype, inner = self._float_type(node), self.fresh_name(f"{key}.linear")
+        stored = self.fresh_name(f"{node.label}{ends[1] or '.square'}")
+        first, second = (node.name + end if node.name else "" for end in ends)
+        proto.output[0], proto.name = inner, first
+        after = self._index(inner) + 1
+        self._model.graph.node.insert(after, helper.make_node(op, [inner, stored], [key], name=second))
+        self._add_initializer(tensor_of(stored, value, dtype))
         self._changed()
+        return inner
 
     def bypass(self, key: str) -> None:
         """Remove single-input node `key`; its producer takes over the removed output's name."""

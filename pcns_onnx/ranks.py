@@ -1,0 +1,143 @@
+"""Low rank as a candidate: which layers are put as two, at which ranks that pays, and what comes of it.
+
+Layers whose outputs cannot get fewer by themselves (they go into a sum with others', or out of the
+model) are put as two (`factors`) before anything is measured; the channels between are then ranked,
+probed and priced like any group. A rank is allowed where the two layers were measured to take less
+time than the one. What keeps its full rank is one layer again before anything is solved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.choosing import Decision
+from pcns_onnx.costs import RESOURCES
+from pcns_onnx.factors import ENDING, FACTORED, Factor
+from pcns_onnx.feeding import census_of
+from pcns_onnx.findings import Work
+from pcns_onnx.graph import Graph
+from pcns_onnx.groups import Census, Group
+from pcns_onnx.options import Options
+from pcns_onnx.plans import Plan
+from pcns_onnx.reading import Seen, stored_bias, stored_weight
+from pcns_onnx.report import Left
+from pcns_onnx.rewrite import Patch, apply, set_layer
+
+LEAST = 16
+"""Fewest outputs of a layer that is put as two."""
+GAIN = 0.1
+"""Share of a layer's time that two of lower rank have to save."""
+
+
+def candidates(census: Census, options: Options, plan: Plan | None) -> dict[str, Factor]:
+    """The layers that may be put as two, by the group that comes between: those of the plan, or all with `low_rank`."""
+    found = {}
+    for layer in census.layers:
+        group, name = census.writes(layer), layer.name + ENDING
+        alone = group.frozen is None and not group.coupled
+        plain = layer.kind in FACTORED and layer.linear.op.blocks == 1 and not group.products
+        if plain and not alone and layer.width >= LEAST and options.wants(layer.name):
+            found[name] = Factor(layer.key)
+    if plan is not None:
+        return {name: factor for name, factor in found.items() if name in plan.groups}
+    return found if options.low_rank else {}
+
+
+def paying(work: Work, groups: Sequence[Group]) -> tuple[list[Group], dict[str, NDArray[np.int64]], list[Left]]:
+    """Groups without those in the middle of a layer that no rank makes faster; ranks that do, full rank with them."""
+    chosen, allowed, left = list[Group](), dict[str, NDArray[np.int64]](), list[Left]()
+    at, costs = RESOURCES.index("latency"), work.costs
+    for group in groups:
+        if group.name not in work.factors or costs.timings is None:
+            chosen.append(group)
+            continue
+        widths = np.arange(1, group.width + 1)
+        saved = costs({}) - costs.along(group.name, {}, widths / group.width)
+        own = float(costs.timings.layers[group.name].at(1.0, 1.0))
+        pays = (saved[:, at] > GAIN * own) & (saved[:, RESOURCES.index("macs")] > 0)
+        if pays.any():
+            chosen.append(group)
+            allowed[group.name] = widths[pays | (widths == group.width)]
+        else:
+            left.append(Left(group.name, "two layers of any rank were measured to take as long as one"))
+    return chosen, allowed, left
+
+
+def settled(work: Work, decision: Decision, options: Options) -> tuple[Work, Decision, Patch]:
+    """Work and decision with only those layers as two that are really narrowed between, and the edits for that."""
+    used = {name: factor for name, factor in work.factors.items() if name in decision.narrowed}
+    patch: Patch = tuple(used.values())
+    if len(used) == len(work.factors):
+        return work, decision, patch
+    graph, census = work.whole, work.whole_census
+    if used:
+        graph = apply(graph, patch)
+        census = census_of(graph, work.setup.engine, work.setup.samples.data, options)
+    gone = work.factors.keys() - used.keys()
+    names = {group.name for group in work.groups} - gone
+    after = replace(
+        work,
+        graph=graph,
+        census=census,
+        groups=tuple(group for group in census.groups if group.name in names),
+        factors=used,
+    )
+    return after, _without(decision, gone, work.census, census), patch
+
+
+def _without(decision: Decision, gone: AbstractSet[str], before: Census, after: Census) -> Decision:
+    """The decision without these groups; what was said of their first layers is said of the whole ones."""
+    labels = {group.name: group.labels for group in before.groups}, {group.name: group.labels for group in after.groups}
+
+    def whole(layer: str) -> str:
+        return layer.removesuffix(ENDING) if layer in gone else layer
+
+    def moved(name: str, view: Seen) -> Seen:
+        old, new = (found[name] for found in labels)
+        return replace(view, classes=new[np.searchsorted(old, view.classes)])
+
+    seconds = {whole(name) for name in gone}
+    seen = {
+        (whole(layer), block): {name: moved(name, view) for name, view in views.items()}
+        for (layer, block), views in decision.seen.items()
+        if layer not in seconds
+    }
+    turns = {
+        name: tuple(replace(turn, layer=whole(turn.layer)) for turn in found)
+        for name, found in decision.turns.items()
+        if name not in gone
+    }
+    left = decision.widths.keys() - gone
+    return replace(
+        decision,
+        seen=seen,
+        turns=turns,
+        full={name: width for name, width in decision.full.items() if name in left},
+        widths={name: width for name, width in decision.widths.items() if name in left},
+        errors={name: error for name, error in decision.errors.items() if name in left},
+        keep={name: places for name, places in decision.keep.items() if name in left},
+        curves={name: curve for name, curve in decision.curves.items() if name in left},
+    )
+
+
+def shifted(graph: Graph, census: Census, factors: Collection[str]) -> Patch:
+    """The first layer's bias goes into the second's: that is one addition less."""
+    patch: Patch = ()
+    for name in factors:
+        first, second = census.layer(name), census.layer(name.removesuffix(ENDING))
+        inner, outer = (layer.linear.op.matrix(stored_weight(graph, layer)) for layer in (first, second))
+        bias = stored_bias(graph, first)
+        patch += set_layer(graph, first, inner, np.zeros(len(bias)))
+        patch += set_layer(graph, second, outer, stored_bias(graph, second) + outer @ bias)
+    return patch
+
+
+def additions(graph: Graph, patch: Patch) -> tuple[str, ...]:
+    """Keys of the additions behind the first of two MatMuls that edits in `patch` have made."""
+    nodes = (graph.node(edit.first(graph)) for edit in patch if isinstance(edit, Factor))
+    return tuple(node.key for node in nodes if node.op == "Add")
