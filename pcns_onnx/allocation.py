@@ -57,7 +57,8 @@ def allocate(
     for budget in budgets:
         at = RESOURCES.index(budget.resource)
         limits[at] = min(limits[at], budget.limit)
-    state = _Allocation(groups, curves, grids, costs, limits)
+    limited = costs if np.isfinite(limits[2:]).any() else costs.untimed
+    state = _Allocation(groups, curves, grids, limited, limits[: len(limited.resources)])
     state.take_least()
     if not state.holds():
         reached = costs(state.fractions()) / costs.total

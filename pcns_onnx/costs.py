@@ -11,6 +11,7 @@ A layer without a bias is counted with one: the re-fit may give it one. Where on
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from typing import Literal
 
 import numpy as np
@@ -69,7 +70,8 @@ class Costs:
         self._second = np.array([layer.name in seconds for layer in census.layers], dtype=np.bool_)
         if timings is not None:
             self._timed = [self._shares(ends) for ends in timings.ends(census)]
-        self.total = self({})
+        self._last: tuple[bytes, Costed] = b"", np.zeros(0)
+        self.total = self({}).copy()
         self.total[1] = original_params
 
     @property
@@ -77,9 +79,21 @@ class Costs:
         """What is counted."""
         return RESOURCES if self.timings is not None else RESOURCES[:2]
 
+    @property
+    def untimed(self) -> Costs:
+        """The same without latency, which takes most of the time to work out."""
+        found = copy(self)
+        found.timings, found.total, found._last = None, self.total[:2], (b"", self.total)
+        return found
+
     def __call__(self, fractions: Mapping[str, float]) -> Costed:
         """Costs when each group keeps this fraction of its width, all of it where none is given."""
         f = self._vector(fractions)
+        if self._last[0] != f.tobytes():
+            self._last = f.tobytes(), self._of(f)
+        return self._last[1]
+
+    def _of(self, f: Costed) -> Costed:
         counted = self._counted(self._read(self._reads @ f), self._writes @ f)
         if self.timings is None:
             return counted

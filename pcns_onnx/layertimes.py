@@ -39,6 +39,8 @@ _SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 _OFFSETS = (1, 4, 7, 8, 12, 15)
 _SECONDS = 0.5
 """Time for the rounds of one layer."""
+_TABLED = 1 << 20
+"""Pairs of widths that are worked out at once."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,18 @@ class LayerTimes:
     def at(self, read: ArrayLike, written: ArrayLike) -> Floats:
         """Seconds where these fractions of the channels are left, in (0, 1]; they broadcast."""
         a, b = (_width(f, int(nodes[-1])) for f, nodes in ((read, self.reads), (written, self.writes)))
+        found: Floats = self._table[a - 1, b - 1] if self._table.size else self._at(a, b)
+        return found
+
+    @cached_property
+    def _table(self) -> Floats:
+        """Seconds at all widths, where these are not too many; empty otherwise."""
+        a, b = int(self.reads[-1]), int(self.writes[-1])
+        if a * b > _TABLED:
+            return np.empty((0, 0))
+        return self._at(np.arange(1, a + 1)[:, None], np.arange(1, b + 1)[None, :])
+
+    def _at(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> Floats:
         i, s = _place(self.reads, _up(a, int(self.reads[-1])))
         j, t = _place(self.writes, _up(b, int(self.writes[-1])))
         low = self.seconds[i, j] * (1 - t) + self.seconds[i, np.minimum(j + 1, len(self.writes) - 1)] * t
@@ -223,7 +237,7 @@ def _up(width: NDArray[np.int64], full: int) -> NDArray[np.int64]:
 
 
 def _width(fraction: ArrayLike, full: int) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = np.clip(np.rint(np.asarray(fraction) * full), 1, full).astype(np.int64)
+    found: NDArray[np.int64] = np.minimum(np.maximum(np.rint(np.multiply(fraction, full)), 1), full).astype(np.int64)
     return found
 
 

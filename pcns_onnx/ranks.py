@@ -130,6 +130,8 @@ def shifted(graph: Graph, census: Census, factors: Collection[str]) -> Patch:
     patch: Patch = ()
     for name in factors:
         first, second = census.layer(name), census.layer(name.removesuffix(ENDING))
+        if not stored_weight(graph, first).size:
+            continue  # its block was dropped
         inner, outer = (layer.linear.op.matrix(stored_weight(graph, layer)) for layer in (first, second))
         bias = stored_bias(graph, first)
         patch += set_layer(graph, first, inner, np.zeros(len(bias)))
