@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from pcns_onnx.report import Expansion, GroupRow, Inspection, Left, Outlook, PlanReport, Report
+from pcns_onnx.verify import Agreement
 
 _BAR = 40
 """Columns of the longest bar of a frontier."""
@@ -121,6 +122,8 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
     if report.left_alone:
         yield _left_alone(report.left_alone)
     yield _before_after(report)
+    if report.agreement.outputs:
+        yield "\n".join(_agreement(report.agreement))
     if report.precisions:
         yield _precisions(report)
     for gate in report.gates:
@@ -147,16 +150,22 @@ def _before_after(report: Report) -> Table:
         unit = " (%)" if agreement.score == "accuracy" else ""
         change = f"{agreement.score_b - agreement.score_a:+.2f}"
         table.add_row(f"{agreement.score}{unit}", f"{agreement.score_a:.2f}", f"{agreement.score_b:.2f}", change)
+    return table
+
+
+def _agreement(agreement: Agreement) -> Iterator[str]:
+    """How close the outputs are, and what that proves: lines, since a table would make its columns as wide."""
+    seen = f"{agreement.samples} sample{'' if agreement.samples == 1 else 's'}"
     for output in agreement.outputs:
         same = "" if output.argmax_agreement is None else f", arg-max agrees {output.argmax_agreement:.2%}"
-        text = f"relative error {output.relative_error:.4f}, cosine {output.cosine:.4f}{same}"
-        seen = f"{agreement.samples} sample{'' if agreement.samples == 1 else 's'}"
-        table.add_row(f"output '{output.name}' on {seen}", "", text, "")
+        yield (
+            f"output '{output.name}' on {seen}: relative error {output.relative_error:.4f}, "
+            f"cosine {output.cosine:.4f}{same}"
+        )
         proved = [] if output.argmax_bound is None else [f"arg-max differs on at most {output.argmax_bound:.2%}"]
         proved += [] if output.error_bound is None else [f"95 % err by at most {output.error_bound:.4f}"]
         if proved:
-            table.add_row("of new samples (95 % confidence)", "", ", ".join(proved), "")
-    return table
+            yield f"of new samples (95 % confidence): {', '.join(proved)}"
 
 
 def stage_table(report: Report) -> Table:

@@ -21,6 +21,7 @@ from test_cli import mlp, rows
 from pcns_onnx import GateError, InputError, UnsupportedError, compare, shrink
 from pcns_onnx import page as page_module
 from pcns_onnx.page import page
+from pcns_onnx.page.words import answers
 from pcns_onnx.report import GroupInfo, Left, Report
 
 NASTY = """<script>alert("x")</script>&'$\\frac{1}$</svg>\n\t\x07中文"""
@@ -91,6 +92,28 @@ def test_the_answer_comes_before_the_pictures(shrunk: tuple[Report, str, Path]) 
     report, text, _ = shrunk
     saved = 100 * (1 - report.after.macs / report.before.macs)
     assert text.index(f"{saved:.1f} % fewer multiply-adds", text.index("<h1>")) < text.index("<svg")
+
+
+def test_the_tiles_say_what_the_verdict_says(shrunk: tuple[Report, str, Path]) -> None:
+    report, text, _ = shrunk
+    words = " ".join(Elements(text).texts)
+    for before, after in ((report.before.macs, report.after.macs), (1.0, report.latency.ratio)):
+        assert f"{100 * (after / before - 1):+.1f} %".replace("-", "\N{MINUS SIGN}") in words
+    untimed = msgspec.structs.replace(report, latency=msgspec.structs.replace(report.latency, ratio=float("nan")))
+    assert ("latency", "not known") in [tile[:2] for tile in answers(untimed)]
+
+
+def test_models_in_fewer_bits_are_on_the_page(tmp_path: Path) -> None:
+    report = shrink(
+        CNN, IMAGES, tmp_path / "small.onnx", width=0.5, refine=0, threads=1, samples=200, int8=True, fp16=True,
+        html=tmp_path / "report.html",
+    ).report  # fmt: skip
+    text = (tmp_path / "report.html").read_text()
+    assert {made.kind for made in report.precisions} == {"int8", "fp16"}
+    for made in report.precisions:
+        row = next(line for line in text.splitlines() if f"shrunk, {made.kind}" in line)
+        for said in (f"{made.bytes:,}", f"{made.on_top:.3f}", f"{made.agreement.error:.4f}"):
+            assert f">{said}<" in row
 
 
 def test_hashes_are_those_of_the_files(shrunk: tuple[Report, str, Path]) -> None:
