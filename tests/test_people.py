@@ -258,6 +258,6 @@ def test_diff_refuses_what_is_no_model(run: Run, tmp_path: Path, name: str) -> N
 
 def test_the_list_of_commands_says_each_in_whole(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setenv("COLUMNS", "80")
-    shown = run("--help").stdout
+    shown = run("--help").out.partition("Commands:")[2]
     assert "  shrink " in shown
     assert "..." not in shown
