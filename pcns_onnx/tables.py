@@ -143,14 +143,17 @@ def _before_after(report: Report) -> Table:
         ("file size (bytes)", a.bytes, b.bytes),
     ):
         table.add_row(name, f"{x:,}", f"{y:,}", f"{y / max(x, 1):.3f}")
-    threads = f"{latency.threads or 'default'} thread{'' if latency.threads == 1 else 's'}"
-    where = f"latency (ms; batch {latency.batch}, {threads}, {latency.provider})"
+    where = f"latency (ms; batch {latency.batch}, {_threads(latency.threads)}, {latency.provider})"
     table.add_row(where, f"{1e3 * latency.seconds_a:.3f}", f"{1e3 * latency.seconds_b:.3f}", f"{latency.ratio:.3f}")
     if agreement.score_a is not None and agreement.score_b is not None:
         unit = " (%)" if agreement.score == "accuracy" else ""
         change = f"{agreement.score_b - agreement.score_a:+.2f}"
         table.add_row(f"{agreement.score}{unit}", f"{agreement.score_a:.2f}", f"{agreement.score_b:.2f}", change)
     return table
+
+
+def _threads(count: int) -> str:
+    return f"{count or 'default'} thread{'' if count == 1 else 's'}"
 
 
 def _agreement(agreement: Agreement) -> Iterator[str]:
@@ -223,14 +226,15 @@ def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
                 f"{saves.get('latency', 0.0):.1%}",
             )
         yield table
-    where = f"batch {report.batch}, {report.threads or 'default'} threads, {report.provider}"
+    where = f"batch {report.batch}, {_threads(report.threads)}, {report.provider}"
     table = Table(box=None, header_style="bold", pad_edge=False, title=f"latency: {where}", title_justify="left")
     for name in ("MACs", "parameters", "latency", "predicted error"):
         table.add_column(name, justify="right")
     table.add_column("")
     most = max((point.error for point in report.points), default=0.0) or 1.0
     for point in report.points:
-        bar = "█" * max(1, round(_BAR * point.error / most))
+        # A bar by itself says nothing.
+        bar = "█" * max(1, round(_BAR * point.error / most)) if len(report.points) > 1 else ""
         latency = "" if point.latency is None else f"{point.latency:.3f}"
         table.add_row(f"{point.macs:.3f}", f"{point.params:.3f}", latency, f"{point.error:.3f}", bar)
     yield table
