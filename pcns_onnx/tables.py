@@ -65,11 +65,12 @@ def _outlooks(found: list[Outlook]) -> Iterator[Table]:
     """Eigenvectors by share of variance, then what the trials of batch sizes found."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("eigenvectors that reach", overflow="fold")
-    for name in ("width", *(f"{100 * float(share):g} %" for share in found[0].eigenvectors), "share in width/10"):
+    shares = sorted(found[0].eigenvectors, key=float)
+    for name in ("width", *(f"{100 * float(share):g} %" for share in shares), "share in width/10"):
         table.add_column(name, justify="right")
-    table.add_column("pcns", overflow="fold")
+    table.add_column("--method pcns", overflow="fold")
     for layer in found:
-        counts = [str(count) for count in layer.eigenvectors.values()]
+        counts = [str(layer.eigenvectors[share]) for share in shares]
         tenth = sum(layer.eigenvalues[: max(layer.width // 10, 1)])
         table.add_row(layer.name, str(layer.width), *counts, f"{tenth:.2%}", layer.reason or "can rebuild it")
     yield table
