@@ -157,9 +157,13 @@ def _threads(count: int) -> str:
     return f"{count or 'default'} thread{'' if count == 1 else 's'}"
 
 
+def _samples(count: int) -> str:
+    return f"{count} sample{'' if count == 1 else 's'}"
+
+
 def _agreement(agreement: Agreement) -> Iterator[str]:
     """How close the outputs are, and what that proves: lines, since a table would make its columns as wide."""
-    seen = f"{agreement.samples} sample{'' if agreement.samples == 1 else 's'}"
+    seen = _samples(agreement.samples)
     for output in agreement.outputs:
         same = "" if output.argmax_agreement is None else f", arg-max agrees {output.argmax_agreement:.2%}"
         yield (
@@ -252,10 +256,12 @@ def expansion_tables(report: Expansion) -> Iterator[RenderableType]:
     for group in report.groups:
         widths.add_row(", ".join(group.writers), str(group.before), str(group.after), str(group.split))
     yield widths
-    for name, a, b in (
-        ("MACs", report.before.macs, report.after.macs),
-        ("parameters", report.before.parameters, report.after.parameters),
-    ):
-        yield f"{name}: {a:,} -> {b:,} ({b / max(a, 1):.3f})"
-    where = "samples of noise" if report.on_noise else "samples"
-    yield f"relative error of any output on {report.agreement.samples} {where}: {report.agreement.error:.2g}"
+    costs = (
+        f"{name}: {a:,} -> {b:,} ({b / max(a, 1):.3f})"
+        for name, a, b in (
+            ("MACs", report.before.macs, report.after.macs),
+            ("parameters", report.before.parameters, report.after.parameters),
+        )
+    )
+    where = f"{_samples(report.agreement.samples)}{' of noise' if report.on_noise else ''}"
+    yield "\n".join([*costs, f"relative error of any output on {where}: {report.agreement.error:.2g}"])
