@@ -21,6 +21,7 @@ from test_cli import mlp, rows
 from pcns_onnx import GateError, InputError, UnsupportedError, compare, shrink
 from pcns_onnx import page as page_module
 from pcns_onnx.page import page
+from pcns_onnx.page.drawings import pictures
 from pcns_onnx.page.words import answers
 from pcns_onnx.report import GroupInfo, Left, Report
 
@@ -196,6 +197,18 @@ def test_pictures_take_their_colours_from_the_page(shrunk: tuple[Report, str, Pa
     assert len({svg for svg in svgs}) == len(svgs)
     ids = re.findall(r' id="([^"]*)"', " ".join(svgs))
     assert len(ids) == len(set(ids))
+
+
+def test_runs_that_something_else_slowed_are_counted_and_not_drawn(shrunk: tuple[Report, str, Path]) -> None:
+    def drawn(*times: float) -> tuple[str, str]:
+        latency = msgspec.structs.replace(shrunk[0].latency, times_a=[2.0, 2.1, 2.0, *times], times_b=[1.0, 1.0, 1.1])
+        report = msgspec.structs.replace(shrunk[0], latency=latency)
+        return next((words, svg) for title, words, svg in pictures(report) if title.startswith("Latency"))
+
+    calm, busy, busier = drawn(), drawn(50.0, 2.0), drawn(5000.0, 2.0)
+    assert "left out" not in calm[0]
+    assert "1 that took over 3 medians" in busy[0]
+    assert busy == busier
 
 
 def test_the_same_report_gives_the_same_page(shrunk: tuple[Report, str, Path]) -> None:

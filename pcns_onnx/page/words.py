@@ -29,10 +29,9 @@ def answers(report: Report) -> list[tuple[str, str, str]]:
         samples = f"{agreement.samples:,} sample{'' if agreement.samples == 1 else 's'}"
         found.append(("relative error", f"{agreement.error:.4f}", f"of the outputs, on {samples}"))
     if agreement.score_a is not None and agreement.score_b is not None:
-        unit = " %" if agreement.score == "accuracy" else ""
-        said = f"{agreement.score_a:.2f} → {agreement.score_b:.2f}{unit}"
-        points = " points" if unit else ""
-        found.append((agreement.score or "score", f"{agreement.score_b - agreement.score_a:+.2f}{points}", said))
+        name = "accuracy, points" if agreement.score == "accuracy" else agreement.score or "score"
+        said = f"{agreement.score_a:.2f} → {agreement.score_b:.2f}"
+        found.append((name, f"{agreement.score_b - agreement.score_a:+.2f}", said))
     return found
 
 
