@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from pcns_onnx.report import Expansion, GroupRow, Inspection, Left, Outlook, PlanReport, Report
@@ -232,7 +232,7 @@ def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
             )
         yield table
     where = f"batch {report.batch}, {_threads(report.threads)}, {report.provider}"
-    table = Table(box=None, header_style="bold", pad_edge=False, title=f"latency: {where}", title_justify="left")
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("MACs", "parameters", "latency", "predicted error"):
         table.add_column(name, justify="right")
     table.add_column("")
@@ -242,7 +242,7 @@ def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
         bar = "█" * max(1, round(_BAR * point.error / most)) if len(report.points) > 1 else ""
         latency = "" if point.latency is None else f"{point.latency:.3f}"
         table.add_row(f"{point.macs:.3f}", f"{point.params:.3f}", latency, f"{point.error:.3f}", bar)
-    yield table
+    yield Group(f"latency: {where}", table)
     if report.left_alone:
         yield _left_alone(report.left_alone)
 
