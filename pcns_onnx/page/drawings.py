@@ -203,7 +203,8 @@ def _beyond(report: Report) -> str:
 def _latency(figure: Any, report: Report) -> None:
     axes = figure.subplots()
     first, second = (1e3 * np.asarray(times) for times in (report.latency.times_a, report.latency.times_b))
-    low, high = float(min(first.min(), second.min())), 1e3 * _slowest(report)
+    both = np.concatenate([first, second])
+    low, high = float(both.min()), min(float(both.max()), 1e3 * _slowest(report))
     bins = np.linspace(low, max(high, low * 1.001), 41)
     for times, colour, label in ((first, BEFORE, "before"), (second, AFTER, "after")):
         axes.hist(times, bins=bins, color=colour, alpha=0.7, label=label)
