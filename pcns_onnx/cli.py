@@ -100,7 +100,7 @@ def cli() -> None:
 @_ENGINE_OPTIONS
 @voiced
 def inspect(model: str, data: str | None, voice: Voice, **choices: Any) -> None:
-    """List every linear layer: its cost, whether it can shrink and why not; with data, what it uses."""
+    """List every linear layer, its cost, and whether it can shrink. With data, also what it uses."""
     from pcns_onnx.pipeline import inspect as run
     from pcns_onnx.tables import inspection_tables
 
@@ -160,7 +160,7 @@ def inspect(model: str, data: str | None, voice: Voice, **choices: Any) -> None:
 @_ENGINE_OPTIONS
 @voiced
 def shrink(model: str, data: str | None, output: str, voice: Voice, **choices: Any) -> None:
-    """Write a narrower MODEL to OUT: same inputs, same outputs, checked on samples held out."""
+    """Write a narrower MODEL to OUT, checked on samples held out. Inputs and outputs stay what they are."""
     from pcns_onnx.pipeline import shrink as run
 
     with voice.gate(), voice.bars() as progress:
@@ -192,7 +192,7 @@ def shrink(model: str, data: str | None, output: str, voice: Voice, **choices: A
 def plan(
     model: str, data: str | None, output: str | None, frontier: bool, figure: str | None, voice: Voice, **choices: Any
 ) -> None:
-    """Choose widths without solving anything, with the layers timed on this machine; or show the whole frontier."""
+    """Choose widths without solving, the layers timed here. Or show the whole frontier."""
     from pcns_onnx.figures import frontier_figure
     from pcns_onnx.frontier import plan as run
     from pcns_onnx.tables import plan_tables
@@ -223,7 +223,7 @@ def plan(
 @_ENGINE_OPTIONS
 @voiced
 def expand(model: str, output: str, voice: Voice, **choices: Any) -> None:
-    """Write a wider MODEL to OUT that computes the same, to be trained further."""
+    """Write a wider MODEL to OUT that computes the same. It is to be trained further."""
     from pcns_onnx.expanding import expand as run
     from pcns_onnx.tables import expansion_tables
 
@@ -242,7 +242,7 @@ def expand(model: str, output: str, voice: Voice, **choices: Any) -> None:
 @_ENGINE_OPTIONS
 @voiced
 def compare(a: str, b: str, data: str, voice: Voice, **choices: Any) -> None:
-    """Compare two models: agreement, latency, cost; the same gate as shrink."""
+    """Compare two models: agreement, latency, cost. The gates are those of shrink."""
     from pcns_onnx.pipeline import compare as run
 
     with voice.gate(), voice.bars() as progress:
@@ -266,7 +266,7 @@ def compare(a: str, b: str, data: str, voice: Voice, **choices: Any) -> None:
 @_PLACE_OPTIONS
 @voiced
 def design(model: str, data: str | None, output: str, ungroup: bool, voice: Voice, **choices: Any) -> None:
-    """Design a smaller net from what MODEL's layers use (one PCA pass); NEW is to be trained from scratch."""
+    """Design a smaller net from what MODEL's layers use. One PCA pass; NEW is to be trained from scratch."""
     from pcns_onnx.designing import design as run
     from pcns_onnx.designing import design_tables, ungrouped
 

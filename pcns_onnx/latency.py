@@ -22,6 +22,8 @@ from pcns_onnx.runtime import Engine, Session
 
 _SECONDS = 2.0
 _ROUNDS = (7, 200)
+_UNSTEADY = 4.0
+"""Upper over lower quartile of equal runs. Threads that wait for one another on busy processors reach 20."""
 _REPEATED = 1024
 """A batch that the samples do not fill is filled up with them again, but not beyond so many."""
 _SAMPLED = 256
@@ -40,6 +42,22 @@ class Latency(msgspec.Struct, frozen=True):
     ratio: float
     times_a: list[float] = []
     times_b: list[float] = []
+
+
+def unsteady(latency: Latency) -> list[str]:
+    """A warning where equal runs differed so much that the ratio says little."""
+    if not latency.times_a or not latency.times_b:
+        return []
+    spreads = []
+    for times in (latency.times_a, latency.times_b):
+        low, high = np.quantile(times, [0.25, 0.75])
+        spreads.append(float(high / max(low, 1e-9)))
+    if max(spreads) < _UNSTEADY:
+        return []
+    return [
+        f"latency says little: the middle half of equal runs differs by a factor of {max(spreads):.0f}, as where other "
+        "work keeps the processors busy; time again, or with fewer --threads"
+    ]
 
 
 def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, seconds: float = _SECONDS) -> Latency:

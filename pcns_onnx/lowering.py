@@ -32,7 +32,7 @@ from pcns_onnx.capture import Samples
 from pcns_onnx.checking import gates_of, time_both, verify
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.feeding import at_latency_batch
-from pcns_onnx.graph import Graph, at_least_opset
+from pcns_onnx.graph import Graph, at_least_opset, constant_weights
 from pcns_onnx.latency import compare_many
 from pcns_onnx.options import Options
 from pcns_onnx.progress import Progress
@@ -103,6 +103,7 @@ def in_precision(kind: str, small: Graph, calibration: Samples) -> tuple[Graph, 
     Raises `InputError` where they fail, and for models above 2 GB.
     """
     made: Callable[[Graph, Samples, Path], Any] = {"int8": _int8, "fp16": _float16}[kind]
+    small = constant_weights(small)
     with tempfile.TemporaryDirectory(prefix="pcns-onnx-") as folder, _warnings() as warned:
         try:
             proto = made(small, calibration, Path(folder))

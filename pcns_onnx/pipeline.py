@@ -43,6 +43,7 @@ from pcns_onnx.fold import drop_zero_biases, explicit_biases
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.groups import survey
 from pcns_onnx.inspecting import group_rows, layer_rows, shrinkable_share
+from pcns_onnx.latency import unsteady
 from pcns_onnx.lowering import beside, check_precisions, lower
 from pcns_onnx.options import Choices, Options, check_targets
 from pcns_onnx.origin import origin_of, write_plan
@@ -161,6 +162,7 @@ def shrink(
         latency = time_both(engine, form.original, small, at_latency_batch(checked, options), progress)
         if latency.ratio > 1 and not (options.qualities or options.plan is not None):
             report_warnings.append(SLOWER)
+        report_warnings += unsteady(latency)
         gates = [*quality_gates(options, agreement), *gates_of(options, agreement)]
         lowered = lower(engine, form.original, small, work.setup.samples, checked, metric, options, progress)
     report = Report(
@@ -251,18 +253,19 @@ def compare(
     samples = samples_of(dataset, options, first, second)
     agreement, warnings = verify(engine, first, second, samples, metric, progress)
     sizes = [size_of(form.original, census_of(form.twin, engine, dataset, options)) for form in forms]
+    latency = time_both(engine, first, second, samples, progress)
     report = Report(
         options=options.described(),
         before=sizes[0],
         after=sizes[1],
         agreement=agreement,
-        latency=time_both(engine, first, second, samples, progress),
+        latency=latency,
         gates=gates_of(options, agreement),
         groups=[],
         left_alone=[],
         folded=[],
         stages={},
-        warnings=warnings,
+        warnings=warnings + unsteady(latency),
         versions=library_versions(),
         origin=origin_of(options, engine, {"model a": (a, first), "model b": (b, second)}, {"data": data}),
     )

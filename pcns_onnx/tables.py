@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 
 from pcns_onnx.report import Expansion, GroupRow, Inspection, Left, Outlook, PlanReport, Report
+from pcns_onnx.verify import Agreement
 
 _BAR = 40
 """Columns of the longest bar of a frontier."""
@@ -64,11 +65,12 @@ def _outlooks(found: list[Outlook]) -> Iterator[Table]:
     """Eigenvectors by share of variance, then what the trials of batch sizes found."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("eigenvectors that reach", overflow="fold")
-    for name in ("width", *(f"{100 * float(share):g} %" for share in found[0].eigenvectors), "share in width/10"):
+    shares = sorted(found[0].eigenvectors, key=float)
+    for name in ("width", *(f"{100 * float(share):g} %" for share in shares), "share in width/10"):
         table.add_column(name, justify="right")
-    table.add_column("pcns", overflow="fold")
+    table.add_column("--method pcns", overflow="fold")
     for layer in found:
-        counts = [str(count) for count in layer.eigenvectors.values()]
+        counts = [str(layer.eigenvectors[share]) for share in shares]
         tenth = sum(layer.eigenvalues[: max(layer.width // 10, 1)])
         table.add_row(layer.name, str(layer.width), *counts, f"{tenth:.2%}", layer.reason or "can rebuild it")
     yield table
@@ -121,6 +123,8 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
     if report.left_alone:
         yield _left_alone(report.left_alone)
     yield _before_after(report)
+    if report.agreement.outputs:
+        yield "\n".join(_agreement(report.agreement))
     if report.precisions:
         yield _precisions(report)
     for gate in report.gates:
@@ -140,23 +144,36 @@ def _before_after(report: Report) -> Table:
         ("file size (bytes)", a.bytes, b.bytes),
     ):
         table.add_row(name, f"{x:,}", f"{y:,}", f"{y / max(x, 1):.3f}")
-    threads = f"{latency.threads or 'default'} thread{'' if latency.threads == 1 else 's'}"
-    where = f"latency (ms; batch {latency.batch}, {threads}, {latency.provider})"
+    where = f"latency (ms; batch {latency.batch}, {_threads(latency.threads)}, {latency.provider})"
     table.add_row(where, f"{1e3 * latency.seconds_a:.3f}", f"{1e3 * latency.seconds_b:.3f}", f"{latency.ratio:.3f}")
     if agreement.score_a is not None and agreement.score_b is not None:
         unit = " (%)" if agreement.score == "accuracy" else ""
         change = f"{agreement.score_b - agreement.score_a:+.2f}"
         table.add_row(f"{agreement.score}{unit}", f"{agreement.score_a:.2f}", f"{agreement.score_b:.2f}", change)
+    return table
+
+
+def _threads(count: int) -> str:
+    return f"{count or 'default'} thread{'' if count == 1 else 's'}"
+
+
+def _samples(count: int) -> str:
+    return f"{count} sample{'' if count == 1 else 's'}"
+
+
+def _agreement(agreement: Agreement) -> Iterator[str]:
+    """How close the outputs are, and what that proves: lines, since a table would make its columns as wide."""
+    seen = _samples(agreement.samples)
     for output in agreement.outputs:
         same = "" if output.argmax_agreement is None else f", arg-max agrees {output.argmax_agreement:.2%}"
-        text = f"relative error {output.relative_error:.4f}, cosine {output.cosine:.4f}{same}"
-        seen = f"{agreement.samples} sample{'' if agreement.samples == 1 else 's'}"
-        table.add_row(f"output '{output.name}' on {seen}", "", text, "")
+        yield (
+            f"output '{output.name}' on {seen}: relative error {output.relative_error:.4f}, "
+            f"cosine {output.cosine:.4f}{same}"
+        )
         proved = [] if output.argmax_bound is None else [f"arg-max differs on at most {output.argmax_bound:.2%}"]
         proved += [] if output.error_bound is None else [f"95 % err by at most {output.error_bound:.4f}"]
         if proved:
-            table.add_row("of new samples (95 % confidence)", "", ", ".join(proved), "")
-    return table
+            yield f"of new samples (95 % confidence): {', '.join(proved)}"
 
 
 def stage_table(report: Report) -> Table:
@@ -214,17 +231,18 @@ def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
                 f"{saves.get('latency', 0.0):.1%}",
             )
         yield table
-    where = f"batch {report.batch}, {report.threads or 'default'} threads, {report.provider}"
-    table = Table(box=None, header_style="bold", pad_edge=False, title=f"latency: {where}", title_justify="left")
+    where = f"batch {report.batch}, {_threads(report.threads)}, {report.provider}"
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("MACs", "parameters", "latency", "predicted error"):
         table.add_column(name, justify="right")
     table.add_column("")
     most = max((point.error for point in report.points), default=0.0) or 1.0
     for point in report.points:
-        bar = "█" * max(1, round(_BAR * point.error / most))
+        # A bar by itself says nothing.
+        bar = "█" * max(1, round(_BAR * point.error / most)) if len(report.points) > 1 else ""
         latency = "" if point.latency is None else f"{point.latency:.3f}"
         table.add_row(f"{point.macs:.3f}", f"{point.params:.3f}", latency, f"{point.error:.3f}", bar)
-    yield table
+    yield Group(f"latency: {where}", table)
     if report.left_alone:
         yield _left_alone(report.left_alone)
 
@@ -238,10 +256,12 @@ def expansion_tables(report: Expansion) -> Iterator[RenderableType]:
     for group in report.groups:
         widths.add_row(", ".join(group.writers), str(group.before), str(group.after), str(group.split))
     yield widths
-    for name, a, b in (
-        ("MACs", report.before.macs, report.after.macs),
-        ("parameters", report.before.parameters, report.after.parameters),
-    ):
-        yield f"{name}: {a:,} -> {b:,} ({b / max(a, 1):.3f})"
-    where = "samples of noise" if report.on_noise else "samples"
-    yield f"relative error of any output on {report.agreement.samples} {where}: {report.agreement.error:.2g}"
+    costs = (
+        f"{name}: {a:,} -> {b:,} ({b / max(a, 1):.3f})"
+        for name, a, b in (
+            ("MACs", report.before.macs, report.after.macs),
+            ("parameters", report.before.parameters, report.after.parameters),
+        )
+    )
+    where = f"{_samples(report.agreement.samples)}{' of noise' if report.on_noise else ''}"
+    yield "\n".join([*costs, f"relative error of any output on {where}: {report.agreement.error:.2g}"])

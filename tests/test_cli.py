@@ -175,7 +175,7 @@ def test_the_tables_say_the_same(cnn: Shrunk) -> None:
         rf"^file size \(bytes\) +{report['before']['bytes']:,} +{report['after']['bytes']:,} +0\.\d+ *$",
         r"^latency \(ms; batch 64, 1 thread, CPUExecutionProvider\) +[\d.]+ +[\d.]+ +[\d.]+ *$",
         rf"^accuracy \(%\) +{report['agreement']['score_a']:.2f} +{report['agreement']['score_b']:.2f} +[+-][\d.]+ *$",
-        r"^output 'logits' on \d+ samples +relative error [\d.]+, cosine [\d.]+, arg-max agrees [\d.]+% *$",
+        r"^output 'logits' on \d+ samples: relative error [\d.]+, cosine [\d.]+, arg-max agrees [\d.]+% *$",
         r"^/fc/Gemm +it feeds the model's output 'logits' *$",
         *(rf"^{g['name']} +{g['width']} +{g['kept']} +[\d.]+% +[\d.]+% +[\d.]+% *$" for g in report["groups"]),
     ):

@@ -124,6 +124,36 @@ def test_an_old_opset_is_converted(rng: np.random.Generator) -> None:
     assert np.linalg.norm(got - want) < 0.03 * np.linalg.norm(want)
 
 
+def test_weights_that_are_listed_as_inputs_are_lowered_too(
+    rng: np.random.Generator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As models of before IR version 4 have them."""
+    shapes = {"w": (32, 64), "v": (64, 3)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["h"]),
+        onnx.helper.make_node("Relu", ["h"], ["r"]),
+        onnx.helper.make_node("MatMul", ["r", "v"], ["y"]),
+    ]
+    model = build(nodes, weights, ["N", 32], opset=9, ir_version=4)
+    listed = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, w.shape) for n, w in weights.items()]
+    model.graph.input.extend(listed)
+    model.ir_version = 3
+    x = rng.standard_normal((64, 32)).astype(np.float32)
+    result = shrink(model, x, width=0.75, multiple=1, refine=0, int8=True, fp16=True)
+    assert {value.name for value in result.model.graph.input} >= {"x", "w", "v"}
+    want = np.asarray(session(result.model.SerializeToString()).run(None, {"x": x})[0])
+    capfd.readouterr()
+    for kind, types in (("int8", {onnx.TensorProto.INT8}), ("fp16", {onnx.TensorProto.FLOAT16})):
+        lowered = result.lowered[kind]
+        onnx.checker.check_model(lowered, full_check=True)
+        assert [value.name for value in lowered.graph.input] == ["x"]
+        assert {tensor.data_type for tensor in lowered.graph.initializer if len(tensor.dims) == 2} == types
+        got = np.asarray(session(lowered.SerializeToString()).run(None, {"x": x})[0])
+        assert np.linalg.norm(got - want) < 0.03 * np.linalg.norm(want)
+    assert "appears in graph inputs" not in capfd.readouterr().err
+
+
 def test_a_gate_that_int8_fails_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "small.onnx"
     with pytest.raises(GateError, match="int8 max-error") as caught:

@@ -21,6 +21,8 @@ from test_cli import mlp, rows
 from pcns_onnx import GateError, InputError, UnsupportedError, compare, shrink
 from pcns_onnx import page as page_module
 from pcns_onnx.page import page
+from pcns_onnx.page.drawings import pictures
+from pcns_onnx.page.words import answers
 from pcns_onnx.report import GroupInfo, Left, Report
 
 NASTY = """<script>alert("x")</script>&'$\\frac{1}$</svg>\n\t\x07中文"""
@@ -91,6 +93,28 @@ def test_the_answer_comes_before_the_pictures(shrunk: tuple[Report, str, Path]) 
     report, text, _ = shrunk
     saved = 100 * (1 - report.after.macs / report.before.macs)
     assert text.index(f"{saved:.1f} % fewer multiply-adds", text.index("<h1>")) < text.index("<svg")
+
+
+def test_the_tiles_say_what_the_verdict_says(shrunk: tuple[Report, str, Path]) -> None:
+    report, text, _ = shrunk
+    words = " ".join(Elements(text).texts)
+    for before, after in ((report.before.macs, report.after.macs), (1.0, report.latency.ratio)):
+        assert f"{100 * (after / before - 1):+.1f} %".replace("-", "\N{MINUS SIGN}") in words
+    untimed = msgspec.structs.replace(report, latency=msgspec.structs.replace(report.latency, ratio=float("nan")))
+    assert ("latency", "not known") in [tile[:2] for tile in answers(untimed)]
+
+
+def test_models_in_fewer_bits_are_on_the_page(tmp_path: Path) -> None:
+    report = shrink(
+        CNN, IMAGES, tmp_path / "small.onnx", width=0.5, refine=0, threads=1, samples=200, int8=True, fp16=True,
+        html=tmp_path / "report.html",
+    ).report  # fmt: skip
+    text = (tmp_path / "report.html").read_text()
+    assert {made.kind for made in report.precisions} == {"int8", "fp16"}
+    for made in report.precisions:
+        row = next(line for line in text.splitlines() if f"shrunk, {made.kind}" in line)
+        for said in (f"{made.bytes:,}", f"{made.on_top:.3f}", f"{made.agreement.error:.4f}"):
+            assert f">{said}<" in row
 
 
 def test_hashes_are_those_of_the_files(shrunk: tuple[Report, str, Path]) -> None:
@@ -173,6 +197,18 @@ def test_pictures_take_their_colours_from_the_page(shrunk: tuple[Report, str, Pa
     assert len({svg for svg in svgs}) == len(svgs)
     ids = re.findall(r' id="([^"]*)"', " ".join(svgs))
     assert len(ids) == len(set(ids))
+
+
+def test_runs_that_something_else_slowed_are_counted_and_not_drawn(shrunk: tuple[Report, str, Path]) -> None:
+    def drawn(*times: float) -> tuple[str, str]:
+        latency = msgspec.structs.replace(shrunk[0].latency, times_a=[2.0, 2.1, 2.0, *times], times_b=[1.0, 1.0, 1.1])
+        report = msgspec.structs.replace(shrunk[0], latency=latency)
+        return next((words, svg) for title, words, svg in pictures(report) if title.startswith("Latency"))
+
+    calm, busy, busier = drawn(), drawn(50.0, 2.0), drawn(5000.0, 2.0)
+    assert "left out" not in calm[0]
+    assert "1 that took over 3 medians" in busy[0]
+    assert busy == busier
 
 
 def test_the_same_report_gives_the_same_page(shrunk: tuple[Report, str, Path]) -> None:

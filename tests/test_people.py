@@ -254,3 +254,10 @@ def test_diff_refuses_what_is_no_model(run: Run, tmp_path: Path, name: str) -> N
     done = run("diff", model, name)
     assert done.code == 2
     assert len(done.err.splitlines()) == 1
+
+
+def test_the_list_of_commands_says_each_in_whole(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run("--help").out.partition("Commands:")[2]
+    assert "  shrink " in shown
+    assert "..." not in shown

@@ -22,7 +22,7 @@ from pcns_onnx.errors import InputError
 from pcns_onnx.fold import explicit_biases
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import survey
-from pcns_onnx.latency import compare_many
+from pcns_onnx.latency import Latency, compare_many, unsteady
 from pcns_onnx.layertimes import BLOCK, LayerTimes, Measured, Sliced, widths
 from pcns_onnx.rewrite import apply, kept_classes, narrow
 from pcns_onnx.runtime import Engine
@@ -258,3 +258,17 @@ def test_many_models_against_one() -> None:
     samples = Samples(open_data(np.ones((4, 3, 24, 24), dtype=np.float32), graph.inputs), 2)
     ratios = compare_many(ENGINE, graph, small, samples, 0.02)
     assert len(ratios) == 2 and all(np.isfinite(ratio) and ratio > 0 for ratio in ratios)
+
+
+def test_a_ratio_from_runs_that_differ_wildly_is_not_left_without_a_warning() -> None:
+    """Half of the runs waited for a processor: whatever the ratio is, it is not the model's."""
+
+    def of(first: list[float], second: list[float]) -> Latency:
+        return Latency(1, 2, "CPUExecutionProvider", len(first), 1.0, 1.0, 1.0, first, second)
+
+    calm, outlier, waited = [1.0, 1.1, 1.2, 0.9] * 10, [1.0] * 39 + [500.0], [1.0, 20.0] * 20
+    assert unsteady(of(calm, outlier)) == []
+    assert unsteady(of([], [])) == []
+    for pair in ((calm, waited), (waited, calm)):
+        (said,) = unsteady(of(*pair))
+        assert "factor of 20" in said

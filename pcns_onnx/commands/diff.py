@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @voiced
 def diff(a: str, b: str, everything: bool, shape: tuple[str, ...], voice: Voice) -> None:
-    """Say what changed from model A to model B, layer by layer; nothing is run."""
+    """Say what changed from model A to model B, layer by layer. Nothing is run."""
     from pcns_onnx.differing import diff as run
 
     found = run(a, b, shape=shape)

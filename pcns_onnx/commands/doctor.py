@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @voiced
 def doctor(voice: Voice) -> None:
-    """Say what is here to run with, and what is missing; exit code 2 where it cannot run at all."""
+    """Say what is here to run with, and what is missing. Exit code 2 where it cannot run at all."""
     from pcns_onnx.doctor import examine
 
     found = examine()

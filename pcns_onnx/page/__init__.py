@@ -16,7 +16,7 @@ from typing import Any
 
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.page.drawings import pictures
-from pcns_onnx.page.words import answers, verdict
+from pcns_onnx.page.words import answers, precisions, verdict
 from pcns_onnx.placing import write_atomic
 from pcns_onnx.report import Report
 
@@ -54,6 +54,7 @@ def page(report: Report) -> str:
         report=report,
         style=markup((folder / "style.css").read_text("utf-8")),
         answers=answers(report),
+        precisions=precisions(report),
         verdict=verdict(report),
         pictures=drawn,
     )

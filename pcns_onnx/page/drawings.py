@@ -32,6 +32,8 @@ _MOST = 40
 """Layers that one picture shows; the table has them all."""
 _LEAST = 1e-6
 """Where logarithmic axes end."""
+_DRAWN = 3
+"""Medians: a run that takes longer is counted, not drawn."""
 _NAMED = 6
 """Lines that a legend can tell apart."""
 
@@ -74,7 +76,7 @@ def pictures(report: Report) -> Iterator[Picture]:
     if report.latency.times_a:
         yield _drawn(
             "Latency of every run",
-            f"{report.latency.rounds} runs of both models in turns; the slowest hundredth is left out.",
+            f"{report.latency.rounds} runs of both models in turns{_beyond(report)}.",
             2.8, lambda figure: _latency(figure, report),
         )  # fmt: skip
 
@@ -186,11 +188,23 @@ def _curves(figure: Any, curves: dict[str, list[float]], across: str, up: str) -
         axes.legend(fontsize=8)
 
 
+def _slowest(report: Report) -> float:
+    """Seconds beyond which a run is not drawn: what else the machine did would squeeze the rest."""
+    medians = (float(np.median(times)) for times in (report.latency.times_a, report.latency.times_b))
+    return _DRAWN * max(medians)
+
+
+def _beyond(report: Report) -> str:
+    times = np.asarray([*report.latency.times_a, *report.latency.times_b])
+    slower = int((times > _slowest(report)).sum())
+    return f"; {slower} that took over {_DRAWN} medians are left out" if slower else ""
+
+
 def _latency(figure: Any, report: Report) -> None:
     axes = figure.subplots()
     first, second = (1e3 * np.asarray(times) for times in (report.latency.times_a, report.latency.times_b))
     both = np.concatenate([first, second])
-    low, high = float(both.min()), max(float(np.quantile(first, 0.99)), float(np.quantile(second, 0.99)))
+    low, high = float(both.min()), min(float(both.max()), 1e3 * _slowest(report))
     bins = np.linspace(low, max(high, low * 1.001), 41)
     for times, colour, label in ((first, BEFORE, "before"), (second, AFTER, "after")):
         axes.hist(times, bins=bins, color=colour, alpha=0.7, label=label)

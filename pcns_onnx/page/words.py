@@ -17,11 +17,11 @@ def answers(report: Report) -> list[tuple[str, str, str]]:
     """What, the number, and what it was before."""
     a, b, latency, agreement = report.before, report.after, report.latency, report.agreement
     found = [
-        ("multiply-adds", _share(a.macs, b.macs), f"{a.macs:,} → {b.macs:,}"),
-        ("parameters", _share(a.parameters, b.parameters), f"{a.parameters:,} → {b.parameters:,}"),
-        ("file", _share(a.bytes, b.bytes), f"{a.bytes:,} → {b.bytes:,} bytes"),
+        ("multiply-adds", _change(a.macs, b.macs), f"{a.macs:,} → {b.macs:,}"),
+        ("parameters", _change(a.parameters, b.parameters), f"{a.parameters:,} → {b.parameters:,}"),
+        ("file", _change(a.bytes, b.bytes), f"{a.bytes:,} → {b.bytes:,} bytes"),
         (
-            "latency", f"{100 * latency.ratio:.1f} %",
+            "latency", _change(1.0, latency.ratio),
             f"{1e3 * latency.seconds_a:.3f} → {1e3 * latency.seconds_b:.3f} ms, batch {latency.batch}",
         ),
     ]  # fmt: skip
@@ -29,14 +29,39 @@ def answers(report: Report) -> list[tuple[str, str, str]]:
         samples = f"{agreement.samples:,} sample{'' if agreement.samples == 1 else 's'}"
         found.append(("relative error", f"{agreement.error:.4f}", f"of the outputs, on {samples}"))
     if agreement.score_a is not None and agreement.score_b is not None:
-        unit = " %" if agreement.score == "accuracy" else ""
-        said = f"{agreement.score_a:.2f}{unit} → {agreement.score_b:.2f}{unit}"
-        found.append((agreement.score or "score", f"{agreement.score_b - agreement.score_a:+.2f}", said))
+        name = "accuracy, points" if agreement.score == "accuracy" else agreement.score or "score"
+        said = f"{agreement.score_a:.2f} → {agreement.score_b:.2f}"
+        found.append((name, f"{agreement.score_b - agreement.score_a:+.2f}", said))
     return found
 
 
-def _share(before: float, after: float) -> str:
-    return f"{100 * after / max(before, 1):.1f} %"
+def precisions(report: Report) -> list[tuple[str, ...]]:
+    """The original, the shrunk model and what was made of it: bytes, time against both, error, score."""
+    made, agreement = report.precisions, report.agreement
+    return [
+        ("original", f"{report.before.bytes:,}", "1", "", "0", _score(agreement.score_a)),
+        (
+            "shrunk", f"{report.after.bytes:,}", f"{report.latency.ratio:.3f}", "1", f"{agreement.error:.4f}",
+            _score(agreement.score_b),
+        ),
+        *(
+            (
+                f"shrunk, {one.kind}", f"{one.bytes:,}", f"{one.latency.ratio:.3f}", f"{one.on_top:.3f}",
+                f"{one.agreement.error:.4f}", _score(one.agreement.score_b),
+            )
+            for one in made
+        ),
+    ]  # fmt: skip
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _change(before: float, after: float) -> str:
+    if not (before > 0 and after >= 0):
+        return "not known"
+    return f"{100 * (after / before - 1):+.1f} %".replace("-", "\N{MINUS SIGN}")
 
 
 def _less(before: float, after: float) -> str:
