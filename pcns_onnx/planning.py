@@ -14,6 +14,7 @@ from pcns_onnx.data import Dataset
 from pcns_onnx.errors import InputError
 from pcns_onnx.feeding import Canonical, at_latency_batch, census_of, samples_of
 from pcns_onnx.findings import Findings, Work, look
+from pcns_onnx.gathering import Alone, Crew
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.methods import Method
@@ -61,11 +62,13 @@ def findings_of(form: Canonical, work: Work, method: Method, options: Options, *
 
 
 def work_for(
-    form: Canonical, engine: Engine, train: Dataset, options: Options, progress: Progress, *, times: bool = False
-) -> Work:
+    form: Canonical, engine: Engine, train: Dataset, options: Options, progress: Progress, *, times: bool = False,
+    crew: Crew | None = None,
+) -> Work:  # fmt: skip
     """The float32 form with its census and costs; latency too with `times`, or where a budget needs it."""
     census = census_of(form.twin, engine, train, options)
-    setup = Setup(engine, samples_of(train, options, form.twin), options.seed, progress, options.shares)
+    samples = samples_of(train, options, form.twin)
+    setup = Setup(engine, samples, options.seed, progress, options.shares, crew or Alone())
     batch, timings = at_latency_batch(setup.samples, options).batch, None
     if times or options.times:
         timings = measure_layers(engine, form.twin, census, batch, progress=progress)
