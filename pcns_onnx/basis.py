@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, namespace_of, to_numpy
-from pcns_onnx.capture import Stop, Tensors, run_batches
+from pcns_onnx.capture import Stop, run_batches
+from pcns_onnx.gathering import Sides
 from pcns_onnx.graph import Graph, Node
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.layers import Layer
@@ -140,13 +141,13 @@ class _Outputs:
             for group, layer in zip(groups, writers, strict=True)
         ]
 
-    def begin(self, tensors: Tensors) -> None:
+    def begin(self, sides: Sides) -> None:
         """There is nothing to settle."""
 
-    def update(self, index: int, tensors: Tensors) -> None:
+    def update(self, index: int, sides: Sides) -> None:
         """Take a batch in."""
         for name, tensor, op, positions in self._layers:
-            y = tensors[tensor]
+            y = sides[0][tensor]
             self.moments[name].update(op.outputs(y, positions.draw(index, op.positions_of(y.shape))))
 
     def merge(self, other: _Outputs) -> None:

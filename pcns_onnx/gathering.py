@@ -16,15 +16,18 @@ from pcns_onnx.capture import Samples, Stop, Tape, Tensors
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime import Engine
 
+Sides = Sequence[Tensors]
+"""Of one batch, what was wanted of every tape."""
+
 
 class Gathering(Protocol):
     """What is known of some batches. It may be copied and sent to other processes."""
 
-    def begin(self, *sides: Tensors) -> None:
+    def begin(self, sides: Sides) -> None:
         """See the very first batch, once, before any is gathered: settle all that shards have to agree on."""
 
-    def update(self, index: int, *sides: Tensors) -> None:
-        """Take in batch number `index`: what was wanted of every tape."""
+    def update(self, index: int, sides: Sides) -> None:
+        """Take in batch number `index`."""
 
     def merge(self, other: Self) -> None:
         """Add what was gathered of later batches; where nothing has begun here, take over what `other` settled."""
@@ -67,13 +70,13 @@ class _Tapes:
 
     def advance(self, stops: Sequence[Stop], into: G, title: str | None = None) -> G:
         sides = [tape.advance(stop) for tape, stop in zip(self._tapes, stops, strict=True)]
-        batches: Iterator[tuple[Tensors, ...]] = zip(*sides, strict=True)
+        batches: Iterator[Sides] = zip(*sides, strict=True)
         if title is not None:
             batches = self._progress.track(batches, title, self._samples.batches)
         for index, tensors in enumerate(batches):
             if index == 0:
-                into.begin(*tensors)
-            into.update(index, *tensors)
+                into.begin(tensors)
+            into.update(index, tensors)
         return into
 
     def close(self) -> None:

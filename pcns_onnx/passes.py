@@ -15,7 +15,7 @@ import numpy as np
 
 from pcns_onnx.backend import Array, namespace_of
 from pcns_onnx.capture import Positions, Samples, Stop, Tensors, run_batches
-from pcns_onnx.gathering import Alone, Crew, G, Tapes
+from pcns_onnx.gathering import Alone, Crew, G, Sides, Tapes
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.layers import Layer
@@ -127,14 +127,15 @@ class _Views:
         sources = [layer.source for layer, _ in self._layers]
         return list(dict.fromkeys(sources + [name for names, _, _ in self._products.values() for name in names]))
 
-    def begin(self, tensors: Tensors) -> None:
+    def begin(self, sides: Sides) -> None:
         """Settle how taps are compressed."""
         if any(view.is_open for views in self._views.values() for view in views.values()):
-            for view, rows in self._rows(0, tensors):
+            for view, rows in self._rows(0, sides[0]):
                 view.begin(rows)
 
-    def update(self, index: int, tensors: Tensors) -> None:
+    def update(self, index: int, sides: Sides) -> None:
         """Show a batch to all views."""
+        (tensors,) = sides
         for view, rows in self._rows(index, tensors):
             view.update(rows)
         for (q, k), positions, product in self._products.values():

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, namespace_of, to_numpy
 from pcns_onnx.blocks import Block, Goal, blocks, goal_of
-from pcns_onnx.capture import Stop, Tensors
-from pcns_onnx.gathering import G
+from pcns_onnx.capture import Stop
+from pcns_onnx.gathering import G, Sides
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census
 from pcns_onnx.layers import Layer
@@ -250,18 +250,18 @@ class _Sight:
     source: str
     aim: Goal | None
 
-    def begin(self, shrunk: Tensors, original: Tensors) -> None:
+    def begin(self, sides: Sides) -> None:
         """Choose what to keep."""
         if self.gathered is not None:
-            self.gathered.begin(shrunk, original)
+            self.gathered.begin(sides)
 
-    def update(self, index: int, shrunk: Tensors, original: Tensors) -> None:
+    def update(self, index: int, sides: Sides) -> None:
         """Take a batch in."""
         if self.windows is not None and self.aim is not None:
-            aim = self.aim
+            aim, (shrunk, original) = self.aim, sides
             self.windows.update(index, shrunk[self.source], original[aim.tensor], shrunk.get(aim.had))
         if self.gathered is not None:
-            self.gathered.update(index, shrunk, original)
+            self.gathered.update(index, sides)
 
     def merge(self, other: _Sight) -> None:
         """Add what was seen of later batches."""
@@ -281,11 +281,12 @@ class _Lacks:
     total: NDArray[np.float64]
     count: int = 0
 
-    def begin(self, shrunk: Tensors, original: Tensors) -> None:
+    def begin(self, sides: Sides) -> None:
         """There is nothing to settle."""
 
-    def update(self, index: int, shrunk: Tensors, original: Tensors) -> None:
+    def update(self, index: int, sides: Sides) -> None:
         """Take a batch in."""
+        shrunk, original = sides
         y = original[self.goal.tensor]
         xp = namespace_of(y)
         lacks = xp.take(self.op.outputs(y, None), xp.asarray(self.rows), axis=1)

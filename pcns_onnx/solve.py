@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, namespace_of
-from pcns_onnx.capture import Positions, Tensors
+from pcns_onnx.capture import Positions
+from pcns_onnx.gathering import Sides
 from pcns_onnx.layers import Part
 from pcns_onnx.linalg import add_ridge, solve_spd
 from pcns_onnx.moments import Moments, Rows
@@ -87,7 +88,7 @@ class Evidence(Generic[Known]):
         """The same evidence for some of the targets."""
         return Evidence(self.train.only(rows), self.valid.only(rows))
 
-    def merge(self, other: Evidence[Known]) -> None:
+    def merge(self, other: Evidence[Any]) -> None:
         """Add what is known of other samples."""
         for mine, found in ((self.train, other.train), (self.valid, other.valid)):
             mine.merge(found)
@@ -129,17 +130,18 @@ class Gathered:
         self._source, self._target, self._had = source, target, had
         self.evidence: list[AnyEvidence] = []
 
-    def begin(self, shrunk: Tensors, original: Tensors) -> None:
+    def begin(self, sides: Sides) -> None:
         """Choose what to keep, by how many rows the first input gives."""
-        x = shrunk[self._source]
+        x = sides[0][self._source]
         at = self._drawn(0, x)
         for part, rows in zip(self._parts, self._rows, strict=True):
             found = part.op.inputs(x, at)
             expected = int(found.shape[0]) * self._positions.samples // int(x.shape[0])
             self.evidence.append(evidence_for(expected, int(found.shape[1]), len(rows), namespace_of(found)))
 
-    def update(self, index: int, shrunk: Tensors, original: Tensors) -> None:
+    def update(self, index: int, sides: Sides) -> None:
         """Take a batch in."""
+        shrunk, original = sides
         x, y, had = shrunk[self._source], original[self._target], shrunk.get(self._had)
         at = self._drawn(index, x)
         for part, rows, evidence in zip(self._parts, self._rows, self.evidence, strict=True):

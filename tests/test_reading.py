@@ -182,13 +182,13 @@ def evidence_of(blocks: int, had: bool, rows: list[Array]) -> tuple[list[Array],
     target = y.copy()
     if there is not None:
         target[:, stays] += there
-    sides = ({"x": x} if there is None else {"x": x, "had": there}), {"y": target}
+    sides: list[dict[str, Array]] = [{"x": x} if there is None else {"x": x, "had": there}, {"y": target}]
     batches = [[{name: a[i : i + 50] for name, a in side.items()} for side in sides] for i in (0, 50, 100)]
     gathered = Gathered(parts, [np.asarray(r) for r in rows], Positions(10**6, 150, (0,)), "x", "y", "had")
-    for index, (shrunk, original) in enumerate(batches):
+    for index, batch in enumerate(batches):
         if index == 0:
-            gathered.begin(shrunk, original)
-        gathered.update(index, shrunk, original)
+            gathered.begin(batch)
+        gathered.update(index, batch)
     fits = [fit(e, np.zeros((len(r), 4 // blocks))) for e, r in zip(gathered.evidence, rows, strict=True)]
     return [p.op.matrix(weight)[r] for p, r in zip(parts, rows, strict=True)], fits, weight, x
 
