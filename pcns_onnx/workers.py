@@ -38,6 +38,9 @@ BATCHES = 8
 SECONDS = 10.0
 """How long a scheduler, or its first worker, may take to answer."""
 
+_DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+"""What a worker runs first: Ctrl-C reaches all processes of a terminal, and it is the parent that ends them."""
+
 
 @contextmanager
 def hired(workers: int | None, scheduler: str | None) -> Iterator[Crew]:
@@ -78,6 +81,7 @@ def _started(distributed: Any, workers: int, folder: str) -> Iterator[Any]:
             dashboard_address=None,
             silence_logs=logging.CRITICAL,
             local_directory=folder,
+            preload=_DEAF,
         )
     except Exception as error:  # whatever keeps a process from starting
         raise UnsupportedError(
@@ -145,7 +149,7 @@ class _Crew:
         least, most = SHARDS
         count = min(len(batches), max(least, min(most, len(batches) // BATCHES)))
         bounds = [at * len(batches) // count for at in range(count + 1)]
-        # No worker is named: Dask (2026.3) does not give tasks of a named one that died to its only successor.
+        # No worker is named: Dask (2026.8) does not give tasks of a named one that died to its only successor.
         return [
             _Shard(first, end - first, self._client.submit(_held, batches[first:end], pure=False))
             for first, end in pairwise(bounds)

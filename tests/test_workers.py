@@ -253,19 +253,18 @@ def test_the_command_says_nothing_of_dask(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_takes_the_workers_along(tmp_path: Path) -> None:
-    started = subprocess.Popen(
-        command(*SHRINK, "-v", "-o", tmp_path / "o.onnx"), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert started.stderr is not None
-    family = [psutil.Process(started.pid)]
-    assert started.stderr.readline().startswith("capture")
-    family += psutil.Process(started.pid).children(recursive=True)
-    os.killpg(started.pid, signal.SIGINT)
-    said = started.stderr.read()
-    assert started.wait(60) == 130
+    words = command(*SHRINK, "-v", "-o", tmp_path / "o.onnx")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as started:
+        assert started.stderr is not None
+        assert started.stderr.readline().startswith("capture")
+        family = psutil.Process(started.pid).children(recursive=True)
+        os.killpg(started.pid, signal.SIGINT)
+        said = started.stderr.read()
+        assert started.wait(60) == 130
     assert said == "pcns-onnx: error: interrupted\n"
-    psutil.wait_procs(family, 20)
-    assert not [process for process in family[1:] if process.is_running()]
+    assert len(family) > 2
+    _, alive = psutil.wait_procs(family, 20)
+    assert not alive
     assert not list(tmp_path.iterdir())
 
 
