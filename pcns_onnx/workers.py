@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import logging
 import multiprocessing
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
@@ -63,6 +64,8 @@ def hired(workers: int | None, scheduler: str | None) -> Iterator[Crew]:
         # Samples and programs are parts of the tasks on purpose: what is sent otherwise dies with the worker.
         stack.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}))
         stack.enter_context(distributed.utils.silence_logging_cmgr(logging.CRITICAL))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module="dask|distributed|tornado")
         if scheduler is not None:
             client = stack.enter_context(_connected(distributed, scheduler))
         else:
@@ -74,19 +77,21 @@ def hired(workers: int | None, scheduler: str | None) -> Iterator[Crew]:
 @contextmanager
 def _started(distributed: Any, workers: int, folder: str) -> Iterator[Any]:
     try:
-        cluster = distributed.LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=None,
-            silence_logs=logging.CRITICAL,
-            local_directory=folder,
-            preload=_DEAF,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that disks or networks are slow today
+            cluster = distributed.LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+                local_directory=folder,
+                preload=_DEAF,
+            )
     except Exception as error:  # whatever keeps a process from starting
         raise UnsupportedError(
-            f"cannot start {workers} workers ({type(error).__name__}): they import the script that started them, so "
-            "there the call has to stand under `if __name__ == '__main__':`; or there is no memory for so many"
+            f"cannot start {workers} workers ({error}): they import the script that started them, so there the call "
+            "has to stand under `if __name__ == '__main__':`; or there is no memory for so many"
         ) from None
     with cluster, distributed.Client(cluster) as client:
         yield client
