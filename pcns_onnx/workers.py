@@ -83,7 +83,7 @@ def _started(distributed: Any, workers: int, folder: str) -> Iterator[Any]:
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
                 silence_logs=logging.CRITICAL,
                 local_directory=folder,
                 preload=_DEAF,
