@@ -38,6 +38,8 @@ SHARDS = (8, 64)
 BATCHES = 8
 SECONDS = 10.0
 """How long a scheduler, or its first worker, may take to answer."""
+PATIENCE = 6
+"""So many times `SECONDS` may pass without any worker."""
 
 _DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 """What a worker runs first: Ctrl-C reaches all processes of a terminal, and it is the parent that ends them."""
@@ -213,7 +215,7 @@ class _Tapes:
     def _require(self, future: Any, stops: Sequence[Stop]) -> None:
         """Wait for a task; raise what went wrong, as it would have been raised here."""
         try:
-            error = future.exception()
+            error = self._error_of(future)
         except CancelledError:
             raise UnsupportedError("the Dask scheduler has gone away: run again") from None
         if error is None:
@@ -226,6 +228,18 @@ class _Tapes:
                 "--workers or a smaller --batch"
             ) from None
         raise error
+
+    def _error_of(self, future: Any) -> BaseException | None:
+        """What a task failed with; raises `UnsupportedError` where no worker has been there for a while."""
+        for _ in range(PATIENCE):
+            while True:
+                try:
+                    found: BaseException | None = future.exception(timeout=SECONDS)
+                    return found
+                except TimeoutError:
+                    if not self._client.nthreads():
+                        break
+        raise UnsupportedError("all workers are gone, and none has come back: run again, with more memory or fewer")
 
 
 # -- what workers do ---------------------------------------------------------------------------

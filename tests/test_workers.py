@@ -163,8 +163,10 @@ class Killing(Progress):
 
     def kill(self) -> None:
         alive = [child for child in children() if child.pid not in self.killed]
-        self.killed.append(alive[0].pid)
-        os.kill(alive[0].pid, signal.SIGKILL)
+        # The oldest: one that is only starting would not be replaced.
+        oldest = min(alive, key=lambda child: child.create_time()).pid
+        self.killed.append(oldest)
+        os.kill(oldest, signal.SIGKILL)
 
 
 @pytest.mark.slow
