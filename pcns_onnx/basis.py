@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, namespace_of, to_numpy
-from pcns_onnx.capture import run_batches
+from pcns_onnx.capture import Stop, run_batches
+from pcns_onnx.gathering import Sides
 from pcns_onnx.graph import Graph, Node
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.layers import Layer
@@ -29,7 +30,7 @@ from pcns_onnx.moments import Moments
 from pcns_onnx.passes import Setup
 from pcns_onnx.reading import Columns, mixed_matrix, stored_bias, stored_weight
 from pcns_onnx.rewrite import Patch, SetInput, apply, narrow, set_layer
-from pcns_onnx.solve import Fit, fit, gather
+from pcns_onnx.solve import Fit, Gathered, fit
 
 _ROWS = 1 << 25
 """Largest number of elements of the rows that one expansion is solved on."""
@@ -123,17 +124,36 @@ def bases(
 ) -> Iterator[tuple[Group, Basis, Moments]]:
     """Eigen-decomposition of the first writer's outputs (behind the activation), for every group."""
     names = list(dict.fromkeys(group.activation for group in groups))
-    moments = {group.name: Moments(census.layer(group.name).width, 0, setup.engine.xp) for group in groups}
-    places = {g.name: setup.positions(census, census.layer(g.name), 2) for g in groups}
-    batches = run_batches(setup.engine, graph, setup.samples, names)
-    for index, tensors in enumerate(setup.progress.track(batches, "eigenvalues", setup.samples.batches)):
-        for group in groups:
-            op = census.layer(group.name).linear.op
-            y = tensors[group.activation]
-            moments[group.name].update(op.outputs(y, places[group.name].draw(index, op.positions_of(y.shape))))
+    outputs = setup.gather([Stop(graph, names)], _Outputs(setup, census, groups), "eigenvalues")
     for group in groups:
-        found = moments[group.name]
+        found = outputs.moments[group.name]
         yield group, Basis.of(found.mean_x, found.covariance), found
+
+
+class _Outputs:
+    """Moments of what the first writers of some groups put out, behind the activation; by group."""
+
+    def __init__(self, setup: Setup, census: Census, groups: Sequence[Group]) -> None:
+        writers = [census.layer(group.name) for group in groups]
+        self.moments = {layer.name: Moments(layer.width, 0, setup.engine.xp) for layer in writers}
+        self._layers = [
+            (group.name, group.activation, layer.linear.op, setup.positions(census, layer, 2))
+            for group, layer in zip(groups, writers, strict=True)
+        ]
+
+    def begin(self, sides: Sides) -> None:
+        """There is nothing to settle."""
+
+    def update(self, index: int, sides: Sides) -> None:
+        """Take a batch in."""
+        for name, tensor, op, positions in self._layers:
+            y = sides[0][tensor]
+            self.moments[name].update(op.outputs(y, positions.draw(index, op.positions_of(y.shape))))
+
+    def merge(self, other: _Outputs) -> None:
+        """Add what was seen of later batches."""
+        for name, moments in self.moments.items():
+            moments.merge(other.moments[name])
 
 
 def rebuild(
@@ -255,9 +275,7 @@ def _refit_reader(
     setup: Setup, reference: Graph, following: Graph, census: Census, reader: Layer, prior: Array
 ) -> Fit:
     """Least squares from the new activations to what the reader puts out in `reference`."""
-    left = run_batches(setup.engine, following, setup.samples, [reader.source])
-    right = run_batches(setup.engine, reference, setup.samples, [reader.output])
-    pairs = ((a[reader.source], b[reader.output], None) for a, b in zip(left, right, strict=True))
-    rows = [np.arange(int(prior.shape[0]))]
-    (evidence,) = gather(reader.parts, rows, pairs, setup.positions(census, reader, 4))
+    rows, positions = [np.arange(int(prior.shape[0]))], setup.positions(census, reader, 4)
+    stops = [Stop(following, [reader.source]), Stop(reference, [reader.output])]
+    (evidence,) = setup.gather(stops, Gathered(reader.parts, rows, positions, reader.source, reader.output)).evidence
     return fit(evidence, prior)

@@ -1,7 +1,7 @@
 """Running models over samples: whole prefixes, or segment by segment behind a moving cut.
 
 A `Tape` walks one graph from its inputs to its outputs while layers further on may still be
-rewritten. At each stop it runs only the segment since the last one, from the tensors that are
+rewritten. At each `Stop` it runs only the `Segment` since the last one, from the tensors that are
 still alive there; those are kept in memory up to a budget and on disk beyond it, so a whole
 sequential re-fit costs one forward pass and the memory does not grow with the samples.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pcns_onnx.backend import Array, to_numpy
 from pcns_onnx.data import Batch, Dataset
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph import Graph
+from pcns_onnx.graph import Graph, Program
 from pcns_onnx.placing import Scratch
 from pcns_onnx.runtime import Engine
 from pcns_onnx.tracing import is_finite, source_of
@@ -69,25 +69,84 @@ class Samples:
         return self.data.count - (self.data.count % self.batch if self.fixed else 0)
 
 
+@dataclass(frozen=True)
+class Stop:
+    """Where a tape goes next: in front of node `before` (its key), None for the end of `graph`.
+
+    `wanted` are the tensors to see there; they may also be made by `before` itself or behind it, whose nodes are
+    then run too. `later` are those that will be wanted further on: only what they need stays alive. `finite`:
+    whether it is an error where one of the wanted is not.
+    """
+
+    graph: Graph
+    wanted: Sequence[str]
+    before: str | None = None
+    later: Sequence[str] = ()
+    finite: bool = True
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a tape runs on its way to a stop, without the graph: another process can run it, too.
+
+    `program` makes `live`, which stays alive there, and `wanted` of what was alive before; None where nothing has
+    to be made.
+    """
+
+    program: Program | None
+    live: tuple[str, ...]
+    wanted: tuple[str, ...]
+    finite: bool
+
+    @classmethod
+    def of(cls, stop: Stop, given: Sequence[str]) -> Segment:
+        """From the tensors `given` to a stop."""
+        live = _live_at(stop.graph, stop.before, given, stop.wanted, stop.later)
+        computed = [name for name in dict.fromkeys((*live, *stop.wanted)) if name and name not in given]
+        program = stop.graph.extract(given, computed).program() if computed else None
+        return cls(program, live, tuple(name for name in stop.wanted if name), stop.finite)
+
+
+class NotFinite(Exception):
+    """Some of these tensors hold NaN or Inf, in a batch of this number (of tape number `side`)."""
+
+    side = 0
+
+    def __init__(self, index: int, names: Sequence[str]) -> None:
+        super().__init__(index, names)
+        self.index, self.names = index, names
+
+
+class Runner:
+    """A segment, compiled."""
+
+    def __init__(self, engine: Engine, segment: Segment) -> None:
+        self._engine, self._segment = engine, segment
+        self._session = None if segment.program is None else engine.session(segment.program)
+
+    def run(self, index: int, tensors: Tensors) -> tuple[Tensors, Tensors]:
+        """What stays alive of batch number `index`, and what was wanted; raises `NotFinite`."""
+        made = self._session.run(tensors) if self._session is not None else {}
+        current, segment = {**tensors, **made}, self._segment
+        if segment.finite:
+            bad = [name for name in segment.wanted if not is_finite(current[name])]
+            if bad:
+                raise NotFinite(index, bad)
+        live = {name: current[name] for name in segment.live}
+        return live, {name: self._engine.xp.asarray(current[name]) for name in segment.wanted}
+
+
 def run_batches(engine: Engine, graph: Graph, samples: Samples, outputs: Sequence[str]) -> Iterator[Tensors]:
     """The named tensors of `graph`, batch by batch; only what they need is computed.
 
     Raises `InputError` where one of them is not finite.
     """
-    inputs = [spec.name for spec in graph.inputs]
-    computed = [name for name in outputs if name not in inputs]
-    session = engine.session(graph.extract(inputs, computed).program()) if computed else None
-    for batch in samples:
-        feeds = {name: engine.xp.asarray(array) for name, array in batch.feeds.items() if name in outputs}
-        made = session.run(batch.feeds) if session is not None else {}
-        _require_finite(engine, graph, batch, made)
-        yield {name: made[name] if name in made else feeds[name] for name in outputs}
+    return Tape(engine, samples, 0).advance(Stop(graph, outputs))
 
 
-def _require_finite(engine: Engine, graph: Graph, batch: Batch, tensors: Tensors) -> None:
-    for name, array in tensors.items():
-        if not is_finite(array):
-            raise source_of(engine, graph, batch, name)
+def traced(engine: Engine, graph: Graph, samples: Samples, found: NotFinite) -> InputError:
+    """The error that says where NaN or Inf come from."""
+    return source_of(engine, graph, next(islice(samples, found.index, None)), found.names[0])
 
 
 def measure(engine: Engine, graph: Graph, samples: Samples, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -119,47 +178,40 @@ class Tape:
         self._store = _Store(budget)
         self._live: tuple[str, ...] | None = None
 
-    def advance(
-        self, graph: Graph, before: str, wanted: Sequence[str], later: Sequence[str], *, finite: bool = False
-    ) -> Iterator[Tensors]:
-        """Move the cut in front of node `before` (its key) and yield `wanted` for every batch.
-
-        `later` are the tensors that will be wanted further on: only what they need stays alive.
-        `wanted` may also be made by `before` itself or behind it, whose nodes are then run too.
-        Raises `InputError` where one of them has to be `finite` and is not.
-        """
-        inputs = tuple(spec.name for spec in graph.inputs)
-        given = inputs if self._live is None else self._live
-        live = _live_at(graph, before, given, wanted, later)
-        computed = [name for name in dict.fromkeys((*live, *wanted)) if name and name not in given]
-        session = None
-        if computed:
-            session = self._engine.session(graph.extract(given, computed).program())
+    def advance(self, stop: Stop) -> Iterator[Tensors]:
+        """Move the cut to `stop` and yield what is wanted there for every batch; raises `InputError`."""
         first = self._live is None
+        segment = Segment.of(stop, self._given(stop.graph))
+        runner = Runner(self._engine, segment)
         source: Iterator[Tensors] = (b.feeds for b in self._samples) if first else self._store.read()
         for index, tensors in enumerate(source):
-            made = session.run(tensors) if session is not None else {}
-            current = {**tensors, **made}
-            if finite:
-                bad = {name: current[name] for name in wanted if name and not is_finite(current[name])}
-                if bad:
-                    _require_finite(self._engine, graph, next(islice(self._samples, index, None)), bad)
-            self._store.write(index, {name: current[name] for name in live})
-            yield {name: self._engine.xp.asarray(current[name]) for name in wanted if name}
-        self._live = live
+            try:
+                live, wanted = runner.run(index, tensors)
+            except NotFinite as found:
+                raise traced(self._engine, stop.graph, self._samples, found) from None
+            self._store.write(index, live)
+            yield wanted
+        self._live = segment.live
 
     def live(self, graph: Graph, before: str, later: Sequence[str]) -> tuple[str, ...]:
         """The tensors made in front of node `before` that `later` needs."""
-        given = tuple(spec.name for spec in graph.inputs) if self._live is None else self._live
-        return _live_at(graph, before, given, (), later)
+        return _live_at(graph, before, self._given(graph), (), later)
+
+    def _given(self, graph: Graph) -> tuple[str, ...]:
+        return inputs_of(graph) if self._live is None else self._live
 
     def close(self) -> None:
         """Remove what was written to disk."""
         self._store.close()
 
 
+def inputs_of(graph: Graph) -> tuple[str, ...]:
+    """The names of a graph's inputs, from which a tape starts."""
+    return tuple(spec.name for spec in graph.inputs)
+
+
 def _live_at(
-    graph: Graph, before: str, given: Sequence[str], wanted: Sequence[str], later: Sequence[str]
+    graph: Graph, before: str | None, given: Sequence[str], wanted: Sequence[str], later: Sequence[str]
 ) -> tuple[str, ...]:
     """Tensors made up to the cut that `later` still needs, in a fixed order.
 

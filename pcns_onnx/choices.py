@@ -56,5 +56,7 @@ class Choices(Running, total=False):
     report: str | Path
     html: str | Path
     command: str
+    workers: int
+    scheduler: str
     int8: bool
     fp16: bool

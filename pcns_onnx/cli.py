@@ -65,6 +65,8 @@ _PLACE_OPTIONS = _options(
     click.option("--custom-ops", multiple=True, metavar="LIB", help="A library of operators for onnxruntime."),
 )
 _LATENCY_OPTIONS = _options(
+    click.option("--workers", type=int, metavar="N", help="Share the passes over the data among N processes (Dask)."),
+    click.option("--scheduler", metavar="ADDRESS", help="Share them among the workers of this Dask scheduler."),
     click.option("--batch-latency", type=int, metavar="N", help="Measure latency at batches of N (as --batch)."),
     click.option("--stats", metavar="FILE", help="Keep what was seen of the data, for other budgets."),
 )

@@ -30,6 +30,7 @@ from pcns_onnx.report import FrontierPoint, Left, PlanReport
 from pcns_onnx.runtime import choose_engine
 from pcns_onnx.searching import hold_latency
 from pcns_onnx.tradeoff import fractions_of, point_of, points
+from pcns_onnx.workers import hired
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,14 @@ def plan(
     check_targets((model, data), output, stats=options.stats)
     engine = choose_engine(options.device, options.threads, options.libraries)
     method = method_named(options.method)
-    with threadpool_limits(options.threads or None), progress.stage("total"):
+    with (
+        threadpool_limits(options.threads or None),
+        hired(options.workers, options.scheduler) as crew,
+        progress.stage("total"),
+    ):
         form = Canonical.of(Graph.load(model))
         train, _ = datasets(form, data, replace(options, holdout=0.0), solves=True)
-        work = work_for(form, engine, train, options, progress, times=True)
+        work = work_for(form, engine, train, options, progress, times=True, crew=crew)
         work, left = selected(work, options, method.family)
         if not work.groups:
             raise NothingToShrinkError("nothing can be shrunk: every layer has a reason to stay", pairs(left))

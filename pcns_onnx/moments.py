@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.backend import Array
+from pcns_onnx.backend import Array, namespace_of
 
 WIDE = 1024
 """Columns beyond which the products inside a block are float32."""
@@ -88,6 +88,19 @@ class Moments:
         self._mean_y = self._mean_y + step_y * (rows / total)
         self._counted = total
 
+    def __getstate__(self) -> dict[str, Any]:
+        """On the way to another process: no rows that wait, and no matrices of zeros."""
+        self._flush()
+        state = {name: value for name, value in vars(self).items() if name != "xp"}
+        return state if self._counted else state | {"_xx": None, "_yx": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.xp = xp = namespace_of(self._mean_x)
+        if self._xx is None:
+            self._xx = xp.zeros((self._n, self._n), dtype=xp.float64)
+            self._yx = xp.zeros((int(self._mean_y.shape[0]), self._n), dtype=xp.float64)
+
     def merge(self, other: Moments) -> None:
         """Add another accumulator's rows; associative up to rounding."""
         self._flush()
@@ -147,16 +160,16 @@ class Moments:
 class Rows:
     """The rows themselves, where they are so few that they take less room than their moments."""
 
-    def __init__(self, xp: Any = np) -> None:
-        self.xp = xp
+    def __init__(self) -> None:
         self._x: list[Array] = []
         self._y: list[Array] = []
 
     def update(self, x: Array, y: Array) -> None:
         """Add a block of rows x (R, n) and targets y (R, k)."""
         if int(x.shape[0]):
-            self._x.append(self.xp.astype(x, self.xp.float64))
-            self._y.append(self.xp.astype(y, self.xp.float64))
+            xp = namespace_of(x)
+            self._x.append(xp.astype(x, xp.float64))
+            self._y.append(xp.astype(y, xp.float64))
 
     def merge(self, other: Rows) -> None:
         """Add another accumulator's rows."""
@@ -165,9 +178,9 @@ class Rows:
 
     def only(self, targets: NDArray[np.int64]) -> Rows:
         """The same rows with some of the targets."""
-        part = Rows(self.xp)
+        part = Rows()
         part._x = self._x
-        part._y = [self.xp.take(y, self.xp.asarray(targets), axis=1) for y in self._y]
+        part._y = [(xp := namespace_of(y)).take(y, xp.asarray(targets), axis=1) for y in self._y]
         return part
 
     @property
@@ -178,15 +191,17 @@ class Rows:
     @property
     def x(self) -> Array:
         """All inputs, (R, n) float64."""
-        return self.xp.concat(self._x, axis=0)
+        return namespace_of(*self._x).concat(self._x, axis=0)
 
     @property
     def y(self) -> Array:
         """All targets, (R, k) float64."""
-        return self.xp.concat(self._y, axis=0)
+        return namespace_of(*self._y).concat(self._y, axis=0)
 
     @property
     def variance_y(self) -> Array:
         """Variance of each target, (k,)."""
-        centred = self.y - self.xp.mean(self.y, axis=0)
-        return self.xp.mean(centred * centred, axis=0)
+        y = self.y
+        xp = namespace_of(y)
+        centred = y - xp.mean(y, axis=0)
+        return xp.mean(centred * centred, axis=0)

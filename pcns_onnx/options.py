@@ -24,7 +24,8 @@ _MOST = 2**31 - 1
 STEPS = 400
 """Steps of refinement, unless others are asked for."""
 _KINDS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
-    (Integral, "a whole number", ("samples", "trials", "batch", "seed", "threads", "refine", "batch_latency")),
+    (Integral, "a whole number", ("samples", "trials", "batch", "seed", "threads", "workers", "refine",
+                                     "batch_latency")),
     (Real, "a number", ("width", "variance", "holdout", "max_error", "max_drop", "rank_ratio")),
     (Normalize, "a pcns_onnx.Normalize(mean, std)", ("normalize",)),
 )
@@ -52,6 +53,7 @@ class Options:
     'eigenremove' keeps. `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
     `html`: a page to read, beside the `report` for programs; `command` is what it says was run.
     `preprocess`: how files of images and texts become arrays ('resize=256,crop=224', see `data.Preprocess`).
+    `workers` more processes, or those of a Dask `scheduler` ('tcp://host:8786'), take over what gathers moments.
     `memory` ('4GB'): what is gathered at once keeps to shares of it. `custom_ops`: libraries of operators that
     onnxruntime registers. `max_error` (relative L2 error of
     any output) and `max_drop` (points of accuracy or metric) make the run a gate. `int8` and `fp16`: make these
@@ -87,6 +89,8 @@ class Options:
     seed: int = 0
     device: str = "auto"
     threads: int = 0
+    workers: int | None = None
+    scheduler: str | None = None
     memory: str | int | None = None
     custom_ops: str | Path | Sequence[str] = ()
     max_error: float | None = None
@@ -111,8 +115,12 @@ class Options:
                 value = getattr(self, name)
                 if not isinstance(value, kind) and (value is not None or getattr(type(self), name) is not None):
                     raise InputError(f"--{name.replace('_', '-')} {value!r} is not understood: it must be {said}")
-        if self.preprocess is not None and not isinstance(self.preprocess, str):
-            raise InputError(f"--preprocess {self.preprocess!r} is not understood: give a text")
+        for name in ("preprocess", "scheduler"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InputError(f"--{name} {value!r} is not understood: give a text")
+        if self.workers is not None and self.scheduler is not None:
+            raise InputError("--workers and --scheduler both say who runs the batches: give one of the two")
         self.preparing()
         method_named(self.method)
         for text in self.budgets:
@@ -129,7 +137,8 @@ class Options:
             parse_bytes(self.memory)
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"--device {self.device} is not understood: write auto, cpu or cuda")
-        lows = {"samples": 1, "trials": 1, "batch": 1, "batch_latency": 1, "threads": 0, "seed": 0, "refine": 0}
+        lows = {"samples": 1, "trials": 1, "batch": 1, "batch_latency": 1, "threads": 0, "workers": 1, "seed": 0,
+                "refine": 0}  # fmt: skip
         for name, low in lows.items():
             value = getattr(self, name)
             if value is not None and value < low:
@@ -185,8 +194,9 @@ class Options:
 
     @property
     def times(self) -> bool:
-        """Whether layers have to be timed: a budget is on latency, or a model is sought that is the fastest."""
-        return any(b.resource == "latency" for b in self.costs) or bool(self.qualities)
+        """Whether layers have to be timed: a budget is on latency, a model is sought that is the fastest, or ranks that
+        pay."""
+        return self.low_rank or any(b.resource == "latency" for b in self.costs) or bool(self.qualities)
 
     def preparing(self) -> Preprocess | None:
         """How files of images and texts become arrays."""

@@ -7,13 +7,15 @@ inputs; everything that chooses channels and widths works on these.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
-from pcns_onnx.backend import namespace_of
-from pcns_onnx.capture import Positions, Samples, run_batches
+from pcns_onnx.backend import Array, namespace_of
+from pcns_onnx.capture import Positions, Samples, Stop, Tensors, run_batches
+from pcns_onnx.gathering import Alone, Crew, G, Sides, Tapes
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.layers import Layer
@@ -33,13 +35,23 @@ Places = tuple[str, int]
 
 @dataclass(frozen=True)
 class Setup:
-    """What every pass needs to know: where to run, on which samples, with which seed, in how much memory."""
+    """What every pass needs to know: where to run, on which samples, with which seed, in how much memory, by whom."""
 
     engine: Engine
     samples: Samples
     seed: int
     progress: Progress
     shares: Shares = field(default_factory=Shares)
+    crew: Crew = field(default_factory=Alone)
+
+    def tapes(self, count: int) -> Tapes:
+        """Tapes over the samples, side by side, from the inputs on."""
+        return self.crew.tapes(self.engine, self.samples, self.progress, self.shares.tape, count)
+
+    def gather(self, ends: Sequence[Stop], into: G, title: str | None = None) -> G:
+        """Run graphs over all samples, each to its end, and gather what is wanted there into `into`."""
+        with closing(self.tapes(len(ends))) as tapes:
+            return tapes.advance(ends, into, title)
 
     def scattered(self, columns: int) -> Positions:
         """Sampled positions of a tensor that no layer reads."""
@@ -88,38 +100,79 @@ def _alone(reading: Reading) -> Reading:
     return replace(reading, covariance=eye * xp.linalg.diagonal(reading.covariance), matrix=eye * xp.sqrt(energy))
 
 
-def read_groups(setup: Setup, graph: Graph, census: Census, groups: Sequence[Group]) -> Iterator[GroupReadings]:
-    """Pass one: how each group is read in `graph`; as many at once as memory allows."""
-    for chunk in _chunks(census, groups, setup.shares.statistics):
-        layers = [layer for layer in census.layers if any(layer.name in group.readers for group in chunk)]
-        places = [setup.positions(census, layer, 0) for layer in layers]
-        read_by = {
-            (layer.name, block): [group for group in chunk if np.isin(part.reads, group.labels).any()]
+class _Views:
+    """How some groups are read: by blocks of layers, and by products."""
+
+    def __init__(self, setup: Setup, graph: Graph, census: Census, groups: Sequence[Group]) -> None:
+        layers = [layer for layer in census.layers if any(layer.name in group.readers for group in groups)]
+        self._layers = [(layer, setup.positions(census, layer, 0)) for layer in layers]
+        self._views = {
+            (layer.name, block): {
+                group.name: View(graph, group, layer, part, setup.engine.xp)
+                for group in groups
+                if np.isin(part.reads, group.labels).any()
+            }
             for layer in layers
             for block, part in enumerate(layer.parts)
         }
-        products = {(g.name, p.key): (p, ProductView(p, setup.engine.xp)) for g in chunk for p in g.products}
-        views: dict[tuple[str, Places], View] = {}
-        wanted = [layer.source for layer in layers] + [name for p, _ in products.values() for name in p.names]
-        batches = run_batches(setup.engine, graph, setup.samples, list(dict.fromkeys(wanted)))
-        for index, tensors in enumerate(setup.progress.track(batches, "capture", setup.samples.batches)):
-            for layer, drawn in zip(layers, places, strict=True):
-                x = tensors[layer.source]
-                at = drawn.draw(index, layer.linear.op.positions(x.shape))
-                for block, part in enumerate(layer.parts):
-                    rows = part.op.inputs(x, at)
-                    for group in read_by[layer.name, block]:
-                        key = (group.name, (layer.name, block))
-                        if key not in views:
-                            views[key] = View(graph, group, layer, part, rows)
-                        views[key].update(rows)
-            for product, view in products.values():
-                q, k = (tensors[name] for name in product.names)
-                view.update(q, k, partial(setup.scattered(len(product.labels)).draw, index))
+        self._products = {
+            (g.name, p.key): (p.names, setup.scattered(len(p.labels)), ProductView(p, setup.engine.xp))
+            for g in groups
+            for p in g.products
+        }
+
+    @property
+    def wanted(self) -> list[str]:
+        """The tensors that are looked at."""
+        sources = [layer.source for layer, _ in self._layers]
+        return list(dict.fromkeys(sources + [name for names, _, _ in self._products.values() for name in names]))
+
+    def begin(self, sides: Sides) -> None:
+        """Settle how taps are compressed."""
+        if any(view.is_open for views in self._views.values() for view in views.values()):
+            for view, rows in self._rows(0, sides[0]):
+                view.begin(rows)
+
+    def update(self, index: int, sides: Sides) -> None:
+        """Show a batch to all views."""
+        (tensors,) = sides
+        for view, rows in self._rows(index, tensors):
+            view.update(rows)
+        for (q, k), positions, product in self._products.values():
+            product.update(tensors[q], tensors[k], partial(positions.draw, index))
+
+    def merge(self, other: _Views) -> None:
+        """Add what was seen of later batches."""
+        for place, views in self._views.items():
+            for name, view in views.items():
+                view.merge(other._views[place][name])
+        for key, (_, _, product) in self._products.items():
+            product.merge(other._products[key][2])
+
+    def readings(self, group: Group) -> GroupReadings:
+        """What was seen of a group; can be asked for once."""
+        mine = {place: views.pop(group.name).reading() for place, views in self._views.items() if group.name in views}
+        heads = {p.key: self._products[group.name, p.key][2].readings(group) for p in group.products}
+        return GroupReadings(group, mine, heads)
+
+    def _rows(self, index: int, tensors: Tensors) -> Iterator[tuple[View, Array]]:
+        """The views with their blocks' input rows in a batch."""
+        for layer, positions in self._layers:
+            x = tensors[layer.source]
+            at = positions.draw(index, layer.linear.op.positions(x.shape))
+            for block, part in enumerate(layer.parts):
+                rows = part.op.inputs(x, at)
+                for view in self._views[layer.name, block].values():
+                    yield view, rows
+
+
+def read_groups(setup: Setup, graph: Graph, census: Census, groups: Sequence[Group]) -> Iterator[GroupReadings]:
+    """Pass one: how each group is read in `graph`; as many at once as memory allows."""
+    for chunk in _chunks(census, groups, setup.shares.statistics):
+        views = _Views(setup, graph, census, chunk)
+        setup.gather([Stop(graph, views.wanted)], views, "capture")
         for group in chunk:
-            mine = [key for key in views if key[0] == group.name]
-            heads = {p.key: products[group.name, p.key][1].readings(group) for p in group.products}
-            yield GroupReadings(group, {key[1]: views.pop(key).reading() for key in mine}, heads)
+            yield views.readings(group)
 
 
 def is_same(setup: Setup, a: Graph, b: Graph, names: Sequence[str]) -> bool:

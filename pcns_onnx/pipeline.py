@@ -61,6 +61,7 @@ from pcns_onnx.shrinking import solve
 from pcns_onnx.tradeoff import point_of
 from pcns_onnx.verify import UNCHECKED, load_metric
 from pcns_onnx.weighing import Weighing, ratio_of
+from pcns_onnx.workers import hired
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -108,7 +109,11 @@ def shrink(
     check_page(options.html)
     metric = load_metric(options.metric)
     engine = choose_engine(options.device, options.threads, options.libraries)
-    with threadpool_limits(options.threads or None), progress.stage("total"):
+    with (
+        threadpool_limits(options.threads or None),
+        hired(options.workers, options.scheduler) as crew,
+        progress.stage("total"),
+    ):
         form = Canonical.of(Graph.load(model))
         lowered_files = [beside(output, kind) for kind in options.precisions]
         check_targets(tuple(form.original.files), *targets, *lowered_files, stats=options.stats)
@@ -122,7 +127,7 @@ def shrink(
         if needs_score and metric is None and not (held_out or train).has_labels:
             what = "--max-drop" if options.max_drop is not None else "budget drop"
             raise InputError(f"{what} needs labels in the data it is checked on, or --metric")
-        work = work_for(form, engine, train, options, progress, plan=plan, times=options.low_rank)
+        work = work_for(form, engine, train, options, progress, plan=plan, crew=crew)
         work, left = selected(work, options, method.family)
         if not work.groups:
             why = "every layer has a reason to stay" if left else "the model has no layer with stored weights"

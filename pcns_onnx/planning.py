@@ -15,6 +15,7 @@ from pcns_onnx.errors import InputError
 from pcns_onnx.factors import ENDING
 from pcns_onnx.feeding import Canonical, at_latency_batch, census_of, samples_of
 from pcns_onnx.findings import Findings, Work, look
+from pcns_onnx.gathering import Alone, Crew
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.methods import Method
@@ -72,6 +73,7 @@ def work_for(
     *,
     plan: Plan | None = None,
     times: bool = False,
+    crew: Crew | None = None,
 ) -> Work:
     """The float32 form with its census and costs; latency too with `times`, or where a budget needs it.
 
@@ -83,7 +85,8 @@ def work_for(
     if factors:
         graph = apply(graph, tuple(factors.values()))
         census = census_of(graph, engine, train, options)
-    setup = Setup(engine, samples_of(train, options, graph), options.seed, progress, options.shares)
+    samples = samples_of(train, options, graph)
+    setup = Setup(engine, samples, options.seed, progress, options.shares, crew or Alone())
     batch, timings = at_latency_batch(setup.samples, options).batch, None
     if times or options.times:
         timings = measure_layers(engine, graph, census, batch, progress=progress)

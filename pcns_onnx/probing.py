@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, namespace_of, to_numpy
 from pcns_onnx.blocks import Block, blocks
-from pcns_onnx.capture import Samples, Tape, Tensors
+from pcns_onnx.capture import Samples, Stop, Tape, Tensors
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census, Group
 from pcns_onnx.methods import Ranking, Reading, mixing
@@ -69,7 +69,8 @@ class Prober:
         live = self._tape.live(graph, first.key, self._outputs)
         sessions: list[Session] = []
         full, miss, size = self._session(base, live), np.zeros(len(widths) + (block is not None)), 0.0
-        for index, cut in enumerate(self._tape.advance(graph, first.key, live, self._outputs)):
+        stop = Stop(graph, live, first.key, self._outputs, finite=False)
+        for index, cut in enumerate(self._tape.advance(stop)):
             if len(self._expected) == index:
                 self._expected.append(full.run(cut))
             if not sessions:

@@ -63,37 +63,54 @@ class View:
     tap. Rows are gathered tap-major, as Conv has them.
     """
 
-    def __init__(self, graph: Graph, group: Group, layer: Layer, part: Part, rows: Array) -> None:
-        xp = namespace_of(rows)
-        columns = Columns.of(part, group.labels)
+    def __init__(self, graph: Graph, group: Group, layer: Layer, part: Part, xp: Any) -> None:
+        columns, matrix = Columns.of(part, group.labels), part.op.matrix(stored_weight(graph, layer))
         self.columns, self._places = columns, np.searchsorted(group.labels, columns.classes)
         self._channels, self._taps = len(columns.classes), columns.taps
+        self._kept = min(self._taps, max(1, COLUMNS // self._channels))
         self._all = len(self._places) == group.width
-        tap_major = columns.index.T.reshape(-1)
-        self._whole = np.array_equal(tap_major, np.arange(int(rows.shape[1])))
+        tap_major, width = columns.index.T.reshape(-1), int(matrix.shape[1])
+        self._whole = np.array_equal(tap_major, np.arange(width))
         self._gaps = bool((tap_major < 0).any())
-        self._index = xp.asarray(np.where(tap_major < 0, int(rows.shape[1]), tap_major))
-        self._matrix = self._pick(xp.asarray(part.op.matrix(stored_weight(graph, layer))))
+        self._index = xp.asarray(np.where(tap_major < 0, width, tap_major))
+        self._matrix = self._pick(xp.asarray(matrix))
+        self._energy = xp.sum(xp.reshape(self._matrix * self._matrix, (-1, self._taps, self._channels)), axis=(0, 1))
         self._basis: Array | None = None
-        keep = max(1, COLUMNS // self._channels)
-        if keep < self._taps:
-            self._basis = self._principal_taps(self._pick(rows), keep)
-            self._matrix = self._turn(self._matrix, xp.astype(self._basis, xp.float64))
-            self._taps = keep
-        self._moments = Moments(self._channels * self._taps, 0, xp)
+        self._moments = Moments(self._channels * self._kept, 0, xp)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """V stays at home: what is gathered of the rows does not need it."""
+        return vars(self) | {"_matrix": None}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the taps have to be compressed, and it is not settled how."""
+        return self._kept < self._taps and self._basis is None
+
+    def begin(self, rows: Array) -> None:
+        """Settle how taps are compressed, from the first batch's rows."""
+        if self.is_open:
+            self._basis = self._principal_taps(self._pick(rows), self._kept)
 
     def update(self, rows: Array) -> None:
         """Take a batch of the block's input rows in."""
         rows = self._pick(rows)
         self._moments.update(rows if self._basis is None else self._turn(rows, self._basis))
 
+    def merge(self, other: View) -> None:
+        """Add what another view, of the same beginning, has seen."""
+        self._basis = other._basis
+        self._moments.merge(other._moments)
+
     def reading(self) -> Reading:
         """What was seen, channel-major."""
         xp = namespace_of(self._matrix)
-        n, t = self._channels, self._taps
+        n, t, matrix = self._channels, self._kept, self._matrix
+        if self._basis is not None:
+            matrix = self._turn(matrix, xp.astype(self._basis, xp.float64))
         covariance = xp.reshape(self._moments.covariance, (t, n, t, n))
         covariance = xp.reshape(xp.permute_dims(covariance, (1, 0, 3, 2)), (n * t, n * t))
-        matrix = xp.reshape(xp.permute_dims(xp.reshape(self._matrix, (-1, t, n)), (0, 2, 1)), (-1, n * t))
+        matrix = xp.reshape(xp.permute_dims(xp.reshape(matrix, (-1, t, n)), (0, 2, 1)), (-1, n * t))
         return Reading(covariance, matrix, t, self._moments.rows, None if self._all else self._places)
 
     def _pick(self, rows: Array) -> Array:
@@ -113,8 +130,7 @@ class View:
         """(taps, keep) float32: principal directions of the taps, channels weighted by their readers."""
         xp = namespace_of(rows)
         shape = (-1, self._taps, self._channels)
-        energy = xp.sum(xp.reshape(self._matrix * self._matrix, shape), axis=(0, 1))
-        weighted = xp.reshape(rows, shape) * xp.astype(xp.sqrt(energy), rows.dtype)
+        weighted = xp.reshape(rows, shape) * xp.astype(xp.sqrt(self._energy), rows.dtype)
         moment = xp.sum(weighted @ xp.permute_dims(weighted, (0, 2, 1)), axis=0)
         _, vectors = eigh_descending(xp.astype(moment, xp.float64))
         return xp.astype(vectors[:, :keep], xp.float32)
@@ -143,6 +159,11 @@ class ProductView:
             rows = rows if some is None else xp.take(rows, xp.asarray(some), axis=2)
             for head, found in enumerate(moments):
                 found.update(xp.reshape(rows[:, head], (-1, int(rows.shape[-1]))))
+
+    def merge(self, other: ProductView) -> None:
+        """Add what another view has seen."""
+        for mine, found in zip((*self._q, *self._k), (*other._q, *other._k), strict=True):
+            mine.merge(found)
 
     def readings(self, group: Group) -> list[Reading]:
         """One reading per head: its covariance is the second moment of q, its matrix C_k^½."""

@@ -13,7 +13,7 @@ after it is solved; the reader is then solved anew in its turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,17 +21,18 @@ from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, namespace_of, to_numpy
 from pcns_onnx.blocks import Block, Goal, blocks, goal_of
-from pcns_onnx.capture import Tape, Tensors
+from pcns_onnx.capture import Stop
+from pcns_onnx.gathering import G, Sides
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census
 from pcns_onnx.layers import Layer
 from pcns_onnx.moments import Moments
-from pcns_onnx.ops import Labels
+from pcns_onnx.ops import Labels, LinearOp
 from pcns_onnx.passes import Places, Setup
 from pcns_onnx.reading import Seen, mixed_prior, stored_bias, stored_weight
 from pcns_onnx.refine import Pair, Refined, Weights, refine
 from pcns_onnx.rewrite import Patch, edit, kept_classes, set_layer
-from pcns_onnx.solve import VALID, Evidence, Fit, fit, fit_apart, gather
+from pcns_onnx.solve import VALID, Evidence, Fit, Gathered, fit, fit_apart
 from pcns_onnx.windows import Route, Windows, route
 
 
@@ -87,8 +88,7 @@ class _Walk:
         self._setup, self._original, self._shrunk, self._census = setup, original, shrunk, census
         self._keep, self._seen, self._steps = keep, seen, steps
         self._kept = kept_classes(census, keep)
-        self._left = Tape(setup.engine, setup.samples, setup.shares.tape)
-        self._right = Tape(setup.engine, setup.samples, setup.shares.tape)
+        self._tapes = setup.tapes(2)
         self._ridge: float | None = None
         self._gone = {b.layer.name: b for name, b in blocks(original, census).items() if not len(keep.get(name, [0]))}
         dead = {name for block in self._gone.values() for name in block.group.writers}
@@ -105,8 +105,7 @@ class _Walk:
 
     def close(self) -> None:
         """Remove what the tapes hold."""
-        self._left.close()
-        self._right.close()
+        self._tapes.close()
 
     def _leads(self, layer: Layer) -> bool:
         """Whether a layer is narrowed, has nothing to correct, and can be refined."""
@@ -127,29 +126,22 @@ class _Walk:
         aim = None if way is None else self._aim(way.reader, [layer, *later])
         rows = [np.flatnonzero(self._kept[part.writes]) for part in layer.parts]
         wanted = [goal.tensor] if aim is None else [goal.tensor, aim.tensor]
-        targets = self._left.advance(
-            self._original, layer.key, wanted, [self._goals[item.name].tensor for item in later], finite=True
-        )
-        needed = self._needed((layer, *later))
         held = [layer.source, goal.had, "" if aim is None else aim.had]
-        inputs = self._right.advance(self._shrunk, layer.key, held, [name for name in needed if name], finite=True)
-        batches: Iterator[tuple[Tensors, Tensors]] = zip(inputs, targets, strict=True)
-        windows = None
+        windows = gathered = None
         if way is not None and aim is not None:
             seed = (self._setup.seed, 2, self._census.layers.index(layer))
             outputs, room = self._outputs(way.reader), self._setup.shares.windows
             windows = Windows(way, self._census, outputs, self._setup.samples.count, seed, room)
-            batches = _seen_by(windows, layer.source, aim, batches)
         if layer.name in self._solved:
-            pairs = ((x[layer.source], y[goal.tensor], x.get(goal.had)) for x, y in batches)
-            evidence = gather(layer.parts, rows, pairs, self._setup.positions(self._census, layer, 1))
-            fits = [fit(e, prior, self._ridge) for e, prior in zip(evidence, self._priors(layer), strict=True)]
+            positions = self._setup.positions(self._census, layer, 1)
+            gathered = Gathered(layer.parts, rows, positions, layer.source, goal.tensor, goal.had)
+        self._advance(at, held, wanted, _Sight(gathered, windows, layer.source, aim))
+        if gathered is not None:
+            fits = [fit(e, prior, self._ridge) for e, prior in zip(gathered.evidence, self._priors(layer), strict=True)]
             self.fits[layer.name] = whole = Fit.joined(fits)
             self._ridge = whole.ridge
             matrix, bias = whole.matrix, _quiet(whole)
         else:
-            for _ in batches:
-                pass
             matrix, bias = self._priors(layer)[0], stored_bias(self._original, layer)[rows[0]]
         if windows is not None and windows.pieces and way is not None:
             matrix, bias = self._refine(way, windows, matrix, bias)
@@ -162,19 +154,19 @@ class _Walk:
 
     def _leave_out(self, at: int, block: Block) -> Patch:
         """Instead of a block, the mean of what the sum lacks without it."""
-        layer, goal, later = block.layer, self._goals[block.layer.name], self.layers[at + 1 :]
+        layer, goal = block.layer, self._goals[block.layer.name]
+        rows = self._outputs(layer)
+        lacks = _Lacks(layer.linear.op, rows, goal, np.zeros(len(rows)))
+        found = self._advance(at, [goal.had], [goal.tensor], lacks, finite=False)
+        return (block.constant(self._census, found.total / max(found.count, 1)),)
+
+    def _advance(self, at: int, held: Sequence[str], wanted: Sequence[str], into: G, *, finite: bool = True) -> G:
+        """Move the tapes in front of layer number `at`; gather `held` of the shrunk model, `wanted` of the original."""
+        layer, later = self.layers[at], self.layers[at + 1 :]
+        needed = [name for name in self._needed((layer, *later)) if name]
         aims = [self._goals[item.name].tensor for item in later]
-        targets = self._left.advance(self._original, layer.key, [goal.tensor], aims)
-        held = [name for name in self._needed((layer, *later)) if name]
-        inputs = self._right.advance(self._shrunk, layer.key, [goal.had], held)
-        op, rows, count = layer.linear.op, self._outputs(layer), 0
-        total = np.zeros(len(rows))
-        for x, y in zip(inputs, targets, strict=True):
-            xp = namespace_of(y[goal.tensor])
-            lacks = xp.take(op.outputs(y[goal.tensor], None), xp.asarray(rows), axis=1) - op.outputs(x[goal.had], None)
-            total = total + to_numpy(xp.sum(lacks, axis=0, dtype=xp.float64))
-            count += int(lacks.shape[0])
-        return (block.constant(self._census, total / max(count, 1)),)
+        inputs = Stop(self._shrunk, held, layer.key, needed, finite)
+        return self._tapes.advance([inputs, Stop(self._original, wanted, layer.key, aims, finite)], into)
 
     def _aim(self, reader: Layer, unsolved: Sequence[Layer]) -> Goal:
         """The reader's goal; its own output where the sum's other operand will change yet."""
@@ -249,13 +241,62 @@ def _same(rows: Array) -> Array:
     return rows
 
 
-def _seen_by(
-    windows: Windows, source: str, aim: Goal, batches: Iterable[tuple[Tensors, Tensors]]
-) -> Iterator[tuple[Tensors, Tensors]]:
-    """The same batches, on their way shown to the windows."""
-    for index, (x, y) in enumerate(batches):
-        windows.update(index, x[source], y[aim.tensor], x.get(aim.had))
-        yield x, y
+@dataclass
+class _Sight:
+    """What a layer is solved from (if it is) and refined with (if it is): its input in the shrunk model, its aims."""
+
+    gathered: Gathered | None
+    windows: Windows | None
+    source: str
+    aim: Goal | None
+
+    def begin(self, sides: Sides) -> None:
+        """Choose what to keep."""
+        if self.gathered is not None:
+            self.gathered.begin(sides)
+
+    def update(self, index: int, sides: Sides) -> None:
+        """Take a batch in."""
+        if self.windows is not None and self.aim is not None:
+            aim, (shrunk, original) = self.aim, sides
+            self.windows.update(index, shrunk[self.source], original[aim.tensor], shrunk.get(aim.had))
+        if self.gathered is not None:
+            self.gathered.update(index, sides)
+
+    def merge(self, other: _Sight) -> None:
+        """Add what was seen of later batches."""
+        if self.windows is not None and other.windows is not None:
+            self.windows.merge(other.windows)
+        if self.gathered is not None and other.gathered is not None:
+            self.gathered.merge(other.gathered)
+
+
+@dataclass
+class _Lacks:
+    """The sum over all rows of what a goal lacks without a layer: outputs `rows` of `op`."""
+
+    op: LinearOp
+    rows: NDArray[np.int64]
+    goal: Goal
+    total: NDArray[np.float64]
+    count: int = 0
+
+    def begin(self, sides: Sides) -> None:
+        """There is nothing to settle."""
+
+    def update(self, index: int, sides: Sides) -> None:
+        """Take a batch in."""
+        shrunk, original = sides
+        y = original[self.goal.tensor]
+        xp = namespace_of(y)
+        lacks = xp.take(self.op.outputs(y, None), xp.asarray(self.rows), axis=1)
+        lacks = lacks - self.op.outputs(shrunk[self.goal.had], None)
+        self.total = self.total + to_numpy(xp.sum(lacks, axis=0, dtype=xp.float64))
+        self.count += int(lacks.shape[0])
+
+    def merge(self, other: _Lacks) -> None:
+        """Add the rows of later batches."""
+        self.total, self.count = self.total + other.total, self.count + other.count
 
 
 def _quiet(solved: Fit) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ as small as the rows are few: with T = Y - X V₀ᵀ, all centred, and R rows,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, namespace_of
 from pcns_onnx.capture import Positions
+from pcns_onnx.gathering import Sides
 from pcns_onnx.layers import Part
 from pcns_onnx.linalg import add_ridge, solve_spd
 from pcns_onnx.moments import Moments, Rows
@@ -87,6 +88,11 @@ class Evidence(Generic[Known]):
         """The same evidence for some of the targets."""
         return Evidence(self.train.only(rows), self.valid.only(rows))
 
+    def merge(self, other: Evidence[Any]) -> None:
+        """Add what is known of other samples."""
+        for mine, found in ((self.train, other.train), (self.valid, other.valid)):
+            mine.merge(found)
+
     def merged(self) -> Known:
         """All rows together (adds the second part into the first)."""
         self.train.merge(self.valid)
@@ -99,36 +105,63 @@ AnyEvidence = Evidence[Moments] | Evidence[Rows]
 def evidence_for(rows: int, columns: int, targets: int, xp: Any) -> AnyEvidence:
     """Empty evidence: the rows themselves where there will be less than half as many as columns."""
     if 2 * rows < columns:
-        return Evidence(Rows(xp), Rows(xp))
+        return Evidence(Rows(), Rows())
     return Evidence(Moments(columns, targets, xp), Moments(columns, targets, xp))
 
 
-def gather(
-    parts: Sequence[Part],
-    rows: Sequence[NDArray[np.int64]],
-    batches: Iterable[tuple[Array, Array, Array | None]],
-    positions: Positions,
-) -> list[AnyEvidence]:
-    """Moments of each block of a layer, from batches of (input, target, what the target has already).
+class Gathered:
+    """What is known of each block of a layer: gathered from the shrunk model and the original, side by side.
 
-    `rows` are, by block, the outputs that stay. Input and what is there already come from the
-    shrunk model, which has no others; the target from the original.
+    `rows` are, by block, the outputs that stay. The tensors `source` (the layer's input) and `had` (what the
+    target has already, if anything) come from the shrunk model, which has no other outputs; `target` from the
+    original.
     """
-    evidence: list[AnyEvidence] = []
-    for index, (x, y, had) in enumerate(batches):
-        at = positions.draw(index, parts[0].op.positions(x.shape))
-        for block, part in enumerate(parts):
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        rows: Sequence[NDArray[np.int64]],
+        positions: Positions,
+        source: str,
+        target: str,
+        had: str = "",
+    ) -> None:
+        self._parts, self._rows, self._positions = parts, rows, positions
+        self._source, self._target, self._had = source, target, had
+        self.evidence: list[AnyEvidence] = []
+
+    def begin(self, sides: Sides) -> None:
+        """Choose what to keep, by how many rows the first input gives."""
+        x = sides[0][self._source]
+        at = self._drawn(0, x)
+        for part, rows in zip(self._parts, self._rows, strict=True):
+            found = part.op.inputs(x, at)
+            expected = int(found.shape[0]) * self._positions.samples // int(x.shape[0])
+            self.evidence.append(evidence_for(expected, int(found.shape[1]), len(rows), namespace_of(found)))
+
+    def update(self, index: int, sides: Sides) -> None:
+        """Take a batch in."""
+        shrunk, original = sides
+        x, y, had = shrunk[self._source], original[self._target], shrunk.get(self._had)
+        at = self._drawn(index, x)
+        for part, rows, evidence in zip(self._parts, self._rows, self.evidence, strict=True):
             rows_x, rows_y = part.op.inputs(x, at), part.op.outputs(y, at)
             xp = namespace_of(rows_x)
-            rows_y = xp.take(rows_y, xp.asarray(rows[block]), axis=1)
+            rows_y = xp.take(rows_y, xp.asarray(rows), axis=1)
             if had is not None:
                 rows_y = rows_y - part.op.outputs(had, at)
-            if block == len(evidence):
-                expected = int(rows_x.shape[0]) * positions.samples // int(x.shape[0])
-                evidence.append(evidence_for(expected, int(rows_x.shape[1]), len(rows[block]), xp))
-            _split(evidence[block], rows_x, rows_y, int(x.shape[0]), index)
-    assert evidence, "a dataset without samples is refused when it is opened"
-    return evidence
+            _split(evidence, rows_x, rows_y, int(x.shape[0]), index)
+
+    def merge(self, other: Gathered) -> None:
+        """Add what was gathered of later batches."""
+        if not self.evidence:
+            self.evidence = other.evidence
+            return
+        for mine, found in zip(self.evidence, other.evidence, strict=True):
+            mine.merge(found)
+
+    def _drawn(self, index: int, x: Array) -> NDArray[np.int64] | None:
+        return self._positions.draw(index, self._parts[0].op.positions(x.shape))
 
 
 def _split(evidence: AnyEvidence, x: Array, y: Array, samples: int, index: int) -> None:

@@ -18,6 +18,7 @@ from pcns_onnx.choosing import Decision, choose
 from pcns_onnx.data import split
 from pcns_onnx.errors import InputError
 from pcns_onnx.findings import Findings, Work
+from pcns_onnx.gathering import Alone
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods import Method
 from pcns_onnx.options import Options
@@ -64,7 +65,7 @@ def _best(work: Work, plans: Sequence[Decision], options: Options) -> int:
     some, others = (replace(setup.samples, data=data, _kept=[]) for data in (solved, judged))
     if not some.count or not others.count:
         return 0
-    trial = replace(work, setup=replace(setup, samples=some, progress=Progress()))
+    trial = replace(work, setup=replace(setup, samples=some, progress=Progress(), crew=Alone()))
     plain = replace(options, refine=0)
     with setup.progress.stage("try"):
         errors = [_error(trial.setup, work.graph, others, _made(trial, plan, plain)) for plan in plans]

@@ -132,9 +132,8 @@ class Windows:
             peaks, seen = _compact(self._route.largest.places(self._hidden, seen))
         patches = first.inputs(x, seen)
         size = int(patches.shape[0]) * int(patches.shape[1]) * 4
-        if self._used + size > self._room and self.pieces:
+        if not self._takes(size):
             return
-        self._used += size
         targets = xp.take(second.outputs(y, at), xp.asarray(self._rows), axis=1)
         if had is not None:
             targets = targets - second.outputs(had, at)
@@ -146,6 +145,17 @@ class Windows:
                 taps,
             )
         )
+
+    def merge(self, other: Windows) -> None:
+        """Add the pieces of later batches, as far as there is room."""
+        self.pieces += [piece for piece in other.pieces if self._takes(prod(piece.x.shape) * 4)]
+
+    def _takes(self, size: int) -> bool:
+        """Whether there is room for so many bytes, which are taken then; the first always fits."""
+        if self._used and self._used + size > self._room:
+            return False
+        self._used += size
+        return True
 
     def _positions(self, shape: tuple[int, ...]) -> int:
         return prod(shape) // shape[0] // self._route.layer.width

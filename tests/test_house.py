@@ -17,12 +17,12 @@ HOUSE = ROOT / "pcns_onnx"
 ORDER = (
     "errors", "placing", "memory", "catalogue", "progress", "backend", "linalg", "graph", "runtime", "ops", "data",
     "fold", "factors", "sizes", "walk", "layers", "groups", "rewrite", "blocks", "stopwatch", "layertimes", "timing",
-    "costs", "plans", "allocation", "bounds", "moments", "tracing", "capture", "methods", "solve", "reading",
-    "windows", "refine", "passes", "refit", "probing", "rotation", "basis", "verify", "latency", "interop", "choices",
-    "options", "report", "tables", "figures", "page", "terminal", "inspecting", "feeding", "findings", "stats",
-    "choosing", "ranks", "shrinking", "trying", "weighing", "searching", "tradeoff", "planning", "outlook", "origin",
-    "checking", "lowering", "pipeline", "frontier", "expanding", "designing", "differing", "doctor", "integrations",
-    "commands", "cli", "__main__",
+    "costs", "plans", "allocation", "bounds", "moments", "tracing", "capture", "gathering", "workers", "methods",
+    "solve", "reading", "windows", "refine", "passes", "refit", "probing", "rotation", "basis", "verify", "latency",
+    "interop", "choices", "options", "report", "tables", "figures", "page", "terminal", "inspecting", "feeding",
+    "findings", "stats", "choosing", "ranks", "shrinking", "trying", "weighing", "searching", "tradeoff", "planning",
+    "outlook", "origin", "checking", "lowering", "pipeline", "frontier", "expanding", "designing", "differing",
+    "doctor", "integrations", "commands", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 
@@ -34,6 +34,8 @@ DOORS = {
     "cupy": "backend",
     "torch": "interop",
     "click": "commands",
+    "dask": "workers",
+    "distributed": "workers",
 }
 """The modules through which these come in; `commands` hang from `cli`, onnxruntime's tools have a door of their own."""
 

@@ -14,7 +14,7 @@ from topologies import TOPOLOGIES, Sketch
 
 from pcns_onnx import passes
 from pcns_onnx.backend import to_numpy
-from pcns_onnx.capture import Positions, Samples, Tape
+from pcns_onnx.capture import Positions, Samples, Stop, Tape
 from pcns_onnx.data import open_data
 from pcns_onnx.graph import Graph
 from pcns_onnx.groups import Census
@@ -25,7 +25,7 @@ from pcns_onnx.passes import Setup, read_groups
 from pcns_onnx.progress import Progress
 from pcns_onnx.reading import Columns, Seen, mixed_prior, stored_weight
 from pcns_onnx.runtime import Engine
-from pcns_onnx.solve import Fit, fit, gather
+from pcns_onnx.solve import Fit, Gathered, fit
 
 CONV = ConvOp((2,), (1,), (1,), None, "NOTSET")
 
@@ -182,9 +182,14 @@ def evidence_of(blocks: int, had: bool, rows: list[Array]) -> tuple[list[Array],
     target = y.copy()
     if there is not None:
         target[:, stays] += there
-    batches = ((x[i : i + 50], target[i : i + 50], None if there is None else there[i : i + 50]) for i in (0, 50, 100))
-    found = gather(parts, [np.asarray(r) for r in rows], batches, Positions(10**6, 150, (0,)))
-    fits = [fit(e, np.zeros((len(r), 4 // blocks))) for e, r in zip(found, rows, strict=True)]
+    sides: list[dict[str, Array]] = [{"x": x} if there is None else {"x": x, "had": there}, {"y": target}]
+    batches = [[{name: a[i : i + 50] for name, a in side.items()} for side in sides] for i in (0, 50, 100)]
+    gathered = Gathered(parts, [np.asarray(r) for r in rows], Positions(10**6, 150, (0,)), "x", "y", "had")
+    for index, batch in enumerate(batches):
+        if index == 0:
+            gathered.begin(batch)
+        gathered.update(index, batch)
+    fits = [fit(e, np.zeros((len(r), 4 // blocks))) for e, r in zip(gathered.evidence, rows, strict=True)]
     return [p.op.matrix(weight)[r] for p, r in zip(parts, rows, strict=True)], fits, weight, x
 
 
@@ -217,7 +222,7 @@ def test_what_lies_beyond_the_cut_is_there_when_it_is_wanted() -> None:
     try:
         for at, (layer, wanted) in enumerate(stops):
             later = [name for _, names in stops[at + 1 :] for name in names]
-            batches = list(tape.advance(graph, census.layer(layer).key, wanted, later))
+            batches = list(tape.advance(Stop(graph, wanted, census.layer(layer).key, later)))
             assert len(batches) == 3
             for name in wanted:
                 together = np.concatenate([to_numpy(batch[name]) for batch in batches])
@@ -232,7 +237,7 @@ def test_what_was_made_beyond_the_cut_is_not_made_again() -> None:
     tape = Tape(Engine(threads=1), Samples(open_data(x, graph.inputs), 4), 1 << 20)
     try:
         for layer, wanted, later in (("a2", "sum", ["b", "c", "y"]), ("b", "b", ["c", "y"]), ("c", "c", ["y"])):
-            (batch,) = tape.advance(graph, census.layer(layer).key, [wanted], later)
+            (batch,) = tape.advance(Stop(graph, [wanted], census.layer(layer).key, later))
             np.testing.assert_allclose(to_numpy(batch[wanted]), tensor(graph, wanted, x), rtol=1e-4, atol=1e-5)
     finally:
         tape.close()
