@@ -13,6 +13,7 @@ import msgspec
 from threadpoolctl import threadpool_limits
 
 from pcns_onnx.catalogue import method_named
+from pcns_onnx.cautions import NOTHING_CHECKED, SLOWER, apart, few_samples, samples_per_neuron
 from pcns_onnx.checking import (
     finish,
     gates_of,
@@ -65,13 +66,6 @@ from pcns_onnx.workers import hired
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-FEW = 5.0
-"""Samples per neuron below which a warning is given (the PCNS drafts ask for 5 to 10)."""
-
-
-SLOWER = "the result is slower than the original here: a latency budget leaves layers alone where that does not pay"
-_UNCHECKED = "nothing was checked: there are no samples to compare on (latency is on noise); give --data or --eval"
 
 
 @dataclass(frozen=True)
@@ -132,7 +126,7 @@ def shrink(
         if not work.groups:
             why = "every layer has a reason to stay" if left else "the model has no layer with stored weights"
             raise NothingToShrinkError(f"nothing can be shrunk: {why}", pairs(left))
-        warnings = _few_samples(work) if solves else []
+        warnings = few_samples(work) if solves else []
         weighing = Weighing(work, method, ratio) if method.family == "weights" else None
 
         def judge(edits: Patch) -> bool:
@@ -157,7 +151,7 @@ def shrink(
         small.set_metadata("pcns_onnx", provenance(plan, options))
         small.check(full=form.original.passes_full_check())
         checked = samples_of(held_out or train, options, form.original)
-        agreement, report_warnings = UNCHECKED, [_UNCHECKED]
+        agreement, report_warnings = UNCHECKED, [NOTHING_CHECKED]
         if data is not None or held_out is not None:
             agreement, report_warnings = verify(engine, form.original, small, checked, metric, progress)
         if held_out is None:
@@ -168,6 +162,7 @@ def shrink(
         if latency.ratio > 1 and not (options.qualities or options.plan is not None):
             report_warnings.append(SLOWER)
         report_warnings += unsteady(latency)
+        report_warnings += apart(infos)
         gates = [*quality_gates(options, agreement), *gates_of(options, agreement)]
         lowered = lower(engine, form.original, small, work.setup.samples, checked, metric, options, progress)
     report = Report(
@@ -221,8 +216,8 @@ def inspect(
         census = work.census
         with threadpool_limits(options.threads or None):
             dimensions, outlooks = look(work, options)
-        per_neuron = {layer.name: _samples_per_neuron(work, layer.name) for layer in census.layers}
-        warnings = _few_samples(replace(work, groups=census.groups))
+        per_neuron = {layer.name: samples_per_neuron(work, layer.name) for layer in census.layers}
+        warnings = few_samples(replace(work, groups=census.groups))
     layers = layer_rows(census, dimensions, per_neuron)
     if any(layer.macs == 0 for layer in census.layers):
         warnings.append("sizes that the model leaves open hide some costs: give --data, or --shape NAME=1x3x224x224")
@@ -300,24 +295,4 @@ def _with_curves(work: Work, decision: Decision, infos: list[GroupInfo], *, look
             eigenvalues=values.get(info.name),
         )
         for info in infos
-    ]
-
-
-# -- warnings ----------------------------------------------------------------------------------
-
-
-def _samples_per_neuron(work: Work, name: str) -> float:
-    layer = work.census.layer(name)
-    shape = tuple(int(d or 1) for d in work.census.shapes[layer.source])
-    return work.setup.samples.count * layer.linear.op.positions(shape) / max(layer.width, 1)
-
-
-def _few_samples(work: Work) -> list[str]:
-    few = {g.name: r for g in work.groups if (r := _samples_per_neuron(work, g.name)) < FEW}
-    if not few:
-        return []
-    worst = min(few, key=lambda name: few[name])
-    return [
-        f"few samples: {len(few)} of {len(work.groups)} layers have under {FEW:g} per neuron (least: '{worst}' with "
-        f"{few[worst]:.1f}); more samples would do better"
     ]

@@ -192,7 +192,7 @@ def refine(
 ) -> Refined:
     """At most `steps` steps from `start`; never worse than it on the samples kept aside."""
     pair = Pair(sigma)
-    valid, train = _kept_aside(pieces)
+    valid, train = kept_aside(pieces)
     if not train or not valid:
         return Refined(start, float("nan"), float("nan"))
     scale = max(_variation(valid), 1e-30)
@@ -238,7 +238,7 @@ def _moved(weights: Weights, directions: Sequence[Array], start: Weights, pace: 
     return Weights(*moved)
 
 
-def _kept_aside(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
+def kept_aside(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
     """One sample in `VALID`, and the others; of batches of fewer, every `VALID`th."""
     valid, train = list[Piece](), list[Piece]()
     for index, piece in enumerate(pieces):

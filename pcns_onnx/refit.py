@@ -30,9 +30,9 @@ from pcns_onnx.moments import Moments
 from pcns_onnx.ops import Labels, LinearOp
 from pcns_onnx.passes import Places, Setup
 from pcns_onnx.reading import Seen, mixed_prior, stored_bias, stored_weight
-from pcns_onnx.refine import Pair, Refined, Weights, refine
+from pcns_onnx.refine import Pair, Refined, Weights, kept_aside, refine
 from pcns_onnx.rewrite import Patch, edit, kept_classes, set_layer
-from pcns_onnx.solve import VALID, Evidence, Fit, Gathered, fit, fit_apart
+from pcns_onnx.solve import Evidence, Fit, Gathered, fit, fit_apart
 from pcns_onnx.windows import Route, Windows, route
 
 
@@ -207,12 +207,10 @@ class _Walk:
         blank = xp.zeros(int(prior.shape[0]), dtype=xp.float32)
         start = Weights(*(xp.astype(xp.asarray(a), xp.float32) for a in (matrix, bias, prior, blank)))
         evidence = Evidence(*(Moments(int(prior.shape[1]), int(prior.shape[0]), xp) for _ in range(2)))
-        for piece in windows.pieces:
-            rows = Pair(sigma).read(start, piece)
-            cut = int(rows.shape[0]) // int(piece.x.shape[0]) * (int(piece.x.shape[0]) // VALID)
-            y = xp.reshape(piece.y, (int(rows.shape[0]), -1))
-            evidence.valid.update(rows[:cut, :], y[:cut, :])
-            evidence.train.update(rows[cut:, :], y[cut:, :])
+        for known, pieces in zip((evidence.valid, evidence.train), kept_aside(windows.pieces), strict=True):
+            for piece in pieces:
+                rows = Pair(sigma).read(start, piece)
+                known.update(rows, xp.reshape(piece.y, (int(rows.shape[0]), -1)))
         first = fit_apart(evidence, prior, self._ridge)
         start = replace(start, v=xp.astype(first.matrix, xp.float32), c=xp.astype(first.bias, xp.float32))
         seed = (self._setup.seed, 3, self._census.layers.index(way.layer))

@@ -20,9 +20,9 @@ ORDER = (
     "costs", "plans", "allocation", "bounds", "moments", "tracing", "capture", "gathering", "workers", "methods",
     "solve", "reading", "windows", "refine", "passes", "refit", "probing", "rotation", "basis", "verify", "latency",
     "interop", "choices", "options", "report", "tables", "figures", "page", "terminal", "inspecting", "feeding",
-    "findings", "stats", "choosing", "ranks", "shrinking", "trying", "weighing", "searching", "tradeoff", "planning",
-    "outlook", "origin", "checking", "lowering", "pipeline", "frontier", "expanding", "designing", "differing",
-    "doctor", "integrations", "commands", "cli", "__main__",
+    "findings", "stats", "choosing", "ranks", "cautions", "shrinking", "trying", "weighing", "searching", "tradeoff",
+    "planning", "outlook", "origin", "checking", "lowering", "pipeline", "frontier", "expanding", "designing",
+    "differing", "doctor", "integrations", "commands", "cli", "__main__",
 )  # fmt: skip
 """From the ground up: a module imports only what stands before it."""
 

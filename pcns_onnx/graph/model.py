@@ -205,15 +205,15 @@ class Graph(GraphView):
         self._changed()
 
     def append(self, key: str, op: str, value: Array, ends: tuple[str, str]) -> str:
-        """Put node `op` with the stored `value` behind node `key`, whose new key is returned; it takes over the output.
-        `ends` are what the names of the two then end in."""
+        """Put node `op` with a stored `value` behind node `key`; gives that one's new key. Names get these `ends`."""
         node, proto = self.node(key), self._proto(key)
         dtype, inner = self._float_type(node), self.fresh_name(f"{key}.linear")
         stored = self.fresh_name(f"{node.label}{ends[1] or '.square'}")
-        first, second = (node.name + end if node.name else "" for end in ends)
-        proto.output[0], proto.name = inner, first
-        after = self._index(inner) + 1
-        self._model.graph.node.insert(after, helper.make_node(op, [inner, stored], [key], name=second))
+        proto.output[0] = inner
+        if node.name and ends[0]:
+            proto.name += ends[0]
+        behind = helper.make_node(op, [inner, stored], [key], name=f"{node.name}{ends[1]}" if node.name else "")
+        self._model.graph.node.insert(self._index(inner) + 1, behind)
         self._add_initializer(tensor_of(stored, value, dtype))
         self._changed()
         return inner
