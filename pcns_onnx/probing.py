@@ -68,10 +68,11 @@ class Prober:
         first = min((self._census.layer(name) for name in read.group.writers), key=self._census.layers.index)
         live = self._tape.live(graph, first.key, self._outputs)
         sessions: list[Session] = []
-        full, miss, size = self._session(base, live), np.zeros(len(widths) + (block is not None)), 0.0
+        full = None if self._expected else self._session(base, live)
+        miss, size = np.zeros(len(widths) + (block is not None)), 0.0
         stop = Stop(graph, live, first.key, self._outputs, finite=False)
         for index, cut in enumerate(self._tape.advance(stop)):
-            if len(self._expected) == index:
+            if full is not None:
                 self._expected.append(full.run(cut))
             if not sessions:
                 means = self._means(base, live, cut, read)
