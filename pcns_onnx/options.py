@@ -267,7 +267,7 @@ class Options:
     def described(self) -> dict[str, str]:
         """The choices that shape the result, as text, for reports."""
         shown = ("method", "budget", "width", "variance", "plan", "include", "exclude", "multiple", "order",
-                 "refit", "rank_ratio", "coupled", "heads", "shape", "samples",
+                 "refit", "rank_ratio", "coupled", "low_rank", "heads", "shape", "samples",
                  "batch", "holdout", "seed", "device", "threads", "normalize", "preprocess")  # fmt: skip
         values = {name: getattr(self, name) for name in shown}
         return {

@@ -167,7 +167,7 @@ def compare_outputs(
         for tally in tallies:
             tally.update(left[tally.name], right[tally.name])
         count += batch.size
-        classes = next((t.name for t in tallies if t.classes), None)
+        classes = next((t.name for t in tallies if t.classes and len(left[t.name]) == batch.size), None)
         labels = None if batch.labels is None else batch.labels.reshape(batch.size, -1)
         for side, outputs in enumerate((left, right)):
             if metric is not None:

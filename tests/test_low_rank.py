@@ -14,8 +14,9 @@ from conftest import Array, relative
 from conftest import run as outputs
 from onnx import TensorProto, helper, numpy_helper
 from test_cli import Ran, run, saved
+from topologies import TOPOLOGIES
 
-from pcns_onnx import InputError, shrink
+from pcns_onnx import InputError, ranks, shrink
 from pcns_onnx.factors import ENDING
 from pcns_onnx.frontier import plan
 
@@ -153,3 +154,16 @@ def test_from_the_command_line(run: Callable[..., Ran], tmp_path: Path) -> None:
     assert done.code == 0 and "down" + ENDING in done.out
     report = json.loads((tmp_path / "r.json").read_text())
     assert any(group["name"] == "down" + ENDING for group in report["groups"])
+
+
+@pytest.mark.parametrize("name", ["nested sums", "choice", "parted sum", "max of three", "shuffle"])
+def test_any_graph_is_whole_again_at_any_rank(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "LEAST", 2)
+    monkeypatch.setattr(ranks, "GAIN", -1e9)  # layers of a few channels, whatever their timings say
+    model = TOPOLOGIES[name]()
+    shape = [size.dim_value or 24 for size in model.graph.input[0].type.tensor_type.shape.dim]
+    x = np.random.default_rng(0).standard_normal((24, *shape[1:])).astype(np.float32)
+    result = shrink(model, x, budget="macs=0.6", low_rank=True, multiple=1, threads=1, refine=5, batch=8)
+    assert any(group.name.endswith(ENDING) for group in result.report.groups)
+    assert result.report.after.macs <= 0.6 * result.report.before.macs
+    onnx.checker.check_model(result.model, full_check=True)

@@ -155,6 +155,22 @@ def test_accuracy_needs_one_label_per_sample(labels: Array | None, score: str | 
         assert found.score_b == pytest.approx(100 * ((X @ scores(2)).argmax(1) == LABELS).mean())
 
 
+def test_accuracy_needs_one_row_per_sample() -> None:
+    shape = helper.make_node("Constant", [], ["s"], value_ints=[-1, 6])
+
+    def paired(seed: int) -> Graph:
+        joined = [shape, helper.make_node("Reshape", ["y0", "s"], ["y"])]
+        return model(("y", scores(seed, 6), joined, TensorProto.FLOAT))
+
+    def doubled(seed: int) -> Graph:
+        half = helper.make_node("Constant", [], ["s"], value_ints=[-1, 3])
+        return model(("y", scores(seed, 6), [half, helper.make_node("Reshape", ["y0", "s"], ["y"])], TensorProto.FLOAT))
+
+    assert compared(paired(1), paired(2), labels=LABELS).score == "accuracy"
+    found = compared(doubled(1), doubled(2), labels=LABELS)
+    assert found.score is None and found.drop is None and found.outputs[0].argmax_agreement is not None
+
+
 def test_accuracy_is_of_the_first_output_with_classes() -> None:
     def two(last: Array) -> Graph:
         return model(("size", scores(9, 1), (), TensorProto.FLOAT), ("y", last, (), TensorProto.FLOAT))
