@@ -23,7 +23,7 @@ from pcns_onnx.options import Options
 from pcns_onnx.passes import Setup
 from pcns_onnx.plans import Plan, fingerprint
 from pcns_onnx.progress import Progress
-from pcns_onnx.ranks import candidates, paying
+from pcns_onnx.ranks import NONE, candidates, paying
 from pcns_onnx.report import Left
 from pcns_onnx.rewrite import apply
 from pcns_onnx.runtime import Engine
@@ -98,6 +98,7 @@ def selected(work: Work, options: Options, family: str) -> tuple[Work, list[Left
     """The work with the groups that are to be narrowed, and every other layer with its reason."""
     groups, left = _select(work.graph, work.census, options, family)
     groups, ranks, none = paying(work, groups)
+    none += [NONE] if options.low_rank and not work.factors else []
     return replace(work, groups=tuple(groups), ranks=ranks), left + none
 
 

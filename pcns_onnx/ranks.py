@@ -48,6 +48,9 @@ def candidates(census: Census, options: Options, plan: Plan | None) -> dict[str,
     return found if options.low_rank else {}
 
 
+NONE = Left("low rank", f"no layer with {LEAST} outputs or more has to keep them all")
+
+
 def paying(work: Work, groups: Sequence[Group]) -> tuple[list[Group], dict[str, NDArray[np.int64]], list[Left]]:
     """Groups without those in the middle of a layer that no rank makes faster; ranks that do, full rank with them."""
     chosen, allowed, left = list[Group](), dict[str, NDArray[np.int64]](), list[Left]()

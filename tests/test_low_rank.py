@@ -13,7 +13,7 @@ import pytest
 from conftest import Array, relative
 from conftest import run as outputs
 from onnx import TensorProto, helper, numpy_helper
-from test_cli import Ran, run, saved
+from test_cli import Ran, mlp, rows, run, saved
 from topologies import TOPOLOGIES
 
 from pcns_onnx import InputError, ranks, shrink
@@ -124,6 +124,13 @@ def test_an_excluded_layer_is_not_put_as_two() -> None:
 def test_where_it_makes_no_sense_it_is_refused(choices: dict[str, Any], line: str) -> None:
     with pytest.raises(InputError, match=f"^{line}"):
         shrink(planted("Gemm"), samples("Gemm"), low_rank=True, **choices)
+
+
+def test_where_no_layer_is_bound_to_its_width_that_is_said() -> None:
+    report = shrink(mlp(), rows(), budget="macs=0.5", low_rank=True, refine=0, threads=1).report
+    assert ("low rank", "no layer with 16 outputs or more has to keep them all") in [
+        (left.name, left.reason) for left in report.left_alone
+    ]
 
 
 def test_stored_halves_stay_halves() -> None:
