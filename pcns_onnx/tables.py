@@ -15,14 +15,20 @@ _BAR = 40
 """Columns of the longest bar of a frontier."""
 
 
+def plain_table(*left: str, right: Sequence[str] = ()) -> Table:
+    """A table without lines: columns of texts, which are folded where they are long, then columns of numbers."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
 def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
     """Tables for `inspect`."""
     with_data = any(layer.dimensions is not None for layer in found.layers)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("layer", "kind"):
-        table.add_column(name, overflow="fold")
-    for name in ("width", "MACs", "params"):
-        table.add_column(name, justify="right")
+    table = plain_table("layer", "kind", right=("width", "MACs", "params"))
     if with_data:
         for name in ("99 %", "99.9 %", "99.99 %", "samples/neuron"):
             table.add_column(name, justify="right")
@@ -51,9 +57,7 @@ def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
 
 def _shared_groups(groups: list[GroupRow]) -> Table:
     """Groups of more than one layer, or of more than one channel at a time."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("narrowed together", overflow="fold")
-    table.add_column("width", justify="right")
+    table = plain_table("narrowed together", right=("width",))
     table.add_column("layers", overflow="fold")
     for group in groups:
         width = f"{group.width} x {group.unit}" if group.unit > 1 else str(group.width)
@@ -63,11 +67,9 @@ def _shared_groups(groups: list[GroupRow]) -> Table:
 
 def _outlooks(found: list[Outlook]) -> Iterator[Table]:
     """Eigenvectors by share of variance, then what the trials of batch sizes found."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("eigenvectors that reach", overflow="fold")
     shares = sorted(found[0].eigenvectors, key=float)
-    for name in ("width", *(f"{100 * float(share):g} %" for share in shares), "share in width/10"):
-        table.add_column(name, justify="right")
+    reached = (f"{100 * float(share):g} %" for share in shares)
+    table = plain_table("eigenvectors that reach", right=("width", *reached, "share in width/10"))
     table.add_column("--method pcns", overflow="fold")
     for layer in found:
         counts = [str(layer.eigenvectors[share]) for share in shares]
@@ -76,10 +78,8 @@ def _outlooks(found: list[Outlook]) -> Iterator[Table]:
     yield table
     if not any(layer.trials for layer in found):
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("pcns on batches of", overflow="fold")
-    for name in ("rows", "rows/width", "rows/inputs", "neurons", "error there", "on new rows", "worst", "close"):
-        table.add_column(name, justify="right")
+    figures = ("rows", "rows/width", "rows/inputs", "neurons", "error there", "on new rows", "worst", "close")
+    table = plain_table("pcns on batches of", right=figures)
     for layer in found:
         for trial in layer.trials:
             ratios = (f"{trial.rows / layer.width:.1f}", f"{trial.rows / layer.inputs:.1f}")
@@ -90,9 +90,7 @@ def _outlooks(found: list[Outlook]) -> Iterator[Table]:
 
 def _left_alone(items: Sequence[Left]) -> Table:
     """What stayed as it was, and why."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("left alone", overflow="fold")
-    table.add_column("because", overflow="fold")
+    table = plain_table("left alone", "because")
     for item in items:
         table.add_row(item.name, item.reason)
     return table
@@ -101,10 +99,7 @@ def _left_alone(items: Sequence[Left]) -> Table:
 def report_tables(report: Report) -> Iterator[RenderableType]:
     """Tables for `shrink` and `compare`."""
     if report.groups:
-        widths = Table(box=None, header_style="bold", pad_edge=False)
-        widths.add_column("layer", overflow="fold")
-        for name in ("width", "kept", "predicted error", "re-fit error", "held out"):
-            widths.add_column(name, justify="right")
+        widths = plain_table("layer", right=("width", "kept", "predicted error", "re-fit error", "held out"))
         if any(group.eigenvector_errors for group in report.groups):
             widths.add_column("eigenvectors: median, worst", justify="right")
         for group in report.groups:
@@ -134,7 +129,7 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
 
 def _before_after(report: Report) -> Table:
     a, b, latency, agreement = report.before, report.after, report.latency, report.agreement
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = plain_table()
     table.add_column("")
     for name in ("before", "after", "ratio"):
         table.add_column(name, justify="right")
@@ -178,10 +173,7 @@ def _agreement(agreement: Agreement) -> Iterator[str]:
 
 def stage_table(report: Report) -> Table:
     """Where the time went."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("stage", overflow="fold")
-    for name in ("seconds", "passes of the original"):
-        table.add_column(name, justify="right")
+    table = plain_table("stage", right=("seconds", "passes of the original"))
     for name, stage in report.stages.items():
         table.add_row(name, f"{stage.seconds:.2f}", f"{stage.passes:.1f}")
     return table
@@ -189,7 +181,7 @@ def stage_table(report: Report) -> Table:
 
 def _precisions(report: Report) -> Table:
     """The original, the shrunk model and its precisions, side by side."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = plain_table()
     kinds = [f"shrunk, {made.kind}" for made in report.precisions]
     table.add_column("")
     for name in ("original", "shrunk", *kinds):
@@ -215,10 +207,7 @@ def _precisions(report: Report) -> Table:
 def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
     """Tables for `plan`."""
     if report.groups:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("layer", overflow="fold")
-        for name in ("width", "kept", "step", "predicted error", "saves MACs", "saves latency"):
-            table.add_column(name, justify="right")
+        table = plain_table("layer", right=("width", "kept", "step", "predicted error", "saves MACs", "saves latency"))
         for name, entry in report.groups.items():
             saves = entry.saves or {}
             table.add_row(
@@ -232,9 +221,7 @@ def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
             )
         yield table
     where = f"batch {report.batch}, {_threads(report.threads)}, {report.provider}"
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("MACs", "parameters", "latency", "predicted error"):
-        table.add_column(name, justify="right")
+    table = plain_table(right=("MACs", "parameters", "latency", "predicted error"))
     table.add_column("")
     most = max((point.error for point in report.points), default=0.0) or 1.0
     for point in report.points:
@@ -249,10 +236,7 @@ def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
 
 def expansion_tables(report: Expansion) -> Iterator[RenderableType]:
     """Tables for `expand`."""
-    widths = Table(box=None, header_style="bold", pad_edge=False)
-    widths.add_column("layer", overflow="fold")
-    for name in ("width", "now", "channels with copies"):
-        widths.add_column(name, justify="right")
+    widths = plain_table("layer", right=("width", "now", "channels with copies"))
     for group in report.groups:
         widths.add_row(", ".join(group.writers), str(group.before), str(group.after), str(group.split))
     yield widths

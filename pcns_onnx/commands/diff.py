@@ -32,17 +32,14 @@ def diff(a: str, b: str, everything: bool, shape: tuple[str, ...], voice: Voice)
 
 
 def _tables(found: Difference, everything: bool) -> Iterator[Any]:
-    from rich.table import Table
+    from pcns_onnx.tables import plain_table
 
     if found.equal:
         yield "the models are the same"
         return
     changed = [layer for layer in found.layers if everything or layer.what != "the same"]
     if changed:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("layer", overflow="fold")
-        for name in ("width", "now", "MACs", "now", "weights differ by"):
-            table.add_column(name, justify="right")
+        table = plain_table("layer", right=("width", "now", "MACs", "now", "weights differ by"))
         table.add_column("what changed", overflow="fold")
         for layer in changed:
             sides = (layer.before, layer.after)

@@ -33,6 +33,8 @@ def doctor(voice: Voice) -> None:
 def _tables(found: Checkup) -> Iterator[Any]:
     from rich.table import Table
 
+    from pcns_onnx.tables import plain_table
+
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column("what")
     table.add_column("is", overflow="fold")
@@ -47,9 +49,7 @@ def _tables(found: Checkup) -> Iterator[Any]:
     for name, value in found.environment.items():
         table.add_row(name, value)
     yield table
-    extras = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("extra", "libraries", "to install"):
-        extras.add_column(title, overflow="fold")
+    extras = plain_table("extra", "libraries", "to install")
     for extra in found.extras:
         libraries = ", ".join(f"{name} {version or '(missing)'}" for name, version in extra.libraries.items())
         extras.add_row(extra.name, libraries, "" if all(extra.libraries.values()) else extra.install)

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 from rich.console import RenderableType
-from rich.table import Table
+
+from pcns_onnx.tables import plain_table
 
 SCHEMA = 1
 Item = int | str
@@ -79,7 +80,7 @@ def design_tables(found: Blueprint) -> Iterator[RenderableType]:
     """Tables for `design`."""
     rank = {name: place for place, name in enumerate(found.prunable, start=1)}
     figures = ("filters", "significant", "D/M", "sensitivity", "prune as no.", "in the design")
-    layers = _table("layer", "kind", right=figures)
+    layers = plain_table("layer", "kind", right=figures)
     for layer in found.layers:
         layers.add_row(
             layer.name,
@@ -92,7 +93,7 @@ def design_tables(found: Blueprint) -> Iterator[RenderableType]:
             str(layer.significant) if layer.stays else "dropped",
         )
     yield layers
-    rows = _table("", "configuration", right=("MACs", "#ops", "parameters", "#params"))
+    rows = plain_table("", "configuration", right=("MACs", "#ops", "parameters", "#params"))
     named = (("initial", found.initial), ("significant dimensions", found.significant), ("final", found.final))
     for name, row in named:
         written = configuration_text(row.configuration)
@@ -104,12 +105,3 @@ def design_tables(found: Blueprint) -> Iterator[RenderableType]:
 def configuration_text(items: Sequence[Item]) -> str:
     """A configuration as Table 2 writes it."""
     return "[" + ", ".join(str(item) if isinstance(item, int) else f"'{item}'" for item in items) + "]"
-
-
-def _table(*left: str, right: Sequence[str]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in left:
-        table.add_column(name, overflow="fold")
-    for name in right:
-        table.add_column(name, justify="right")
-    return table
