@@ -157,7 +157,7 @@ def measure(engine: Engine, graph: Graph, samples: Samples, names: Sequence[str]
     batch = next(iter(samples), None)
     if batch is None:
         return {}
-    session = engine.session(graph.extract([spec.name for spec in graph.inputs], names).program())
+    session = engine.session(graph.extract(inputs_of(graph), names).program())
     one = {name: tuple(made.shape) for name, made in session.run(batch.feeds).items() if hasattr(made, "shape")}
     if samples.fixed:
         return one

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.groups import Census
 from pcns_onnx.ops import Labels
-from pcns_onnx.timing import Timings
+from pcns_onnx.timing import Timings, left
 
 Resource = Literal["macs", "params", "latency"]
 RESOURCES: tuple[Resource, ...] = ("macs", "params", "latency")
@@ -67,7 +67,7 @@ class Costs:
         self._weights, self._biases = (np.array(c, dtype=np.float64).reshape(-1, 2) for c in (weights, biases))
         self._fixed = fixed
         seconds = {name for group in census.groups if group.name in between for name in group.readers}
-        self._second = np.array([layer.name in seconds for layer in census.layers], dtype=np.bool_)
+        self._second = np.array([*(layer.name in seconds for layer in census.layers), False], dtype=np.bool_)
         if timings is not None:
             self._timed = [self._shares(ends) for ends in timings.ends(census)]
         self._last: tuple[bytes, Costed] = b"", np.zeros(0)
@@ -94,11 +94,8 @@ class Costs:
         return self._last[1]
 
     def _of(self, f: Costed) -> Costed:
-        counted = self._counted(self._read(self._reads @ f), self._writes @ f)
-        if self.timings is None:
-            return counted
-        read, written = (shares @ f for shares in self._timed)
-        return np.append(counted, self.timings.total(self._read(read), written))
+        counted = self._counted(self._reads @ f, self._writes @ f)
+        return counted if self.timings is None else self._with_seconds(counted, *(ends @ f for ends in self._timed))
 
     def along(self, name: str, fractions: Mapping[str, float], shares: Costed) -> Costed:
         """(n, resources): costs as group `name` keeps each of these `shares` (n,), the others as in `fractions`."""
@@ -127,21 +124,23 @@ class Costs:
 
     def of_classes(self, kept: NDArray[np.bool_]) -> Costed:
         """Costs when these classes stay (the last element answers for -1)."""
-        read, written = (np.array([kept[labels].mean() for labels in ends]) for ends in self._ends)
-        counted = self._counted(self._read(read), written)
+        counted = self._counted(*(left(ends, kept) for ends in self._ends))
         if self.timings is None:
             return counted
-        read, written = (np.array([kept[ends].mean() for ends in found]) for found in self.timings.ends(self._census))
+        return self._with_seconds(counted, *(left(ends, kept) for ends in self.timings.ends(self._census)))
+
+    def _with_seconds(self, counted: Costed, read: Costed, written: Costed) -> Costed:
+        assert self.timings is not None, "asked for where there are timings only"
         return np.append(counted, self.timings.total(self._read(read), written))
 
     def _read(self, read: Costed, at: NDArray[np.int64] | np.int64 | None = None) -> Costed:
         """Shares that rows `at` read, 0 where there is one layer still in the place of two."""
         rows = np.arange(len(read)) if at is None else at
-        second = np.append(self._second, False)[np.minimum(rows, len(self._second))]
+        second = self._second[np.minimum(rows, len(self._second) - 1)]
         return np.where(second & (read > 1 - 1e-9), 0.0, read)
 
     def _counted(self, read: Costed, written: Costed) -> Costed:
-        parts = self._weights * read[:, None] * written[:, None] + self._biases * written[:, None]
+        parts = self._weights * self._read(read)[:, None] * written[:, None] + self._biases * written[:, None]
         return self._fixed + np.asarray(parts.sum(axis=0), dtype=np.float64)
 
     def _shares(self, ends: Sequence[Labels]) -> Costed:

@@ -8,9 +8,10 @@ time than the one. What keeps its full rank is one layer again before anything i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ from pcns_onnx.plans import Plan
 from pcns_onnx.reading import Seen, stored_bias, stored_weight
 from pcns_onnx.report import Left
 from pcns_onnx.rewrite import Patch, apply, set_layer
+
+_Value = TypeVar("_Value")
 
 LEAST = 16
 """Fewest outputs of a layer that is put as two."""
@@ -112,20 +115,22 @@ def _without(decision: Decision, gone: AbstractSet[str], before: Census, after: 
     }
     turns = {
         name: tuple(replace(turn, layer=whole(turn.layer)) for turn in found)
-        for name, found in decision.turns.items()
-        if name not in gone
+        for name, found in _but(decision.turns, gone).items()
     }
-    left = decision.widths.keys() - gone
     return replace(
         decision,
         seen=seen,
         turns=turns,
-        full={name: width for name, width in decision.full.items() if name in left},
-        widths={name: width for name, width in decision.widths.items() if name in left},
-        errors={name: error for name, error in decision.errors.items() if name in left},
-        keep={name: places for name, places in decision.keep.items() if name in left},
-        curves={name: curve for name, curve in decision.curves.items() if name in left},
+        full=_but(decision.full, gone),
+        widths=_but(decision.widths, gone),
+        errors=_but(decision.errors, gone),
+        keep=_but(decision.keep, gone),
+        curves=_but(decision.curves, gone),
     )
+
+
+def _but(by_group: Mapping[str, _Value], gone: AbstractSet[str]) -> dict[str, _Value]:
+    return {name: value for name, value in by_group.items() if name not in gone}
 
 
 def shifted(graph: Graph, census: Census, factors: Collection[str]) -> Patch:

@@ -88,8 +88,7 @@ class Timings:
 
     def of_classes(self, census: Census, kept: NDArray[np.bool_]) -> float:
         """Seconds of the whole model when these classes stay (the last element answers for -1)."""
-        read, written = (np.array([kept[labels].mean() for labels in ends]) for ends in self.ends(census))
-        return self.total(read, written)
+        return self.total(*(left(ends, kept) for ends in self.ends(census)))
 
     @cached_property
     def _timed(self) -> list[LayerTimes]:
@@ -98,6 +97,11 @@ class Timings:
     @cached_property
     def _scaling(self) -> Floats:
         return np.array([part.seconds for part in self.rest])
+
+
+def left(ends: Sequence[Labels], kept: NDArray[np.bool_]) -> Floats:
+    """The share of each of `ends` (classes) that stays; the last element of `kept` answers for -1."""
+    return np.array([kept[labels].mean() for labels in ends])
 
 
 def measure_layers(
