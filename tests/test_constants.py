@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pcns_onnx import NothingToShrinkError, shrink
 from pcns_onnx.fold import explicit_biases
 from pcns_onnx.graph import Graph, Program
-from pcns_onnx.graph.derived import OPERATORS
+from pcns_onnx.graph.constants import OPERATORS
 from pcns_onnx.groups import survey
 from pcns_onnx.runtime import Engine
 

@@ -10,10 +10,10 @@ initializers are kept beside it, in memory or mapped from files, and shared by a
 
 from __future__ import annotations
 
+from pcns_onnx.graph.initializers import Program
 from pcns_onnx.graph.model import Graph, ModelSource
-from pcns_onnx.graph.opsets import at_least_opset, constant_weights
+from pcns_onnx.graph.opset import at_least_opset, constant_weights
 from pcns_onnx.graph.protobuf import Array, Node, Shape, TensorSpec
-from pcns_onnx.graph.weights import Program
 
 __all__ = [
     "Array", "Graph", "ModelSource", "Node", "Program", "Shape", "TensorSpec", "at_least_opset", "constant_weights",

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, shape_inference
 
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph.external import (
+from pcns_onnx.graph.external_data import (
     read_model,
     refuse_external,
     refuse_source,
@@ -21,11 +21,12 @@ from pcns_onnx.graph.external import (
     save_with_data,
     tidy,
 )
-from pcns_onnx.graph.files import first_line
+from pcns_onnx.graph.initializers import take_out
 from pcns_onnx.graph.protobuf import (
     HALF_TYPES,
     Array,
     Node,
+    first_line,
     is_float,
     keep_only,
     shape_of,
@@ -34,7 +35,6 @@ from pcns_onnx.graph.protobuf import (
     widen_nodes,
 )
 from pcns_onnx.graph.view import GraphView
-from pcns_onnx.graph.weights import take_out
 from pcns_onnx.placing import alone_in, write_atomic
 
 ModelSource = str | os.PathLike[str] | onnx.ModelProto

@@ -1,17 +1,19 @@
-"""Protobuf messages to plain values and back: the vocabulary of the graph package."""
+"""Protobuf messages to plain values, files and back: the vocabulary of the graph package."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from pcns_onnx.errors import UnsupportedError
+from pcns_onnx.errors import InputError, UnsupportedError
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
@@ -181,3 +183,31 @@ def keep_only(field: Any, wanted: Callable[[Any], Any]) -> None:
     if len(kept) != len(field):
         del field[:]
         field.extend(kept)
+
+
+def parse(path: Path) -> onnx.ModelProto:
+    """Parse a model without its external data; raises `InputError`."""
+    try:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except FileNotFoundError:
+        raise InputError(f"no such model file: '{path}'") from None
+    except OSError as error:
+        raise InputError(f"cannot read '{path}': {error.strerror or error}") from None
+    except (DecodeError, ValueError):
+        raise InputError(f"'{path}' is not an ONNX model, or is truncated: cannot parse it as protobuf") from None
+    if not proto.graph.node or not proto.ir_version:
+        raise InputError(f"'{path}' is not an ONNX model: it holds no graph")
+    return proto
+
+
+def encode(model: onnx.ModelProto) -> bytes:
+    """A model as bytes, the same for equal content; raises `InputError` above 2 GB."""
+    try:
+        return bytes(model.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError) as error:
+        raise InputError(f"the model cannot be written as one protobuf: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, its type's name if it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

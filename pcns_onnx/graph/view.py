@@ -13,8 +13,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph.derived import Derived
-from pcns_onnx.graph.files import encode, first_line
+from pcns_onnx.graph.constants import Derived
+from pcns_onnx.graph.initializers import Program, put_back, raw, take_out, without, without_placeholders
 from pcns_onnx.graph.protobuf import (
     Array,
     Node,
@@ -22,6 +22,8 @@ from pcns_onnx.graph.protobuf import (
     TensorSpec,
     constant_tensor,
     copy_of,
+    encode,
+    first_line,
     is_float,
     is_sound,
     keep_only,
@@ -30,7 +32,6 @@ from pcns_onnx.graph.protobuf import (
     shape_of,
     spec_of,
 )
-from pcns_onnx.graph.weights import Program, put_back, raw, take_out, without, without_placeholders
 
 MOST = (1 << 31) - 1
 """Bytes that one protobuf file can have."""

@@ -29,9 +29,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph.files import encode, first_line, parse
-from pcns_onnx.graph.protobuf import Array, copy_of
-from pcns_onnx.graph.weights import is_large, is_left_out, leave_out, put_back, raw, take_out
+from pcns_onnx.graph.initializers import is_large, is_left_out, leave_out, put_back, raw, take_out
+from pcns_onnx.graph.protobuf import Array, copy_of, encode, first_line, parse
 from pcns_onnx.placing import staged, write_atomic
 
 _BITS: dict[int, int] = {
