@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx import basis
 from pcns_onnx.allocation import allocate, grid, snap
+from pcns_onnx.basis import bases
 from pcns_onnx.catalogue import method_named
 from pcns_onnx.costs import RESOURCES
 from pcns_onnx.errors import InputError
@@ -180,7 +180,7 @@ def _subset_variance(work: Work, options: Options) -> dict[str, int]:
     share = options.variance or 1.0
     return {
         group.name: -(-dimensions_for(eigh_descending(moments.covariance)[0], share) // group.unit)
-        for group, _, moments in basis.bases(work.setup, work.graph, work.census, work.groups)
+        for group, _, moments in bases(work.setup, work.graph, work.census, work.groups)
     }
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pcns_onnx import basis
 from pcns_onnx.backend import to_numpy
+from pcns_onnx.basis import activation_of, augmented, bases, refusal, rows
 from pcns_onnx.findings import Work
 from pcns_onnx.groups import Group
 from pcns_onnx.linalg import dimensions_for, eigh_descending
@@ -31,7 +31,7 @@ def look(work: Work, options: Options) -> tuple[dict[str, dict[str, int]], list[
     """By layer, the principal directions of its outputs (centred over samples) for each share; and the outlooks."""
     shares = [*SHARES, *([] if options.variance is None else [f"{options.variance:g}"])]
     dimensions, outlooks = dict[str, dict[str, int]](), list[Outlook]()
-    for group, found, moments in basis.bases(work.setup, work.graph, work.census, work.census.groups):
+    for group, found, moments in bases(work.setup, work.graph, work.census, work.census.groups):
         values, _ = eigh_descending(moments.covariance)
         dimensions[group.name] = {share: dimensions_for(values, float(share)) for share in SHARES[1:]}
         if group.frozen is None:
@@ -42,7 +42,7 @@ def look(work: Work, options: Options) -> tuple[dict[str, dict[str, int]], list[
 def spectra(work: Work) -> dict[str, list[float]]:
     """By group, the eigenvalues of its outputs' covariance (centred over samples), as shares of their sum."""
     found = dict[str, list[float]]()
-    for group, _, moments in basis.bases(work.setup, work.graph, work.census, work.groups):
+    for group, _, moments in bases(work.setup, work.graph, work.census, work.groups):
         values = np.maximum(to_numpy(eigh_descending(moments.covariance)[0]), 0.0)
         found[group.name] = [float(v) for v in values / max(float(values.sum()), 1e-300)]
     return found
@@ -50,8 +50,8 @@ def spectra(work: Work) -> dict[str, list[float]]:
 
 def _outlook(work: Work, options: Options, group: Group, found: Basis, shares: list[str]) -> Outlook:
     linear = work.census.layer(group.name).linear
-    reason = basis.refusal(work.graph, work.census, group, refit=True)
-    sigma = basis.activation_of(work.graph, work.census, group)
+    reason = refusal(work.graph, work.census, group, refit=True)
+    sigma = activation_of(work.graph, work.census, group)
     values = to_numpy(found.values)
     counts = {share: found.components(float(share)) for share in shares}
     tried = options.trials and reason is None and options.wants(group.name)
@@ -71,20 +71,20 @@ def _outlook(work: Work, options: Options, group: Group, found: Basis, shares: l
 
 def _trials(work: Work, options: Options, group: Group, sigma: Activation) -> list[BatchTrial]:
     """Medians over the draws of each batch size; 'close': on new rows at most a tenth worse than on its batch."""
-    x, t = basis.rows(work.setup, work.graph, work.graph, work.census, group)
-    weight = basis.augmented(work.setup, work.graph, work.census.layer(group.name))
+    x, t = rows(work.setup, work.graph, work.graph, work.census, group)
+    weight = augmented(work.setup, work.graph, work.census.layer(group.name))
     seed = (options.seed, 6, work.census.groups.index(group))
     by_size: dict[int, list[Draw]] = {}
     for draw in draws(x, t, weight, sigma, options.variance or _TRIED, options.trials or 1, seed):
         by_size.setdefault(draw.rows, []).append(draw)
     return [
         BatchTrial(
-            rows=rows,
+            rows=size,
             neurons=int(np.median([d.neurons for d in found])),
             seen_error=float(np.median([d.seen for d in found])),
             new_error=float(np.median([d.new for d in found])),
             worst_new_error=max(d.new for d in found),
             close=sum(d.new <= 1.1 * d.seen for d in found) / len(found),
         )
-        for rows, found in by_size.items()
+        for size, found in by_size.items()
     ]

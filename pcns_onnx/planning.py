@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from pcns_onnx import basis, stats
+from pcns_onnx.basis import refusal as basis_refusal
 from pcns_onnx.choosing import Decision
 from pcns_onnx.costs import Costs
 from pcns_onnx.data import Dataset
@@ -29,10 +29,12 @@ from pcns_onnx.rewrite import apply
 from pcns_onnx.runtime import Engine
 from pcns_onnx.searching import Judge, hold_latency, search
 from pcns_onnx.shrinking import decide_bases
+from pcns_onnx.stats import load as load_stats
+from pcns_onnx.stats import save as save_stats
 from pcns_onnx.timing import measure_layers
 from pcns_onnx.tradeoff import points
 from pcns_onnx.trying import spared
-from pcns_onnx.weighing import refusal
+from pcns_onnx.weighing import refusal as weights_refusal
 
 
 def decided(
@@ -54,13 +56,13 @@ def decided(
 def findings_of(form: Canonical, work: Work, method: Method, options: Options, *, probes: bool) -> Findings:
     """What the data says of the groups; from --stats where that file is there, else written to it."""
     if options.stats is not None and os.path.exists(options.stats):
-        return stats.load(options.stats, work, fingerprint(form.original), method.name)
+        return load_stats(options.stats, work, fingerprint(form.original), method.name)
     probes = probes or options.stats is not None
     found = look(work, method, options, probes=probes)
     if probes:
         found = spared(work, method, found, options)
     if options.stats is not None:
-        stats.save(options.stats, found, fingerprint(form.original), method.name, probed=True)
+        save_stats(options.stats, found, fingerprint(form.original), method.name, probed=True)
     return found
 
 
@@ -116,9 +118,9 @@ def _select(graph: Graph, census: Census, options: Options, family: str) -> tupl
         if reason is None and not options.wants(group.name.removesuffix(ENDING)):
             reason = "it was left out by --include or --exclude"
         if reason is None and family == "weights":
-            reason = refusal(group)
+            reason = weights_refusal(group)
         if reason is None and family == "basis":
-            reason = basis.refusal(graph, census, group, refit=options.refit is not False)
+            reason = basis_refusal(graph, census, group, refit=options.refit is not False)
         if reason is None:
             chosen.append(group)
         else:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from pcns_onnx import basis
 from pcns_onnx.backend import to_numpy
+from pcns_onnx.basis import Rebuilt, activation_of, bases, rebuild
 from pcns_onnx.blocks import narrow_or_drop
 from pcns_onnx.choosing import Decision, widths_for
 from pcns_onnx.findings import Work
@@ -34,8 +34,8 @@ def decide_bases(
 ) -> Decision:
     """Widths for a method that makes new neurons: from the eigenvalues of the groups' outputs."""
     full = {g.name: g.width for g in work.groups}
-    found = {g.name: b for g, b, _ in basis.bases(work.setup, work.graph, work.census, work.groups)}
-    sigmas = {g.name: basis.activation_of(work.graph, work.census, g) for g in work.groups}
+    found = {g.name: b for g, b, _ in bases(work.setup, work.graph, work.census, work.groups)}
+    sigmas = {g.name: activation_of(work.graph, work.census, g) for g in work.groups}
     bent = {name: b.curve(s) for name, b in found.items() if isinstance(s := sigmas[name], Activation)}
     wanted = widths_for(work, options, plan, bent, budgets, {}, lambda: _basis_variance(found, sigmas, options))
     widths = {name: _whole_pairs(width, full[name], sigmas[name]) for name, width in wanted.items()}
@@ -47,7 +47,7 @@ def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list
     work, decision, factored = settled(work, decision, options)
     chosen = [g for g in work.groups if g.name in decision.narrowed]
     if decision.method.family == "basis":
-        _, patch, rebuilt = basis.rebuild(
+        _, patch, rebuilt = rebuild(
             work.setup,
             work.graph,
             work.census,
@@ -75,7 +75,7 @@ def info_of(
     group: Group,
     decision: Decision,
     fits: Mapping[str, Fit],
-    new: basis.Rebuilt | None,
+    new: Rebuilt | None,
     refined: Mapping[str, Refined] = MappingProxyType({}),
 ) -> GroupInfo:
     """What the report says of a narrowed group."""
