@@ -11,26 +11,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pcns_onnx.api.design import DesignResult, design, ungrouped
+    from pcns_onnx.api.diff import Difference, diff
+    from pcns_onnx.api.expand import ExpandResult, expand
+    from pcns_onnx.api.plan import PlanResult, plan
+    from pcns_onnx.api.shrink import ShrinkResult, compare, inspect, shrink
     from pcns_onnx.data import Normalize
-    from pcns_onnx.designing import DesignResult, design, ungrouped
-    from pcns_onnx.differing import Difference, diff
     from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError, UnsupportedError
-    from pcns_onnx.expanding import ExpandResult, expand
-    from pcns_onnx.frontier import PlanResult, plan
-    from pcns_onnx.pipeline import ShrinkResult, compare, inspect, shrink
-    from pcns_onnx.report import Inspection, Report
+    from pcns_onnx.report.schema import Inspection, Report
 
 # OpenBLAS's idle threads spin for milliseconds after each product and take the cores from
 # onnxruntime; read when NumPy is first imported, so it helps wherever this package comes first.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 _HOMES = {
-    "shrink": "pipeline", "inspect": "pipeline", "compare": "pipeline", "ShrinkResult": "pipeline",
-    "design": "designing", "ungrouped": "designing", "DesignResult": "designing",
-    "plan": "frontier", "PlanResult": "frontier",
-    "diff": "differing", "Difference": "differing",
-    "expand": "expanding", "ExpandResult": "expanding",
-    "Inspection": "report", "Report": "report", "Normalize": "data",
+    "shrink": "api.shrink", "inspect": "api.shrink", "compare": "api.shrink", "ShrinkResult": "api.shrink",
+    "design": "api.design", "ungrouped": "api.design", "DesignResult": "api.design",
+    "plan": "api.plan", "PlanResult": "api.plan",
+    "diff": "api.diff", "Difference": "api.diff",
+    "expand": "api.expand", "ExpandResult": "api.expand",
+    "Inspection": "report.schema", "Report": "report.schema", "Normalize": "data",
     "PcnsError": "errors", "InputError": "errors", "UnsupportedError": "errors",
     "NothingToShrinkError": "errors", "GateError": "errors",
 }  # fmt: skip

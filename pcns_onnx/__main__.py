@@ -1,5 +1,5 @@
 """`python -m pcns_onnx` is the command line."""
 
-from pcns_onnx.cli import run
+from pcns_onnx.cli.main import run
 
 run()

@@ -11,7 +11,7 @@ import onnx
 from conftest import Array, build
 from onnx import TensorProto, helper
 
-from pcns_onnx.ops.pointwise import UNARY
+from pcns_onnx.ops.elementwise import UNARY
 
 C, K = 8, 4
 """Channels of the hidden layer, outputs of the model."""

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from threadpoolctl import threadpool_limits
 
 from pcns_onnx.graph import Program
-from pcns_onnx.runtime import Engine
+from pcns_onnx.runtime.engine import Engine
 
 Array = NDArray[Any]
 MODELS = Path(__file__).parent.parent / "models"

@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 from conftest import Array
 
-from pcns_onnx.backend import to_numpy
-from pcns_onnx.fold import explicit_biases
+from pcns_onnx.calibration.layer_inputs import stored_bias, stored_weight
+from pcns_onnx.dependency.groups import Census, survey
 from pcns_onnx.graph import Graph
-from pcns_onnx.groups import Census, survey
-from pcns_onnx.reading import stored_bias, stored_weight
-from pcns_onnx.refine import Weights
-from pcns_onnx.runtime import Engine
-from pcns_onnx.windows import ROWS, Piece, Route, Windows, route
+from pcns_onnx.numerics.arrays import to_numpy
+from pcns_onnx.reconstruction.refine import Weights
+from pcns_onnx.reconstruction.windows import ROWS, Piece, Route, Windows, route
+from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
+from pcns_onnx.runtime.engine import Engine
 
 ENGINE = Engine("cpu", 1)
 

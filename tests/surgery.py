@@ -10,9 +10,9 @@ from chains import BATCH
 from conftest import Array, run
 from numpy.typing import NDArray
 
+from pcns_onnx.dependency.groups import Census
+from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
-from pcns_onnx.groups import Census
-from pcns_onnx.layers import Layer
 
 
 def sample(model: onnx.ModelProto) -> Array:

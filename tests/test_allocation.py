@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from test_plan import Chain, Curves, Stream, convex_curves, curves_of, total
 from test_timing import layer_times
 
-from pcns_onnx.allocation import allocate, grid
-from pcns_onnx.costs import RESOURCES, Costs
+from pcns_onnx.cost.latency_model import Rest, Timings
+from pcns_onnx.cost.model import RESOURCES, Costs
+from pcns_onnx.dependency.groups import Census, survey
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
-from pcns_onnx.groups import Census, survey
-from pcns_onnx.plans import Budget
-from pcns_onnx.rewrite import kept_classes
-from pcns_onnx.timing import Rest, Timings
+from pcns_onnx.planning.allocation import allocate, grid
+from pcns_onnx.planning.plan import Budget
+from pcns_onnx.rewrite.channels import kept_classes
 
 tiny = st.lists(st.integers(2, 5), min_size=3, max_size=5).map(lambda widths: Chain(tuple(widths)))
 small = st.one_of(

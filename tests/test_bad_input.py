@@ -17,11 +17,12 @@ import pytest
 from conftest import build
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from pcns_onnx import InputError, UnsupportedError, cli, inspect, shrink
+from pcns_onnx import InputError, UnsupportedError, inspect, shrink
+from pcns_onnx.api.options import Options
+from pcns_onnx.cli import main as cli
 from pcns_onnx.graph import Graph
-from pcns_onnx.options import Options
-from pcns_onnx.plans import fingerprint
-from pcns_onnx.runtime import choose_engine
+from pcns_onnx.planning.plan import fingerprint
+from pcns_onnx.runtime.engine import choose_engine
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
 import pcns_onnx
-from pcns_onnx import Normalize, cli, compare, inspect, pipeline, shrink
-from pcns_onnx.catalogue import CHOICES, EXPANSIONS, METHODS
+from pcns_onnx import Normalize, compare, inspect, shrink
+from pcns_onnx.api import shrink as pipeline
+from pcns_onnx.cli import main as cli
+from pcns_onnx.methods.registry import CHOICES, EXPANSIONS, METHODS
 
 Capture = pytest.CaptureFixture[str]
 COMMANDS = ("inspect", "plan", "shrink", "expand", "compare", "design", "diff", "doctor")
@@ -643,8 +645,8 @@ def test_version(run: Callable[..., Ran]) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["import pcns_onnx", "from pcns_onnx.cli import main; main(['shrink', '--help'])",
-     "from pcns_onnx.cli import main; main(['--version'])"],
+    ["import pcns_onnx", "from pcns_onnx.cli.main import main; main(['shrink', '--help'])",
+     "from pcns_onnx.cli.main import main; main(['--version'])"],
     ids=["import", "--help", "--version"],
 )  # fmt: skip
 def test_heavy_libraries_stay_out_until_they_are_needed(line: str) -> None:

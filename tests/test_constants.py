@@ -13,11 +13,11 @@ from ml_dtypes import bfloat16
 from onnx import TensorProto, helper, numpy_helper
 
 from pcns_onnx import NothingToShrinkError, shrink
-from pcns_onnx.fold import explicit_biases
+from pcns_onnx.dependency.groups import survey
 from pcns_onnx.graph import Graph, Program
 from pcns_onnx.graph.constants import OPERATORS
-from pcns_onnx.groups import survey
-from pcns_onnx.runtime import Engine
+from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
+from pcns_onnx.runtime.engine import Engine
 
 node = helper.make_node
 

@@ -17,14 +17,15 @@ from joins import branches
 from onnx import helper, numpy_helper
 from topologies import inverted_residual, residual
 
-from pcns_onnx import DesignResult, InputError, UnsupportedError, cli, design, inspect, ungrouped
-from pcns_onnx.designing.blueprint import Blueprint
-from pcns_onnx.designing.chain import Chain
-from pcns_onnx.designing.depth import RULES, first_contraction, monotone
-from pcns_onnx.designing.fresh import initialise
-from pcns_onnx.designing.spectra import Spectrum
+from pcns_onnx import DesignResult, InputError, UnsupportedError, design, inspect, ungrouped
+from pcns_onnx.architecture.blueprint import Blueprint
+from pcns_onnx.architecture.chain import Chain
+from pcns_onnx.architecture.depth import RULES, first_contraction, monotone
+from pcns_onnx.architecture.fresh import initialise
+from pcns_onnx.architecture.spectra import Spectrum
+from pcns_onnx.cli import main as cli
 from pcns_onnx.graph import Graph, Program
-from pcns_onnx.runtime import Engine
+from pcns_onnx.runtime.engine import Engine
 
 CNN, IMAGES = MODELS / "digits_cnn.onnx", MODELS / "digits_images.npz"
 RANKS = (4, 8, 8, 6, 11)

@@ -23,20 +23,22 @@ from conftest import build, relative, run
 from onnx import TensorProto, helper, numpy_helper
 from threadpoolctl import threadpool_limits
 
-from pcns_onnx import basis, latency, shrink
-from pcns_onnx.capture import Samples
+from pcns_onnx import shrink
+from pcns_onnx.api.shrink import ShrinkResult
+from pcns_onnx.calibration.group_inputs import Places, Setup, read_groups
+from pcns_onnx.calibration.layer_inputs import Seen
+from pcns_onnx.cost import benchmark as latency
 from pcns_onnx.data import open_data
-from pcns_onnx.fold import explicit_biases
+from pcns_onnx.dependency.groups import Census, survey
 from pcns_onnx.graph import Graph, ModelSource
-from pcns_onnx.groups import Census, survey
-from pcns_onnx.passes import Places, Setup, read_groups
-from pcns_onnx.pipeline import ShrinkResult
-from pcns_onnx.plans import Plan
+from pcns_onnx.methods.pcns import rebuild as basis
+from pcns_onnx.planning.plan import Plan
 from pcns_onnx.progress import Progress
-from pcns_onnx.reading import Seen
-from pcns_onnx.refit import refit
-from pcns_onnx.rewrite import apply
-from pcns_onnx.runtime import Engine
+from pcns_onnx.reconstruction.sequential import refit
+from pcns_onnx.rewrite.channels import apply
+from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
+from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.runtime.engine import Engine
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Nodes = list[onnx.NodeProto]

@@ -23,8 +23,8 @@ from test_cli import run as command
 
 from pcns_onnx import InputError, UnsupportedError, expand, inspect
 from pcns_onnx.graph import Program
-from pcns_onnx.rewrite import layout
-from pcns_onnx.runtime import Engine
+from pcns_onnx.rewrite.channels import layout
+from pcns_onnx.runtime.engine import Engine
 
 __all__ = ["command"]
 

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pcns_onnx import InputError, inspect, shrink
 from pcns_onnx.graph import Graph
-from pcns_onnx.runtime import Engine
+from pcns_onnx.runtime.engine import Engine
 
 node = helper.make_node
 DATA = "model.bin"

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from fault_kills import Bench, kill, model, too_small_a_disk, write_external
 
-from pcns_onnx import InputError, placing, shrink
+from pcns_onnx import InputError, shrink
+from pcns_onnx import files as placing
+from pcns_onnx.files import GRACE, Scratch, staged, write_atomic
 from pcns_onnx.graph import Graph
-from pcns_onnx.placing import GRACE, Scratch, staged, write_atomic
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from conftest import MODELS, Array
 
 from pcns_onnx import InputError
-from pcns_onnx.cli import main
+from pcns_onnx.cli.main import main
 from pcns_onnx.data import Preprocess, open_data
 from pcns_onnx.graph import TensorSpec
 

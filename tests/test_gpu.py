@@ -7,9 +7,9 @@ import pytest
 from conftest import MODELS, relative
 
 from pcns_onnx import shrink
-from pcns_onnx.backend import array_module, to_numpy
 from pcns_onnx.graph import Graph
-from pcns_onnx.runtime import Engine
+from pcns_onnx.numerics.arrays import array_module, to_numpy
+from pcns_onnx.runtime.engine import Engine
 
 pytestmark = pytest.mark.gpu
 

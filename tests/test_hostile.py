@@ -19,9 +19,9 @@ from conftest import build
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from pcns_onnx import InputError, inspect, shrink
+from pcns_onnx.api.options import Options
 from pcns_onnx.graph import Graph
-from pcns_onnx.memory import Shares, parse_bytes
-from pcns_onnx.options import Options
+from pcns_onnx.runtime.memory import Shares, parse_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FAST = 96

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pcns_onnx import inspect, shrink
 from pcns_onnx.graph import Graph
-from pcns_onnx.ops.intact import FUSED, QUANTISED
-from pcns_onnx.ops.norms import SEVERAL
+from pcns_onnx.ops.normalization import SEVERAL
+from pcns_onnx.ops.unsupported import FUSED, QUANTISED
 
 WIDE = 12
 """Channels of the two layers that may be narrowed: one in front of what is tested, one behind."""

@@ -12,8 +12,8 @@ import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcns_onnx.backend import to_numpy
-from pcns_onnx.linalg import (
+from pcns_onnx.numerics.arrays import to_numpy
+from pcns_onnx.numerics.linalg import (
     add_ridge,
     dimensions_for,
     eigh_descending,

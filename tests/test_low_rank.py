@@ -16,9 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from test_cli import Ran, mlp, rows, run, saved
 from topologies import TOPOLOGIES
 
-from pcns_onnx import InputError, ranks, shrink
-from pcns_onnx.factors import ENDING
-from pcns_onnx.frontier import plan
+from pcns_onnx import InputError, shrink
+from pcns_onnx.api.plan import plan
+from pcns_onnx.planning import low_rank as ranks
+from pcns_onnx.rewrite.low_rank import ENDING
 
 __all__ = ["run"]  # the fixture
 

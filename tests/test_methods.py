@@ -14,23 +14,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from threadpoolctl import threadpool_limits
 
-from pcns_onnx.backend import to_numpy
+from pcns_onnx.calibration.ranking import Rank, Ranking, Reading, mixing
 from pcns_onnx.errors import InputError
-from pcns_onnx.methods import (
-    CHOICES,
-    DEFAULT,
-    METHODS,
-    RANK_OF,
-    Ranking,
-    Reading,
-    interpolative,
-    method_named,
-    mixing,
-    obs,
-)
-from pcns_onnx.methods.activations import IDENTITY, Activation, activation
-from pcns_onnx.methods.pcns import Basis, Expansion, components_in, expand, neurons_for
-from pcns_onnx.methods.ranking import Rank
+from pcns_onnx.methods.pcns.activations import IDENTITY, Activation, activation
+from pcns_onnx.methods.pcns.components import Basis, Expansion, components_in, expand, neurons_for
+from pcns_onnx.methods.registry import CHOICES, DEFAULT, METHODS, method_named
+from pcns_onnx.methods.subset import interpolative, obs
+from pcns_onnx.numerics.arrays import to_numpy
+from pcns_onnx.planning.importance import RANK_OF
 
 Array = Any
 BACKENDS = pytest.mark.parametrize("xp", [np, array_api_strict], ids=["numpy", "strict"])

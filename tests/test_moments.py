@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcns_onnx.backend import to_numpy
-from pcns_onnx.moments import WIDE, Moments, Rows
-from pcns_onnx.solve import _Dual, _System, evidence_for
+from pcns_onnx.numerics.arrays import to_numpy
+from pcns_onnx.numerics.moments import WIDE, Moments, Rows
+from pcns_onnx.numerics.ridge import _Dual, _System, evidence_for
 
 Array = Any
 BACKENDS = pytest.mark.parametrize("xp", [np, array_api_strict], ids=["numpy", "strict"])

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     pytest.importorskip("olive")
-    command = [sys.executable, "-m", "pcns_onnx.integrations.olive"]
+    command = [sys.executable, "-m", "pcns_onnx.interop.olive"]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
     (tmp_path / "package.json").write_text(said.stdout[said.stdout.index("{") :])
     return tmp_path / "package.json"

@@ -15,12 +15,12 @@ from surgery import bias_of, narrowed, permuted, removed_labels, sample, taken, 
 from topologies import TOPOLOGIES
 
 from pcns_onnx import shrink
-from pcns_onnx.costs import Costs
-from pcns_onnx.fold import explicit_biases
+from pcns_onnx.cost.model import Costs
+from pcns_onnx.dependency.groups import Census, survey
 from pcns_onnx.graph import Graph
-from pcns_onnx.groups import Census, survey
-from pcns_onnx.ops.movement import reshape_labels
-from pcns_onnx.rewrite import apply, kept_classes, narrow, set_layer
+from pcns_onnx.ops.reshape import reshape_labels
+from pcns_onnx.rewrite.channels import apply, kept_classes, narrow, set_layer
+from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
 
 MODELS = {**CHAINS, **{name: make() for name, make in TOPOLOGIES.items()}}
 

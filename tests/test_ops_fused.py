@@ -13,10 +13,10 @@ from onnx import helper
 from surgery import sample
 
 from pcns_onnx.graph import Program
-from pcns_onnx.ops.intact import FUSED as WHY
-from pcns_onnx.ops.intact import QUANTISED
-from pcns_onnx.ops.norms import SEVERAL
-from pcns_onnx.runtime import Engine
+from pcns_onnx.ops.normalization import SEVERAL
+from pcns_onnx.ops.unsupported import FUSED as WHY
+from pcns_onnx.ops.unsupported import QUANTISED
+from pcns_onnx.runtime.engine import Engine
 
 
 def fused(op: str, inputs: str = "h", weights: dict[str, Array] | None = None, **attributes: Any) -> onnx.ModelProto:

@@ -9,8 +9,8 @@ from chains import BACKS, FRONTS, NORM, C, Chain, K, ints, node, random, scalar
 from conftest import Array, build
 from contract import halved, holds, nothing_lost, stood_in, surveyed
 
-from pcns_onnx.ops.norms import SEVERAL
-from pcns_onnx.runtime import Engine
+from pcns_onnx.ops.normalization import SEVERAL
+from pcns_onnx.runtime.engine import Engine
 
 SCALE = {"g": random(C) + 1, "be": random(C)}
 NHWC = node("Transpose", "h", "t", perm=[0, 2, 3, 1])

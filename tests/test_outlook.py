@@ -13,11 +13,11 @@ from conftest import MODELS, Array, build, relative, run
 from onnx import helper
 
 from pcns_onnx import InputError, inspect, shrink
-from pcns_onnx.bounds import quantile_bound, share_bound
-from pcns_onnx.cli import cli
-from pcns_onnx.methods.activations import IDENTITY, Activation, activation
-from pcns_onnx.methods.batches import SIZES, Draw, draws, probability
-from pcns_onnx.report import Inspection
+from pcns_onnx.cli.main import cli
+from pcns_onnx.methods.pcns.activations import IDENTITY, Activation, activation
+from pcns_onnx.methods.pcns.batch_size import SIZES, Draw, draws, probability
+from pcns_onnx.numerics.confidence import quantile_bound, share_bound
+from pcns_onnx.report.schema import Inspection
 
 LEAKY, ROWS = MODELS / "digits_mlp_leaky.onnx", MODELS / "digits_rows.npz"
 

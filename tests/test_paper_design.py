@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from design_table2 import M, network, vgg
 
-from pcns_onnx.designing.fresh import initialise
+from pcns_onnx.architecture.fresh import initialise
 from pcns_onnx.graph import Graph, Program
-from pcns_onnx.runtime import Engine
+from pcns_onnx.runtime.engine import Engine
 
 
 def test_the_command_writes_its_tables_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

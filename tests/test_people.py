@@ -18,8 +18,9 @@ from onnx import ModelProto, helper, numpy_helper
 from test_cli import Ran, mlp, run, saved  # noqa: F401
 
 import pcns_onnx
-from pcns_onnx import diff, doctor, shrink
-from pcns_onnx.terminal import bars
+from pcns_onnx import diff, shrink
+from pcns_onnx.api import doctor
+from pcns_onnx.cli.terminal import bars
 
 Run = Callable[..., Ran]
 SMALL = ("--width", "0.5", "--refine", "0", "--threads", "1")

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
 
-from pcns_onnx.allocation import allocate, grid, snap
-from pcns_onnx.costs import Costs
+from pcns_onnx.api.shrink import shrink
+from pcns_onnx.cost.model import Costs
+from pcns_onnx.dependency.groups import Group, survey
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
-from pcns_onnx.groups import Group, survey
-from pcns_onnx.pipeline import shrink
-from pcns_onnx.plans import Budget, GroupPlan, Plan, fingerprint, load_plan
+from pcns_onnx.planning.allocation import allocate, grid, snap
+from pcns_onnx.planning.plan import Budget, GroupPlan, Plan, fingerprint, load_plan
 
 Curves = Mapping[str, NDArray[np.float64]]
 

@@ -16,11 +16,11 @@ from conftest import run as outputs
 from test_cli import Ran, mlp, rows, run, saved
 
 from pcns_onnx import GateError, InputError, NothingToShrinkError, ShrinkResult, shrink
-from pcns_onnx.figures import frontier_figure
-from pcns_onnx.frontier import plan
-from pcns_onnx.options import Options
-from pcns_onnx.report import FrontierPoint, PlanReport
-from pcns_onnx.tradeoff import STEPS
+from pcns_onnx.api.options import Options
+from pcns_onnx.api.plan import plan
+from pcns_onnx.planning.frontier import STEPS
+from pcns_onnx.report.frontier_figure import frontier_figure
+from pcns_onnx.report.schema import FrontierPoint, PlanReport
 
 __all__ = ["run"]  # the fixture
 

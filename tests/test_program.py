@@ -14,7 +14,7 @@ from ml_dtypes import bfloat16, float8_e4m3fn
 from onnx import TensorProto, helper, numpy_helper
 
 from pcns_onnx.graph import Graph, Program
-from pcns_onnx.runtime import Engine
+from pcns_onnx.runtime.engine import Engine
 
 node = helper.make_node
 

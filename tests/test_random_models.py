@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from surgery import narrowed, permuted, sample, twins, unread
 from topologies import Sketch
 
-from pcns_onnx.capture import Samples
-from pcns_onnx.costs import Costs
+from pcns_onnx.calibration.group_inputs import Places, Setup, read_groups
+from pcns_onnx.calibration.layer_inputs import Seen
+from pcns_onnx.cost.model import Costs
 from pcns_onnx.data import open_data
-from pcns_onnx.groups import Census, survey
-from pcns_onnx.passes import Places, Setup, read_groups
+from pcns_onnx.dependency.groups import Census, survey
 from pcns_onnx.progress import Progress
-from pcns_onnx.reading import Seen
-from pcns_onnx.refit import refit
-from pcns_onnx.rewrite import apply, kept_classes, narrow
-from pcns_onnx.runtime import Engine
+from pcns_onnx.reconstruction.sequential import refit
+from pcns_onnx.rewrite.channels import apply, kept_classes, narrow
+from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.runtime.engine import Engine
 
 
 class Wild(Sketch):

@@ -12,20 +12,20 @@ from contract import surveyed
 from surgery import sample, tensor
 from topologies import TOPOLOGIES, Sketch
 
-from pcns_onnx import passes
-from pcns_onnx.backend import to_numpy
-from pcns_onnx.capture import Positions, Samples, Stop, Tape
+from pcns_onnx.calibration import group_inputs as passes
+from pcns_onnx.calibration.group_inputs import Setup, read_groups
+from pcns_onnx.calibration.layer_inputs import Columns, Seen, mixed_prior, stored_weight
+from pcns_onnx.calibration.ranking import mixing
 from pcns_onnx.data import open_data
+from pcns_onnx.dependency.groups import Census
+from pcns_onnx.dependency.layers import Layer, Part
 from pcns_onnx.graph import Graph
-from pcns_onnx.groups import Census
-from pcns_onnx.layers import Layer, Part
-from pcns_onnx.methods import mixing
+from pcns_onnx.numerics.arrays import to_numpy
+from pcns_onnx.numerics.ridge import Fit, Gathered, fit
 from pcns_onnx.ops.linear import ConvOp, RowOp
-from pcns_onnx.passes import Setup, read_groups
 from pcns_onnx.progress import Progress
-from pcns_onnx.reading import Columns, Seen, mixed_prior, stored_weight
-from pcns_onnx.runtime import Engine
-from pcns_onnx.solve import Fit, Gathered, fit
+from pcns_onnx.runtime.activations import Positions, Samples, Stop, Tape
+from pcns_onnx.runtime.engine import Engine
 
 CONV = ConvOp((2,), (1,), (1,), None, "NOTSET")
 

@@ -15,7 +15,7 @@ import topologies as t
 from joins import branches, dense, fire, neck, option_a, shuffle, unet
 
 from pcns_onnx import inspect
-from pcns_onnx.catalogue import EXPANSIONS, METHODS
+from pcns_onnx.methods.registry import EXPANSIONS, METHODS
 
 README = Path(__file__).parent.parent / "README.md"
 OWN = "it feeds the model's output"

@@ -18,10 +18,10 @@ from pieces import Hidden, cast, disturbed
 from test_windows import MODELS
 
 from pcns_onnx import InputError, shrink
-from pcns_onnx.backend import namespace_of, to_numpy
-from pcns_onnx.refine import ENOUGH, Pair, Weights, refine
-from pcns_onnx.solve import VALID
-from pcns_onnx.windows import Piece
+from pcns_onnx.numerics.arrays import namespace_of, to_numpy
+from pcns_onnx.numerics.ridge import VALID
+from pcns_onnx.reconstruction.refine import ENOUGH, Pair, Weights, refine
+from pcns_onnx.reconstruction.windows import Piece
 
 Sigma = Callable[[Any], Any]
 

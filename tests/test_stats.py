@@ -17,10 +17,11 @@ from conftest import Array
 from test_probing import branches, looked, rows
 from topologies import residual, swiglu
 
-from pcns_onnx import InputError, shrink, stats
-from pcns_onnx.backend import to_numpy
+from pcns_onnx import InputError, shrink
 from pcns_onnx.graph import Graph
-from pcns_onnx.plans import fingerprint
+from pcns_onnx.numerics.arrays import to_numpy
+from pcns_onnx.planning import stats_file as stats
+from pcns_onnx.planning.plan import fingerprint
 
 
 def samples(model: onnx.ModelProto, count: int = 60) -> Array:

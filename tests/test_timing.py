@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from onnx import helper
 from topologies import depthwise, grouped, residual
 
-from pcns_onnx.capture import Samples
+from pcns_onnx.cost.benchmark import Latency, compare_many, unsteady
+from pcns_onnx.cost.latency_model import Rest, Timings, measure_layers, step_that_pays
+from pcns_onnx.cost.layer_latency import BLOCK, LayerTimes, Measured, Sliced, widths
+from pcns_onnx.cost.profiler import Job, Table, take_apart, take_turns
 from pcns_onnx.data import open_data
+from pcns_onnx.dependency.groups import survey
 from pcns_onnx.errors import InputError
-from pcns_onnx.fold import explicit_biases
 from pcns_onnx.graph import Graph
-from pcns_onnx.groups import survey
-from pcns_onnx.latency import Latency, compare_many, unsteady
-from pcns_onnx.layertimes import BLOCK, LayerTimes, Measured, Sliced, widths
-from pcns_onnx.rewrite import apply, kept_classes, narrow
-from pcns_onnx.runtime import Engine
-from pcns_onnx.stopwatch import Job, Table, take_apart, take_turns
-from pcns_onnx.timing import Rest, Timings, measure_layers, step_that_pays
+from pcns_onnx.rewrite.channels import apply, kept_classes, narrow
+from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
+from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.runtime.engine import Engine
 
 ENGINE = Engine("cpu", 1)
 MODELS = LAYERS | {
@@ -235,7 +235,7 @@ def test_jobs_that_do_not_fit_together_are_all_timed(monkeypatch: pytest.MonkeyP
     graph = twin(two_equal_convs())
     layer = survey(graph).layers[1]
     sliced = Sliced(ENGINE, graph, layer, (1, 8, 24, 24), (True, True))
-    monkeypatch.setattr("pcns_onnx.stopwatch._HELD", 1)
+    monkeypatch.setattr("pcns_onnx.cost.profiler._HELD", 1)
     assert (take_turns(ENGINE, [lambda n=n: sliced.job(n, n) for n in (8, 4, 2)], 0.05) > 0).all()  # type: ignore[misc]
 
 

@@ -15,22 +15,24 @@ from surgery import permuted, sample, tensor, unread
 from threadpoolctl import threadpool_limits
 from topologies import TOPOLOGIES, Sketch, depthwise, grouped, inverted_residual, residual, squeeze_excite, two_blocks
 
-from pcns_onnx import InputError, NothingToShrinkError, cli, inspect, latency, shrink
-from pcns_onnx.allocation import grid
-from pcns_onnx.basis import refusal
-from pcns_onnx.blocks import Goal, goal_of
-from pcns_onnx.capture import Samples
-from pcns_onnx.costs import Costs
+from pcns_onnx import InputError, NothingToShrinkError, inspect, shrink
+from pcns_onnx.calibration.group_inputs import Places, Setup, read_groups
+from pcns_onnx.calibration.layer_inputs import Seen
+from pcns_onnx.cli import main as cli
+from pcns_onnx.cost import benchmark as latency
+from pcns_onnx.cost.model import Costs
 from pcns_onnx.data import open_data
+from pcns_onnx.dependency.groups import Census, survey
+from pcns_onnx.dependency.layers import Layer
+from pcns_onnx.dependency.residual import Goal, goal_of
 from pcns_onnx.graph import Graph
-from pcns_onnx.groups import Census, survey
-from pcns_onnx.layers import Layer
-from pcns_onnx.passes import Places, Setup, read_groups
+from pcns_onnx.methods.pcns.rebuild import refusal
+from pcns_onnx.planning.allocation import grid
 from pcns_onnx.progress import Progress
-from pcns_onnx.reading import Seen
-from pcns_onnx.refit import refit
-from pcns_onnx.rewrite import apply, narrow
-from pcns_onnx.runtime import Engine
+from pcns_onnx.reconstruction.sequential import refit
+from pcns_onnx.rewrite.channels import apply, narrow
+from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.runtime.engine import Engine
 
 
 @pytest.fixture(autouse=True)
@@ -433,7 +435,7 @@ def test_the_last_layer_of_a_block_corrects_the_stream(monkeypatch: pytest.Monke
     errors = {}
     for how in ("sum", "own branch"):
         if how == "own branch":
-            monkeypatch.setattr("pcns_onnx.refit.goal_of", alone)
+            monkeypatch.setattr("pcns_onnx.reconstruction.sequential.goal_of", alone)
         graph, small, _ = solved(model, x, "a1", C // 2)
         errors[how] = [relative(tensor(graph, name, new), tensor(small, name, new)) for name in ("a", "b", "y")]
     assert errors["sum"][0] == pytest.approx(errors["own branch"][0])  # nothing was damaged before it
@@ -454,7 +456,7 @@ def test_on_the_samples_a_sum_is_never_worse_for_it(
     x = data(model)
     errors = []
     for goal in (goal_of, alone):
-        monkeypatch.setattr("pcns_onnx.refit.goal_of", goal)
+        monkeypatch.setattr("pcns_onnx.reconstruction.sequential.goal_of", goal)
         graph, small, _ = solved(model, x, damaged, 2)
         errors.append([relative(tensor(graph, item, x), tensor(small, item, x)) for item in sums])
     assert errors[0][0] == pytest.approx(errors[1][0], rel=1e-3)

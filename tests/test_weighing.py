@@ -19,8 +19,8 @@ from test_cli import Ran, mlp
 from test_cli import run as command
 
 from pcns_onnx import InputError, NothingToShrinkError, shrink
-from pcns_onnx.methods.weights import by_norm, truncated
-from pcns_onnx.options import Options
+from pcns_onnx.api.options import Options
+from pcns_onnx.methods.data_free.low_rank_weights import by_norm, truncated
 
 __all__ = ["command"]
 

@@ -19,17 +19,17 @@ import pytest
 from conftest import MODELS, Array
 
 from pcns_onnx import ShrinkResult, shrink
-from pcns_onnx.capture import Samples, Stop
-from pcns_onnx.choices import Choices
+from pcns_onnx.api.choices import Choices
+from pcns_onnx.api.options import Options
 from pcns_onnx.data import open_data
 from pcns_onnx.errors import InputError, UnsupportedError
-from pcns_onnx.gathering import Alone, Sides
 from pcns_onnx.graph import Graph
-from pcns_onnx.moments import Moments
-from pcns_onnx.options import Options
+from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.progress import Progress
-from pcns_onnx.runtime import Engine
-from pcns_onnx.workers import hired
+from pcns_onnx.runtime.activations import Samples, Stop
+from pcns_onnx.runtime.dask_executor import hired
+from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.executor import Alone, Sides
 
 # Dask closes its sockets and loops a moment after it says that it has.
 pytestmark = [
@@ -193,7 +193,7 @@ def test_a_scheduler_is_reached_by_its_address_and_left_as_it_was() -> None:
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere", "tcp://", "8786"])
 def test_a_scheduler_that_is_not_there_is_refused_in_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pcns_onnx.workers.SECONDS", 1.0)
+    monkeypatch.setattr("pcns_onnx.runtime.dask_executor.SECONDS", 1.0)
     with pytest.raises(InputError, match="no Dask scheduler answers at") as caught, hired(None, address):
         pass
     assert "\n" not in str(caught.value)

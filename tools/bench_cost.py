@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from pcns_onnx.graph import Graph
-from pcns_onnx.runtime import Engine
+from pcns_onnx.runtime.engine import Engine
 
 NORMALIZE = {
     "vgg16bn_cifar10": ("0.4914,0.4822,0.4465", "0.2470,0.2435,0.2616"),

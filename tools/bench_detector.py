@@ -29,7 +29,7 @@ from scipy import ndimage
 
 from pcns_onnx import Normalize, PcnsError, shrink
 from pcns_onnx.graph import Graph, ModelSource
-from pcns_onnx.runtime import Engine
+from pcns_onnx.runtime.engine import Engine
 
 PIXELS = Normalize((127 / 255,), (128 / 255,))
 """(x - 127) / 128."""

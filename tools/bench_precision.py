@@ -12,14 +12,14 @@ import argparse
 
 import numpy as np
 
-from pcns_onnx.capture import Samples
+from pcns_onnx.cost.benchmark import compare_many
 from pcns_onnx.data import Normalize, open_data, split
+from pcns_onnx.evaluation.agreement import compare_outputs
+from pcns_onnx.evaluation.precisions import in_precision
 from pcns_onnx.graph import Graph
-from pcns_onnx.latency import compare_many
-from pcns_onnx.lowering import in_precision
 from pcns_onnx.progress import Progress
-from pcns_onnx.runtime import Engine
-from pcns_onnx.verify import compare_outputs
+from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.runtime.engine import Engine
 
 
 def main() -> None:

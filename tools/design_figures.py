@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pcns_onnx.designing import Blueprint
+from pcns_onnx.architecture.blueprint import Blueprint
 
 DPI = 80
 Points = Mapping[float, Sequence[float]]

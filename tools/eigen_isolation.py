@@ -19,11 +19,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pcns_onnx.expanding import shared_out, widened
+from pcns_onnx.api.expand import shared_out, widened
+from pcns_onnx.dependency.groups import survey
 from pcns_onnx.graph import Graph
-from pcns_onnx.groups import survey
-from pcns_onnx.methods.weights import by_norm, truncated
-from pcns_onnx.runtime import Engine
+from pcns_onnx.methods.data_free.low_rank_weights import by_norm, truncated
+from pcns_onnx.runtime.engine import Engine
 
 Matrix = NDArray[np.float32]
 

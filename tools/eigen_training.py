@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pcns_onnx.methods.weights import by_norm, truncated
-from pcns_onnx.rewrite import layout
+from pcns_onnx.methods.data_free.low_rank_weights import by_norm, truncated
+from pcns_onnx.rewrite.channels import layout
 
 RANK_RATIO = 1 / 8
 RATIOS = {"1/4": 1 / 4, "1/3": 1 / 3, "1/2": 1 / 2, "2/3": 2 / 3, "3/4": 3 / 4}

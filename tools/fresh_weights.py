@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from pcns_onnx.graph import Program
-from pcns_onnx.runtime import Engine
+from pcns_onnx.runtime.engine import Engine
 
 Feeds = Mapping[str, NDArray[Any]]
 

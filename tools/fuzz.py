@@ -28,7 +28,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pcns_onnx import cli
+from pcns_onnx.cli import main as cli
 
 MEMORY = 1 << 30
 """Bytes that a run may take at its peak, the interpreter and its libraries included."""

@@ -30,7 +30,7 @@ from eigen_isolation import RATIOS, Row, expansion, removal, timings
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
-from pcns_onnx.placing import write_atomic
+from pcns_onnx.files import write_atomic
 
 if TYPE_CHECKING:
     from eigen_training import Images, Run

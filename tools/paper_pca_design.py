@@ -27,10 +27,11 @@ from design_table2 import V16, V16_FINAL, V16_SIGNIFICANT, M, network, table, vg
 from onnx import numpy_helper
 
 from pcns_onnx import Normalize, design
-from pcns_onnx.designing import Blueprint, DesignResult, configuration_text
-from pcns_onnx.designing.chain import Chain
-from pcns_onnx.designing.depth import RULES, Rule
-from pcns_onnx.designing.fresh import initialise
+from pcns_onnx.api.design import DesignResult
+from pcns_onnx.architecture.blueprint import Blueprint, configuration_text
+from pcns_onnx.architecture.chain import Chain
+from pcns_onnx.architecture.depth import RULES, Rule
+from pcns_onnx.architecture.fresh import initialise
 from pcns_onnx.graph import Graph
 
 HERE = Path(__file__).parent

@@ -34,9 +34,9 @@ from torch.nn import functional as F
 
 from pcns_onnx import NothingToShrinkError, inspect, shrink
 from pcns_onnx.interop.torch import to_torch
-from pcns_onnx.methods.batches import Draw, probability
-from pcns_onnx.methods.pcns import Basis
-from pcns_onnx.report import Report
+from pcns_onnx.methods.pcns.batch_size import Draw, probability
+from pcns_onnx.methods.pcns.components import Basis
+from pcns_onnx.report.schema import Report
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "letter": {"method": "pcns", "refit": False, "order": "descending"},

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from pcns_onnx import shrink
 from pcns_onnx.interop.torch import to_onnx, to_torch
-from pcns_onnx.report import Report
+from pcns_onnx.report.schema import Report
 
 CHECKS = ("verify", "latency", "total")
 """Stages of a run of `shrink` that the experiments do not count: its check, and its timing of both models."""

@@ -45,8 +45,8 @@ from pcns_onnx.data.images import image_folder
 from pcns_onnx.data.preprocess import Preprocess
 from pcns_onnx.data.text import text_file
 from pcns_onnx.errors import InputError
+from pcns_onnx.files import Scratch
 from pcns_onnx.graph import TensorSpec
-from pcns_onnx.placing import Scratch
 
 Feed: TypeAlias = Mapping[str, Array]
 DataSource: TypeAlias = str | os.PathLike[str] | Array | Feed | Iterable[Feed] | Callable[[], Iterable[Feed]]

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, shape_inference
 
 from pcns_onnx.errors import InputError
+from pcns_onnx.files import alone_in, write_atomic
 from pcns_onnx.graph.external_data import (
     read_model,
     refuse_external,
@@ -35,7 +36,6 @@ from pcns_onnx.graph.protobuf import (
     widen_nodes,
 )
 from pcns_onnx.graph.view import GraphView
-from pcns_onnx.placing import alone_in, write_atomic
 
 ModelSource = str | os.PathLike[str] | onnx.ModelProto
 

@@ -32,7 +32,7 @@ except ImportError:
     raise UnsupportedError("PyTorch is not installed: `pip install 'pcns-onnx[torch]'`") from None
 from torch import Tensor, fx, nn
 
-from pcns_onnx.interop.operators import OPERATORS, Operator
+from pcns_onnx.interop.torch_operators import OPERATORS, Operator
 
 if TYPE_CHECKING:
     from onnx import ModelProto

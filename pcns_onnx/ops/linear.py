@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.backend import namespace_of
 from pcns_onnx.graph import Array
+from pcns_onnx.numerics.arrays import namespace_of
 from pcns_onnx.ops.attention import product
 from pcns_onnx.ops.facts import Flow, Labels, Linear, Site, describe, freeze, rule, spread
-from pcns_onnx.ops.layers import WindowOp, alike, form_of, reads_of, unsolvable, whole_blocks
+from pcns_onnx.ops.sliding_window import WindowOp, alike, form_of, reads_of, unsolvable, whole_blocks
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from pcns_onnx.ops.computed_shapes import Stored, origin, target
 from pcns_onnx.ops.facts import Flow, Kind, Site, Size, along, axes_of, describe, freeze, rule, spread
-from pcns_onnx.ops.layers import WindowOp
-from pcns_onnx.ops.norms import SEVERAL, is_norm_of
-from pcns_onnx.ops.shapes import Stored, origin, target
+from pcns_onnx.ops.normalization import SEVERAL, is_norm_of
+from pcns_onnx.ops.sliding_window import WindowOp
 
 
 @rule("MaxPool", "GlobalMaxPool", "LpPool", "GlobalLpPool")

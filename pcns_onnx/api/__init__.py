@@ -1,0 +1,1 @@
+"""One module per public function; `pcns_onnx` itself offers them lazily."""

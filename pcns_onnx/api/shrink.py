@@ -1,0 +1,298 @@
+"""The story, top to bottom: read, look, plan, solve, rewrite, check, report.
+
+`shrink`, `inspect` and `compare` are the public API; the CLI is a thin skin on them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Unpack
+
+import msgspec
+from threadpoolctl import threadpool_limits
+
+from pcns_onnx.api.inputs import (
+    Canonical,
+    at_latency_batch,
+    census_of,
+    datasets,
+    heads_of,
+    names_of,
+    opened,
+    samples_of,
+    stated_shapes,
+)
+from pcns_onnx.api.options import Choices, Options, check_targets
+from pcns_onnx.cost.benchmark import unsteady
+from pcns_onnx.data import DataSource, split
+from pcns_onnx.dependency.groups import survey
+from pcns_onnx.errors import InputError, NothingToShrinkError
+from pcns_onnx.evaluation.agreement import UNCHECKED, load_metric
+from pcns_onnx.evaluation.gates import (
+    finish,
+    gates_of,
+    library_versions,
+    provenance,
+    quality_gates,
+    size_of,
+    stages_of,
+    time_both,
+    verify,
+)
+from pcns_onnx.evaluation.precisions import beside, check_precisions, lower
+from pcns_onnx.evaluation.provenance import origin_of, write_plan
+from pcns_onnx.graph import Graph, ModelSource
+from pcns_onnx.methods.data_free.strategy import Weighing, ratio_of
+from pcns_onnx.methods.pcns.assessment import look, spectra
+from pcns_onnx.methods.registry import method_named
+from pcns_onnx.methods.subset.solve import solve
+from pcns_onnx.planning.decision import Decision
+from pcns_onnx.planning.frontier import point_of
+from pcns_onnx.planning.importance import Work
+from pcns_onnx.planning.low_rank import additions, settled
+from pcns_onnx.planning.plan import SCHEMA as PLAN_SCHEMA
+from pcns_onnx.planning.plan import Plan, fingerprint, load_plan
+from pcns_onnx.planning.prepare import decided, pairs, selected, work_for
+from pcns_onnx.progress import Progress
+from pcns_onnx.report.html.page import check_page
+from pcns_onnx.report.inspection import group_rows, layer_rows, shrinkable_share
+from pcns_onnx.report.schema import GroupInfo, Inspection, Left, Outlook, Report
+from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, apart, few_samples, samples_per_neuron
+from pcns_onnx.rewrite.channels import Patch, apply
+from pcns_onnx.rewrite.fold_batch_norm import drop_zero_biases, explicit_biases
+from pcns_onnx.runtime.dask_executor import hired
+from pcns_onnx.runtime.engine import choose_engine
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+@dataclass(frozen=True)
+class ShrinkResult:
+    """The shrunk model (whole, weights of large ones included), the plan that replays it, and the report.
+
+    `lowered`: the models of `int8` and `fp16`, by that name.
+    """
+
+    model: ModelProto
+    plan: Plan
+    report: Report
+    lowered: dict[str, ModelProto] = field(default_factory=dict)
+
+
+def shrink(
+    model: ModelSource,
+    data: DataSource | None = None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    progress: Progress | None = None,
+    **choices: Unpack[Choices],
+) -> ShrinkResult:
+    """Shrink `model` on `data`; with `output` the new model is also written there, atomically.
+
+    `data` may be None for the methods that look at weights only; the report then says that nothing was checked.
+    `choices` are the fields of `Options`. Raises `InputError` (bad input, nothing written),
+    `NothingToShrinkError` (with the reasons), or `GateError` (a limit was exceeded: the report
+    is written, the model is not).
+    """
+    options, progress = Options(**choices), progress or Progress()
+    options.goal()
+    targets = (output, options.plan_out, options.report, options.html)
+    check_targets((model, data, options.eval, options.plan), *targets, stats=options.stats)
+    check_page(options.html)
+    metric = load_metric(options.metric)
+    engine = choose_engine(options.device, options.threads, options.libraries)
+    with (
+        threadpool_limits(options.threads or None),
+        hired(options.workers, options.scheduler) as crew,
+        progress.stage("total"),
+    ):
+        form = Canonical.of(Graph.load(model))
+        lowered_files = [beside(output, kind) for kind in options.precisions]
+        check_targets(tuple(form.original.files), *targets, *lowered_files, stats=options.stats)
+        check_precisions(form.original, options)
+        plan = None if options.plan is None else load_plan(options.plan, form.original)
+        method = method_named(options.method if plan is None else plan.method)
+        options.check_method(method, data=data is not None)
+        solves, ratio = method.family != "weights" or bool(options.refit), ratio_of(method, options, plan)
+        train, held_out = datasets(form, data, options, solves=solves)
+        needs_score = options.max_drop is not None or any(b.resource == "drop" for b in options.qualities)
+        if needs_score and metric is None and not (held_out or train).has_labels:
+            what = "--max-drop" if options.max_drop is not None else "budget drop"
+            raise InputError(f"{what} needs labels in the data it is checked on, or --metric")
+        work = work_for(form, engine, train, options, progress, plan=plan, crew=crew)
+        work, left = selected(work, options, method.family)
+        if not work.groups:
+            why = "every layer has a reason to stay" if left else "the model has no layer with stored weights"
+            raise NothingToShrinkError(f"nothing can be shrunk: {why}", pairs(left))
+        warnings = few_samples(work) if solves else []
+        weighing = Weighing(work, method, ratio) if method.family == "weights" else None
+
+        def judge(edits: Patch) -> bool:
+            small = _made(form, edits)
+            checked = samples_of(held_out or train, options, form.original)
+            seen, _ = verify(engine, form.original, small, checked, metric, Progress())
+            return all(gate.passed for gate in quality_gates(options, seen))
+
+        if weighing is not None:
+            decision = weighing.decide(options, plan)
+        else:
+            decision = decided(form, work, method, options, plan, judge)
+        left += [Left(n, _stays(n, work)) for n, w in decision.widths.items() if w == decision.full[n]]
+        if not decision.narrowed:
+            raise NothingToShrinkError("nothing was shrunk: every layer needs its full width here", pairs(left))
+        work, decision, _ = settled(work, decision, options)
+        patch, infos = solve(work, decision, options) if weighing is None else weighing.solve(decision, options)
+        if options.html is not None:
+            infos = _with_curves(work, decision, infos, looks=data is not None)
+        small = _made(form, patch)
+        plan = Plan(PLAN_SCHEMA, fingerprint(form.original), method.name, decision.planned(), ratio)
+        small.set_metadata("pcns_onnx", provenance(plan, options))
+        small.check(full=form.original.passes_full_check())
+        checked = samples_of(held_out or train, options, form.original)
+        agreement, report_warnings = UNCHECKED, [NOTHING_CHECKED]
+        if data is not None or held_out is not None:
+            agreement, report_warnings = verify(engine, form.original, small, checked, metric, progress)
+        if held_out is None:
+            agreement = agreement.unproved()
+        if held_out is None and data is not None:
+            report_warnings.append("checked on the samples that it was solved on: keep some back or give --eval")
+        latency = time_both(engine, form.original, small, at_latency_batch(checked, options), progress)
+        if latency.ratio > 1 and not (options.qualities or options.plan is not None):
+            report_warnings.append(SLOWER)
+        report_warnings += unsteady(latency)
+        report_warnings += apart(infos)
+        gates = [*quality_gates(options, agreement), *gates_of(options, agreement)]
+        lowered = lower(engine, form.original, small, work.setup.samples, checked, metric, options, progress)
+    report = Report(
+        options=options.described() | {"method": method.name},
+        before=size_of(form.original, work.whole_census),
+        after=size_of(small, census_of(explicit_biases(small)[0].as_float32(), engine, train, options)),
+        agreement=agreement,
+        latency=latency,
+        gates=gates + [gate for made in lowered for gate in made.gates],
+        groups=infos,
+        left_alone=left,
+        folded=list(form.folded),
+        stages=stages_of(engine, form.twin, work.setup.samples, progress),
+        warnings=warnings + report_warnings + [text for made in lowered for text in made.warnings],
+        versions=library_versions(),
+        origin=origin_of(
+            options, engine, {"model": (model, form.original)}, {"data": data, "eval": options.eval}, plan
+        ),
+        frontier=list(decision.frontier),
+        chosen=point_of(work, decision) if decision.frontier else None,
+        precisions=[made.precision for made in lowered],
+    )
+    if options.plan_out is not None:
+        write_plan(plan, options.plan_out)
+    finish(report, options, "; no model was written")
+    if output is not None:
+        small.save(output)
+    for made, path in zip(lowered, lowered_files, strict=True):
+        if path is not None:
+            made.graph.save(path)
+    return ShrinkResult(small.proto, plan, report, {made.precision.kind: made.graph.proto for made in lowered})
+
+
+def inspect(
+    model: ModelSource,
+    data: DataSource | None = None,
+    *,
+    progress: Progress | None = None,
+    **choices: Unpack[Choices],
+) -> Inspection:
+    """Every linear layer of `model`: its cost, whether it can shrink and, with data, what it uses."""
+    options, progress = Options(**choices), progress or Progress()
+    form = Canonical.of(Graph.load(model))
+    census = survey(form.twin, stated_shapes(form.twin, options), heads=heads_of(options))
+    dimensions, per_neuron, warnings = dict[str, dict[str, int]](), dict[str, float](), list[str]()
+    outlooks = list[Outlook]()
+    if data is not None:
+        engine = choose_engine(options.device, options.threads, options.libraries)
+        everything, _ = split(opened(form, data, options), holdout=0.0, seed=options.seed, samples=options.samples)
+        work = work_for(form, engine, everything, options, progress)
+        census = work.census
+        with threadpool_limits(options.threads or None):
+            dimensions, outlooks = look(work, options)
+        per_neuron = {layer.name: samples_per_neuron(work, layer.name) for layer in census.layers}
+        warnings = few_samples(replace(work, groups=census.groups))
+    layers = layer_rows(census, dimensions, per_neuron)
+    if any(layer.macs == 0 for layer in census.layers):
+        warnings.append("sizes that the model leaves open hide some costs: give --data, or --shape NAME=1x3x224x224")
+    macs, share = sum(layer.macs for layer in layers), shrinkable_share(census)
+    return Inspection(layers, macs, form.original.parameters, share, warnings, group_rows(census), outlooks)
+
+
+def compare(
+    a: ModelSource,
+    b: ModelSource,
+    data: DataSource,
+    *,
+    progress: Progress | None = None,
+    **choices: Unpack[Choices],
+) -> Report:
+    """Agreement, latency and cost of two models with the same inputs and outputs.
+
+    Raises `GateError`, with the report, if a limit in `choices` is exceeded.
+    """
+    options, progress = Options(**choices), progress or Progress()
+    check_targets((a, b, data), options.report, options.html)
+    check_page(options.html)
+    metric = load_metric(options.metric)
+    engine = choose_engine(options.device, options.threads, options.libraries)
+    forms = [Canonical.of(Graph.load(source)) for source in (a, b)]
+    first, second = (form.original for form in forms)
+    check_targets((*first.files, *second.files), options.report, options.html)
+    if [s.name for s in first.inputs] != [s.name for s in second.inputs]:
+        raise InputError(f"the models have different inputs: {names_of(first)} and {names_of(second)}")
+    dataset, _ = split(opened(forms[0], data, options), holdout=0.0, seed=options.seed, samples=options.samples)
+    if options.max_drop is not None and metric is None and not dataset.has_labels:
+        raise InputError("--max-drop needs labels in the data, or --metric")
+    samples = samples_of(dataset, options, first, second)
+    agreement, warnings = verify(engine, first, second, samples, metric, progress)
+    sizes = [size_of(form.original, census_of(form.twin, engine, dataset, options)) for form in forms]
+    latency = time_both(engine, first, second, samples, progress)
+    report = Report(
+        options=options.described(),
+        before=sizes[0],
+        after=sizes[1],
+        agreement=agreement,
+        latency=latency,
+        gates=gates_of(options, agreement),
+        groups=[],
+        left_alone=[],
+        folded=[],
+        stages={},
+        warnings=warnings + unsteady(latency),
+        versions=library_versions(),
+        origin=origin_of(options, engine, {"model a": (a, first), "model b": (b, second)}, {"data": data}),
+    )
+    finish(report, options)
+    return report
+
+
+def _made(form: Canonical, patch: Patch) -> Graph:
+    """The shrunk model in the original's storage types."""
+    small = apply(form.typed, patch)
+    drop_zero_biases(small, form.added + additions(small, patch))
+    small.prune(form.typed)
+    return small
+
+
+def _stays(name: str, work: Work) -> str:
+    return "two layers in its place do not pay here" if name in work.factors else "it keeps its full width here"
+
+
+def _with_curves(work: Work, decision: Decision, infos: list[GroupInfo], *, looks: bool) -> list[GroupInfo]:
+    """What the page draws of every group; `looks`: whether there is data to find eigenvalues in."""
+    values = spectra(work) if looks else {}
+    return [
+        msgspec.structs.replace(
+            info,
+            curve=[float(e) for e in curve] if (curve := decision.curves.get(info.name)) is not None else None,
+            eigenvalues=values.get(info.name),
+        )
+        for info in infos
+    ]

@@ -1,0 +1,98 @@
+"""What a method is given and what it answers: the vocabulary of `methods`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.numerics.arrays import Array, namespace_of
+from pcns_onnx.numerics.linalg import add_ridge, solve_spd
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How one layer reads a group of N channels.
+
+    `covariance` (n, n) float64 of the reader's input columns, `matrix` V (K, n) float64.
+    Columns are channel-major: channel g owns columns g*taps .. (g+1)*taps, n = N*taps.
+    `rows` is how many rows the covariance was estimated from. Where the layer reads some of the
+    group's channels only, `places` (N,) says which.
+    """
+
+    covariance: Array
+    matrix: Array
+    taps: int
+    rows: int
+    places: NDArray[np.int64] | None = None
+
+    @property
+    def channels(self) -> int:
+        """N."""
+        return int(self.covariance.shape[0]) // self.taps
+
+    def among(self, group: int) -> NDArray[np.int64]:
+        """Place of each channel among the `group` channels of the group."""
+        return np.arange(group) if self.places is None else self.places
+
+    def output_variance(self) -> float:
+        """tr(V C Vᵀ): the variance of the reader's output, summed over its neurons."""
+        xp = namespace_of(self.covariance)
+        return float(xp.sum((self.matrix @ self.covariance) * self.matrix))
+
+    def channel_covariance(self) -> Array:
+        """(N, N): the covariance between channels, averaged over taps."""
+        xp = namespace_of(self.covariance)
+        n, t = self.channels, self.taps
+        blocks = xp.permute_dims(xp.reshape(self.covariance, (n, t, n, t)), (0, 2, 1, 3))
+        return xp.mean(xp.linalg.diagonal(blocks), axis=-1)
+
+    def channel_energy(self) -> Array:
+        """(N,): squared norm of the weights that read each channel."""
+        xp = namespace_of(self.matrix)
+        return xp.sum(xp.reshape(xp.sum(self.matrix * self.matrix, axis=0), (self.channels, self.taps)), axis=1)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A nested family of subsets: the M best channels are `order[:M]`.
+
+    `order` (N,) int64, most important first; `error` (N+1,) is the share of the readers' output
+    variance that is lost when M channels are kept and the readers are re-fitted. At least `least`
+    channels have to stay.
+    """
+
+    order: NDArray[np.int64]
+    error: NDArray[np.float64]
+    least: int = 1
+
+    def keep(self, width: int) -> NDArray[np.int64]:
+        """The `width` channels to keep, ascending."""
+        return np.sort(self.order[:width])
+
+    def led_by(self, channels: Sequence[int]) -> Ranking:
+        """The same ranking with these channels in front, all of which have to stay; the curve is kept as it is."""
+        rest = self.order[~np.isin(self.order, channels)]
+        return Ranking(np.concatenate([np.asarray(channels, dtype=np.int64), rest]), self.error, len(channels))
+
+
+Rank = Callable[[Sequence[Reading], int], Ranking]
+"""From the readings of a group and its number of channels to a ranking."""
+
+
+def damping(reading: Reading) -> float:
+    """Relative ridge for a covariance of n columns from R rows: 1e-7, and 3 % of (n/R)² where rows are few."""
+    return 1e-7 + 3e-2 * min(int(reading.covariance.shape[0]) / max(reading.rows, 1), 10.0) ** 2
+
+
+def mixing(covariance: Array, keep: NDArray[np.int64], ridge: float = 1e-9) -> Array:
+    """P (N, M): least squares of all N channels from the kept ones, from their covariance (N, N)."""
+    xp = namespace_of(covariance)
+    if not len(keep):
+        return xp.zeros((int(covariance.shape[0]), 0), dtype=covariance.dtype)
+    index = xp.asarray(keep)
+    rows = xp.take(covariance, index, axis=0)
+    kept = xp.take(rows, index, axis=1)
+    return solve_spd(add_ridge(kept, ridge), rows).T

@@ -1,0 +1,94 @@
+"""How a command speaks: tables or JSON on stdout, progress and warnings on stderr, or nothing at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pcns_onnx.cli.terminal import bars, console
+from pcns_onnx.errors import GateError, InputError
+
+if TYPE_CHECKING:
+    from pcns_onnx.progress import Progress
+    from pcns_onnx.report.schema import Report
+
+Command = Callable[..., None]
+
+EXIT_CODES = "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed."
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What a run may say. `quiet`: errors only, `verbose`: also what each stage took, `as_json`: records as JSON."""
+
+    quiet: bool = False
+    verbose: bool = False
+    as_json: bool = False
+
+    def bars(self) -> AbstractContextManager[Progress]:
+        """Progress for a run."""
+        return bars(quiet=self.quiet, verbose=self.verbose)
+
+    def say(self, text: str) -> None:
+        """A line on stdout, where that is not taken by JSON."""
+        if not (self.quiet or self.as_json):
+            click.echo(text)
+
+    def show(self, parts: Iterable[Any], warnings: Iterable[str] = ()) -> None:
+        """Tables on stdout, warnings on stderr."""
+        if self.quiet:
+            return
+        out = console()
+        for part in parts:
+            out.print(part)
+            out.print()
+        for warning in warnings:
+            click.echo(f"warning: {warning}", err=True)
+
+    def record(self, record: object) -> None:
+        """A record as JSON on stdout; it was asked for, so quiet or not."""
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(record), indent=2).decode())
+
+    def report(self, report: Report) -> None:
+        """The report of `shrink` or `compare`."""
+        from pcns_onnx.cli.tables import report_tables, stage_table
+
+        if self.as_json:
+            self.record(report)
+            return
+        self.show(report_tables(report), report.warnings)
+        if self.verbose and report.stages:
+            self.show([stage_table(report)])
+
+    @contextmanager
+    def gate(self) -> Iterator[None]:
+        """A gate that fails has a report to show all the same."""
+        from pcns_onnx.report.schema import Report
+
+        try:
+            yield
+        except GateError as error:
+            if isinstance(error.report, Report):
+                self.report(error.report)
+            raise
+
+
+def voiced(command: Command) -> Command:
+    """Give a command --quiet and --verbose; it is called with the `voice` that they (and --json) make."""
+
+    @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors (and JSON that was asked for).")
+    @click.option("-v", "--verbose", is_flag=True, help="Say also what each stage took.")
+    @wraps(command)
+    def speaking(quiet: bool, verbose: bool, as_json: bool = False, **given: Any) -> None:
+        if quiet and verbose:
+            raise InputError("--quiet and --verbose contradict each other: give one of the two")
+        command(voice=Voice(quiet, verbose, as_json), **given)
+
+    return speaking

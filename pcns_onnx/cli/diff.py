@@ -1,0 +1,62 @@
+"""`diff A B`: what changed between two models, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pcns_onnx.cli.console import EXIT_CODES, Voice, voiced
+
+if TYPE_CHECKING:
+    from pcns_onnx.api.diff import Difference
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("a")
+@click.argument("b")
+@click.option("--all", "everything", is_flag=True, help="List also the layers that are the same.")
+@click.option("--shape", multiple=True, metavar="NAME=1x3x224x224", help="Sizes of an input that is left open.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@voiced
+def diff(a: str, b: str, everything: bool, shape: tuple[str, ...], voice: Voice) -> None:
+    """Say what changed from model A to model B, layer by layer. Nothing is run."""
+    from pcns_onnx.api.diff import diff as run
+
+    found = run(a, b, shape=shape)
+    if voice.as_json:
+        voice.record(found)
+        return
+    voice.show(_tables(found, everything))
+
+
+def _tables(found: Difference, everything: bool) -> Iterator[Any]:
+    from pcns_onnx.cli.tables import plain_table
+
+    if found.equal:
+        yield "the models are the same"
+        return
+    changed = [layer for layer in found.layers if everything or layer.what != "the same"]
+    if changed:
+        table = plain_table("layer", right=("width", "now", "MACs", "now", "weights differ by"))
+        table.add_column("what changed", overflow="fold")
+        for layer in changed:
+            sides = (layer.before, layer.after)
+            widths = [f"{side.width or ''}" if side is not None else "" for side in sides]
+            macs = [f"{side.macs:,}" if side is not None else "" for side in sides]
+            share = "" if layer.weights is None else f"{layer.weights:.2%}"
+            table.add_row(layer.name, *widths, *macs, share, layer.what)
+        yield table
+    same = len(found.layers) - len(changed)
+    if same:
+        yield f"{same} layer{'' if same == 1 else 's'} the same"
+    lines = [f"{op}: {before} nodes, now {after}" for op, (before, after) in found.operators.items()]
+    lines += [f"node '{name}': {what}" for name, what in found.nodes.items()] + found.interface
+    for what, x, y in (
+        ("MACs", found.before.macs, found.after.macs),
+        ("parameters", found.before.parameters, found.after.parameters),
+        ("bytes", found.before.bytes, found.after.bytes),
+    ):
+        lines.append(f"{what}: {x:,} -> {y:,} ({y / max(x, 1):.3f})")
+    yield "\n".join(lines)

@@ -1,0 +1,56 @@
+"""`doctor`: versions, providers, GPU, threads, what is missing and how to install it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pcns_onnx.cli.console import EXIT_CODES, Voice, voiced
+from pcns_onnx.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from pcns_onnx.api.doctor import Checkup
+
+
+@click.command(epilog=EXIT_CODES)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@voiced
+def doctor(voice: Voice) -> None:
+    """Say what is here to run with, and what is missing. Exit code 2 where it cannot run at all."""
+    from pcns_onnx.api.doctor import examine
+
+    found = examine()
+    if voice.as_json:
+        voice.record(found)
+    else:
+        voice.show(_tables(found), found.problems)
+    if not found.can_run:
+        raise UnsupportedError(found.problems[0])
+
+
+def _tables(found: Checkup) -> Iterator[Any]:
+    from rich.table import Table
+
+    from pcns_onnx.cli.tables import plain_table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column("what")
+    table.add_column("is", overflow="fold")
+    table.add_row("Python", f"{found.python} on {found.system}")
+    for name, version in found.versions.items():
+        table.add_row(name, version or "missing")
+    table.add_row("providers", ", ".join(found.providers) or "none")
+    table.add_row("GPU", found.gpu or f"none: {found.no_gpu}")
+    table.add_row("processor", f"{found.processor}, {found.cpus} cores, {found.usable_cpus} for this process")
+    for name, threads in found.pools.items():
+        table.add_row(f"threads of {name}", str(threads))
+    for name, value in found.environment.items():
+        table.add_row(name, value)
+    yield table
+    extras = plain_table("extra", "libraries", "to install")
+    for extra in found.extras:
+        libraries = ", ".join(f"{name} {version or '(missing)'}" for name, version in extra.libraries.items())
+        extras.add_row(extra.name, libraries, "" if all(extra.libraries.values()) else extra.install)
+    yield extras

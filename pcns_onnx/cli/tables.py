@@ -1,0 +1,251 @@
+"""Records as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from pcns_onnx.evaluation.agreement import Agreement
+from pcns_onnx.report.schema import Expansion, GroupRow, Inspection, Left, Outlook, PlanReport, Report
+
+_BAR = 40
+"""Columns of the longest bar of a frontier."""
+
+
+def plain_table(*left: str, right: Sequence[str] = ()) -> Table:
+    """A table without lines: columns of texts, which are folded where they are long, then columns of numbers."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
+    """Tables for `inspect`."""
+    with_data = any(layer.dimensions is not None for layer in found.layers)
+    table = plain_table("layer", "kind", right=("width", "MACs", "params"))
+    if with_data:
+        for name in ("99 %", "99.9 %", "99.99 %", "samples/neuron"):
+            table.add_column(name, justify="right")
+    table.add_column("can it shrink?", overflow="fold")
+    for layer in found.layers:
+        width = f"{layer.width:,}" if layer.width else ""
+        row = [layer.name, layer.kind, width, f"{layer.macs:,}", f"{layer.parameters:,}"]
+        if with_data:
+            dims = layer.dimensions or {}
+            row += [str(dims.get(share, "")) for share in ("0.99", "0.999", "0.9999")]
+            row.append("" if layer.samples_per_neuron is None else f"{layer.samples_per_neuron:.1f}")
+        said = "yes" if layer.reason is None else f"no: {layer.reason}"
+        together = f", with '{layer.group}'" if layer.reason is None and layer.group not in (None, layer.name) else ""
+        table.add_row(*row, said + together)
+    yield table
+    shared = [group for group in found.groups if group.reason is None and (len(group.writers) > 1 or group.unit > 1)]
+    if shared:
+        yield _shared_groups(shared)
+    if found.pcns:
+        yield from _outlooks(found.pcns)
+    yield (
+        f"{found.macs:,} MACs per sample, {found.parameters:,} parameters; "
+        f"{100 * found.shrinkable_macs:.0f} % of the MACs are in layers that can shrink"
+    )
+
+
+def _shared_groups(groups: list[GroupRow]) -> Table:
+    """Groups of more than one layer, or of more than one channel at a time."""
+    table = plain_table("narrowed together", right=("width",))
+    table.add_column("layers", overflow="fold")
+    for group in groups:
+        width = f"{group.width} x {group.unit}" if group.unit > 1 else str(group.width)
+        table.add_row(group.name, width, ", ".join(group.writers))
+    return table
+
+
+def _outlooks(found: list[Outlook]) -> Iterator[Table]:
+    """Eigenvectors by share of variance, then what the trials of batch sizes found."""
+    shares = sorted(found[0].eigenvectors, key=float)
+    reached = (f"{100 * float(share):g} %" for share in shares)
+    table = plain_table("eigenvectors that reach", right=("width", *reached, "share in width/10"))
+    table.add_column("--method pcns", overflow="fold")
+    for layer in found:
+        counts = [str(layer.eigenvectors[share]) for share in shares]
+        tenth = sum(layer.eigenvalues[: max(layer.width // 10, 1)])
+        table.add_row(layer.name, str(layer.width), *counts, f"{tenth:.2%}", layer.reason or "can rebuild it")
+    yield table
+    if not any(layer.trials for layer in found):
+        return
+    figures = ("rows", "rows/width", "rows/inputs", "neurons", "error there", "on new rows", "worst", "close")
+    table = plain_table("pcns on batches of", right=figures)
+    for layer in found:
+        for trial in layer.trials:
+            ratios = (f"{trial.rows / layer.width:.1f}", f"{trial.rows / layer.inputs:.1f}")
+            errors = (f"{e:.2%}" for e in (trial.seen_error, trial.new_error, trial.worst_new_error))
+            table.add_row(layer.name, str(trial.rows), *ratios, str(trial.neurons), *errors, f"{trial.close:.0%}")
+    yield table
+
+
+def _left_alone(items: Sequence[Left]) -> Table:
+    """What stayed as it was, and why."""
+    table = plain_table("left alone", "because")
+    for item in items:
+        table.add_row(item.name, item.reason)
+    return table
+
+
+def report_tables(report: Report) -> Iterator[RenderableType]:
+    """Tables for `shrink` and `compare`."""
+    if report.groups:
+        widths = plain_table("layer", right=("width", "kept", "predicted error", "re-fit error", "held out"))
+        if any(group.eigenvector_errors for group in report.groups):
+            widths.add_column("eigenvectors: median, worst", justify="right")
+        for group in report.groups:
+            fits = list(group.fits.values())
+            held = [f.held_out_error for f in fits if f.held_out_error is not None]
+            widths.add_row(
+                group.name,
+                str(group.width),
+                str(group.kept),
+                f"{group.predicted_error:.2%}",
+                f"{max(f.error for f in fits):.2%}" if fits else "",
+                f"{max(held):.2%}" if held else "",
+                *([f"{np.median(made):.1%}, {max(made):.1%}"] if (made := group.eigenvector_errors) else []),
+            )
+        yield widths
+    if report.left_alone:
+        yield _left_alone(report.left_alone)
+    yield _before_after(report)
+    if report.agreement.outputs:
+        yield "\n".join(_agreement(report.agreement))
+    if report.precisions:
+        yield _precisions(report)
+    for gate in report.gates:
+        verdict = "passed" if gate.passed else "FAILED"
+        yield f"gate {gate.name}: {gate.value:.4g} (limit {gate.limit:g}) {verdict}"
+
+
+def _before_after(report: Report) -> Table:
+    a, b, latency, agreement = report.before, report.after, report.latency, report.agreement
+    table = plain_table()
+    table.add_column("")
+    for name in ("before", "after", "ratio"):
+        table.add_column(name, justify="right")
+    for name, x, y in (
+        ("MACs", a.macs, b.macs),
+        ("parameters", a.parameters, b.parameters),
+        ("file size (bytes)", a.bytes, b.bytes),
+    ):
+        table.add_row(name, f"{x:,}", f"{y:,}", f"{y / max(x, 1):.3f}")
+    where = f"latency (ms; batch {latency.batch}, {_threads(latency.threads)}, {latency.provider})"
+    table.add_row(where, f"{1e3 * latency.seconds_a:.3f}", f"{1e3 * latency.seconds_b:.3f}", f"{latency.ratio:.3f}")
+    if agreement.score_a is not None and agreement.score_b is not None:
+        unit = " (%)" if agreement.score == "accuracy" else ""
+        change = f"{agreement.score_b - agreement.score_a:+.2f}"
+        table.add_row(f"{agreement.score}{unit}", f"{agreement.score_a:.2f}", f"{agreement.score_b:.2f}", change)
+    return table
+
+
+def _threads(count: int) -> str:
+    return f"{count or 'default'} thread{'' if count == 1 else 's'}"
+
+
+def _samples(count: int) -> str:
+    return f"{count} sample{'' if count == 1 else 's'}"
+
+
+def _agreement(agreement: Agreement) -> Iterator[str]:
+    """How close the outputs are, and what that proves: lines, since a table would make its columns as wide."""
+    seen = _samples(agreement.samples)
+    for output in agreement.outputs:
+        same = "" if output.argmax_agreement is None else f", arg-max agrees {output.argmax_agreement:.2%}"
+        yield (
+            f"output '{output.name}' on {seen}: relative error {output.relative_error:.4f}, "
+            f"cosine {output.cosine:.4f}{same}"
+        )
+        proved = [] if output.argmax_bound is None else [f"arg-max differs on at most {output.argmax_bound:.2%}"]
+        proved += [] if output.error_bound is None else [f"95 % err by at most {output.error_bound:.4f}"]
+        if proved:
+            yield f"of new samples (95 % confidence): {', '.join(proved)}"
+
+
+def stage_table(report: Report) -> Table:
+    """Where the time went."""
+    table = plain_table("stage", right=("seconds", "passes of the original"))
+    for name, stage in report.stages.items():
+        table.add_row(name, f"{stage.seconds:.2f}", f"{stage.passes:.1f}")
+    return table
+
+
+def _precisions(report: Report) -> Table:
+    """The original, the shrunk model and its precisions, side by side."""
+    table = plain_table()
+    kinds = [f"shrunk, {made.kind}" for made in report.precisions]
+    table.add_column("")
+    for name in ("original", "shrunk", *kinds):
+        table.add_column(name, justify="right")
+    agreements = [report.agreement, *(made.agreement for made in report.precisions)]
+    sizes = [report.before.bytes, report.after.bytes, *(made.bytes for made in report.precisions)]
+    times = [report.latency.ratio, *(made.latency.ratio for made in report.precisions)]
+    table.add_row("file size (bytes)", *(f"{size:,}" for size in sizes))
+    table.add_row("latency, of the original's", "1", *(f"{ratio:.3f}" for ratio in times))
+    table.add_row("latency, of the shrunk model's", "", "1", *(f"{made.on_top:.3f}" for made in report.precisions))
+    if (first := report.agreement).score is not None:
+        unit = " (%)" if first.score == "accuracy" else ""
+        scores = [first.score_a, *(a.score_b for a in agreements)]
+        table.add_row(f"{first.score}{unit}", *("" if score is None else f"{score:.2f}" for score in scores))
+    table.add_row("relative error", "0", *(f"{a.error:.4f}" for a in agreements))
+    for i, output in enumerate(report.agreement.outputs):
+        if output.argmax_agreement is not None:
+            same = [a.outputs[i].argmax_agreement or 0.0 for a in agreements]
+            table.add_row(f"arg-max of '{output.name}' agrees", "", *(f"{share:.2%}" for share in same))
+    return table
+
+
+def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
+    """Tables for `plan`."""
+    if report.groups:
+        table = plain_table("layer", right=("width", "kept", "step", "predicted error", "saves MACs", "saves latency"))
+        for name, entry in report.groups.items():
+            saves = entry.saves or {}
+            table.add_row(
+                name,
+                str(entry.of),
+                str(entry.width),
+                str(report.steps[name]),
+                f"{entry.error:.2%}",
+                f"{saves.get('macs', 0.0):.1%}",
+                f"{saves.get('latency', 0.0):.1%}",
+            )
+        yield table
+    where = f"batch {report.batch}, {_threads(report.threads)}, {report.provider}"
+    table = plain_table(right=("MACs", "parameters", "latency", "predicted error"))
+    table.add_column("")
+    most = max((point.error for point in report.points), default=0.0) or 1.0
+    for point in report.points:
+        # A bar by itself says nothing.
+        bar = "█" * max(1, round(_BAR * point.error / most)) if len(report.points) > 1 else ""
+        latency = "" if point.latency is None else f"{point.latency:.3f}"
+        table.add_row(f"{point.macs:.3f}", f"{point.params:.3f}", latency, f"{point.error:.3f}", bar)
+    yield Group(f"latency: {where}", table)
+    if report.left_alone:
+        yield _left_alone(report.left_alone)
+
+
+def expansion_tables(report: Expansion) -> Iterator[RenderableType]:
+    """Tables for `expand`."""
+    widths = plain_table("layer", right=("width", "now", "channels with copies"))
+    for group in report.groups:
+        widths.add_row(", ".join(group.writers), str(group.before), str(group.after), str(group.split))
+    yield widths
+    costs = (
+        f"{name}: {a:,} -> {b:,} ({b / max(a, 1):.3f})"
+        for name, a, b in (
+            ("MACs", report.before.macs, report.after.macs),
+            ("parameters", report.before.parameters, report.after.parameters),
+        )
+    )
+    where = f"{_samples(report.agreement.samples)}{' of noise' if report.on_noise else ''}"
+    yield "\n".join([*costs, f"relative error of any output on {where}: {report.agreement.error:.2g}"])

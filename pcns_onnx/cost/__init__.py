@@ -1,0 +1,1 @@
+"""What a model costs at any widths: multiply-adds, parameters, bytes, and latency as measured on this machine."""

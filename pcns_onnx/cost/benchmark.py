@@ -1,0 +1,135 @@
+"""Latency of whole models in onnxruntime: interleaved runs, medians, and the ratio pair by pair.
+
+Runs alternate A B A B, so that a machine whose speed drifts slows both; the ratio is the
+median of the ratios of neighbours. Sessions have onnxruntime's default options but for the
+number of threads, which is what a deployment would see.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.graph import Graph
+from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.runtime.engine import Engine, Session
+
+_SECONDS = 2.0
+_ROUNDS = (7, 200)
+_UNSTEADY = 4.0
+"""Upper over lower quartile of equal runs. Threads that wait for one another on busy processors reach 20."""
+_REPEATED = 1024
+"""A batch that the samples do not fill is filled up with them again, but not beyond so many."""
+_SAMPLED = 256
+"""How many samples are timed to know what all of them would take."""
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Median seconds per batch of both models, and the median ratio B / A; `times` are those of every run."""
+
+    batch: int
+    threads: int
+    provider: str
+    rounds: int
+    seconds_a: float
+    seconds_b: float
+    ratio: float
+    times_a: list[float] = []
+    times_b: list[float] = []
+
+
+def unsteady(latency: Latency) -> list[str]:
+    """A warning where equal runs differed so much that the ratio says little."""
+    if not latency.times_a or not latency.times_b:
+        return []
+    spreads = []
+    for times in (latency.times_a, latency.times_b):
+        low, high = np.quantile(times, [0.25, 0.75])
+        spreads.append(float(high / max(low, 1e-9)))
+    if max(spreads) < _UNSTEADY:
+        return []
+    return [
+        f"latency says little: the middle half of equal runs differs by a factor of {max(spreads):.0f}, as where other "
+        "work keeps the processors busy; time again, or with fewer --threads"
+    ]
+
+
+def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, seconds: float = _SECONDS) -> Latency:
+    """Time both models on the first batch of `samples` for about `seconds` in all."""
+    feeds = _first_batch(samples)
+    first, second = (engine.session(graph.program(), spinning=True) for graph in (a, b))
+    times_a, times_b = _in_turns(engine, first, second, feeds, seconds)
+    return Latency(
+        len(next(iter(feeds.values()))), engine.threads, engine.provider, len(times_a),
+        statistics.median(times_a), statistics.median(times_b), _ratio(times_a, times_b),
+        times_a, times_b,
+    )  # fmt: skip
+
+
+def compare_many(
+    engine: Engine, original: Graph, others: Iterable[Graph], samples: Samples, seconds: float = _SECONDS
+) -> list[float]:
+    """The ratio of each model's time to `original`'s, by runs that alternate for about `seconds` each.
+
+    One by one: many small models in one round would push each other out of the caches, and the
+    original with them, which in use they do not.
+    """
+    feeds, found = _first_batch(samples), list[float]()
+    first = engine.session(original.program(), spinning=True)
+    for other in others:
+        second = engine.session(other.program(), spinning=True)
+        found.append(_ratio(*_in_turns(engine, first, second, feeds, seconds)))
+    return found
+
+
+def _in_turns(
+    engine: Engine, first: Session, second: Session, feeds: Mapping[str, NDArray[Any]], seconds: float
+) -> tuple[list[float], list[float]]:
+    """Seconds of the runs of both."""
+    for _ in range(2):
+        first.run(feeds)
+        second.run(feeds)
+    times_a, times_b = list[float](), list[float]()
+    start = time.perf_counter()
+    while len(times_a) < _ROUNDS[0] or (len(times_a) < _ROUNDS[1] and time.perf_counter() - start < seconds):
+        t0 = engine.clock()
+        first.run(feeds)
+        t1 = engine.clock()
+        second.run(feeds)
+        t2 = engine.clock()
+        times_a.append(t1 - t0)
+        times_b.append(t2 - t1)
+    return times_a, times_b
+
+
+def _ratio(times_a: Sequence[float], times_b: Sequence[float]) -> float:
+    return statistics.median(b / a for a, b in zip(times_a, times_b, strict=True))
+
+
+def _first_batch(samples: Samples) -> dict[str, NDArray[Any]]:
+    """The first batch, filled up with itself where the samples are too few."""
+    held = next(iter(samples))
+    batch = min(samples.batch, max(held.size, _REPEATED))
+    return {name: np.resize(array, (batch, *array.shape[1:])) for name, array in held.feeds.items()}
+
+
+def pass_seconds(engine: Engine, graph: Graph, samples: Samples) -> float:
+    """Seconds for one pass of the model over all samples, extrapolated from some of them."""
+    session = engine.session(graph.program(), spinning=True)
+    seen, seconds = 0, 0.0
+    for batch in samples:
+        if not seen:
+            session.run(batch.feeds)
+        start = time.perf_counter()
+        session.run(batch.feeds)
+        seconds += time.perf_counter() - start
+        seen += batch.size
+        if seen >= _SAMPLED:
+            break
+    return seconds * samples.count / max(seen, 1)

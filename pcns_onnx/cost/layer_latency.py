@@ -1,0 +1,248 @@
+"""How long one layer takes at any width: its actual shape, timed in onnxruntime on this machine.
+
+A layer that reads a of its channels and writes b is one node, sliced out of the model, with an
+input of the actual shape. Kernels work in blocks of channels, 16 at the most, so time goes in
+steps, with cliffs between. It is measured on a grid of multiples of 16 and, one axis at a time,
+inside a few of these blocks:
+
+    t(a, b) = grid(up(a), up(b)) * p(a) * q(b)
+
+with `up` the next multiple of 16, the grid interpolated bilinearly, and p the time at a as a share
+of that at up(a). For a cost linear in the width p(a) = a / up(a), for a step 1, for a
+cliff a constant: all linear in 1 / up(a), in which p is interpolated between the blocks that
+were measured, separately for what is a multiple of 4 and what is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import product
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pcns_onnx.cost.profiler import Job, noise, take_turns
+from pcns_onnx.dependency.layers import Layer
+from pcns_onnx.graph import Graph
+from pcns_onnx.rewrite.channels import apply, slice_layer
+from pcns_onnx.runtime.engine import Engine
+
+Floats = NDArray[np.float64]
+
+BLOCK = 16
+"""No kernel works in larger blocks of channels."""
+_SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+_OFFSETS = (1, 4, 7, 8, 12, 15)
+_SECONDS = 0.5
+"""Time for the rounds of one layer."""
+_TABLED = 1 << 20
+"""Pairs of widths that are worked out at once."""
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Seconds of one layer by the channels that it reads and writes (of one block, if it is grouped).
+
+    `seconds` (a, b) is measured at the widths `reads` (a,) and `writes` (b,), ascending, the last
+    ones full. `read_shares` (C + 1,) and `write_shares` (K + 1,) are p and q at every width.
+    """
+
+    reads: NDArray[np.int64]
+    writes: NDArray[np.int64]
+    seconds: Floats
+    read_shares: Floats
+    write_shares: Floats
+
+    def scaled(self, factor: float) -> LayerTimes:
+        """All times multiplied."""
+        return replace(self, seconds=self.seconds * factor)
+
+    def at(self, read: ArrayLike, written: ArrayLike) -> Floats:
+        """Seconds where these fractions of the channels are left, in (0, 1]; they broadcast."""
+        a, b = (_width(f, int(nodes[-1])) for f, nodes in ((read, self.reads), (written, self.writes)))
+        found: Floats = self._table[a - 1, b - 1] if self._table.size else self._at(a, b)
+        return found
+
+    @cached_property
+    def _table(self) -> Floats:
+        """Seconds at all widths, where these are not too many; empty otherwise."""
+        a, b = int(self.reads[-1]), int(self.writes[-1])
+        if a * b > _TABLED:
+            return np.empty((0, 0))
+        return self._at(np.arange(1, a + 1)[:, None], np.arange(1, b + 1)[None, :])
+
+    def _at(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> Floats:
+        i, s = _place(self.reads, _up(a, int(self.reads[-1])))
+        j, t = _place(self.writes, _up(b, int(self.writes[-1])))
+        low = self.seconds[i, j] * (1 - t) + self.seconds[i, np.minimum(j + 1, len(self.writes) - 1)] * t
+        i = np.minimum(i + 1, len(self.reads) - 1)
+        high = self.seconds[i, j] * (1 - t) + self.seconds[i, np.minimum(j + 1, len(self.writes) - 1)] * t
+        found: Floats = (low * (1 - s) + high * s) * self.read_shares[a] * self.write_shares[b]
+        return found
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """Seconds (a, b) on the grid of the widths `reads` and `writes`, and inside some blocks of each axis."""
+
+    reads: list[int]
+    writes: list[int]
+    seconds: list[list[float]]
+    read_inside: dict[int, float]
+    write_inside: dict[int, float]
+
+    def times(self) -> LayerTimes:
+        """The measurements, filled in at all widths."""
+        reads, writes = np.array(self.reads), np.array(self.writes)
+        seconds = np.array(self.seconds)
+        return LayerTimes(
+            reads,
+            writes,
+            seconds,
+            _shares(reads, seconds[:, -1], self.read_inside),
+            _shares(writes, seconds[-1], self.write_inside),
+        )
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """A layer as programs of its own; `shape` is that of its input, `free` the axes that may narrow."""
+
+    engine: Engine
+    graph: Graph
+    layer: Layer
+    shape: tuple[int, ...]
+    free: tuple[bool, ...]
+
+    @cached_property
+    def part(self) -> Graph:
+        """The layer's node alone."""
+        return self.graph.extract([self.layer.source], [self.layer.key])
+
+    @cached_property
+    def full(self) -> tuple[int, int]:
+        """Channels that are read and written, of one block."""
+        linear = self.layer.linear
+        return len(linear.reads) // linear.op.blocks, len(linear.writes) // linear.op.blocks
+
+    @property
+    def key(self) -> str:
+        """All that its time depends on, but for the machine."""
+        node, weight = self.part.node(self.layer.key), self.layer.linear.weight
+        attributes = " ".join(f"{name}={value}" for name, value in sorted(node.attrs.items()))
+        constants = (self.part.constant(name) for name in node.inputs[1:] if name)
+        sizes = [self.shape, *(value.shape for value in constants if value is not None)]
+        kinds = f"{self.part.inputs[0].dtype} opset {self.part.opset}"
+        return f"{node.op} {attributes} {kinds} {sizes} weight {weight} free {self.free}"
+
+    def measure(self) -> Measured:
+        """Time it; axes that are not free at their full width only."""
+        (reads, inside_reads), (writes, inside_writes) = (
+            widths(full) if free else ([full], []) for full, free in zip(self.full, self.free, strict=True)
+        )
+        read, written = self.full
+        grid = list(product(reads, writes))
+        jobs = [self.full, *grid, *((w, written) for w in inside_reads), *((read, w) for w in inside_writes)]
+        times = take_turns(self.engine, [partial(self.job, *job) for job in jobs], _SECONDS)
+        found = dict(zip(jobs[1:], map(float, times[1:]), strict=True))
+        return Measured(
+            reads,
+            writes,
+            [[found[a, b] for b in writes] for a in reads],
+            {w: found[w, written] for w in inside_reads},
+            {w: found[read, w] for w in inside_writes},
+        )
+
+    def job(self, read: int, written: int) -> Job:
+        """The layer with the first so many channels (of each block), fed with as many."""
+        linear = self.layer.linear
+        columns, rows = (
+            np.tile(np.arange(full) < width, linear.op.blocks)
+            for width, full in zip((read, written), self.full, strict=True)
+        )
+        edits = slice_layer(self.graph, self.layer, rows, columns)
+        program = apply(self.part, tuple(e for e in edits if e.key == self.layer.key)).program()
+        x = np.compress(columns, self._input, axis=self._axis)
+        return Job(program, {self.layer.source: self.engine.xp.asarray(x)})
+
+    @cached_property
+    def _input(self) -> NDArray[Any]:
+        return noise(self.shape, self.part.inputs[0].dtype)
+
+    @property
+    def _axis(self) -> int:
+        """Where the input's channels lie."""
+        node = self.part.node(self.layer.key)
+        if node.op == "MatMul":
+            return -1
+        return 0 if node.attrs.get("transA") else 1
+
+
+def widths(full: int) -> tuple[list[int], list[int]]:
+    """Multiples of a block to measure on a grid, the full width included, and widths inside of blocks."""
+    tops = {max(round(full * share / BLOCK), 1) * BLOCK for share in _SHARES} | {BLOCK, full}
+    tops = {top for top in tops if top <= full}
+    inside = set[int]()
+    for top in {min(BLOCK, full), min(-(-full // (3 * BLOCK)) * BLOCK, full), full // BLOCK * BLOCK or full, full}:
+        tops.add(top)
+        bottom = _below(top)
+        offsets = range(1, BLOCK) if top % BLOCK else _OFFSETS
+        inside |= {bottom + offset for offset in offsets if bottom + offset < top}
+    return sorted(tops), sorted(inside)
+
+
+def _shares(tops: NDArray[np.int64], seconds: Floats, inside: Mapping[int, float]) -> Floats:
+    """p at every width 0..full, from times at `tops` and at widths `inside` some of their blocks."""
+    full = int(tops[-1])
+    blocks: dict[int, Floats] = {}
+    for top, whole in zip(tops.tolist(), seconds, strict=True):
+        bottom = _below(top)
+        mine = {w - bottom: t / whole for w, t in inside.items() if bottom < w < top}
+        if mine:
+            blocks[top] = _block(mine, top - bottom)
+    whole_blocks = [top for top in blocks if top % BLOCK == 0]
+    shares = np.ones(full + 1)
+    for width in range(1, full):
+        top = int(_up(np.array(width), full))
+        offset = width - _below(top)
+        if top in blocks:
+            shares[width] = blocks[top][offset]
+        elif whole_blocks and offset < BLOCK and width != top:
+            at = sorted((1 / t, blocks[t][offset]) for t in whole_blocks)
+            shares[width] = np.interp(1 / top, [x for x, _ in at], [y for _, y in at])
+    return shares
+
+
+def _block(shares: Mapping[int, float], size: int) -> Floats:
+    """Shares at the offsets 0..size of a block, multiples of 4 and others each from their own kind."""
+    found = np.ones(size + 1)
+    for even in (True, False):
+        known = sorted(offset for offset in shares if (offset % 4 == 0) is even)
+        wanted = [offset for offset in range(1, size) if (offset % 4 == 0) is even]
+        if known and wanted:
+            found[wanted] = np.interp(wanted, known, [shares[offset] for offset in known])
+    return found
+
+
+def _below(top: int) -> int:
+    return (top - 1) // BLOCK * BLOCK
+
+
+def _up(width: NDArray[np.int64], full: int) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = np.minimum(-(-width // BLOCK) * BLOCK, full)
+    return found
+
+
+def _width(fraction: ArrayLike, full: int) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = np.minimum(np.maximum(np.rint(np.multiply(fraction, full)), 1), full).astype(np.int64)
+    return found
+
+
+def _place(nodes: NDArray[np.int64], width: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
+    """The node at or below, and how far `width` is on the way to the next."""
+    at = np.clip(np.searchsorted(nodes, width, side="right") - 1, 0, max(len(nodes) - 2, 0))
+    gap = nodes[np.minimum(at + 1, len(nodes) - 1)] - nodes[at]
+    return at, np.where(gap > 0, (width - nodes[at]) / np.maximum(gap, 1), 0.0)

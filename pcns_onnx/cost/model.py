@@ -1,0 +1,158 @@
+"""What a model costs at any widths of its groups: multiply-adds, parameters and, where it was timed, latency.
+
+A weight costs the product of the two fractions that it lies between, a bias the fraction of its
+layer; so costs are linear in any one width while the others stand still, and quadratic where a
+layer reads what it writes. Seconds come from `timing`, which has measured every layer. A layer
+that reads (or writes) several groups has the mean of their fractions, weighted by their channels.
+A layer without a bias is counted with one: the re-fit may give it one. Where one layer is put as two
+(`factors`) and the channels between them are all there, it stays one: the second costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.cost.latency_model import Timings, left
+from pcns_onnx.dependency.groups import Census
+from pcns_onnx.ops import Labels
+
+Resource = Literal["macs", "params", "latency"]
+RESOURCES: tuple[Resource, ...] = ("macs", "params", "latency")
+Costed = NDArray[np.float64]
+
+
+class Costs:
+    """Cost of the model as a function of the widths of its groups; vectors are in the order of `resources`."""
+
+    def __init__(
+        self,
+        census: Census,
+        params: int,
+        original_params: int,
+        timings: Timings | None = None,
+        between: Collection[str] = (),
+    ) -> None:
+        """`params` is what the surveyed graph holds, `original_params` what budgets are fractions of.
+
+        `between` are the groups in the middle of layers that are put as two.
+        """
+        self._index = {group.name: at for at, group in enumerate(census.groups)}
+        self._census, self.timings = census, timings
+        reads, writes, weights, biases = list[Labels](), list[Labels](), [], []
+        stored = 0
+        for layer in census.layers:
+            reads.append(layer.linear.reads)
+            writes.append(layer.linear.writes)
+            weights.append((layer.macs, layer.parameters - (0 if layer.bias.absent else layer.width)))
+            biases.append((0, 0 if layer.name in between else layer.width))
+            stored += layer.parameters
+        fixed = np.zeros(2)
+        for node in census.unsolved:
+            if node.scales is None:
+                fixed[0] += node.macs
+                continue
+            reads.append(np.full(1, -1))
+            writes.append(node.scales)
+            weights.append((node.macs, node.parameters))
+            biases.append((0, 0))
+            stored += node.parameters
+        fixed[1] = max(params - stored, 0)
+        self._ends = reads, writes
+        self._reads, self._writes = (self._shares(ends) for ends in self._ends)
+        self._weights, self._biases = (np.array(c, dtype=np.float64).reshape(-1, 2) for c in (weights, biases))
+        self._fixed = fixed
+        seconds = {name for group in census.groups if group.name in between for name in group.readers}
+        self._second = np.array([*(layer.name in seconds for layer in census.layers), False], dtype=np.bool_)
+        if timings is not None:
+            self._timed = [self._shares(ends) for ends in timings.ends(census)]
+        self._last: tuple[bytes, Costed] = b"", np.zeros(0)
+        self.total = self({}).copy()
+        self.total[1] = original_params
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        """What is counted."""
+        return RESOURCES if self.timings is not None else RESOURCES[:2]
+
+    @property
+    def untimed(self) -> Costs:
+        """The same without latency, which takes most of the time to work out."""
+        found = copy(self)
+        found.timings, found.total, found._last = None, self.total[:2], (b"", self.total)
+        return found
+
+    def __call__(self, fractions: Mapping[str, float]) -> Costed:
+        """Costs when each group keeps this fraction of its width, all of it where none is given."""
+        f = self._vector(fractions)
+        if self._last[0] != f.tobytes():
+            self._last = f.tobytes(), self._of(f)
+        return self._last[1]
+
+    def _of(self, f: Costed) -> Costed:
+        counted = self._counted(self._reads @ f, self._writes @ f)
+        return counted if self.timings is None else self._with_seconds(counted, *(ends @ f for ends in self._timed))
+
+    def along(self, name: str, fractions: Mapping[str, float], shares: Costed) -> Costed:
+        """(n, resources): costs as group `name` keeps each of these `shares` (n,), the others as in `fractions`."""
+        f, at = self._vector(fractions), self._index[name]
+        change = np.asarray(shares, dtype=np.float64) - f[at]
+        now = self(fractions)
+        read, written = self._reads @ f, self._writes @ f
+        mine = np.flatnonzero((self._reads[:, at] > 0) | (self._writes[:, at] > 0))
+        r = self._read(read[mine] + change[:, None] * self._reads[mine, at], mine)
+        w = written[mine] + change[:, None] * self._writes[mine, at]
+        more = (r * w - self._read(read[mine], mine) * written[mine]) @ self._weights[mine]
+        more += (w - written[mine]) @ self._biases[mine]
+        if self.timings is None:
+            return np.asarray(now + more, dtype=np.float64)
+        return np.asarray(now + np.column_stack([more, self._seconds_along(at, f, change)]), dtype=np.float64)
+
+    def _seconds_along(self, at: int, f: Costed, change: Costed) -> Costed:
+        assert self.timings is not None, "asked for where there are timings only"
+        (reads, writes), total = self._timed, np.zeros(len(change))
+        read, written = reads @ f, writes @ f
+        for part in np.flatnonzero((reads[:, at] > 0) | (writes[:, at] > 0)):
+            r, w = self._read(read[part] + change * reads[part, at], part), written[part] + change * writes[part, at]
+            before = self.timings.part(int(part), self._read(read[part], part), written[part])
+            total += self.timings.part(int(part), r, w) - before
+        return total
+
+    def of_classes(self, kept: NDArray[np.bool_]) -> Costed:
+        """Costs when these classes stay (the last element answers for -1)."""
+        counted = self._counted(*(left(ends, kept) for ends in self._ends))
+        if self.timings is None:
+            return counted
+        return self._with_seconds(counted, *(left(ends, kept) for ends in self.timings.ends(self._census)))
+
+    def _with_seconds(self, counted: Costed, read: Costed, written: Costed) -> Costed:
+        assert self.timings is not None, "asked for where there are timings only"
+        return np.append(counted, self.timings.total(self._read(read), written))
+
+    def _read(self, read: Costed, at: NDArray[np.int64] | np.int64 | None = None) -> Costed:
+        """Shares that rows `at` read, 0 where there is one layer still in the place of two."""
+        rows = np.arange(len(read)) if at is None else at
+        second = self._second[np.minimum(rows, len(self._second) - 1)]
+        return np.where(second & (read > 1 - 1e-9), 0.0, read)
+
+    def _counted(self, read: Costed, written: Costed) -> Costed:
+        parts = self._weights * self._read(read)[:, None] * written[:, None] + self._biases * written[:, None]
+        return self._fixed + np.asarray(parts.sum(axis=0), dtype=np.float64)
+
+    def _shares(self, ends: Sequence[Labels]) -> Costed:
+        """By layer the share of each group among its labels; the last is that of what belongs to none."""
+        wide = len(self._index) + 1
+        found = [
+            np.bincount(self._census.owner[labels], minlength=wide) / max(len(labels), 1) for labels in ends
+        ]
+        return np.array(found, dtype=np.float64).reshape(-1, wide)
+
+    def _vector(self, fractions: Mapping[str, float]) -> Costed:
+        f = np.ones(len(self._index) + 1)
+        for name, fraction in fractions.items():
+            f[self._index[name]] = fraction
+        return f

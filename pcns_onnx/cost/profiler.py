@@ -1,0 +1,200 @@
+"""Seconds of many programs in onnxruntime, and a table of them on disk.
+
+Runs take turns, so that a machine whose speed drifts slows all alike, and of the rounds the faster
+half is averaged: what else the machine does can only add. On the CPU a profiled session tells what
+its kernels take. So neither Python counts nor the reordering of tensors at the borders of a lone
+layer, which its neighbours in the model spare it. Threads do not spin between runs: those of one
+session would take the cores from the next. CUDA's kernels are queued: there whole runs
+are timed, less the shortest, which is what a launch costs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.errors import InputError
+from pcns_onnx.files import write_atomic
+from pcns_onnx.graph import Program
+from pcns_onnx.numerics.arrays import Array, processor
+from pcns_onnx.runtime.engine import Engine, Kernel, Session, versions
+
+_WARM = 1
+_ROUNDS = (5, 30)
+_HELD = 1 << 28
+"""Bytes of programs that are open at a time."""
+_LEAST = 1e-6
+"""The resolution of onnxruntime's profile."""
+
+T = TypeVar("T")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program and what it is fed."""
+
+    program: Program
+    feeds: Mapping[str, Array]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the program and what it is fed."""
+        arrays = (*self.program.weights.values(), *self.feeds.values())
+        return len(self.program.model) + sum(int(array.nbytes) for array in arrays)
+
+
+def noise(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Normal noise, free of denormal numbers; ones of any type but floats."""
+    floats = np.issubdtype(dtype, np.floating)
+    values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32) if floats else np.ones(shape)
+    return values.astype(dtype)
+
+
+def take_turns(engine: Engine, jobs: Sequence[Callable[[], Job]], seconds: float) -> Floats:
+    """Seconds for one run of each job (n,), measured for about `seconds` in all.
+
+    Jobs that do not fit into memory together are timed in parts, each along with the first job,
+    whose time ties the parts together.
+    """
+    first, found = jobs[0](), np.empty(len(jobs))
+    share, start = seconds / len(jobs), 0
+    for part in _parts(first, jobs[1:]):
+        times = _rounds(engine, part, share * len(part))
+        if not start:
+            found[0] = times[0]
+            start = 1
+        found[start : start + len(part) - 1] = times[1:] * (found[0] / times[0])
+        start += len(part) - 1
+    if engine.device == "cuda":
+        found = found - found.min()
+    return np.maximum(found, _LEAST)
+
+
+def _parts(first: Job, others: Sequence[Callable[[], Job]]) -> Iterator[list[Job]]:
+    part, room = [first], _HELD - first.nbytes
+    for make in others:
+        job = make()
+        if len(part) > 1 and job.nbytes > room:
+            yield part
+            part, room = [first], _HELD - first.nbytes
+        part.append(job)
+        room -= job.nbytes
+    yield part
+
+
+def _rounds(engine: Engine, jobs: Sequence[Job], seconds: float) -> Floats:
+    on_cpu = engine.device == "cpu"
+    sessions = [engine.session(job.program, profiled=on_cpu) for job in jobs]
+    rounds: list[list[_Run]] = []
+    start = time.perf_counter()
+    while _goes_on(len(rounds), start, seconds):
+        if len(rounds) == _WARM:
+            start = time.perf_counter()
+        rounds.append([_run(engine, session, job) for session, job in zip(sessions, jobs, strict=True)])
+    found = []
+    for session, *runs in zip(sessions, *rounds, strict=True):
+        if on_cpu:
+            found.append(sum(t for kernel, t in _kernels(session, runs) if not kernel.op.startswith("Reorder")))
+        else:
+            found.append(_typical([run.own for run in runs]))
+    return np.array(found)
+
+
+def _goes_on(done: int, start: float, seconds: float) -> bool:
+    least, most = (count + _WARM for count in _ROUNDS)
+    return done < least or (done < most and time.perf_counter() - start < seconds)
+
+
+class _Run(NamedTuple):
+    """Seconds of one run by the engine's clock, and by the wall's."""
+
+    own: float
+    wall: float
+
+
+def _run(engine: Engine, session: Session, job: Job) -> _Run:
+    start, own = time.perf_counter(), engine.clock()
+    session.run(job.feeds)
+    own = engine.clock() - own
+    return _Run(own, time.perf_counter() - start)
+
+
+def _kernels(session: Session, runs: Sequence[_Run]) -> list[tuple[Kernel, float]]:
+    """The kernels of a profiled session with their seconds.
+
+    The profile goes by the wall's clock. Where it has more than the runs took by the engine's, the
+    kernels are long enough to be interrupted always, all in proportion to their length.
+    """
+    kernels = session.kernels()
+    times = [_typical(k.seconds) if len(k.seconds) == len(runs) else sum(k.seconds) / len(runs) for k in kernels]
+    own = _typical([run.own for run in runs])
+    return [(kernel, t * min(1.0, own / max(sum(times), _LEAST))) for kernel, t in zip(kernels, times, strict=True)]
+
+
+def _typical(times: Sequence[float] | Floats) -> float:
+    """The mean of the faster half of all but the first rounds."""
+    kept = np.sort(np.asarray(times)[_WARM:])
+    return float(kept[: -(-len(kept) // 2)].mean())
+
+
+def take_apart(engine: Engine, job: Job, seconds: float) -> tuple[float, list[tuple[Kernel, float]]]:
+    """Seconds for one run of a whole model, and for each of its kernels; none on CUDA.
+
+    `job.program` should be `named`. The run that is timed is not profiled, which costs time itself.
+    """
+    plain = engine.session(job.program)
+    profiled = engine.session(job.program, profiled=True) if engine.device == "cpu" else None
+    times, runs = list[float](), list[_Run]()
+    start = time.perf_counter()
+    while _goes_on(len(times), start, seconds):
+        times.append(_run(engine, plain, job).own)
+        if profiled is not None:
+            runs.append(_run(engine, profiled, job))
+    return _typical(times), [] if profiled is None else _kernels(profiled, runs)
+
+
+class Table:
+    """Measured values on disk, one file for each key and machine; a damaged file counts as missing.
+
+    A machine is a processor, a provider, its version and a number of threads.
+    """
+
+    def __init__(self, engine: Engine, folder: Path | None = None) -> None:
+        """`folder` None: the user's cache (XDG)."""
+        self._folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pcns-onnx"
+        threads = engine.threads or os.cpu_count()
+        version = versions()["onnxruntime"]
+        self._machine = f"{processor(engine.device)}; {engine.provider} {version}; {threads} threads"
+
+    def look_up(self, key: str, kind: type[T], measure: Callable[[], T]) -> T:
+        """The value of `key`; measured, and kept if the folder can be written, where it is not there yet."""
+        whole = f"{self._machine}; {key}"
+        path = self._folder / f"{hashlib.sha256(whole.encode()).hexdigest()[:32]}.json"
+        try:
+            entry = msgspec.json.decode(path.read_bytes(), type=_Entry)
+            if entry.key == whole:
+                return msgspec.json.decode(entry.value, type=kind)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            pass
+        value = measure()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, msgspec.json.encode(_Entry(whole, msgspec.Raw(msgspec.json.encode(value)))))
+        except (OSError, InputError):  # the next run measures again
+            pass
+        return value
+
+
+class _Entry(msgspec.Struct):
+    key: str
+    value: msgspec.Raw

@@ -1,0 +1,239 @@
+"""Which channels can go, and what goes with them: the findings of the walk, as layers and groups.
+
+A *class* is a set of channels tied to one another. Layers that write to a common class belong to
+one *group*: the unit that is narrowed, by the same subset of classes for all its writers, with a
+re-fit of its own for every reader. A class that reaches something that cannot follow must stay;
+a group all of whose classes must stay is frozen, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.dependency.layers import Layer, Unsolved, find_layers, find_unsolved
+from pcns_onnx.dependency.propagation import Walk
+from pcns_onnx.graph import Graph, Shape
+from pcns_onnx.ops import Bilinear, Heads, Kind, Labels, Pick, Ride, Size, Window
+
+_MIXABLE = ("scaling", "linear", "move", "select")
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of two computed tensors, `names`, that sums over channels, on `axes`, in every head.
+
+    `labels` are the classes along these axes.
+    """
+
+    key: str
+    names: tuple[str, str]
+    axes: tuple[int, int]
+    labels: Labels
+    heads: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Classes that are narrowed together: `labels`, sorted; `frozen` says why they must stay.
+
+    A class is `unit` channels of the writers. `coupled` groups are shared by several blocks
+    through a sum or a concatenation. `mixable`: nothing but linear maps that treat all channels
+    alike lies between writers and readers, so that any change of basis can be absorbed.
+    """
+
+    name: str
+    labels: Labels
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    activation: str
+    path: tuple[str, ...]
+    frozen: str | None
+    unit: int = 1
+    coupled: bool = False
+    mixable: bool = False
+    products: tuple[Product, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Number of classes."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Census:
+    """Everything that was found. `born` is the number of labels; classes are the smallest of theirs."""
+
+    layers: tuple[Layer, ...]
+    groups: tuple[Group, ...]
+    rides: tuple[tuple[str, Ride], ...]
+    sizes: tuple[Size, ...]
+    picks: tuple[Pick, ...]
+    kinds: Mapping[str, Kind]
+    labels: Mapping[str, Labels]
+    shapes: Mapping[str, Shape]
+    unsolved: tuple[Unsolved, ...]
+    largest: Mapping[str, Window]
+    born: int
+    feeds: Mapping[str, Sequence[int]] | None = None
+
+    @cached_property
+    def _layers(self) -> Mapping[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def owner(self) -> NDArray[np.int64]:
+        """Class -> index of its group; number of groups for what belongs to none (and for -1)."""
+        owner = np.full(self.born + 1, len(self.groups), dtype=np.int64)
+        for index, group in enumerate(self.groups):
+            owner[group.labels] = index
+        return owner
+
+    @cached_property
+    def carriers(self) -> Mapping[str, tuple[Labels, ...]]:
+        """Group -> the sets of its classes that tensors carry."""
+        found: dict[str, dict[bytes, Labels]] = {group.name: {} for group in self.groups}
+        for labels in self.labels.values():
+            classes = np.unique(labels)
+            owners = self.owner[classes]
+            for index in np.unique(owners[owners < len(self.groups)]):
+                mine = classes[owners == index]
+                found[self.groups[index].name][mine.tobytes()] = mine
+        return {name: tuple(sets.values()) for name, sets in found.items()}
+
+    def layer(self, name: str) -> Layer:
+        """The layer of this name."""
+        return self._layers[name]
+
+    def reads(self, layer: Layer) -> tuple[Group, ...]:
+        """The groups whose channels this layer reads."""
+        return tuple(g for g in self.groups if layer.name in g.readers)
+
+    def writes(self, layer: Layer) -> Group:
+        """The group whose channels this layer makes."""
+        return next(g for g in self.groups if layer.name in g.writers)
+
+    @property
+    def shrinkable(self) -> tuple[Group, ...]:
+        """Groups that may be narrowed."""
+        return tuple(g for g in self.groups if g.frozen is None)
+
+
+def survey(graph: Graph, feeds: Mapping[str, Sequence[int]] | None = None, *, heads: Heads = "width") -> Census:
+    """Walk `graph`; `feeds` gives the shape of each input where the model leaves it open."""
+    walk = Walk.over(graph, feeds, heads=heads)
+    layers = tuple(find_layers(walk))
+    see, classes = walk.classes.compact, walk.classes.of
+    flows = walk.flows
+    return Census(
+        layers=layers,
+        groups=tuple(_groups(walk, layers)),
+        rides=tuple((n.key, replace(ride, labels=see(ride.labels))) for n, flow in flows for ride in flow.rides),
+        sizes=tuple(
+            replace(s, labels=classes(s.labels), along=classes(s.labels if s.along is None else s.along))
+            for _, flow in flows
+            for s in flow.sizes
+        ),
+        picks=tuple(replace(pick, labels=classes(pick.labels)) for _, flow in flows for pick in flow.picks),
+        kinds={node.key: flow.kind for node, flow in flows},
+        labels={name: see(labels) for name, labels in walk.labels.items()},
+        shapes=walk.shapes,
+        unsolved=tuple(find_unsolved(walk)),
+        largest={node.key: flow.largest for node, flow in flows if flow.largest is not None},
+        born=walk.classes.born,
+        feeds=feeds,
+    )
+
+
+def _groups(walk: Walk, layers: Sequence[Layer]) -> Iterator[Group]:
+    """Layers that write to a common class, together; those of which all classes must stay likewise."""
+    written = [set(np.unique(layer.linear.writes).tolist()) for layer in layers]
+    free = [classes - walk.frozen.keys() for classes in written]
+    left = dict(enumerate(a or b for a, b in zip(free, written, strict=True)))
+    while left:
+        first, classes = next(iter(left.items()))
+        members = {first}
+        while more := {i for i, c in left.items() if i not in members and c & classes}:
+            members |= more
+            classes = classes.union(*(left[i] for i in more))
+        for i in members:
+            del left[i]
+        yield _group(walk, [layers[i] for i in sorted(members)], classes, layers)
+
+
+def _group(walk: Walk, writers: Sequence[Layer], classes: set[int], layers: Sequence[Layer]) -> Group:
+    labels = np.array(sorted(classes), dtype=np.int64)
+    readers = tuple(layer.name for layer in layers if np.isin(layer.linear.reads, labels).any())
+    products = tuple(_products(walk, labels))
+    coupled = not walk.coupled.isdisjoint(classes)
+    frozen = next((walk.frozen[c] for c in sorted(classes) if c in walk.frozen), None)
+    if frozen is None and not readers and not products:
+        frozen = "no linear layer reads it"
+    if frozen is None and len(labels) < 2:
+        single = all(layer.width < 2 for layer in writers)
+        frozen = "it has a single channel" if single else "its channels can only go all at once"
+    unit = max(int(np.unique(layer.linear.writes, return_counts=True)[1].max()) for layer in writers)
+    activation, path = _path(walk, writers, classes)
+    kinds = {node.key: flow.kind for node, flow in walk.flows}
+    return Group(
+        name=writers[0].name,
+        labels=labels,
+        writers=tuple(layer.name for layer in writers),
+        readers=readers,
+        activation=activation,
+        path=path,
+        frozen=frozen,
+        unit=unit,
+        coupled=coupled,
+        mixable=all(kinds[key] in _MIXABLE for key in path),
+        products=products,
+    )
+
+
+def _products(walk: Walk, labels: Labels) -> Iterator[Product]:
+    for node, flow in walk.flows:
+        found: Bilinear | None = flow.bilinear
+        if found is None:
+            continue
+        classes = walk.classes.of(found.a.reshape(-1, found.a.shape[-1])[0])
+        if np.isin(classes, labels).all():
+            names = (node.inputs[0], node.inputs[1])
+            blocks = [_blocks(walk.shapes.get(name, ())) for name in names]
+            heads = blocks[0] // walk.batch if blocks[0] == blocks[1] else 1
+            yield Product(node.key, names, found.axes, classes, max(heads, 1))
+
+
+def _blocks(shape: Shape) -> int:
+    """How many matrices a tensor holds; 0 where that is not known."""
+    return int(np.prod([size or 0 for size in shape[:-2]]))
+
+
+def _path(walk: Walk, writers: Sequence[Layer], mine: set[int]) -> tuple[str, tuple[str, ...]]:
+    """The tensor after the activation, and the keys of all nodes between writers and readers.
+
+    The activation ends where the pointwise nodes behind the layer come back to a single tensor
+    (x * sigmoid(x) does); where they do not, it is the layer's own output.
+    """
+    carries = {name for name, classes in walk.carried.items() if not mine.isdisjoint(classes)}
+    biases = {layer.output for layer in writers}
+    between = [
+        (node, flow)
+        for node, flow in walk.flows
+        if flow.linear is None and node.key not in biases and carries.intersection(node.inputs)
+    ]
+    inside = {writers[0].output}
+    for node, flow in between:
+        if flow.kind in ("pointwise", "scaling") and inside.issuperset(carries.intersection(node.inputs)):
+            inside.update(node.outputs)
+    consumers = walk.graph.consumers
+    exits = [
+        name
+        for name in sorted(inside)
+        if name in walk.exposed or any(reader.key not in inside for reader in consumers.get(name, ()))
+    ]
+    activation = exits[0] if len(exits) == 1 else writers[0].output
+    return activation, tuple(node.key for node, _ in between)

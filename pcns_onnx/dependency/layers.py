@@ -1,0 +1,139 @@
+"""The linear layers of a model, and what else has multiply-adds, as the walk found them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+
+import numpy as np
+
+from pcns_onnx.dependency.propagation import Walk
+from pcns_onnx.graph import Array, Graph, Node
+from pcns_onnx.ops import Labels, Linear, LinearOp
+from pcns_onnx.rewrite.fold_batch_norm import bias_add
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Where a layer's bias is stored: input `position` of node `key`; new if `absent`."""
+
+    key: str
+    position: int
+    scale: float
+    absent: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block of a layer that sees its own channels only: V's `rows`, the classes it reads and writes."""
+
+    op: LinearOp
+    reads: Labels
+    writes: Labels
+    rows: slice
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear layer y = V x + c. `output` is the tensor after its bias, `key` the node."""
+
+    name: str
+    kind: str
+    key: str
+    source: str
+    output: str
+    linear: Linear
+    bias: Bias
+    macs: int
+    parameters: int
+
+    @property
+    def width(self) -> int:
+        """Number of neurons or output channels."""
+        return len(self.linear.writes)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The blocks of V; one for all but grouped convolutions."""
+        blocks = self.linear.op.blocks
+        reads, writes = np.split(self.linear.reads, blocks), np.split(self.linear.writes, blocks)
+        step = self.width // blocks
+        return tuple(
+            Part(self.linear.op.part(b), reads[b], writes[b], slice(b * step, (b + 1) * step)) for b in range(blocks)
+        )
+
+
+@dataclass(frozen=True)
+class Unsolved:
+    """A node with multiply-adds whose weights are not solved for; `width` 0 where it is not known.
+
+    `scales` are the classes that its cost is proportional to (a depthwise Conv's channels), None
+    where it stays as it is, for `reason`.
+    """
+
+    name: str
+    kind: str
+    reason: str
+    width: int
+    macs: int
+    parameters: int
+    scales: Labels | None = None
+
+
+def find_layers(walk: Walk) -> Iterator[Layer]:
+    """Every layer that is solved for, in topological order, under a name of its own."""
+    graph = walk.graph
+    taken: set[str] = set()
+    for node, flow in walk.flows:
+        if flow.linear is None:
+            continue
+        classes = walk.classes.of
+        linear = replace(flow.linear, reads=classes(flow.linear.reads), writes=classes(flow.linear.writes))
+        bias = _bias(graph, node, linear)
+        size = int(np.prod([d or 1 for d in walk.shapes[node.inputs[linear.weight]]]))
+        name = next(n for n in _names(node.name, bias.key) if n not in taken)
+        taken.add(name)
+        yield Layer(
+            name=name,
+            kind=node.op,
+            key=node.key,
+            source=node.inputs[0],
+            output=bias.key,
+            linear=linear,
+            bias=bias,
+            macs=(flow.macs or 0) // walk.batch,
+            parameters=size + (0 if bias.absent else len(linear.writes)),
+        )
+
+
+def _names(name: str, output: str) -> Iterator[str]:
+    """What a layer may be called: its name, else its output's; node names need not be unique."""
+    if name:
+        yield name
+    yield output
+    yield from (f"{name or output}_{i}" for i in count(1))
+
+
+def _bias(graph: Graph, node: Node, linear: Linear) -> Bias:
+    """The node's own bias input, or the Add behind it (`fold` puts one where there is none)."""
+    if linear.bias is not None:
+        absent = len(node.inputs) <= linear.bias or not node.inputs[linear.bias]
+        return Bias(node.key, linear.bias, linear.bias_scale, absent)
+    add = bias_add(graph, node, len(linear.writes))
+    assert add is not None, "fold.explicit_biases ran before the survey"
+    return Bias(add.key, 1 - list(add.inputs).index(node.key), 1.0, absent=False)
+
+
+def find_unsolved(walk: Walk) -> Iterator[Unsolved]:
+    """Every other node with multiply-adds."""
+    for node, flow in walk.flows:
+        if flow.macs is not None and flow.linear is None:
+            weights: list[Array] = [c for n in node.inputs if (c := walk.graph.constant(n)) is not None]
+            shape = walk.shapes.get(node.key, ())
+            axis = 1 if node.op.startswith("Conv") else -1
+            width = shape[axis] if len(shape) > 1 else None
+            parameters = sum(int(w.size) for w in weights)
+            scales = None if flow.scales is None else walk.classes.of(flow.scales)
+            macs = flow.macs // walk.batch
+            yield Unsolved(node.label, node.op, flow.reason, width or 0, macs, parameters, scales)

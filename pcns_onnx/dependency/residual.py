@@ -1,0 +1,92 @@
+"""Residual blocks: what the last layer of one is solved for, and which can go as a whole.
+
+A layer whose output goes straight into a sum is solved for what the sum lacks. Where such a layer
+reads one group alone, that group may go altogether: what the layer then adds is a constant, the
+mean of what the sum lacks, and the layers of the block are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.dependency.groups import Census, Group
+from pcns_onnx.dependency.layers import Layer
+from pcns_onnx.graph import Graph
+from pcns_onnx.ops import Labels
+from pcns_onnx.rewrite.channels import Patch, SetInput, kept_classes, narrow
+
+
+class Goal(NamedTuple):
+    """What a layer is solved for: a tensor of the original less, for a sum, what its other operand has already."""
+
+    tensor: str
+    had: str = ""
+
+
+def goal_of(graph: Graph, census: Census, layer: Layer) -> Goal:
+    """The layer's output, or the sum that it goes straight into if the other operand is made before the layer.
+
+    Both operands must have the sum's shape: where one is spread over the other's positions, the
+    layer's rows are not the sum's.
+    """
+    alone = Goal(layer.output)
+    readers = graph.consumers.get(layer.output, ())
+    exposed = any(output.name == layer.output for output in graph.outputs)
+    if len(readers) != 1 or readers[0].op not in ("Add", "Sum") or len(readers[0].inputs) != 2 or exposed:
+        return alone
+    sum_, other = readers[0].key, next((name for name in readers[0].inputs if name != layer.output), "")
+    shapes = {census.shapes.get(name, (None,)) for name in (layer.output, other, sum_)}
+    if not other or graph.is_constant(other) or len(shapes) > 1 or None in shapes.pop():
+        return alone
+    order = {node.key: at for at, node in enumerate(graph.nodes)}
+    maker = graph.producers.get(other)
+    is_known = maker is None or order[maker.key] < order[layer.key]
+    return Goal(sum_, other) if is_known else alone
+
+
+@dataclass(frozen=True)
+class Block:
+    """A group whose only reader `layer` adds to a sum: input `position` of node `sum`."""
+
+    group: Group
+    layer: Layer
+    sum: str
+    position: int
+
+    def constant(self, census: Census, values: NDArray[np.float64]) -> SetInput:
+        """Add `values` (K,), one per channel, instead of what the layer makes."""
+        labels = census.labels[self.layer.output]
+        shape = [-1 if size > 1 else 1 for size in labels.shape]
+        return SetInput(self.sum, self.position, values.reshape(shape))
+
+
+def blocks(graph: Graph, census: Census) -> Mapping[str, Block]:
+    """By group, the blocks that can be left out."""
+    found = {}
+    for group in census.shrinkable:
+        if group.coupled or group.products or len(group.readers) != 1:
+            continue
+        layer = census.layer(group.readers[0])
+        goal = goal_of(graph, census, layer)
+        if not goal.had or not np.isin(layer.linear.reads, group.labels).all() or layer.linear.op.blocks > 1:
+            continue
+        writes = census.labels.get(layer.output)
+        if writes is None or sum(size > 1 for size in writes.shape) != 1:
+            continue
+        position = list(graph.node(goal.tensor).inputs).index(layer.output)
+        found[group.name] = Block(group, layer, goal.tensor, position)
+    return found
+
+
+def narrow_or_drop(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> Patch:
+    """`narrow`, with zeros in the place of every block of which `keep` has nothing left."""
+    kept, edits = kept_classes(census, keep), list[SetInput]()
+    for name, block in blocks(graph, census).items():
+        if name in keep and not len(keep[name]):
+            edits.append(block.constant(census, np.zeros(int(kept[block.layer.linear.writes].sum()))))
+    return (*narrow(graph, census, keep), *edits)

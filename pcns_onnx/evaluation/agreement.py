@@ -1,0 +1,191 @@
+"""Do two models agree? Output by output, on samples that the solve has not seen.
+
+Per output: relative L2 error |a - b| / |a| over all samples, and the mean cosine between the
+two outputs of a sample; of texts, a is taken as 1 and b as 1 where they agree, else 0. For
+outputs of floats of shape (N, classes): how often the arg-max is the same; with one label per
+sample, the accuracy of both on the first such output.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.errors import InputError, PcnsError
+from pcns_onnx.graph import Graph
+from pcns_onnx.numerics.arrays import to_numpy
+from pcns_onnx.numerics.confidence import quantile_bound, share_bound
+from pcns_onnx.progress import Progress
+from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.runtime.engine import Engine
+
+Metric = Callable[[Mapping[str, NDArray[Any]], NDArray[Any] | None], float]
+"""(outputs of one batch, its labels or None) -> a score; batches are averaged by their size."""
+_WORST = 8
+"""How many of the samples with the largest errors are named."""
+
+
+class WorstSample(msgspec.Struct, frozen=True):
+    """A sample, counted from 0 in the order of the check, and the relative L2 error of one output there."""
+
+    sample: int
+    error: float
+
+
+class OutputAgreement(msgspec.Struct, frozen=True):
+    """How close one output of B is to the same output of A.
+
+    With 95 % confidence the arg-max differs on at most a share `argmax_bound` of all samples (so that no accuracy
+    can drop by more), and 95 % of all samples have a relative error of at most `error_bound`; see `bounds`.
+    `worst`: the samples that it errs on most, the worst first.
+    """
+
+    name: str
+    relative_error: float
+    cosine: float
+    argmax_agreement: float | None
+    argmax_bound: float | None = None
+    error_bound: float | None = None
+    worst: list[WorstSample] = []
+
+
+class Agreement(msgspec.Struct, frozen=True):
+    """Agreement of two models. `score_a`, `score_b`: accuracy in percent, or the metric's values."""
+
+    samples: int
+    outputs: list[OutputAgreement]
+    score: str | None
+    score_a: float | None
+    score_b: float | None
+
+    def unproved(self) -> Agreement:
+        """Without bounds: the samples were seen by the solve, and prove nothing about others."""
+        plain = [msgspec.structs.replace(o, argmax_bound=None, error_bound=None) for o in self.outputs]
+        return msgspec.structs.replace(self, outputs=plain)
+
+    @property
+    def error(self) -> float:
+        """The largest relative error of any output; NaN where nothing was compared."""
+        return max((o.relative_error for o in self.outputs), default=float("nan"))
+
+    @property
+    def drop(self) -> float | None:
+        """Points lost: score of A minus score of B."""
+        if self.score_a is None or self.score_b is None:
+            return None
+        return self.score_a - self.score_b
+
+
+UNCHECKED = Agreement(0, [], None, None, None)
+"""Where there were no samples to run."""
+
+
+class _Tally:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.missed = self.size = self.cosine = 0.0
+        self.samples = self.same = 0
+        self.classes = False
+        self.errors: list[NDArray[np.float64]] = []
+
+    def update(self, a: NDArray[Any], b: NDArray[Any]) -> None:
+        if a.shape != b.shape:
+            raise InputError(f"output '{self.name}' has shape {a.shape} in one model and {b.shape} in the other")
+        count = a.shape[0] if a.ndim else 1
+        if a.dtype.kind in "OSU":
+            a, b = np.ones(a.shape, dtype=np.int64), np.asarray(a == b, dtype=np.int64)
+        x = a.astype(np.float64).reshape(count, -1)
+        y = b.astype(np.float64).reshape(count, -1)
+        self.missed += float(((x - y) ** 2).sum())
+        self.size += float((x**2).sum())
+        self.errors.append(np.linalg.norm(x - y, axis=1) / np.maximum(np.linalg.norm(x, axis=1), 1e-300))
+        norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+        both_zero = (np.abs(x).max(axis=1, initial=0) == 0) & (np.abs(y).max(axis=1, initial=0) == 0)
+        self.cosine += float(np.where(both_zero, 1.0, (x * y).sum(axis=1) / np.maximum(norms, 1e-300)).sum())
+        self.samples += count
+        self.classes = a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f"
+        if self.classes:
+            self.same += int((x.argmax(axis=1) == y.argmax(axis=1)).sum())
+
+    def result(self) -> OutputAgreement:
+        return OutputAgreement(
+            self.name,
+            (self.missed / self.size) ** 0.5 if self.size else float(self.missed > 0),
+            self.cosine / max(self.samples, 1),
+            self.same / max(self.samples, 1) if self.classes else None,
+            share_bound(self.samples - self.same, self.samples) if self.classes else None,
+            quantile_bound(np.concatenate(self.errors)) if self.errors else None,
+            self.worst(),
+        )
+
+    def worst(self) -> list[WorstSample]:
+        if not self.errors:
+            return []
+        errors = np.concatenate(self.errors)
+        return [WorstSample(int(i), float(errors[i])) for i in np.argsort(-errors, kind="stable")[:_WORST]]
+
+
+def load_metric(reference: str | Metric | None) -> Metric | None:
+    """`module:function` (the current folder is importable) or a callable; raises `InputError`."""
+    if reference is None or callable(reference):
+        return reference
+    if not isinstance(reference, str):
+        raise InputError(f"a metric cannot be a {type(reference).__name__}: give module:function or a function")
+    module, _, name = reference.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Metric = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a user's module may raise anything
+        cause = f"{type(error).__name__}: {error}"
+        raise InputError(f"metric '{reference}' cannot be imported as module:function ({cause})") from error
+    if not callable(found):
+        raise InputError(f"metric '{reference}' is a {type(found).__name__}, not a function")
+    return found
+
+
+def compare_outputs(
+    engine: Engine, a: Graph, b: Graph, samples: Samples, metric: Metric | None, progress: Progress
+) -> Agreement:
+    """Run both models on `samples`; raises `InputError` where their outputs cannot be compared."""
+    names = [spec.name for spec in a.outputs]
+    if names != [spec.name for spec in b.outputs]:
+        raise InputError(f"the models have different outputs: {names} and {[s.name for s in b.outputs]}")
+    first, second = engine.session(a.program()), engine.session(b.program())
+    tallies = [_Tally(name) for name in names]
+    scores, count, scored = [0.0, 0.0], 0, False
+    for batch in progress.track(samples, "verify", samples.batches):
+        left = {k: to_numpy(v) for k, v in first.run(batch.feeds).items()}
+        right = {k: to_numpy(v) for k, v in second.run(batch.feeds).items()}
+        for tally in tallies:
+            tally.update(left[tally.name], right[tally.name])
+        count += batch.size
+        classes = next((t.name for t in tallies if t.classes and len(left[t.name]) == batch.size), None)
+        labels = None if batch.labels is None else batch.labels.reshape(batch.size, -1)
+        for side, outputs in enumerate((left, right)):
+            if metric is not None:
+                scores[side] += batch.size * _score(metric, outputs, batch.labels)
+            elif labels is not None and labels.shape[1] == 1 and classes is not None:
+                scored = True
+                scores[side] += 100.0 * int((outputs[classes].argmax(axis=1) == labels[:, 0]).sum())
+    if not count:
+        raise InputError("there is no sample to verify on: give more data, a smaller --batch, or --eval")
+    kind = "metric" if metric is not None else "accuracy" if scored else None
+    a_score, b_score = (scores[0] / count, scores[1] / count) if kind else (None, None)
+    return Agreement(count, [t.result() for t in tallies], kind, a_score, b_score)
+
+
+def _score(metric: Metric, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any] | None) -> float:
+    try:
+        return float(metric(outputs, labels))
+    except PcnsError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        raise InputError(f"the metric failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,89 @@
+"""Where a result comes from: hashes of all that went in, so that it can be made again.
+
+    SHA-256 of a file, as `sha256sum FILE` prints it; of a folder, SHA-256 over the lines
+    `sha256sum *` prints for its files in the order of their names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from pcns_onnx.api.options import Options
+from pcns_onnx.data import DataSource
+from pcns_onnx.errors import InputError
+from pcns_onnx.files import write_atomic
+from pcns_onnx.graph import Graph, ModelSource
+from pcns_onnx.planning.plan import Plan
+from pcns_onnx.report.schema import Origin
+from pcns_onnx.runtime.engine import Engine
+
+
+def origin_of(
+    options: Options,
+    engine: Engine,
+    models: Mapping[str, tuple[ModelSource, Graph]],
+    data: Mapping[str, DataSource | None],
+    plan: Plan | None = None,
+) -> Origin:
+    """Hashes by name; data that is no file and no numbers has none. Raises `InputError`."""
+    hashes = dict[str, str]()
+    for name, (source, graph) in models.items():
+        hashes[name] = graph.digest() if not isinstance(source, str | os.PathLike) else _of_path(Path(source))
+        for path in sorted(graph.files):
+            hashes[f"{name}: {path.name}"] = _of_path(path)
+    for name, samples in data.items():
+        found = _of_data(samples)
+        if found is not None:
+            hashes[name] = found
+    if plan is not None:
+        hashes["plan"] = hashlib.sha256(plan_bytes(plan)).hexdigest()
+    return Origin(options.command, options.device, engine.provider, engine.threads, options.seed, hashes)
+
+
+def plan_bytes(plan: Plan) -> bytes:
+    """A plan as its file has it."""
+    return msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
+
+
+def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
+    """Write a plan, atomically."""
+    write_atomic(path, plan_bytes(plan))
+
+
+def _of_data(data: DataSource | None) -> str | None:
+    if isinstance(data, str | os.PathLike):
+        path = Path(data)
+        return _of_path(path) if path.exists() else None
+    named = {"": data} if isinstance(data, np.ndarray) else data
+    if not isinstance(named, Mapping):
+        return None
+    found = hashlib.sha256()
+    for name, array in sorted(named.items()):
+        values = np.ascontiguousarray(array)
+        if values.dtype.hasobject:
+            return None  # its bytes are addresses
+        found.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+        found.update(values.tobytes())
+    return found.hexdigest()
+
+
+def _of_path(path: Path) -> str:
+    try:
+        if not path.is_dir():
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        files = sorted(item for item in path.iterdir() if item.is_file())
+        return hashlib.sha256("".join(_lines(files)).encode()).hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read '{path}': {error.strerror or error}") from None
+
+
+def _lines(files: Iterable[Path]) -> Iterator[str]:
+    for file in files:
+        yield f"{_of_path(file)}  {file.name}\n"

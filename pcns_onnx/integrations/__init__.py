@@ -1,1 +1,0 @@
-"""Shrinking as a step of other tools' pipelines."""

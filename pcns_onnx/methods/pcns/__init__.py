@@ -1,0 +1,1 @@
+"""PCNS: groups rebuilt on the principal components of their outputs."""

@@ -1,0 +1,90 @@
+"""Is PCNS worth running? What can be known before anything is changed (Rolet, 3.1 to 3.3).
+
+One pass over the data gives, for every layer, the eigenvalues of its transposed outputs, centred
+across neurons as PCNS has them, and how many eigenvectors reach a share of the variance. With
+`--trials` PCNS is also run on batches of several sizes, to see how its error carries over to
+samples it has not seen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pcns_onnx.api.options import Options
+from pcns_onnx.dependency.groups import Group
+from pcns_onnx.methods.pcns.activations import Activation
+from pcns_onnx.methods.pcns.batch_size import Draw, draws
+from pcns_onnx.methods.pcns.components import Basis, neurons_for
+from pcns_onnx.methods.pcns.rebuild import activation_of, augmented, bases, refusal, rows
+from pcns_onnx.numerics.arrays import to_numpy
+from pcns_onnx.numerics.linalg import dimensions_for, eigh_descending
+from pcns_onnx.planning.importance import Work
+from pcns_onnx.report.schema import BatchTrial, Outlook
+
+SHARES = ("0.9", "0.99", "0.999", "0.9999")
+"""Shares of variance that eigenvectors are counted for, beside `--variance`."""
+_TRIED = 0.999
+"""The share that trials use where `--variance` gives none."""
+
+
+def look(work: Work, options: Options) -> tuple[dict[str, dict[str, int]], list[Outlook]]:
+    """By layer, the principal directions of its outputs (centred over samples) for each share; and the outlooks."""
+    shares = [*SHARES, *([] if options.variance is None else [f"{options.variance:g}"])]
+    dimensions, outlooks = dict[str, dict[str, int]](), list[Outlook]()
+    for group, found, moments in bases(work.setup, work.graph, work.census, work.census.groups):
+        values, _ = eigh_descending(moments.covariance)
+        dimensions[group.name] = {share: dimensions_for(values, float(share)) for share in SHARES[1:]}
+        if group.frozen is None:
+            outlooks.append(_outlook(work, options, group, found, list(dict.fromkeys(shares))))
+    return dimensions, outlooks
+
+
+def spectra(work: Work) -> dict[str, list[float]]:
+    """By group, the eigenvalues of its outputs' covariance (centred over samples), as shares of their sum."""
+    found = dict[str, list[float]]()
+    for group, _, moments in bases(work.setup, work.graph, work.census, work.groups):
+        values = np.maximum(to_numpy(eigh_descending(moments.covariance)[0]), 0.0)
+        found[group.name] = [float(v) for v in values / max(float(values.sum()), 1e-300)]
+    return found
+
+
+def _outlook(work: Work, options: Options, group: Group, found: Basis, shares: list[str]) -> Outlook:
+    linear = work.census.layer(group.name).linear
+    reason = refusal(work.graph, work.census, group, refit=True)
+    sigma = activation_of(work.graph, work.census, group)
+    values = to_numpy(found.values)
+    counts = {share: found.components(float(share)) for share in shares}
+    tried = options.trials and reason is None and options.wants(group.name)
+    return Outlook(
+        name=group.name,
+        width=len(values),
+        inputs=len(linear.reads) // linear.op.blocks * linear.op.taps,
+        eigenvalues=[float(v) for v in values / max(float(values.sum()), 1e-300)],
+        eigenvectors=counts,
+        neurons=None
+        if isinstance(sigma, str)
+        else {share: min(neurons_for(count, sigma), len(values)) for share, count in counts.items()},
+        reason=reason,
+        trials=_trials(work, options, group, sigma) if tried and isinstance(sigma, Activation) else [],
+    )
+
+
+def _trials(work: Work, options: Options, group: Group, sigma: Activation) -> list[BatchTrial]:
+    """Medians over the draws of each batch size; 'close': on new rows at most a tenth worse than on its batch."""
+    x, t = rows(work.setup, work.graph, work.graph, work.census, group)
+    weight = augmented(work.setup, work.graph, work.census.layer(group.name))
+    seed = (options.seed, 6, work.census.groups.index(group))
+    by_size: dict[int, list[Draw]] = {}
+    for draw in draws(x, t, weight, sigma, options.variance or _TRIED, options.trials or 1, seed):
+        by_size.setdefault(draw.rows, []).append(draw)
+    return [
+        BatchTrial(
+            rows=size,
+            neurons=int(np.median([d.neurons for d in found])),
+            seen_error=float(np.median([d.seen for d in found])),
+            new_error=float(np.median([d.new for d in found])),
+            worst_new_error=max(d.new for d in found),
+            close=sum(d.new <= 1.1 * d.seen for d in found) / len(found),
+        )
+        for size, found in by_size.items()
+    ]

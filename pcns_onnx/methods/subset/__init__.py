@@ -1,0 +1,1 @@
+"""Methods that keep some channels as they are and solve their readers again."""

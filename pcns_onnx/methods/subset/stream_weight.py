@@ -1,0 +1,94 @@
+"""How much the loss of a residual stream counts: found by trying.
+
+Probes narrow one group at a time, with readers that make up for it by themselves. What a stream
+loses adds up over all the blocks that write to it, and how much worse that is than its probe
+depends on the network. So plans that spare the streams more or less are solved on a few samples,
+and the weight whose plan stays closest to the original, on samples that its trial has not seen,
+is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pcns_onnx.api.options import Options
+from pcns_onnx.calibration.group_inputs import Setup
+from pcns_onnx.data import split
+from pcns_onnx.errors import InputError
+from pcns_onnx.graph import Graph
+from pcns_onnx.methods.registry import Method
+from pcns_onnx.methods.subset.solve import solve
+from pcns_onnx.numerics.arrays import Array, namespace_of
+from pcns_onnx.planning.decision import Decision, choose
+from pcns_onnx.planning.importance import Findings, Work
+from pcns_onnx.planning.plan import Budget
+from pcns_onnx.progress import Progress
+from pcns_onnx.rewrite.channels import apply
+from pcns_onnx.runtime.activations import Samples, run_batches
+from pcns_onnx.runtime.executor import Alone
+
+STREAMS = (1.0, 8.0, 1e6)
+"""How much more the error of channels that several blocks share may count than their probes say."""
+REFERENCE = Budget("macs", 0.6)
+"""What is tried where no budget is given yet."""
+SAMPLES = 192
+"""At most so many samples are used for a trial, a third of them to judge by."""
+
+
+def spared(work: Work, method: Method, found: Findings, options: Options) -> Findings:
+    """The findings with the curves of coupled groups at the weight that served best; ties go to the first."""
+    if not any(group.coupled for group in work.groups):
+        return found
+    budgets = options.costs or (REFERENCE,)
+    offers, plans = list[Findings](), list[Decision]()
+    for weight in STREAMS:
+        offer = replace(found, streams=weight)
+        try:
+            plan = choose(work, method, offer, options, None, budgets)
+        except InputError:  # the budget is out of reach, or is refused where it is used
+            continue
+        if all(plan.widths != other.widths for other in plans):
+            offers.append(offer)
+            plans.append(plan)
+    if len(plans) < 2:
+        return offers[0] if offers else found
+    return offers[_best(work, plans, options)]
+
+
+def _best(work: Work, plans: Sequence[Decision], options: Options) -> int:
+    setup = work.setup
+    batch = setup.samples.batch
+    solved, judged = split(setup.samples.data, holdout=1 / 3, seed=options.seed, samples=max(SAMPLES, 3 * batch))
+    if judged is None:
+        return 0
+    some, others = (replace(setup.samples, data=data, _kept=[]) for data in (solved, judged))
+    if not some.count or not others.count:
+        return 0
+    trial = replace(work, setup=replace(setup, samples=some, progress=Progress(), crew=Alone()))
+    plain = replace(options, refine=0)
+    with setup.progress.stage("try"):
+        errors = [_error(trial.setup, work.graph, others, _made(trial, plan, plain)) for plan in plans]
+    return min(range(len(plans)), key=lambda at: (errors[at], at))
+
+
+def _made(work: Work, plan: Decision, options: Options) -> Graph:
+    patch, _ = solve(work, plan, options)
+    return apply(work.whole, patch)
+
+
+def _error(setup: Setup, original: Graph, samples: Samples, small: Graph) -> float:
+    """Squared relative error, averaged over the outputs."""
+    names = [output.name for output in original.outputs]
+    miss, size = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1e-30)
+    runs = (run_batches(setup.engine, graph, samples, names) for graph in (original, small))
+    for expected, found in zip(*runs, strict=True):
+        for name in names:
+            size[name] += _squares(expected[name])
+            miss[name] += _squares(expected[name] - found[name])
+    return sum(miss[name] / size[name] for name in names) / len(names)
+
+
+def _squares(values: Array) -> float:
+    xp = namespace_of(values)
+    return float(xp.sum(xp.astype(values, xp.float64) ** 2))

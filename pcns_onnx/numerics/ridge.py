@@ -1,0 +1,286 @@
+"""The re-fit: a layer's new weights by least squares, from the shrunk model to the original.
+
+With x' the layer's inputs in the shrunk model and y its outputs in the original,
+
+    min over V, b of  E|y - V x' - b|²  +  r |V - V₀|² s,      s = mean diag cov(x')
+
+    V = V₀ + (cov(y, x') - V₀ cov(x')) (cov(x') + r s I)⁻¹,    b = mean(y) - V mean(x')
+
+V₀ are the original weights, in which every removed channel is replaced by its least-squares
+mixture of the kept ones (one N x M matrix shared over all taps). So full width is a no-op, and
+where rows are few the answer falls back on that mixture. The relative ridge r is the one that
+predicts a fifth of the samples best when it is solved on the others.
+
+Where the rows X are fewer than half the columns, the same V comes from the dual, whose system is
+as small as the rows are few: with T = Y - X V₀ᵀ, all centred, and R rows,
+
+    V = V₀ + Aᵀ X,    (X Xᵀ + R r s I) A = T
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.dependency.layers import Part
+from pcns_onnx.numerics.arrays import Array, namespace_of
+from pcns_onnx.numerics.linalg import add_ridge, solve_spd
+from pcns_onnx.numerics.moments import Moments, Rows
+from pcns_onnx.runtime.activations import Positions
+from pcns_onnx.runtime.executor import Sides
+
+RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+VALID = 5
+"""One sample in so many is kept aside to choose the ridge."""
+_JUDGES = 64
+"""Outputs, evenly spaced, that choose the ridge for all."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A solved layer: V (K, n) and b (K,) float64, and how well it does.
+
+    Errors are relative: the share of the targets' variance that is missed, on the samples it was
+    solved on and on those that chose the ridge (NaN where there were none). `scale` is the
+    targets' root mean square deviation.
+    """
+
+    matrix: Array
+    bias: Array
+    ridge: float
+    rows: int
+    error: float
+    held_out_error: float
+    scale: float
+
+    @classmethod
+    def joined(cls, blocks: Sequence[Fit]) -> Fit:
+        """The fits of a layer's blocks as one: V and b stacked, errors and scale averaged, the largest ridge."""
+        if len(blocks) == 1:
+            return blocks[0]
+        xp = namespace_of(blocks[0].matrix)
+        return cls(
+            matrix=xp.concat([fit.matrix for fit in blocks], axis=0),
+            bias=xp.concat([fit.bias for fit in blocks], axis=0),
+            ridge=max(fit.ridge for fit in blocks),
+            rows=min(fit.rows for fit in blocks),
+            error=float(np.mean([fit.error for fit in blocks])),
+            held_out_error=float(np.mean([fit.held_out_error for fit in blocks])),
+            scale=float(np.mean([fit.scale for fit in blocks])),
+        )
+
+
+Known = TypeVar("Known", Moments, Rows)
+
+
+@dataclass(frozen=True)
+class Evidence(Generic[Known]):
+    """What is known of one layer: the part that is solved on and the part that chooses the ridge."""
+
+    train: Known
+    valid: Known
+
+    def only(self, rows: NDArray[np.int64]) -> Evidence[Known]:
+        """The same evidence for some of the targets."""
+        return Evidence(self.train.only(rows), self.valid.only(rows))
+
+    def merge(self, other: Evidence[Any]) -> None:
+        """Add what is known of other samples."""
+        for mine, found in ((self.train, other.train), (self.valid, other.valid)):
+            mine.merge(found)
+
+    def merged(self) -> Known:
+        """All rows together (adds the second part into the first)."""
+        self.train.merge(self.valid)
+        return self.train
+
+
+AnyEvidence = Evidence[Moments] | Evidence[Rows]
+
+
+def evidence_for(rows: int, columns: int, targets: int, xp: Any) -> AnyEvidence:
+    """Empty evidence: the rows themselves where there will be less than half as many as columns."""
+    if 2 * rows < columns:
+        return Evidence(Rows(), Rows())
+    return Evidence(Moments(columns, targets, xp), Moments(columns, targets, xp))
+
+
+class Gathered:
+    """What is known of each block of a layer: gathered from the shrunk model and the original, side by side.
+
+    `rows` are, by block, the outputs that stay. The tensors `source` (the layer's input) and `had` (what the
+    target has already, if anything) come from the shrunk model, which has no other outputs; `target` from the
+    original.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        rows: Sequence[NDArray[np.int64]],
+        positions: Positions,
+        source: str,
+        target: str,
+        had: str = "",
+    ) -> None:
+        self._parts, self._rows, self._positions = parts, rows, positions
+        self._source, self._target, self._had = source, target, had
+        self.evidence: list[AnyEvidence] = []
+
+    def begin(self, sides: Sides) -> None:
+        """Choose what to keep, by how many rows the first input gives."""
+        x = sides[0][self._source]
+        at = self._drawn(0, x)
+        for part, rows in zip(self._parts, self._rows, strict=True):
+            found = part.op.inputs(x, at)
+            expected = int(found.shape[0]) * self._positions.samples // int(x.shape[0])
+            self.evidence.append(evidence_for(expected, int(found.shape[1]), len(rows), namespace_of(found)))
+
+    def update(self, index: int, sides: Sides) -> None:
+        """Take a batch in."""
+        shrunk, original = sides
+        x, y, had = shrunk[self._source], original[self._target], shrunk.get(self._had)
+        at = self._drawn(index, x)
+        for part, rows, evidence in zip(self._parts, self._rows, self.evidence, strict=True):
+            rows_x, rows_y = part.op.inputs(x, at), part.op.outputs(y, at)
+            xp = namespace_of(rows_x)
+            rows_y = xp.take(rows_y, xp.asarray(rows), axis=1)
+            if had is not None:
+                rows_y = rows_y - part.op.outputs(had, at)
+            _split(evidence, rows_x, rows_y, int(x.shape[0]), index)
+
+    def merge(self, other: Gathered) -> None:
+        """Add what was gathered of later batches."""
+        if not self.evidence:
+            self.evidence = other.evidence
+            return
+        for mine, found in zip(self.evidence, other.evidence, strict=True):
+            mine.merge(found)
+
+    def _drawn(self, index: int, x: Array) -> NDArray[np.int64] | None:
+        return self._positions.draw(index, self._parts[0].op.positions(x.shape))
+
+
+def _split(evidence: AnyEvidence, x: Array, y: Array, samples: int, index: int) -> None:
+    """One sample in `VALID` is kept aside; of batches of fewer, every `VALID`th."""
+    per_sample = int(x.shape[0]) // samples
+    aside = (samples // VALID) * per_sample
+    if not aside and index % VALID == VALID - 1:
+        evidence.valid.update(x, y)
+        return
+    evidence.valid.update(x[:aside], y[:aside])
+    evidence.train.update(x[aside:], y[aside:])
+
+
+def fit(evidence: AnyEvidence, prior: Array, guess: float | None = None) -> Fit:
+    """Solve for V and b, towards `prior` (K, n). `guess` is where the search for the ridge starts."""
+    ridge, held_out = _choose_ridge(evidence, prior, guess)
+    moments = evidence.merged()
+    system = _system(moments, prior)
+    matrix, bias = system.solve(ridge)
+    xp = namespace_of(prior)
+    scale = float(xp.mean(moments.variance_y)) ** 0.5
+    return Fit(matrix, bias, ridge, moments.rows, system.error(matrix, bias), held_out, scale)
+
+
+def fit_apart(evidence: AnyEvidence, prior: Array, guess: float | None = None) -> Fit:
+    """The same, solved without the samples that choose the ridge: these stay unseen."""
+    ridge, held_out = _choose_ridge(evidence, prior, guess)
+    known = evidence.train
+    system = _system(known, prior)
+    matrix, bias = system.solve(ridge)
+    scale = float(namespace_of(prior).mean(known.variance_y)) ** 0.5
+    return Fit(matrix, bias, ridge, known.rows, system.error(matrix, bias), held_out, scale)
+
+
+def _system(known: Moments | Rows, prior: Array) -> _System | _Dual:
+    return _System(known, prior) if isinstance(known, Moments) else _Dual(known, prior)
+
+
+class _Dual:
+    """The same solve from the rows themselves."""
+
+    def __init__(self, rows: Rows, prior: Array) -> None:
+        xp = namespace_of(prior)
+        self._x, self._y, self._prior = rows.x, rows.y, prior
+        self._mean_x, self._mean_y = xp.mean(self._x, axis=0), xp.mean(self._y, axis=0)
+        self._centred = self._x - self._mean_x
+        self._miss = self._y - self._mean_y - self._centred @ prior.T
+
+    def solve(self, ridge: float) -> tuple[Array, Array]:
+        """V (K, n) and b (K,)."""
+        xp = namespace_of(self._prior)
+        count, columns = (int(size) for size in self._x.shape)
+        gram = self._centred @ self._centred.T
+        spread = float(xp.sum(xp.linalg.diagonal(gram))) / columns
+        system = gram + (ridge * spread if spread > 0 else 1.0) * xp.eye(count, dtype=gram.dtype)
+        matrix = self._prior + solve_spd(system, self._miss).T @ self._centred
+        return matrix, self._mean_y - matrix @ self._mean_x
+
+    def error(self, matrix: Array, bias: Array) -> float:
+        """Share of the targets' variance that V x + b misses on these rows, as `_System.error` counts it."""
+        xp = namespace_of(matrix)
+        off = self._y - self._x @ matrix.T - bias
+        deviation = self._y - self._mean_y
+        rounding = 1e-14 * float(xp.sum(self._mean_y**2)) * int(self._y.shape[0]) + 1e-300
+        return float(xp.sum(off * off)) / max(float(xp.sum(deviation * deviation)), rounding)
+
+
+class _System:
+    """The normal equations of one layer, solved for as many ridges as are asked for."""
+
+    def __init__(self, moments: Moments, prior: Array) -> None:
+        self._moments, self._prior = moments, prior
+        self._covariance = moments.covariance
+        self._miss = (moments.cross - prior @ self._covariance).T
+
+    def solve(self, ridge: float) -> tuple[Array, Array]:
+        """V (K, n) and b (K,)."""
+        matrix = self._prior + solve_spd(add_ridge(self._covariance, ridge), self._miss).T
+        return matrix, self._moments.mean_y - matrix @ self._moments.mean_x
+
+    def error(self, matrix: Array, bias: Array) -> float:
+        """Share of the targets' variance that V x + b misses on these moments.
+
+        Targets that do not vary beyond the rounding of float32 count as large as that rounding.
+        """
+        xp = namespace_of(matrix)
+        moments = self._moments
+        off = moments.mean_y - matrix @ moments.mean_x - bias
+        change = matrix - self._prior
+        # E|y - Vx|² around the prior: |y|² - <V0, 2 yx - V0 xx> - <D, 2 miss - D xx>, D = V - V0
+        base = xp.sum(self._prior * (self._miss.T + moments.cross))
+        gain = xp.sum(change * (2.0 * self._miss.T - change @ self._covariance))
+        total = float(xp.sum(moments.variance_y))
+        rounding = 1e-14 * float(xp.sum(moments.mean_y**2)) + 1e-300
+        return max(total - float(base) - float(gain) + float(xp.sum(off * off)), 0.0) / max(total, rounding)
+
+
+def _choose_ridge(evidence: AnyEvidence, prior: Array, guess: float | None) -> tuple[float, float]:
+    """Walk the grid downhill on the held-out error: the ridge and its error (NaN without samples)."""
+    ample = evidence.train.rows / max(int(prior.shape[1]), 1)
+    at = 2 if ample > 100 else 4 if ample > 10 else 5 if ample > 1 else 6
+    if guess is not None:
+        at = RIDGES.index(guess)
+    if not evidence.valid.rows:
+        return RIDGES[at], float("nan")
+    xp = namespace_of(prior)
+    some = np.unique(np.linspace(0, int(prior.shape[0]) - 1, _JUDGES).astype(np.int64))
+    evidence, prior = evidence.only(some), xp.take(prior, xp.asarray(some), axis=0)
+    train, valid = _system(evidence.train, prior), _system(evidence.valid, prior)
+    errors: dict[int, float] = {}
+
+    def error(index: int) -> float:
+        if index not in errors:
+            errors[index] = valid.error(*train.solve(RIDGES[index]))
+        return errors[index]
+
+    while True:
+        around = [i for i in (at - 1, at, at + 1) if 0 <= i < len(RIDGES)]
+        best = min(around, key=error)
+        if best == at:
+            return RIDGES[at], errors[at]
+        at = best

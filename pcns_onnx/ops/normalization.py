@@ -1,0 +1,132 @@
+"""Norms: what normalises every channel by itself passes, what normalises over several keeps them.
+
+Taking a channel out of a LayerNormalization changes all the others, so its channels stay. Exporters
+also write such norms in pieces, as x - mean(x) and x / sqrt(mean(x²) + e): `is_norm_of` knows these.
+
+A GroupNormalization can lose whole groups, which leaves the others as they were. In pieces it is an
+InstanceNormalization between two Reshapes: `is_grouped` knows the first of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from pcns_onnx.ops.elementwise import ride_of
+from pcns_onnx.ops.facts import Flow, Ride, Site, Size, Tie, along, axes_of, describe, freeze, rule, spread
+
+SEVERAL = "normalises over several channels: removing some changes the others"
+_SQUARES = ("Pow", "Mul", "Sub", "Abs", "Cast")
+_BETWEEN = ("Add", "Div", "Sqrt", "Pow", "Clip", "Max", "Reciprocal", "Expand", "Unsqueeze", "Cast")
+
+
+@rule("InstanceNormalization")
+def instance_normalization(site: Site) -> Flow:
+    """Every channel (axis 1) over its positions, then a scale and a shift per channel."""
+    labels = site.labels[0]
+    if labels is None:
+        return Flow((None,))
+    if any(axis != 1 for axis in axes_of(labels)):
+        return freeze(site, f"{describe(site.node)} {SEVERAL}")
+    if any(site.constant(position) is None for position in (1, 2)):
+        return freeze(site, f"{describe(site.node)} scales its channels by computed values")
+    vector = labels.reshape(-1)
+    return Flow((labels,), "channelwise", rides=(Ride(1, vector), Ride(2, vector)))
+
+
+_LAYER_NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+
+
+@rule(*_LAYER_NORMS)
+def layer_normalization(site: Site) -> Flow:
+    """From one axis to the last."""
+    labels = site.labels[0]
+    if labels is None:
+        return Flow((None,) * len(site.node.outputs))
+    first = int(site.attr("axis", -1)) % labels.ndim
+    return _normalised(site, range(first, labels.ndim))
+
+
+@rule("MeanVarianceNormalization")
+def mean_variance_normalization(site: Site) -> Flow:
+    """Over the given axes."""
+    return _normalised(site, site.attr("axes", (0, 2, 3)))
+
+
+@rule("LpNormalization")
+def lp_normalization(site: Site) -> Flow:
+    """Over one axis."""
+    return _normalised(site, (int(site.attr("axis", -1)),))
+
+
+@rule("LRN")
+def local_response(site: Site) -> Flow:
+    """Over neighbours on axis 1."""
+    return _normalised(site, (1,))
+
+
+@rule("GroupNormalization")
+def group_normalization(site: Site) -> Flow:
+    """Over equal groups of channels (axis 1): whole groups can go."""
+    labels, shape = site.labels[0], site.shapes[0]
+    if labels is None:
+        return Flow((None,))
+    vector, groups = along(labels, 1, labels.ndim), int(site.attr("num_groups", 1))
+    if vector is None or groups == 1 or shape is None or shape[1] is None or shape[1] % groups:
+        return freeze(site, f"{describe(site.node)} {SEVERAL}")
+    if any(site.constant(position) is None for position in (1, 2)):
+        return freeze(site, f"{describe(site.node)} scales its channels by computed values")
+    rows = np.broadcast_to(vector, (shape[1],)).reshape(groups, -1)
+    first = np.broadcast_to(rows[:, :1], rows.shape)
+    whole = first.reshape(-1)
+    return Flow(
+        (spread(whole, 1, labels.ndim),),
+        "channelwise",
+        rides=(Ride(1, whole), Ride(2, whole)),
+        sizes=(Size(site.node.key, "num_groups", 0, first[:, 0]),),
+        ties=(Tie(first, rows, f"{describe(site.node)} normalises its channels with some that must stay"),),
+    )
+
+
+def is_grouped(site: Site) -> bool:
+    """Whether a Reshape stands in front of an InstanceNormalization, which takes axis 1 for its channels."""
+    return {reader.op for reader in site.readers(site.node.outputs[0])} == {"InstanceNormalization"}
+
+
+@rule("LayerNormalization", "GroupNorm", "SkipGroupNorm", "EmbedLayerNormalization", domain="com.microsoft")
+@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft", operands="all")
+def several(site: Site) -> Flow:
+    """Always over channels."""
+    return freeze(site, f"{describe(site.node)} {SEVERAL}")
+
+
+def _normalised(site: Site, axes: Iterable[int]) -> Flow:
+    """Normalised over `axes`; what is stored beside lies along these."""
+    labels = site.labels[0]
+    nothing = (None,) * len(site.node.outputs)
+    if labels is None:
+        return Flow(nothing)
+    if {axis % labels.ndim for axis in axes}.intersection(axes_of(labels)):
+        return freeze(site, f"{describe(site.node)} {SEVERAL}")
+    rides = []
+    for position, shape in enumerate(site.shapes[1:], start=1):
+        ride = None if shape is None else ride_of(labels, len(shape), tuple(shape))
+        if shape is None or (ride is not None and site.constant(position) is None):
+            return freeze(site, f"{describe(site.node)} scales its channels by computed values")
+        rides += [] if ride is None else [Ride(position, ride)]
+    return Flow((labels,) * len(nothing), "channelwise", rides=tuple(rides))
+
+
+def is_norm_of(site: Site) -> bool:
+    """Whether what is reduced here meets its own mean or size again: it is part of a norm."""
+    source = site.node.inputs[0]
+    maker = site.producer(source)
+    whole = {source, *(maker.inputs if maker is not None and maker.op in _SQUARES else ())}
+    front = {site.node.outputs[0]}
+    for _ in range(6):
+        readers = [reader for name in front for reader in site.readers(name)]
+        if any(reader.op in ("Sub", "Div", "Mul") and whole.intersection(reader.inputs) for reader in readers):
+            return True
+        front = {reader.outputs[0] for reader in readers if reader.op in _BETWEEN}
+    return False

@@ -1,0 +1,154 @@
+"""Data movement: reshaping, transposing, repeating, and the shapes that come of it.
+
+Movement acts on labels as it acts on data. A Reshape is first cut into the smallest blocks of
+axes whose sizes match, so only axes that really merge or split are expanded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+
+from pcns_onnx.ops.computed_shapes import Stored, is_followed, measured, origin, target
+from pcns_onnx.ops.facts import Flow, Labels, Site, Tie, along, axes_of, describe, freeze, rule, spread
+from pcns_onnx.ops.normalization import is_grouped
+
+
+@rule("Flatten")
+def flatten(site: Site) -> Flow:
+    """A channel becomes H*W columns."""
+    return _moved(site)
+
+
+@rule("Squeeze", "Unsqueeze")
+def squeeze(site: Site) -> Flow:
+    """Axes of size one come or go."""
+    return _moved(site)
+
+
+@rule("Transpose")
+def transpose(site: Site) -> Flow:
+    """Axes change places."""
+    labels = site.labels[0]
+    if labels is None:
+        return Flow((None,))
+    order = site.attr("perm", None) or tuple(reversed(range(labels.ndim)))
+    return Flow((np.transpose(labels, order),), "move")
+
+
+@rule("Reshape")
+def reshape(site: Site) -> Flow:
+    """Static or exporter-style; a stored size of an axis that carries channels is kept in step.
+
+    Where channels are split over several axes they can only go in whole slices of one of these:
+    the last one (the same place in every group of a shuffle, the same dimension of every head),
+    or the one before where whole heads are to go, or the groups that a norm takes together.
+    """
+    flow = _moved(site)
+    place: int | str = 1 if len(site.node.inputs) > 1 else "shape"
+    labels = flow.outputs[0]
+    if labels is None:
+        return replace(flow, frozen=(*flow.frozen, *target(site, place, None)[1]))
+    axes = axes_of(labels)
+    slices, ties = labels, tuple[Tie, ...]()
+    if len(axes) > 1:
+        is_heads = site.heads == "whole" and axes[-1] == labels.ndim - 1
+        kept = 1 if 1 in axes and is_grouped(site) else axes[-2] if is_heads else axes[-1]
+        for axis in axes:
+            slices = slices if axis == kept else np.take(slices, [0], axis=axis)
+        why = f"{describe(site.node)} splits its channels over several axes"
+        ties = (Tie(np.broadcast_to(slices, labels.shape), labels, why),)
+    sizes, frozen = target(site, place, slices)
+    return Flow((labels,), "move", sizes=sizes, ties=ties, frozen=frozen)
+
+
+@rule("Expand")
+def expand(site: Site) -> Flow:
+    """Positions are repeated; a stored number of channels is kept in step."""
+    labels = site.labels[0]
+    rank = len(site.outputs[0] or ())
+    if labels is None or not axes_of(labels) or rank < labels.ndim:
+        held = freeze(site, f"{describe(site.node)} may spread one channel over many")
+        return replace(held, frozen=(*held.frozen, *target(site, 1, None)[1]))
+    labels = labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
+    sizes, frozen = target(site, 1, labels)
+    return Flow((labels,), "linear", sizes=sizes, frozen=frozen)
+
+
+@rule("Tile")
+def tile(site: Site) -> Flow:
+    """Positions are repeated, or whole sets of channels."""
+    labels = site.labels[0]
+    if labels is None:
+        return Flow((None,))
+    repeats = {axis: origin(site, 1, axis) for axis in axes_of(labels)}
+    if not repeats or len(site.node.inputs) > 2:
+        return freeze(site, f"{describe(site.node)} may spread one channel over many")
+    for axis, source in repeats.items():
+        if not isinstance(source, Stored) or source.value < 1:
+            return freeze(site, f"{describe(site.node)} computes how often it repeats its channels")
+        labels = np.concatenate([labels] * int(source.value), axis=axis)
+    is_plain = all(isinstance(s, Stored) and s.value == 1 for s in repeats.values())
+    return Flow((labels,), "linear" if is_plain else "channelwise")
+
+
+@rule("DepthToSpace", "SpaceToDepth")
+def depth_to_space(site: Site) -> Flow:
+    """Channels become positions: those that stand side by side go together. Or positions become channels."""
+    labels, blocks = site.labels[0], int(site.attr("blocksize", 1)) ** 2
+    if labels is None:
+        return Flow((None,))
+    vector = along(labels, 1, 4)
+    if vector is None or len(vector) == 1:
+        return freeze(site, f"{describe(site.node)} takes its channels from another axis")
+    if site.node.op == "SpaceToDepth":
+        return Flow((spread(np.tile(vector, blocks), 1, 4),), "channelwise")
+    is_last = site.attr("mode", b"DCR") == b"CRD"
+    together = vector.reshape(-1, blocks).T if is_last else vector.reshape(blocks, -1)
+    why = f"{describe(site.node)} puts these channels side by side"
+    ties = (Tie(np.broadcast_to(together[:1], together.shape), together, why),)
+    return Flow((spread(together[0], 1, 4),), "channelwise", ties=ties)
+
+
+@rule("Shape")
+def shape(site: Site) -> Flow:
+    """Harmless where the number of channels only becomes that of a tensor with the same channels (see `shapes`)."""
+    labels = site.labels[0]
+    if labels is None:
+        return Flow((None,))
+    axes, name = measured(site, site.node), site.node.outputs[0]
+    if axes is None or any(labels.shape[a] > 1 and not is_followed(site, name, i) for i, a in enumerate(axes)):
+        return freeze(site, f"the number of channels is read by {describe(site.node)}")
+    return Flow((None,), "move")
+
+
+def _moved(site: Site) -> Flow:
+    labels = site.labels[0]
+    if labels is None:
+        return Flow((None,) * len(site.node.outputs))
+    before, after = site.known_shape(0), site.known_output()
+    if before is None or after is None:
+        return freeze(site, f"{describe(site.node)} has a shape that cannot be inferred")
+    moved = reshape_labels(labels, before, after)
+    if moved is None:
+        return freeze(site, f"{describe(site.node)} regroups channels in a way that is not understood")
+    for axis in axes_of(moved):
+        first = np.take(moved, [0], axis=axis)
+        moved = first if (moved == first).all() else moved
+    return Flow((moved,), "move")
+
+
+def reshape_labels(labels: Labels, before: tuple[int, ...], after: tuple[int, ...]) -> Labels | None:
+    """Labels of a tensor reshaped from `before` to `after`; None if the sizes do not match."""
+    if prod(before) != prod(after) or 0 in before:
+        return None
+    ends_before, ends_after = np.cumprod(before), np.cumprod(after)
+    cuts = sorted({*ends_before.tolist()} & {*ends_after.tolist()} - {1}) or [1]
+    block_before = np.searchsorted(cuts, ends_before)
+    block_after = np.searchsorted(cuts, ends_after)
+    varying = {int(block_before[axis]) for axis in axes_of(labels)}
+    expanded = [size if block in varying else 1 for size, block in zip(before, block_before, strict=True)]
+    shape = [size if block in varying else 1 for size, block in zip(after, block_after, strict=True)]
+    return np.broadcast_to(labels, expanded).reshape(shape)

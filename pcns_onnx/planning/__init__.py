@@ -1,0 +1,1 @@
+"""From budgets to widths: importance, sensitivity, allocation, and the plan as data."""

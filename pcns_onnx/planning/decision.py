@@ -1,0 +1,186 @@
+"""From findings and a budget to widths, and to the channels that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.api.options import Options
+from pcns_onnx.calibration.group_inputs import Places
+from pcns_onnx.calibration.layer_inputs import Seen
+from pcns_onnx.calibration.ranking import Ranking
+from pcns_onnx.cost.model import RESOURCES
+from pcns_onnx.dependency.groups import Census
+from pcns_onnx.errors import InputError
+from pcns_onnx.methods.pcns.components import Basis
+from pcns_onnx.methods.pcns.rebuild import bases
+from pcns_onnx.methods.registry import Method, method_named
+from pcns_onnx.numerics.linalg import dimensions_for, eigh_descending
+from pcns_onnx.ops import Labels
+from pcns_onnx.planning.allocation import allocate, grid, snap
+from pcns_onnx.planning.importance import Findings, Work
+from pcns_onnx.planning.plan import Budget, GroupPlan, Plan
+from pcns_onnx.reconstruction.rotation import Turn
+from pcns_onnx.report.schema import FrontierPoint
+from pcns_onnx.rewrite.channels import kept_classes
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Widths by group, the errors predicted for them, and what the solve needs from pass one.
+
+    `loss` adds up the `curves` that the widths were chosen by; `frontier` is what other budgets would have given.
+    """
+
+    method: Method
+    full: Mapping[str, int]
+    widths: Mapping[str, int]
+    errors: Mapping[str, float]
+    keep: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    seen: Mapping[Places, Mapping[str, Seen]] = field(default_factory=dict)
+    turns: Mapping[str, tuple[Turn, ...]] = field(default_factory=dict)
+    bases: Mapping[str, Basis] | None = None
+    loss: float = 0.0
+    curves: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    frontier: tuple[FrontierPoint, ...] = ()
+
+    def planned(self) -> dict[str, GroupPlan]:
+        """The plan's groups, those at full width included."""
+        return {
+            name: GroupPlan(
+                width=width,
+                of=self.full[name],
+                error=float(self.errors[name]),
+                keep=[int(i) for i in self.keep[name]] if name in self.keep else None,
+            )
+            for name, width in self.widths.items()
+        }
+
+    @property
+    def narrowed(self) -> dict[str, int]:
+        """Groups that really get narrower, with their widths."""
+        return {name: width for name, width in self.widths.items() if width < self.full[name]}
+
+
+def choose(
+    work: Work, method: Method, found: Findings, options: Options, plan: Plan | None, budgets: Sequence[Budget]
+) -> Decision:
+    """The plan's widths and channels, or the best that meet the budgets or the wanted width or variance."""
+    curves = {g.name: found.curves[g.name] * (found.streams if g.coupled else 1.0) for g in work.groups}
+    widths, keep = within_budget(work, options, plan, curves, found.rankings, budgets)
+    errors = {name: found.rankings[name].error[width] for name, width in widths.items()}
+    full = {g.name: g.width for g in work.groups}
+    loss = sum(float(found.curves[name][width]) for name, width in widths.items())
+    return Decision(method, full, widths, errors, keep, found.seen, found.turns, loss=loss, curves=found.curves)
+
+
+def within_budget(
+    work: Work,
+    options: Options,
+    plan: Plan | None,
+    curves: Mapping[str, NDArray[np.float64]],
+    rankings: Mapping[str, Ranking],
+    budgets: Sequence[Budget],
+) -> tuple[dict[str, int], dict[str, NDArray[np.int64]]]:
+    """Widths and channels. Where layers read some channels of a group only, its width does not settle
+    the cost: budgets are tightened until the channels themselves meet them."""
+    asked, least = list(budgets), {name: ranking.least for name, ranking in rankings.items()}
+    while True:
+        widths = widths_for(work, options, plan, curves, budgets, least, lambda: _subset_variance(work, options))
+        keep = {name: _kept(rankings[name], width, plan, name) for name, width in widths.items()}
+        left = {g.name: g.labels[keep[g.name]] for g in work.groups}
+        if plan is not None:
+            _check_left(work.census, left, work.blocks)
+            return widths, keep
+        spent = work.costs.of_classes(kept_classes(work.census, left)) / work.costs.total
+        over = [float(spent[RESOURCES.index(b.resource)]) / b.limit for b in asked]
+        if all(ratio <= 1 + 1e-9 for ratio in over):
+            return widths, keep
+        budgets = [replace(b, limit=b.limit / max(ratio, 1.0)) for b, ratio in zip(budgets, over, strict=True)]
+
+
+def _check_left(census: Census, left: Mapping[str, Labels], removable: Container[str]) -> None:
+    """Raise `InputError` if some tensor would have no channels left, of blocks that cannot go as a whole."""
+    kept = kept_classes(census, {name: labels for name, labels in left.items() if len(labels) or name not in removable})
+    empty = next((name for name, labels in census.labels.items() if labels.size and not kept[labels].any()), None)
+    if empty is not None:
+        raise InputError(f"the plan's lists of channels to keep leave none of '{empty}'")
+
+
+INT8_LEAST = 16
+"""Channels that a Conv keeps where int8 follows: onnxruntime's integer kernel takes longer for 8 or 12 than for 16."""
+
+
+def widths_for(
+    work: Work,
+    options: Options,
+    plan: Plan | None,
+    curves: Mapping[str, NDArray[np.float64]],
+    budgets: Sequence[Budget],
+    least: Mapping[str, int],
+    by_variance: Callable[[], dict[str, int]],
+) -> dict[str, int]:
+    """Widths on the groups' grids, none below its `least`."""
+    kinds = {g.name: work.census.layer(g.name).kind for g in work.groups}
+    steps = {} if work.costs.timings is None else work.costs.timings.steps
+    grids = {g.name: grid(g, kinds[g.name], str(options.multiple), steps.get(g.name)) for g in work.groups}
+    if options.int8 and options.multiple == "auto":
+        convs = [g for g in work.groups if kinds[g.name].startswith("Conv")]
+        grids |= {g.name: grids[g.name][grids[g.name] >= min(INT8_LEAST // g.unit, g.width)] for g in convs}
+    grids |= {name: grids[name][np.isin(grids[name], ranks)] for name, ranks in work.ranks.items()}
+    grids = {name: widths[widths >= least.get(name, 1)] for name, widths in grids.items()}
+    if plan is not None:
+        return _planned(work, plan, least)
+    if budgets:
+        if options.depth and method_named(options.method).family == "subset":
+            grids |= {name: np.append(0, grids[name]) for name in work.blocks}
+        return allocate(work.groups, curves, grids, work.costs, budgets)
+    if options.width is not None:
+        return {g.name: snap(options.width * g.width, grids[g.name]) for g in work.groups}
+    needed = by_variance()
+    return {g.name: _at_least(needed[g.name], grids[g.name]) for g in work.groups}
+
+
+def _at_least(width: int, widths: NDArray[np.int64]) -> int:
+    return int(widths[min(int(np.searchsorted(widths, width)), len(widths) - 1)])
+
+
+def _planned(work: Work, plan: Plan, least: Mapping[str, int]) -> dict[str, int]:
+    full = {g.name: g.width for g in work.groups}
+    for name, entry in plan.groups.items():
+        if name not in full:
+            raise InputError(f"the plan narrows '{name}', which cannot be narrowed here")
+        if entry.width == 0 and name in work.blocks:
+            continue
+        if entry.of != full[name] or not 1 <= entry.width <= entry.of:
+            raise InputError(f"the plan's width {entry.width} of {entry.of} for '{name}' does not fit its {full[name]}")
+        if entry.width < least.get(name, 1):
+            raise InputError(
+                f"the plan's width {entry.width} for '{name}' is too small: it takes {least[name]} channels "
+                "to leave none of its tensors empty"
+            )
+    return {name: plan.groups[name].width if name in plan.groups else width for name, width in full.items()}
+
+
+def _kept(ranking: Ranking, width: int, plan: Plan | None, name: str) -> NDArray[np.int64]:
+    """The plan's own channels where they match its width, else the best by rank."""
+    entry = plan.groups.get(name) if plan is not None else None
+    if entry is None or entry.keep is None or len(entry.keep) != width:
+        return ranking.keep(width)
+    keep = np.unique(np.asarray([i if 0 <= i < len(ranking.order) else -1 for i in entry.keep], dtype=np.int64))
+    if len(keep) != width or (width and keep[0] < 0):
+        raise InputError(f"the plan's list of channels to keep for '{name}' is not {width} different channels")
+    return keep
+
+
+def _subset_variance(work: Work, options: Options) -> dict[str, int]:
+    share = options.variance or 1.0
+    return {
+        group.name: -(-dimensions_for(eigh_descending(moments.covariance)[0], share) // group.unit)
+        for group, _, moments in bases(work.setup, work.graph, work.census, work.groups)
+    }
+
+

@@ -1,0 +1,153 @@
+"""Low rank as a candidate: which layers are put as two, at which ranks that pays, and what comes of it.
+
+Layers whose outputs cannot get fewer by themselves (they go into a sum with others', or out of the
+model) are put as two (`factors`) before anything is measured; the channels between are then ranked,
+probed and priced like any group. A rank is allowed where the two layers were measured to take less
+time than the one. What keeps its full rank is one layer again before anything is solved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.api.inputs import census_of
+from pcns_onnx.api.options import Options
+from pcns_onnx.calibration.layer_inputs import Seen, stored_bias, stored_weight
+from pcns_onnx.cost.model import RESOURCES
+from pcns_onnx.dependency.groups import Census, Group
+from pcns_onnx.graph import Graph
+from pcns_onnx.planning.decision import Decision
+from pcns_onnx.planning.importance import Work
+from pcns_onnx.planning.plan import Plan
+from pcns_onnx.report.schema import Left
+from pcns_onnx.rewrite.channels import Patch, apply, set_layer
+from pcns_onnx.rewrite.low_rank import ENDING, FACTORED, Factor
+
+_Value = TypeVar("_Value")
+
+LEAST = 16
+"""Fewest outputs of a layer that is put as two."""
+GAIN = 0.1
+"""Share of a layer's time that two of lower rank have to save."""
+
+
+def candidates(census: Census, options: Options, plan: Plan | None) -> dict[str, Factor]:
+    """The layers that may be put as two, by the group that comes between: those of the plan, or all with `low_rank`."""
+    found = {}
+    for layer in census.layers:
+        group, name = census.writes(layer), layer.name + ENDING
+        alone = group.frozen is None and not group.coupled
+        plain = layer.kind in FACTORED and layer.linear.op.blocks == 1 and not group.products
+        if plain and not alone and layer.width >= LEAST and options.wants(layer.name):
+            found[name] = Factor(layer.key)
+    if plan is not None:
+        return {name: factor for name, factor in found.items() if name in plan.groups}
+    return found if options.low_rank else {}
+
+
+NONE = Left("low rank", f"no layer with {LEAST} outputs or more has to keep them all")
+
+
+def paying(work: Work, groups: Sequence[Group]) -> tuple[list[Group], dict[str, NDArray[np.int64]], list[Left]]:
+    """Groups without those in the middle of a layer that no rank makes faster; ranks that do, full rank with them."""
+    chosen, allowed, left = list[Group](), dict[str, NDArray[np.int64]](), list[Left]()
+    at, costs = RESOURCES.index("latency"), work.costs
+    for group in groups:
+        if group.name not in work.factors or costs.timings is None:
+            chosen.append(group)
+            continue
+        widths = np.arange(1, group.width + 1)
+        saved = costs({}) - costs.along(group.name, {}, widths / group.width)
+        own = float(costs.timings.layers[group.name].at(1.0, 1.0))
+        pays = (saved[:, at] > GAIN * own) & (saved[:, RESOURCES.index("macs")] > 0)
+        if pays.any():
+            chosen.append(group)
+            allowed[group.name] = widths[pays | (widths == group.width)]
+        else:
+            left.append(Left(group.name, "two layers of any rank were measured to take as long as one"))
+    return chosen, allowed, left
+
+
+def settled(work: Work, decision: Decision, options: Options) -> tuple[Work, Decision, Patch]:
+    """Work and decision with only those layers as two that are really narrowed between, and the edits for that."""
+    used = {name: factor for name, factor in work.factors.items() if name in decision.narrowed}
+    patch: Patch = tuple(used.values())
+    if len(used) == len(work.factors):
+        return work, decision, patch
+    graph, census = work.whole, work.whole_census
+    if used:
+        graph = apply(graph, patch)
+        census = census_of(graph, work.setup.engine, work.setup.samples.data, options)
+    gone = work.factors.keys() - used.keys()
+    names = {group.name for group in work.groups} - gone
+    after = replace(
+        work,
+        graph=graph,
+        census=census,
+        groups=tuple(group for group in census.groups if group.name in names),
+        factors=used,
+    )
+    return after, _without(decision, gone, work.census, census), patch
+
+
+def _without(decision: Decision, gone: AbstractSet[str], before: Census, after: Census) -> Decision:
+    """The decision without these groups; what was said of their first layers is said of the whole ones."""
+    labels = {group.name: group.labels for group in before.groups}, {group.name: group.labels for group in after.groups}
+
+    def whole(layer: str) -> str:
+        return layer.removesuffix(ENDING) if layer in gone else layer
+
+    def moved(name: str, view: Seen) -> Seen:
+        old, new = (found[name] for found in labels)
+        return replace(view, classes=new[np.searchsorted(old, view.classes)])
+
+    seconds = {whole(name) for name in gone}
+    seen = {
+        (whole(layer), block): {name: moved(name, view) for name, view in views.items()}
+        for (layer, block), views in decision.seen.items()
+        if layer not in seconds
+    }
+    turns = {
+        name: tuple(replace(turn, layer=whole(turn.layer)) for turn in found)
+        for name, found in _but(decision.turns, gone).items()
+    }
+    return replace(
+        decision,
+        seen=seen,
+        turns=turns,
+        full=_but(decision.full, gone),
+        widths=_but(decision.widths, gone),
+        errors=_but(decision.errors, gone),
+        keep=_but(decision.keep, gone),
+        curves=_but(decision.curves, gone),
+    )
+
+
+def _but(by_group: Mapping[str, _Value], gone: AbstractSet[str]) -> dict[str, _Value]:
+    return {name: value for name, value in by_group.items() if name not in gone}
+
+
+def shifted(graph: Graph, census: Census, factors: Collection[str]) -> Patch:
+    """The first layer's bias goes into the second's: that is one addition less."""
+    patch: Patch = ()
+    for name in factors:
+        first, second = census.layer(name), census.layer(name.removesuffix(ENDING))
+        if not stored_weight(graph, first).size:
+            continue  # its block was dropped
+        inner, outer = (layer.linear.op.matrix(stored_weight(graph, layer)) for layer in (first, second))
+        bias = stored_bias(graph, first)
+        patch += set_layer(graph, first, inner, np.zeros(len(bias)))
+        patch += set_layer(graph, second, outer, stored_bias(graph, second) + outer @ bias)
+    return patch
+
+
+def additions(graph: Graph, patch: Patch) -> tuple[str, ...]:
+    """Keys of the additions behind the first of two MatMuls that edits in `patch` have made."""
+    nodes = (graph.node(edit.first(graph)) for edit in patch if isinstance(edit, Factor))
+    return tuple(node.key for node in nodes if node.op == "Add")

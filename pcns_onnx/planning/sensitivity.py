@@ -1,0 +1,224 @@
+"""What a group's loss does to the model's outputs: a few forward passes per group.
+
+Error curves see a group through the layers that read it. How much of that error arrives at the
+outputs depends on everything behind: a residual stream carries it past all later blocks, a wide
+layer in front of a bottleneck hardly at all. So each group is narrowed alone, at the few widths
+where its own curve reaches `LEVELS`; its readers make up for it with the mixture of what stayed;
+and the model runs on from there. Between these widths the outputs' error follows the group's own,
+on logarithmic scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.calibration.group_inputs import GroupReadings, Setup
+from pcns_onnx.calibration.layer_inputs import Seen, mixed_prior, stored_bias, stored_weight
+from pcns_onnx.calibration.ranking import Ranking, Reading, mixing
+from pcns_onnx.dependency.groups import Census, Group
+from pcns_onnx.dependency.residual import Block, blocks
+from pcns_onnx.graph import Graph
+from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
+from pcns_onnx.ops import Labels
+from pcns_onnx.rewrite.channels import Patch, apply, kept_classes, narrow, set_layer
+from pcns_onnx.runtime.activations import Samples, Stop, Tape, Tensors
+from pcns_onnx.runtime.engine import Session
+
+LEVELS = (0.003, 0.03, 0.3)
+"""Shares of the readers' output variance at whose widths a group is probed."""
+SAMPLES = (16, 128)
+"""Fewest and most samples to probe with."""
+PASSES = 3.0
+"""Forward passes over all samples that the probing of all groups may cost, more or less."""
+_LEAST, _ROUNDING = 1e-12, 1e-10
+
+
+def probe_samples(count: int, groups: int) -> int:
+    """How many of `count` samples to probe with, so that all `groups` cost about `PASSES`."""
+    runs = max(groups * (len(LEVELS) + 1) / 2, 1)
+    low, high = SAMPLES
+    return int(min(count, max(low, min(high, PASSES * count / runs))))
+
+
+class Prober:
+    """Probes groups one after the other, in topological order of their first writers."""
+
+    def __init__(
+        self, setup: Setup, samples: Samples, graph: Graph, census: Census, outputs: Sequence[str]
+    ) -> None:
+        self._setup, self._census, self._outputs = setup, census, list(outputs)
+        self._tape = Tape(setup.engine, samples, setup.shares.tape)
+        self._expected: list[Tensors] = []
+        self._blocks = blocks(graph, census)
+
+    def close(self) -> None:
+        """Remove what the tape holds."""
+        self._tape.close()
+
+    def curve(self, graph: Graph, base: Graph, read: GroupReadings, ranking: Ranking) -> NDArray[np.float64]:
+        """(N+1,): squared relative error of the outputs at every width of the group.
+
+        `graph` is the original, `base` the same with this group in the basis that `ranking` is of.
+        """
+        block = self._blocks.get(read.group.name)
+        widths = _widths(ranking)
+        first = min((self._census.layer(name) for name in read.group.writers), key=self._census.layers.index)
+        live = self._tape.live(graph, first.key, self._outputs)
+        sessions: list[Session] = []
+        full = None if self._expected else self._session(base, live)
+        miss, size = np.zeros(len(widths) + (block is not None)), 0.0
+        stop = Stop(graph, live, first.key, self._outputs, finite=False)
+        for index, cut in enumerate(self._tape.advance(stop)):
+            if full is not None:
+                self._expected.append(full.run(cut))
+            if not sessions:
+                means = self._means(base, live, cut, read)
+                graphs = list(self._narrowed(base, read, ranking, widths, means))
+                graphs += [] if block is None else [self._without(base, block, means)]
+                sessions = [self._session(g, live) for g in graphs]
+            expected = self._expected[index]
+            size += 1.0
+            for at, session in enumerate(sessions):
+                found = session.run(cut)
+                miss[at] += sum(_share(expected[name], found[name]) for name in self._outputs) / len(self._outputs)
+        loss = miss / max(size, 1.0)
+        applied = [_applied(read, ranking.keep(width)) for width in widths]
+        for at, width in enumerate(widths):
+            if applied[at] > 0 and not read.group.coupled:  # a stream's loss is not made up for reader by reader
+                loss[at] *= min(ranking.error[width] / applied[at], 1.0)
+        if block is None:
+            return _between(ranking.error, widths, loss)
+        curve = _between(ranking.error, widths, loss[:-1])
+        curve[0] = loss[-1] if loss[-1] > _ROUNDING else 0.0
+        return curve
+
+    def _without(self, base: Graph, block: Block, means: dict[tuple[str, int], Array]) -> Graph:
+        """The model with a constant, the mean of what its last layer makes, in a block's place."""
+        matrix = block.layer.linear.op.matrix(stored_weight(base, block.layer))
+        mean = matrix @ to_numpy(means[block.layer.name, 0]) + stored_bias(base, block.layer)
+        return apply(base, (block.constant(self._census, mean),))
+
+    def _session(self, graph: Graph, live: Sequence[str]) -> Session:
+        return self._setup.engine.session(graph.extract(live, self._outputs).program())
+
+    def _means(
+        self, base: Graph, live: Sequence[str], cut: Tensors, read: GroupReadings
+    ) -> dict[tuple[str, int], Array]:
+        """Mean of each reading block's input rows."""
+        layers = [self._census.layer(name) for name in read.group.readers]
+        sources = [layer.source for layer in layers]
+        computed = [name for name in dict.fromkeys(sources) if name not in live]
+        made = self._setup.engine.session(base.extract(live, computed).program()).run(cut) if computed else {}
+        xp, found = self._setup.engine.xp, {}
+        for layer in layers:
+            x = xp.asarray(made[layer.source] if layer.source in made else cut[layer.source])
+            for block, part in enumerate(layer.parts):
+                if (layer.name, block) in read.layers:
+                    found[layer.name, block] = xp.mean(part.op.inputs(x, None), axis=0, dtype=xp.float64)
+        return found
+
+    def _narrowed(
+        self,
+        base: Graph,
+        read: GroupReadings,
+        ranking: Ranking,
+        widths: Sequence[int],
+        means: dict[tuple[str, int], Array],
+    ) -> Iterator[Graph]:
+        """The model at each of the group's widths."""
+        seen = read.seen()
+        for width in widths:
+            keep = {read.group.name: read.group.labels[ranking.keep(width)]}
+            small = apply(base, narrow(base, self._census, keep))
+            yield apply(small, self._readers(base, small, read.group, keep, seen, means))
+
+    def _readers(
+        self,
+        base: Graph,
+        small: Graph,
+        group: Group,
+        keep: dict[str, Labels],
+        seen: dict[tuple[str, int], Seen],
+        means: dict[tuple[str, int], Array],
+    ) -> Patch:
+        xp, kept = self._setup.engine.xp, kept_classes(self._census, keep)
+        patch: Patch = ()
+        for name in group.readers:
+            layer = self._census.layer(name)
+            matrix = xp.asarray(layer.linear.op.matrix(stored_weight(base, layer)))
+            bias = stored_bias(base, layer)
+            blocks, shifts = [], []
+            for block, part in enumerate(layer.parts):
+                view, own = seen.get((name, block)), matrix[part.rows, :]
+                rows = np.flatnonzero(kept[part.writes])
+                prior = mixed_prior(own, part, {} if view is None else {group.name: view}, keep)
+                shift = xp.zeros(int(own.shape[0]), dtype=xp.float64)
+                if view is not None:
+                    mean, owners = means[name, block], part.op.owners(part.reads)
+                    shift = own @ mean - prior @ xp.take(mean, xp.asarray(np.flatnonzero(kept[owners])), axis=0)
+                blocks.append(to_numpy(prior)[rows])
+                shifts.append((bias[part.rows] + to_numpy(shift))[rows])
+            patch += set_layer(small, layer, np.concatenate(blocks), np.concatenate(shifts))
+        return patch
+
+
+def _widths(ranking: Ranking) -> list[int]:
+    """The largest widths whose error reaches each level, widest first, all different."""
+    full = len(ranking.order)
+    found: list[int] = []
+    for level in LEVELS:
+        reached = np.flatnonzero(ranking.error[:full] >= level)
+        width = max(int(reached[-1]) if len(reached) else ranking.least, ranking.least, 1)
+        if width < full and width not in found:
+            found.append(width)
+    return found
+
+
+def _share(expected: Array, found: Array) -> float:
+    xp = namespace_of(expected)
+    if not xp.isdtype(expected.dtype, "real floating"):
+        return float(xp.mean(xp.astype(expected != found, xp.float64)))
+    miss = xp.astype(expected - found, xp.float64)
+    size = float(xp.sum(xp.astype(expected, xp.float64) ** 2))
+    return float(xp.sum(miss * miss)) / max(size, 1e-30)
+
+
+def _applied(read: GroupReadings, kept: NDArray[np.int64]) -> float:
+    """The readers' mean lost share with the mixture in place of what went; 0 where something else is done."""
+    if read.products:
+        return 0.0
+    losses = []
+    for reading in read.layers.values():
+        places = np.flatnonzero(np.isin(reading.among(read.group.width), kept))
+        losses.append(_lost(reading, places) / max(reading.output_variance(), 1e-300))
+    return float(np.mean(losses)) if losses else 0.0
+
+
+def _lost(reading: Reading, places: NDArray[np.int64]) -> float:
+    """tr(D C D') for D what V loses when the channels at other places follow those at `places`."""
+    xp = namespace_of(reading.covariance)
+    n, t = reading.channels, reading.taps
+    split = xp.reshape(reading.matrix, (-1, n, t))
+    mixed = xp.permute_dims(split, (0, 2, 1)) @ mixing(reading.channel_covariance(), places)
+    whole = xp.zeros_like(split)
+    whole[:, xp.asarray(places), :] = xp.permute_dims(mixed, (0, 2, 1))
+    lost = xp.reshape(split - whole, reading.matrix.shape)
+    return float(xp.sum((lost @ reading.covariance) * lost))
+
+
+def _between(own: NDArray[np.float64], widths: Sequence[int], loss: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The outputs' error at every width from that at a few: piecewise linear in the logarithms of both errors."""
+    if not len(widths):
+        return own
+    x = np.log(np.maximum(own[list(widths)], _LEAST))
+    y = np.log(np.maximum(np.maximum.accumulate(loss), _LEAST))
+    order = np.argsort(x, kind="stable")
+    x, y = x[order], y[order]
+    at = np.log(np.maximum(own, _LEAST))
+    found = np.interp(at, x, y)
+    found = np.where(at < x[0], y[0] + (at - x[0]), found)
+    found = np.where(at > x[-1], y[-1] + (at - x[-1]), found)
+    return np.where(own > 0, np.exp(found), 0.0)

@@ -1,0 +1,268 @@
+"""Refinement: a layer and its reader together, by nonlinear least squares against the original.
+
+    min over W, b, V, c  E|y - V s(W x' + b) - c|²
+
+x' are the layer's inputs in the shrunk model, y the reader's outputs in the original: no labels,
+and nothing beyond the two layers. Least squares has solved each layer for what the original makes
+at the same place; here W may make something else, if only V gets y from it. Adam (Kingma and Ba
+2015) with a cosine schedule, on windows (`windows.Piece`), so that a step is a few matrix
+products. Rates are relative to the weights' size. One sample in `VALID` is kept aside: steps that
+worsen what it sees are taken back at a quarter of the rate, and its best point is the answer.
+
+The activation is given as a function, and its slope is a central difference: what onnxruntime computes between
+the two layers is what is differentiated, whatever the activation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.numerics.arrays import Array, namespace_of
+from pcns_onnx.numerics.ridge import VALID
+from pcns_onnx.reconstruction.windows import Piece
+
+RATE = 0.1
+"""First step of a weight, relative to the root mean square of its matrix, per root of the error's share: the
+closer the start, the smaller the steps."""
+CHECKS = 20
+"""How often the samples kept aside are looked at."""
+WORK = 5e11
+"""Multiply-adds that a pair of layers may take: of large ones, fewer steps are made."""
+ENOUGH = 1e-8
+"""Share of the targets' variance below which there is nothing to gain."""
+_TRIES = 4
+_ROWS = 1024
+"""Rows of the target that a step should see at least."""
+_DECAYS = (0.9, 0.99)
+_NUDGE = 1e-3
+
+
+@dataclass(frozen=True)
+class Weights:
+    """W (M, n), b (M,), V (K, t*M), c (K,): a layer and its reader, all float32."""
+
+    w: Array
+    b: Array
+    v: Array
+    c: Array
+
+    @property
+    def all(self) -> tuple[Array, Array, Array, Array]:
+        """In this order."""
+        return self.w, self.b, self.v, self.c
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The best weights, and the share of the targets' variance missed on samples kept aside, before and after."""
+
+    weights: Weights
+    before: float
+    after: float
+
+
+class Pair:
+    """The two layers on pieces: what comes out, and how the squared error changes with the weights."""
+
+    def __init__(self, sigma: Callable[[Array], Array]) -> None:
+        self._sigma = sigma
+
+    def read(self, weights: Weights, piece: Piece) -> Array:
+        """The rows (N*Q, t*M) that V sees."""
+        return self._forward(weights, piece)[-1]
+
+    def error(self, weights: Weights, pieces: Sequence[Piece]) -> float:
+        """Sum of squares that are missed."""
+        total = 0.0
+        for piece in pieces:
+            xp = namespace_of(piece.x)
+            miss = self._miss(weights, piece, self.read(weights, piece))
+            total += float(xp.sum(miss * miss, dtype=xp.float64))
+        return total
+
+    def gradient(self, weights: Weights, piece: Piece) -> tuple[Array, Array, Array, Array]:
+        """Half the derivative of the sum of squares by W, b, V and c."""
+        xp = namespace_of(piece.x)
+        s, t, pooled, rows = self._forward(weights, piece)
+        miss = self._miss(weights, piece, rows)
+        count = int(piece.x.shape[0])
+        back = _gather_back(xp.reshape(miss @ weights.v, (count, piece.taps.size, -1)), piece.taps, pooled)
+        if piece.peaks is not None:
+            back = _peaks_back(back, t, pooled, piece.peaks)
+        step = _NUDGE * float(xp.mean(xp.abs(s))) + 1e-12
+        slope = (self._sigma(s + step) - self._sigma(s - step)) / (2 * step)
+        ds = xp.reshape(back, s.shape) * slope
+        x = xp.reshape(piece.x, (-1, int(piece.x.shape[2])))
+        return ds.T @ x, xp.sum(ds, axis=0), miss.T @ rows, xp.sum(miss, axis=0)
+
+    def _miss(self, weights: Weights, piece: Piece, rows: Array) -> Array:
+        return rows @ weights.v.T + weights.c - namespace_of(rows).reshape(piece.y, (int(rows.shape[0]), -1))
+
+    def _forward(self, weights: Weights, piece: Piece) -> tuple[Array, Array, Array, Array]:
+        """Pre-activations, activations (N, P, M), what the reader's taps choose from (N, S, M), its rows."""
+        xp = namespace_of(piece.x)
+        count, positions, columns = (int(size) for size in piece.x.shape)
+        s = xp.reshape(piece.x, (-1, columns)) @ weights.w.T + weights.b
+        t = xp.reshape(self._sigma(s), (count, positions, -1))
+        pooled = t
+        if piece.peaks is not None:
+            spread = _with_row(t, -np.inf)
+            pooled = _take(spread, piece.peaks[:, 0])
+            for tap in range(1, piece.peaks.shape[1]):
+                pooled = xp.maximum(pooled, _take(spread, piece.peaks[:, tap]))
+        rows = _take(_with_row(pooled, 0.0), piece.taps.reshape(-1))
+        return s, t, pooled, xp.reshape(rows, (count * piece.taps.shape[0], -1))
+
+
+def _with_row(values: Array, fill: float) -> Array:
+    xp = namespace_of(values)
+    shape = (int(values.shape[0]), 1, int(values.shape[2]))
+    return xp.concat([values, xp.full(shape, fill, dtype=values.dtype)], axis=1)
+
+
+def _take(values: Array, index: NDArray[np.int64]) -> Array:
+    xp = namespace_of(values)
+    return xp.take(values, xp.asarray(index), axis=1)
+
+
+def _gather_back(grown: Array, taps: NDArray[np.int64], like: Array) -> Array:
+    """The adjoint of taking `taps` (Q, t): (N, Q*t, M) summed into the places (N, S, M) that they came from.
+
+    A place is taken by a few taps at most, so their lists are padded and gathered in turn: no scatter.
+    """
+    places = int(like.shape[1])
+    flat = taps.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    order = order[flat[order] < places]
+    owners = flat[order]
+    counts = np.bincount(owners, minlength=places)
+    lists = np.full((places, max(int(counts.max(initial=0)), 1)), flat.size, dtype=np.int64)
+    lists[owners, np.arange(len(order)) - (np.cumsum(counts) - counts)[owners]] = order
+    padded = _with_row(grown, 0.0)
+    total = _take(padded, lists[:, 0])
+    for use in range(1, lists.shape[1]):
+        total = total + _take(padded, lists[:, use])
+    return total
+
+
+def _peaks_back(grown: Array, t: Array, pooled: Array, peaks: NDArray[np.int64]) -> Array:
+    """The adjoint of the maximum: what arrives goes to where the largest value came from."""
+    xp = namespace_of(grown)
+    spread = _with_row(t, -np.inf)
+    shares = []
+    taken = xp.zeros(grown.shape, dtype=xp.bool)
+    for tap in range(peaks.shape[1]):
+        hit = (_take(spread, peaks[:, tap]) == pooled) & ~taken
+        taken = taken | hit
+        shares.append(xp.where(hit, grown, xp.zeros_like(grown)))
+    stacked = xp.stack(shares, axis=2)
+    flat = xp.reshape(stacked, (int(grown.shape[0]), peaks.size, int(grown.shape[2])))
+    return _gather_back(flat, peaks, t)
+
+
+@dataclass
+class _Adam:
+    """First and second moments of the gradients, bias-corrected."""
+
+    mean: list[Array] = field(default_factory=list)
+    square: list[Array] = field(default_factory=list)
+    count: int = 0
+
+    def directions(self, gradients: Sequence[Array]) -> list[Array]:
+        """Steps of about one."""
+        xp = namespace_of(gradients[0])
+        if not self.mean:
+            self.mean = [xp.zeros_like(g) for g in gradients]
+            self.square = [xp.zeros_like(g) for g in gradients]
+        self.count += 1
+        a, b = _DECAYS
+        self.mean = [a * m + (1 - a) * g for m, g in zip(self.mean, gradients, strict=True)]
+        self.square = [b * s + (1 - b) * g * g for s, g in zip(self.square, gradients, strict=True)]
+        lift, root = 1 / (1 - a**self.count), (1 - b**self.count) ** 0.5
+        return [m * lift * root / (xp.sqrt(s) + 1e-20) for m, s in zip(self.mean, self.square, strict=True)]
+
+
+def refine(
+    pieces: Sequence[Piece], start: Weights, sigma: Callable[[Array], Array], steps: int, seed: tuple[int, ...]
+) -> Refined:
+    """At most `steps` steps from `start`; never worse than it on the samples kept aside."""
+    pair = Pair(sigma)
+    valid, train = kept_aside(pieces)
+    if not train or not valid:
+        return Refined(start, float("nan"), float("nan"))
+    scale = max(_variation(valid), 1e-30)
+    first = least = pair.error(start, valid) / scale
+    best = weights = start
+    if first < ENOUGH:
+        return Refined(start, first, first)
+    steps = min(steps, int(WORK / max(_work(start, train), 1)))
+    adam, rate, order = _Adam(), RATE * min(first, 1.0) ** 0.5, list[int]()
+    generator = np.random.default_rng(seed)
+    every, failed = max(1, steps // CHECKS), 0
+    for step in range(steps):
+        rows, total = 0, None
+        while rows < _ROWS:
+            order = order or [int(i) for i in generator.permutation(len(train))]
+            piece = train[order.pop()]
+            rows += int(piece.x.shape[0]) * piece.taps.shape[0]
+            found = pair.gradient(weights, piece)
+            total = found if total is None else tuple(a + b for a, b in zip(total, found, strict=True))
+            if not order:
+                break
+        assert total is not None, "there is at least one piece"
+        pace = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        weights = _moved(weights, adam.directions([g / rows for g in total]), start, pace)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            error = pair.error(weights, valid) / scale
+            if error < least:
+                best, least, failed = weights, error, 0
+            elif not error < 1.05 * least:
+                weights, adam, rate, failed = best, _Adam(), rate / 4, failed + 1
+                if failed == _TRIES:
+                    break
+    return Refined(best, first, least)
+
+
+def _moved(weights: Weights, directions: Sequence[Array], start: Weights, pace: float) -> Weights:
+    """One step; a bias moves as fast as its matrix."""
+    xp = namespace_of(weights.w)
+    sizes = [float(xp.sqrt(xp.mean(matrix * matrix))) for matrix in (start.w, start.w, start.v, start.v)]
+    moved = (
+        now - (pace * size) * direction for now, size, direction in zip(weights.all, sizes, directions, strict=True)
+    )
+    return Weights(*moved)
+
+
+def kept_aside(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
+    """One sample in `VALID`, and the others; of batches of fewer, every `VALID`th."""
+    valid, train = list[Piece](), list[Piece]()
+    for index, piece in enumerate(pieces):
+        cut = int(piece.x.shape[0]) // VALID
+        if cut:
+            some, others = piece.split(cut)
+            valid.append(some)
+            train.append(others)
+        else:
+            (valid if index % VALID == VALID - 1 else train).append(piece)
+    return valid, train
+
+
+def _work(weights: Weights, pieces: Sequence[Piece]) -> float:
+    """Multiply-adds of a step: two matrices forward, and twice as much back."""
+    rows = max(int(piece.x.shape[0]) * int(piece.x.shape[1]) for piece in pieces)
+    targets = max(int(piece.y.shape[0]) * int(piece.y.shape[1]) for piece in pieces)
+    steps = max(1.0, _ROWS / targets)
+    return 3.0 * steps * (rows * float(np.prod(weights.w.shape)) + targets * float(np.prod(weights.v.shape)))
+
+
+def _variation(pieces: Sequence[Piece]) -> float:
+    """Sum of squares of the targets, less their mean."""
+    xp = namespace_of(pieces[0].y)
+    rows = xp.concat([xp.reshape(piece.y, (-1, int(piece.y.shape[2]))) for piece in pieces], axis=0)
+    centred = rows - xp.mean(rows, axis=0)
+    return float(xp.sum(centred * centred, dtype=xp.float64))

@@ -1,0 +1,274 @@
+"""Changes of basis: where only linear maps lie between, PCA is exact and costs nothing.
+
+Selecting channels is all that can be done behind a nonlinearity. Where there is none (V and O of
+attention, factored layers) channels t may be replaced by t' = A t and the reader's V by V A⁻¹
+without changing the function, and the axes of t' can be chosen so that dropping the last ones is
+the best that any projection can do. With C = L Lᵀ the covariance of t and V the readers' weights,
+
+    Lᵀ Vᵀ V L = U Λ Uᵀ,    A = S Uᵀ L⁻¹,    channel j then costs exactly λ_j
+
+(reduced-rank regression; S makes the rows of A unit vectors). Where two computed tensors are
+multiplied (Q Kᵀ), with C_q = L_q L_qᵀ and C_k = L_k L_kᵀ,
+
+    L_qᵀ L_k = U S Wᵀ,    A = S^½ Uᵀ L_q⁻¹ for q and A⁻ᵀ for k,    channel j costs s_j².
+
+Every head has an A of its own, and the channels of all heads are sorted by what they cost. So a
+rotated group is narrowed like any other: by a subset, the same in all heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.calibration.group_inputs import GroupReadings
+from pcns_onnx.calibration.layer_inputs import Columns, stored_bias, stored_weight
+from pcns_onnx.calibration.ranking import Reading
+from pcns_onnx.dependency.groups import Census, Group
+from pcns_onnx.dependency.layers import Layer
+from pcns_onnx.dependency.propagation import Walk
+from pcns_onnx.graph import Graph
+from pcns_onnx.numerics.arrays import namespace_of, to_numpy
+from pcns_onnx.numerics.linalg import add_ridge
+from pcns_onnx.ops import Labels
+from pcns_onnx.rewrite.channels import Patch, apply, set_layer
+
+Matrix = NDArray[np.float64]
+Places = NDArray[np.int64]
+_RIDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Rows of V of a writer (`is_row`) or columns of a reader, (N,), and the matrix (N, N) that they are turned by."""
+
+    layer: str
+    places: Places
+    by: Matrix
+    is_row: bool
+
+
+Maker = tuple[str, int]
+"""The layer that made a channel, and the row of V that did."""
+
+
+class Origins:
+    """Which row of which layer made a channel: from a walk that leaves ties out of account."""
+
+    def __init__(self, graph: Graph, census: Census) -> None:
+        walk = Walk.over(graph, census.feeds, tied=False)
+        flows = {node.key: flow for node, flow in walk.flows}
+        linear = {layer.name: flows[layer.key].linear for layer in census.layers}
+        self._reads = {name: found.reads for name, found in linear.items() if found is not None}
+        self._made = {
+            int(label): (name, row)
+            for name, found in linear.items()
+            if found is not None
+            for row, label in enumerate(found.writes)
+        }
+        self._products = {key: flow.bilinear for key, flow in flows.items() if flow.bilinear is not None}
+
+    def of_columns(self, layer: str) -> list[Maker | None]:
+        """The maker of every channel that a layer reads."""
+        return [self._made.get(int(label)) for label in self._reads[layer]]
+
+    def of_product(self, key: str) -> list[tuple[list[Maker | None], list[Maker | None]]]:
+        """For every head of a product: the makers of the channels of both sides."""
+        found = self._products.get(key)
+        if found is None:
+            return []
+        sides = (side.reshape(-1, side.shape[-1]) for side in (found.a, found.b))
+        return [
+            ([self._made.get(int(x)) for x in a], [self._made.get(int(x)) for x in b])
+            for a, b in zip(*sides, strict=True)
+        ]
+
+
+def rotations(
+    graph: Graph, census: Census, read: GroupReadings, origins: Origins
+) -> tuple[tuple[Turn, ...], GroupReadings]:
+    """The best basis for a group, and how it is read in that basis; no turns where it has to stay as it is."""
+    group = read.group
+    try:
+        turns: list[Turn] = []
+        layers = dict(read.layers)
+        products = dict(read.products)
+        if read.layers:
+            turned, layers = _between_layers(census, read, origins)
+            turns += turned
+        for product in group.products:
+            turned, products[product.key] = _inside_product(census, origins, product.key, products[product.key])
+            turns += turned
+    except _Unfit:
+        return (), read
+    rows = [(turn.layer, int(row)) for turn in turns if turn.is_row for row in turn.places]
+    if len(set(rows)) != len(rows):
+        return (), read
+    xp = namespace_of(read.all[0].covariance)
+    layers = {place: _on_device(reading, xp) for place, reading in layers.items()}
+    products = {key: [_on_device(reading, xp) for reading in heads] for key, heads in products.items()}
+    return tuple(turns), replace(read, layers=layers, products=products)
+
+
+def turned(graph: Graph, census: Census, turns: Sequence[Turn]) -> tuple[Graph, Patch]:
+    """`graph` in the new basis, and the edits that make it so."""
+    patch: Patch = ()
+    for layer in census.layers:
+        mine = [turn for turn in turns if turn.layer == layer.name]
+        if mine:
+            patch += _turn(graph, layer, mine)
+    return (apply(graph, patch) if patch else graph), patch
+
+
+def _on_device(reading: Reading, xp: Any) -> Reading:
+    return replace(reading, covariance=xp.asarray(reading.covariance), matrix=xp.asarray(reading.matrix))
+
+
+class _Unfit(Exception):
+    """A group whose basis cannot be changed."""
+
+
+def _rows(census: Census, makers: Sequence[Maker | None]) -> tuple[str, Places]:
+    """The layer and its rows that made the channels of one head."""
+    found = [maker for maker in makers if maker is not None]
+    names = {name for name, _ in found}
+    if len(found) != len(makers) or len(names) != 1 or census.layer(found[0][0]).linear.op.blocks != 1:
+        raise _Unfit
+    return names.pop(), np.array([row for _, row in found], dtype=np.int64)
+
+
+def _heads_of(labels: Labels) -> Places:
+    """The n-th row of a class is in head n."""
+    seen: dict[int, int] = {}
+    heads = np.empty(len(labels), dtype=np.int64)
+    for row, label in enumerate(labels):
+        heads[row] = seen[int(label)] = seen.get(int(label), -1) + 1
+    return heads
+
+
+def _between_layers(
+    census: Census, read: GroupReadings, origins: Origins
+) -> tuple[list[Turn], dict[tuple[str, int], Reading]]:
+    """Writers and linear readers: PCA of what the readers use, head by head."""
+    group = read.group
+    columns = {place: list(_columns(census, group, origins, place[0])) for place in read.layers}
+    heads = len(next(iter(columns.values())))
+    if any(len(found) != heads for found in columns.values()):
+        raise _Unfit
+    turns, maps = [], []
+    for head in range(heads):
+        made = [found[head][0] for found in columns.values()]
+        name, rows = made[0]
+        if any(other != name or not np.array_equal(at, rows) for other, at in made):
+            raise _Unfit  # one of them reads other channels than the rest
+        seen = [_of_head(census, group, read.layers[place], place[0], columns[place][head][1]) for place in columns]
+        covariance = np.mean([c for c, _ in seen], axis=0)
+        lower = np.linalg.cholesky(add_ridge(covariance, _RIDGE))
+        _, axes = np.linalg.eigh(lower.T @ np.sum([g for _, g in seen], axis=0) @ lower)
+        ahead = np.linalg.solve(lower.T, axes[:, ::-1]).T
+        scale = np.linalg.norm(ahead, axis=1)
+        ahead, back = ahead / scale[:, None], (lower @ axes[:, ::-1]) * scale
+        maps.append((ahead, back))
+        turns.append(Turn(name, rows, ahead, True))
+        for (layer, _), found in columns.items():
+            turns += [Turn(layer, at, back, False) for at in found[head][1]]
+    readings = {p: _in_basis(census, group, r, p[0], columns[p], maps) for p, r in read.layers.items()}
+    return turns, readings
+
+
+def _columns(
+    census: Census, group: Group, origins: Origins, name: str
+) -> Iterator[tuple[tuple[str, Places], list[Places]]]:
+    """Per head that a layer reads: (its maker and rows), and for every tap the columns of its channels."""
+    layer = census.layer(name)
+    if layer.linear.op.blocks != 1 or not np.isin(layer.linear.reads, group.labels).all():
+        raise _Unfit
+    makers = origins.of_columns(name)
+    numbers = {writer: _heads_of(census.layer(writer).linear.writes) for writer in group.writers}
+    heads: dict[Maker, list[int]] = {}
+    for column, maker in enumerate(makers):
+        if maker is None or maker[0] not in numbers:
+            raise _Unfit
+        heads.setdefault((maker[0], int(numbers[maker[0]][maker[1]])), []).append(column)
+    sizes = {len(columns) for columns in heads.values()}
+    if len(sizes) != 1 or sizes != {len(np.unique(layer.linear.reads))}:
+        raise _Unfit
+    for columns in heads.values():
+        at = np.asarray(columns)[np.argsort(layer.linear.reads[columns], kind="stable")]
+        yield _rows(census, [makers[c] for c in at]), [at + tap * len(makers) for tap in range(layer.linear.op.taps)]
+
+
+def _inside_product(
+    census: Census, origins: Origins, key: str, readings: list[Reading]
+) -> tuple[list[Turn], list[Reading]]:
+    """Both sides of a product: their joint singular directions, head by head."""
+    heads = origins.of_product(key)[: len(readings)]  # samples, if merged with the heads, repeat them
+    if len(heads) != len(readings):
+        raise _Unfit
+    turns, found = [], []
+    for (a, b), reading in zip(heads, readings, strict=True):
+        q, k = _rows(census, a), _rows(census, b)
+        left = np.linalg.cholesky(add_ridge(to_numpy(reading.covariance), _RIDGE))
+        root = to_numpy(reading.matrix)
+        right = np.linalg.cholesky(add_ridge(root.T @ root, _RIDGE))
+        u, sigma, _ = np.linalg.svd(left.T @ right)
+        half = np.sqrt(np.maximum(sigma, 1e-9 * sigma[0]))
+        turns.append(Turn(q[0], q[1], half[:, None] * np.linalg.solve(left.T, u).T, True))
+        turns.append(Turn(k[0], k[1], ((left @ u) / half).T, True))
+        found.append(replace(reading, covariance=np.diag(half**2), matrix=np.diag(half)))
+    return turns, found
+
+
+def _of_head(
+    census: Census, group: Group, reading: Reading, name: str, columns: list[Places]
+) -> tuple[Matrix, Matrix]:
+    """Covariance (N, N), averaged over taps, and Vᵀ V of one head, relative to the reader's variance."""
+    blocks = _blocks(census, group, reading, name, columns)
+    covariance, matrix = to_numpy(reading.covariance), to_numpy(reading.matrix)
+    mean = np.mean([covariance[np.ix_(at, at)] for at in blocks], axis=0)
+    gram = np.sum([matrix[:, at].T @ matrix[:, at] for at in blocks], axis=0)
+    return np.asarray(mean), np.asarray(gram / max(reading.output_variance(), 1e-300))
+
+
+def _blocks(census: Census, group: Group, reading: Reading, name: str, columns: list[Places]) -> list[Places]:
+    """Where the reading, channel-major, has these columns of V."""
+    index = Columns.of(census.layer(name).parts[0], group.labels).index
+    if reading.taps != index.shape[1]:
+        raise _Unfit  # the taps are compressed, heads among them
+    place = np.argsort(index.reshape(-1))
+    return [place[at] for at in columns]
+
+
+def _in_basis(
+    census: Census,
+    group: Group,
+    reading: Reading,
+    name: str,
+    columns: list[tuple[tuple[str, Places], list[Places]]],
+    maps: list[tuple[Matrix, Matrix]],
+) -> Reading:
+    """The same reading of the turned channels."""
+    size = int(reading.covariance.shape[0])
+    ahead, back = np.zeros((size, size)), np.zeros((size, size))
+    for (_, taps), (forward, backward) in zip(columns, maps, strict=True):
+        for at in _blocks(census, group, reading, name, taps):
+            ahead[np.ix_(at, at)], back[np.ix_(at, at)] = forward, backward
+    covariance = ahead @ to_numpy(reading.covariance) @ ahead.T
+    return replace(reading, covariance=covariance, matrix=to_numpy(reading.matrix) @ back)
+
+
+def _turn(graph: Graph, layer: Layer, turns: list[Turn]) -> Patch:
+    matrix = layer.linear.op.matrix(stored_weight(graph, layer)).copy()
+    bias = stored_bias(graph, layer).copy()
+    for turn in turns:
+        at = turn.places
+        if turn.is_row:
+            matrix[at], bias[at] = turn.by @ matrix[at], turn.by @ bias[at]
+        else:
+            matrix[:, at] = matrix[:, at] @ turn.by
+    return set_layer(graph, layer, matrix, bias)
+

@@ -1,0 +1,323 @@
+"""The re-fit: original and shrunk model side by side, solved layer by layer from input to output.
+
+Each layer is solved from the shrunk model's inputs to the original's outputs before the walk goes
+on, so that errors of earlier layers are corrected and not accumulated.
+
+A layer whose output goes straight into a sum is solved for what the sum still lacks: the
+original's sum less what the shrunk model's other operand already has. So the last layer of a
+residual block corrects the stream, not only its own branch.
+
+With `steps` each layer that one other reads alone is refined together with it (`refine`), right
+after it is solved; the reader is then solved anew in its turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.calibration.group_inputs import Places, Setup
+from pcns_onnx.calibration.layer_inputs import Seen, mixed_prior, stored_bias, stored_weight
+from pcns_onnx.dependency.groups import Census
+from pcns_onnx.dependency.layers import Layer
+from pcns_onnx.dependency.residual import Block, Goal, blocks, goal_of
+from pcns_onnx.graph import Graph
+from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
+from pcns_onnx.numerics.moments import Moments
+from pcns_onnx.numerics.ridge import Evidence, Fit, Gathered, fit, fit_apart
+from pcns_onnx.ops import Labels, LinearOp
+from pcns_onnx.reconstruction.refine import Pair, Refined, Weights, kept_aside, refine
+from pcns_onnx.reconstruction.windows import Route, Windows, route
+from pcns_onnx.rewrite.channels import Patch, edit, kept_classes, set_layer
+from pcns_onnx.runtime.activations import Stop
+from pcns_onnx.runtime.executor import G, Sides
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What the re-fit made: the edits, and by layer how well it was solved and refined."""
+
+    patch: Patch
+    fits: Mapping[str, Fit]
+    refined: Mapping[str, Refined]
+
+
+def refit(
+    setup: Setup,
+    original: Graph,
+    shrunk: Graph,
+    census: Census,
+    keep: Mapping[str, Labels],
+    seen: Mapping[Places, Mapping[str, Seen]],
+    steps: int = 0,
+) -> Refit:
+    """Solve every layer behind the first narrowed group, in order.
+
+    `keep` are the classes that stay, by narrowed group; `seen`, by reader, how these groups vary
+    there. The ridge pulls towards the original's weights, what went replaced by its mixture of
+    what stayed. `shrunk` gets the new weights in place. With `steps`, layers are also refined.
+    """
+    walk = _Walk(setup, original, shrunk, census, keep, seen, steps)
+    patch: Patch = ()
+    try:
+        for at, layer in enumerate(setup.progress.track(walk.layers, "re-fit", len(walk.layers))):
+            made = walk.solve(at, layer)
+            edit(shrunk, made)
+            patch += made
+    finally:
+        walk.close()
+    return Refit(patch, walk.fits, walk.refined)
+
+
+class _Walk:
+    """The two tapes and what has been solved so far."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        original: Graph,
+        shrunk: Graph,
+        census: Census,
+        keep: Mapping[str, Labels],
+        seen: Mapping[Places, Mapping[str, Seen]],
+        steps: int,
+    ) -> None:
+        self._setup, self._original, self._shrunk, self._census = setup, original, shrunk, census
+        self._keep, self._seen, self._steps = keep, seen, steps
+        self._kept = kept_classes(census, keep)
+        self._tapes = setup.tapes(2)
+        self._ridge: float | None = None
+        self._gone = {b.layer.name: b for name, b in blocks(original, census).items() if not len(keep.get(name, [0]))}
+        dead = {name for block in self._gone.values() for name in block.group.writers}
+        self._solved = {layer.name for layer in _behind(original, census, keep)} - dead
+        self._routes = dict(self._found_routes()) if steps else {}
+        self.layers = [
+            layer
+            for layer in census.layers
+            if layer.name not in dead and (layer.name in self._solved or self._leads(layer))
+        ]
+        self._goals = {layer.name: goal_of(original, census, layer) for layer in self.layers}
+        self.fits: dict[str, Fit] = {}
+        self.refined: dict[str, Refined] = {}
+
+    def close(self) -> None:
+        """Remove what the tapes hold."""
+        self._tapes.close()
+
+    def _leads(self, layer: Layer) -> bool:
+        """Whether a layer is narrowed, has nothing to correct, and can be refined."""
+        return layer.name in self._routes and self._census.writes(layer).name in self._keep
+
+    def _found_routes(self) -> Iterator[tuple[str, Route]]:
+        """Layers with the one that alone reads them, where that is solved."""
+        for layer in self._census.layers:
+            found = route(self._original, self._census, layer)
+            if found is not None and found.reader.name in self._solved - self._gone.keys():
+                yield layer.name, found
+
+    def solve(self, at: int, layer: Layer) -> Patch:
+        """Solve layer number `at`, all before it being done: the edits."""
+        if layer.name in self._gone:
+            return self._leave_out(at, self._gone[layer.name])
+        way, goal, later = self._routes.get(layer.name), self._goals[layer.name], self.layers[at + 1 :]
+        aim = None if way is None else self._aim(way.reader, [layer, *later])
+        rows = [np.flatnonzero(self._kept[part.writes]) for part in layer.parts]
+        wanted = [goal.tensor] if aim is None else [goal.tensor, aim.tensor]
+        held = [layer.source, goal.had, "" if aim is None else aim.had]
+        windows = gathered = None
+        if way is not None and aim is not None:
+            seed = (self._setup.seed, 2, self._census.layers.index(layer))
+            outputs, room = self._outputs(way.reader), self._setup.shares.windows
+            windows = Windows(way, self._census, outputs, self._setup.samples.count, seed, room)
+        if layer.name in self._solved:
+            positions = self._setup.positions(self._census, layer, 1)
+            gathered = Gathered(layer.parts, rows, positions, layer.source, goal.tensor, goal.had)
+        self._advance(at, held, wanted, _Sight(gathered, windows, layer.source, aim))
+        if gathered is not None:
+            fits = [fit(e, prior, self._ridge) for e, prior in zip(gathered.evidence, self._priors(layer), strict=True)]
+            self.fits[layer.name] = whole = Fit.joined(fits)
+            self._ridge = whole.ridge
+            matrix, bias = whole.matrix, _quiet(whole)
+        else:
+            matrix, bias = self._priors(layer)[0], stored_bias(self._original, layer)[rows[0]]
+        if windows is not None and windows.pieces and way is not None:
+            matrix, bias = self._refine(way, windows, matrix, bias)
+        return set_layer(self._shrunk, layer, to_numpy(matrix), bias)
+
+    def _needed(self, layers: Sequence[Layer]) -> list[str]:
+        """Tensors of the shrunk model that these layers are solved from."""
+        sources = [item.source for item in layers if item.name not in self._gone]
+        return sources + [self._goals[item.name].had for item in layers]
+
+    def _leave_out(self, at: int, block: Block) -> Patch:
+        """Instead of a block, the mean of what the sum lacks without it."""
+        layer, goal = block.layer, self._goals[block.layer.name]
+        rows = self._outputs(layer)
+        lacks = _Lacks(layer.linear.op, rows, goal, np.zeros(len(rows)))
+        found = self._advance(at, [goal.had], [goal.tensor], lacks, finite=False)
+        return (block.constant(self._census, found.total / max(found.count, 1)),)
+
+    def _advance(self, at: int, held: Sequence[str], wanted: Sequence[str], into: G, *, finite: bool = True) -> G:
+        """Move the tapes in front of layer number `at`; gather `held` of the shrunk model, `wanted` of the original."""
+        layer, later = self.layers[at], self.layers[at + 1 :]
+        needed = [name for name in self._needed((layer, *later)) if name]
+        aims = [self._goals[item.name].tensor for item in later]
+        inputs = Stop(self._shrunk, held, layer.key, needed, finite)
+        return self._tapes.advance([inputs, Stop(self._original, wanted, layer.key, aims, finite)], into)
+
+    def _aim(self, reader: Layer, unsolved: Sequence[Layer]) -> Goal:
+        """The reader's goal; its own output where the sum's other operand will change yet."""
+        goal = self._goals[reader.name]
+        pending, keys = [goal.had], {layer.key for layer in unsolved}
+        seen = set[str]()
+        while pending:
+            node = self._shrunk.producers.get(pending.pop())
+            if node is None or node.key in seen:
+                continue
+            if node.key in keys:
+                return Goal(reader.output)
+            seen.add(node.key)
+            pending += [*node.inputs, *node.captures]
+        return goal
+
+    def _outputs(self, layer: Layer) -> NDArray[np.int64]:
+        return np.flatnonzero(self._kept[layer.linear.writes])
+
+    def _priors(self, layer: Layer) -> list[Array]:
+        """V of each block on what stays, what went replaced by its mixture of what stayed."""
+        xp = self._setup.engine.xp
+        matrix = xp.asarray(layer.linear.op.matrix(stored_weight(self._original, layer)))
+        return [
+            mixed_prior(matrix[part.rows, :], part, self._seen.get((layer.name, block), {}), self._keep)[
+                xp.asarray(np.flatnonzero(self._kept[part.writes])), :
+            ]
+            for block, part in enumerate(layer.parts)
+        ]
+
+    def _refine(
+        self, way: Route, windows: Windows, matrix: Array, bias: NDArray[np.float64]
+    ) -> tuple[Array, NDArray[np.float64]]:
+        """The layer's weights after refinement with its reader, which starts from its least squares."""
+        xp = self._setup.engine.xp
+        sigma = self._activation(way)
+        prior = self._priors(way.reader)[0]
+        blank = xp.zeros(int(prior.shape[0]), dtype=xp.float32)
+        start = Weights(*(xp.astype(xp.asarray(a), xp.float32) for a in (matrix, bias, prior, blank)))
+        evidence = Evidence(*(Moments(int(prior.shape[1]), int(prior.shape[0]), xp) for _ in range(2)))
+        for known, pieces in zip((evidence.valid, evidence.train), kept_aside(windows.pieces), strict=True):
+            for piece in pieces:
+                rows = Pair(sigma).read(start, piece)
+                known.update(rows, xp.reshape(piece.y, (int(rows.shape[0]), -1)))
+        first = fit_apart(evidence, prior, self._ridge)
+        start = replace(start, v=xp.astype(first.matrix, xp.float32), c=xp.astype(first.bias, xp.float32))
+        seed = (self._setup.seed, 3, self._census.layers.index(way.layer))
+        with self._setup.progress.stage("refine"):
+            self.refined[way.layer.name] = found = refine(windows.pieces, start, sigma, self._steps, seed)
+        return found.weights.w, to_numpy(found.weights.b).astype(np.float64)
+
+    def _activation(self, way: Route) -> Callable[[Array], Array]:
+        """What the shrunk model does between the layer's output and its activations, on rows (R, M)."""
+        output, activation = way.layer.output, way.group.activation
+        if activation == output:
+            return _same
+        session = self._setup.engine.session(self._shrunk.extract([output], [activation]).program())
+        labels = self._census.labels[output]
+
+        def sigma(rows: Array) -> Array:
+            xp = namespace_of(rows)
+            shape = [int(rows.shape[0]), *labels.shape[1:]]
+            shape[int(np.argmax(labels.shape))] = int(rows.shape[1])
+            return xp.reshape(session.run({output: xp.reshape(rows, shape)})[activation], rows.shape)
+
+        return sigma
+
+
+def _same(rows: Array) -> Array:
+    return rows
+
+
+@dataclass
+class _Sight:
+    """What a layer is solved from (if it is) and refined with (if it is): its input in the shrunk model, its aims."""
+
+    gathered: Gathered | None
+    windows: Windows | None
+    source: str
+    aim: Goal | None
+
+    def begin(self, sides: Sides) -> None:
+        """Choose what to keep."""
+        if self.gathered is not None:
+            self.gathered.begin(sides)
+
+    def update(self, index: int, sides: Sides) -> None:
+        """Take a batch in."""
+        if self.windows is not None and self.aim is not None:
+            aim, (shrunk, original) = self.aim, sides
+            self.windows.update(index, shrunk[self.source], original[aim.tensor], shrunk.get(aim.had))
+        if self.gathered is not None:
+            self.gathered.update(index, sides)
+
+    def merge(self, other: _Sight) -> None:
+        """Add what was seen of later batches."""
+        if self.windows is not None and other.windows is not None:
+            self.windows.merge(other.windows)
+        if self.gathered is not None and other.gathered is not None:
+            self.gathered.merge(other.gathered)
+
+
+@dataclass
+class _Lacks:
+    """The sum over all rows of what a goal lacks without a layer: outputs `rows` of `op`."""
+
+    op: LinearOp
+    rows: NDArray[np.int64]
+    goal: Goal
+    total: NDArray[np.float64]
+    count: int = 0
+
+    def begin(self, sides: Sides) -> None:
+        """There is nothing to settle."""
+
+    def update(self, index: int, sides: Sides) -> None:
+        """Take a batch in."""
+        shrunk, original = sides
+        y = original[self.goal.tensor]
+        xp = namespace_of(y)
+        lacks = xp.take(self.op.outputs(y, None), xp.asarray(self.rows), axis=1)
+        lacks = lacks - self.op.outputs(shrunk[self.goal.had], None)
+        self.total = self.total + to_numpy(xp.sum(lacks, axis=0, dtype=xp.float64))
+        self.count += int(lacks.shape[0])
+
+    def merge(self, other: _Lacks) -> None:
+        """Add the rows of later batches."""
+        self.total, self.count = self.total + other.total, self.count + other.count
+
+
+def _quiet(solved: Fit) -> NDArray[np.float64]:
+    """The bias, zero where it is only rounding: a layer without one should not get one for that."""
+    bias = to_numpy(solved.bias)
+    loud = np.abs(bias).max(initial=0.0) > 1e-6 * solved.scale
+    return bias if loud else np.zeros_like(bias)
+
+
+def _behind(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> list[Layer]:
+    """Layers whose inputs differ from the original's, in topological order."""
+    narrowed = {name for group in census.groups if group.name in keep for name in group.readers}
+    keys = {layer.key: layer for layer in census.layers}
+    changed: set[str] = set()
+    behind: list[Layer] = []
+    for node in graph.nodes:
+        layer = keys.get(node.key)
+        touched = changed.intersection((*node.inputs, *node.captures))
+        if layer is not None and (layer.name in narrowed or touched):
+            behind.append(layer)
+            changed.update(node.outputs)
+        elif touched:
+            changed.update(node.outputs)
+    return behind
+
+

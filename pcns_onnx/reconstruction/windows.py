@@ -1,0 +1,182 @@
+"""Windows: small pieces of a layer's input and of what its reader should make of it.
+
+A layer W, its activation s and its one reader V see a few positions of each other only. So a
+piece of V's output needs the positions of s(W x) under V's kernel, and these the patches of x
+under W's. `Windows` gathers these patches from neighbouring positions, drawn anew for every
+batch, together with the original's output there: from then on V s(W x + b) + c is a few matrix
+products, whatever the layers are. Where a MaxPool lies between, its positions are one step more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.dependency.groups import Census, Group
+from pcns_onnx.dependency.layers import Layer
+from pcns_onnx.graph import Graph, Node
+from pcns_onnx.numerics.arrays import Array, namespace_of
+from pcns_onnx.ops import Window
+from pcns_onnx.runtime.memory import Shares
+
+ROWS = 1 << 16
+"""Rows of the reader's output that are gathered in all."""
+
+@dataclass(frozen=True)
+class Route:
+    """How a layer reaches its only reader: through its activation and, perhaps, a maximum over positions."""
+
+    group: Group
+    layer: Layer
+    reader: Layer
+    largest: Window | None
+
+    @property
+    def name(self) -> str:
+        """The reader's name."""
+        return self.reader.name
+
+
+def route(graph: Graph, census: Census, layer: Layer) -> Route | None:
+    """The route from a layer to the one that alone reads it; None where anything else touches its channels."""
+    group = next((g for g in census.groups if g.writers == (layer.name,)), None)
+    if group is None or group.coupled or group.products or len(group.readers) != 1:
+        return None
+    reader = census.layer(group.readers[0])
+    ops = layer.linear.op, reader.linear.op
+    if any(op.blocks > 1 or op.mixed for op in ops) or len(reader.linear.reads) != layer.width:
+        return None
+    walked, name, largest = set[str](), reader.source, None
+    while name != group.activation:
+        node = graph.producers.get(name)
+        if node is None:
+            return None
+        if node.key in census.largest and largest is None:
+            largest = census.largest[node.key]
+        elif not _only_reshapes(census, node, layer.width):
+            return None
+        walked.add(node.key)
+        name = node.inputs[0]
+    # what lies between beside these nodes is the activation's own, and must be the same function everywhere
+    own = [node for node in graph.nodes if node.key in group.path and node.key not in walked]
+    inside = {layer.output, *(name for node in own for name in node.outputs)}
+    alike = all(census.kinds[n.key] in ("pointwise", "scaling") and _is_alike(graph, census, n, inside) for n in own)
+    return Route(group, layer, reader, largest) if alike else None
+
+
+def _is_alike(graph: Graph, census: Census, node: Node, inside: Collection[str]) -> bool:
+    """Whether a node does the same at all positions of all samples: it sees `inside`, numbers, channels' constants."""
+    per_channel = {node.inputs[ride.position] for key, ride in census.rides if key == node.key}
+    constants = {name: graph.constant(name) for name in node.inputs if name and name not in per_channel | set(inside)}
+    return all(value is not None and value.size == 1 for value in constants.values())
+
+
+def _only_reshapes(census: Census, node: Node, channels: int) -> bool:
+    """Whether a node moves the channels of a single position."""
+    shape = census.shapes.get(node.inputs[0], (None,))
+    return census.kinds.get(node.key) == "move" and prod(d or 0 for d in shape[1:]) == channels
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one batch gives: N samples, the same positions in all.
+
+    `x` (N, P, n) float32 are the layer's patches at the hidden positions, `y` (N, Q, K) float32
+    the reader's targets. `peaks` (S, k) are the hidden positions that each pooled one has the
+    largest of, None without a pool; `taps` (Q, t) the (pooled) positions under the reader's
+    kernel. P (or S) stands for a row of zeros.
+    """
+
+    x: Array
+    y: Array
+    peaks: NDArray[np.int64] | None
+    taps: NDArray[np.int64]
+
+    def split(self, count: int) -> tuple[Piece, Piece]:
+        """The first `count` samples, and the others."""
+        return (
+            Piece(self.x[:count, ...], self.y[:count, ...], self.peaks, self.taps),
+            Piece(self.x[count:, ...], self.y[count:, ...], self.peaks, self.taps),
+        )
+
+
+class Windows:
+    """Pieces of a layer and its reader, over all samples.
+
+    `rows` are the reader's outputs that stay, `samples` how many samples there are.
+    """
+
+    def __init__(self, route: Route, census: Census, rows: NDArray[np.int64], samples: int, seed: tuple[int, ...],
+                 room: int = Shares.windows):  # fmt: skip
+        self._route, self._rows, self._seed, self._room = route, rows, seed, room
+        self._hidden = tuple(d or 1 for d in census.shapes[route.layer.output])
+        self._read = tuple(d or 1 for d in census.shapes[route.reader.source])
+        self._samples = samples
+        self._used = 0
+        self.pieces: list[Piece] = []
+
+    def update(self, index: int, x: Array, y: Array, had: Array | None) -> None:
+        """Take a batch in: the layer's input in the shrunk model, the reader's target, what it has already."""
+        xp, count = namespace_of(x), int(x.shape[0])
+        first, second = self._route.layer.linear.op, self._route.reader.linear.op
+        if first.positions(tuple(x.shape)) != self._positions(self._hidden):
+            return  # a batch of another size than the one that was surveyed
+        at = self._draw(index, second.positions(self._read))
+        taps, seen = _compact(second.places(self._read, at))
+        peaks = None
+        if self._route.largest is not None:
+            peaks, seen = _compact(self._route.largest.places(self._hidden, seen))
+        patches = first.inputs(x, seen)
+        size = int(patches.shape[0]) * int(patches.shape[1]) * 4
+        if not self._takes(size):
+            return
+        targets = xp.take(second.outputs(y, at), xp.asarray(self._rows), axis=1)
+        if had is not None:
+            targets = targets - second.outputs(had, at)
+        self.pieces.append(
+            Piece(
+                xp.astype(xp.reshape(patches, (count, len(seen), -1)), xp.float32),
+                xp.astype(xp.reshape(targets, (count, len(at), -1)), xp.float32),
+                peaks,
+                taps,
+            )
+        )
+
+    def merge(self, other: Windows) -> None:
+        """Add the pieces of later batches, as far as there is room."""
+        self.pieces += [piece for piece in other.pieces if self._takes(prod(piece.x.shape) * 4)]
+
+    def _takes(self, size: int) -> bool:
+        """Whether there is room for so many bytes, which are taken then; the first always fits."""
+        if self._used and self._used + size > self._room:
+            return False
+        self._used += size
+        return True
+
+    def _positions(self, shape: tuple[int, ...]) -> int:
+        return prod(shape) // shape[0] // self._route.layer.width
+
+    def _draw(self, index: int, available: int) -> NDArray[np.int64]:
+        """Output positions of the reader: a box of neighbours, at a place of its own in every batch."""
+        columns = len(self._route.layer.linear.reads) * self._route.layer.linear.op.taps
+        wanted = max(1, min(ROWS, self._room // (4 * columns)) // self._samples)
+        generator = np.random.default_rng([*self._seed, index])
+        if wanted >= available:
+            return np.arange(available)
+        sizes = self._route.reader.linear.op.grid(self._read)
+        side = max(1, int(wanted ** (1 / len(sizes))))
+        axes = []
+        for size in sizes:
+            start = int(generator.integers(0, max(size - side, 0) + 1))
+            axes.append(np.arange(start, min(start + side, size)))
+        return np.ravel_multi_index(np.meshgrid(*axes, indexing="ij"), sizes).reshape(-1)
+
+
+def _compact(places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places as indices into the sorted different ones (their number for -1), and these."""
+    seen = np.unique(places[places >= 0])
+    return np.where(places < 0, len(seen), np.searchsorted(seen, np.maximum(places, 0))), seen

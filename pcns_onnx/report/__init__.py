@@ -1,0 +1,1 @@
+"""What a run says about itself: records for programs, pictures for people."""

@@ -1,0 +1,81 @@
+"""What the page says first: the verdict, and the few numbers that matter."""
+
+from __future__ import annotations
+
+import math
+
+from pcns_onnx.report.schema import Report
+
+
+def verdict(report: Report) -> str:
+    """One line: how much smaller, how much faster, how close."""
+    a, b = report.before, report.after
+    return f"{_less(a.macs, b.macs)} multiply-adds, {_speed(report.latency.ratio)}, {_closeness(report)}"
+
+
+def answers(report: Report) -> list[tuple[str, str, str]]:
+    """What, the number, and what it was before."""
+    a, b, latency, agreement = report.before, report.after, report.latency, report.agreement
+    found = [
+        ("multiply-adds", _change(a.macs, b.macs), f"{a.macs:,} → {b.macs:,}"),
+        ("parameters", _change(a.parameters, b.parameters), f"{a.parameters:,} → {b.parameters:,}"),
+        ("file", _change(a.bytes, b.bytes), f"{a.bytes:,} → {b.bytes:,} bytes"),
+        (
+            "latency", _change(1.0, latency.ratio),
+            f"{1e3 * latency.seconds_a:.3f} → {1e3 * latency.seconds_b:.3f} ms, batch {latency.batch}",
+        ),
+    ]  # fmt: skip
+    if not math.isnan(agreement.error):
+        samples = f"{agreement.samples:,} sample{'' if agreement.samples == 1 else 's'}"
+        found.append(("relative error", f"{agreement.error:.4f}", f"of the outputs, on {samples}"))
+    if agreement.score_a is not None and agreement.score_b is not None:
+        name = "accuracy, points" if agreement.score == "accuracy" else agreement.score or "score"
+        said = f"{agreement.score_a:.2f} → {agreement.score_b:.2f}"
+        found.append((name, f"{agreement.score_b - agreement.score_a:+.2f}", said))
+    return found
+
+
+def precisions(report: Report) -> list[tuple[str, ...]]:
+    """The original, the shrunk model and what was made of it: bytes, time against both, error, score."""
+    made, agreement = report.precisions, report.agreement
+    return [
+        ("original", f"{report.before.bytes:,}", "1", "", "0", _score(agreement.score_a)),
+        (
+            "shrunk", f"{report.after.bytes:,}", f"{report.latency.ratio:.3f}", "1", f"{agreement.error:.4f}",
+            _score(agreement.score_b),
+        ),
+        *(
+            (
+                f"shrunk, {one.kind}", f"{one.bytes:,}", f"{one.latency.ratio:.3f}", f"{one.on_top:.3f}",
+                f"{one.agreement.error:.4f}", _score(one.agreement.score_b),
+            )
+            for one in made
+        ),
+    ]  # fmt: skip
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _change(before: float, after: float) -> str:
+    if not (before > 0 and after >= 0):
+        return "not known"
+    return f"{100 * (after / before - 1):+.1f} %".replace("-", "\N{MINUS SIGN}")
+
+
+def _less(before: float, after: float) -> str:
+    change = 1 - after / max(before, 1)
+    return "as many" if abs(change) < 5e-4 else f"{100 * abs(change):.1f} % {'fewer' if change > 0 else 'more'}"
+
+
+def _speed(ratio: float) -> str:
+    if not ratio > 0:
+        return "not timed"
+    return f"{1 / ratio:.2f} times as fast"
+
+
+def _closeness(report: Report) -> str:
+    if math.isnan(report.agreement.error):
+        return "not checked on samples"
+    return f"relative error {report.agreement.error:.4f}"

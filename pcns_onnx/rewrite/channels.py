@@ -1,0 +1,253 @@
+"""From decisions to a graph: a patch is a list of printable edits, applied to a copy.
+
+Edits address nodes by key and inputs by position, never initializers by name, so shared
+weights and shared biases come apart by themselves. The same patch is applied to the float32
+graph that is captured from and to the stored one, whose types are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.dependency.groups import Census
+from pcns_onnx.dependency.layers import Layer
+from pcns_onnx.errors import InputError
+from pcns_onnx.graph import Array, Graph
+from pcns_onnx.ops import Labels, Size
+from pcns_onnx.rewrite.low_rank import Factor
+
+
+@dataclass(frozen=True)
+class SetInput:
+    """Input `position` of node `key` becomes the constant `value`."""
+
+    key: str
+    position: int
+    value: Array = field(repr=False)
+
+    def apply(self, graph: Graph) -> None:
+        """Make the edit."""
+        graph.set_input(self.key, self.position, self.value)
+
+    def __str__(self) -> str:
+        return f"input {self.position} of '{self.key}' := {self.value.dtype} {tuple(self.value.shape)}"
+
+
+@dataclass(frozen=True)
+class SetAttributes:
+    """Attributes of node `key`; None takes one away."""
+
+    key: str
+    attributes: tuple[tuple[str, float | list[int] | None], ...]
+
+    def apply(self, graph: Graph) -> None:
+        """Make the edit."""
+        graph.set_attributes(self.key, **dict(self.attributes))
+
+    def __str__(self) -> str:
+        return f"attributes of '{self.key}' := {dict(self.attributes)}"
+
+
+@dataclass(frozen=True)
+class SetNumbers:
+    """Some elements of a 1-d input that is put together in the graph: (element, value)."""
+
+    key: str
+    position: int
+    numbers: tuple[tuple[int, int], ...]
+
+    def apply(self, graph: Graph) -> None:
+        """Make the edit."""
+        graph.set_numbers(self.key, self.position, dict(self.numbers))
+
+    def __str__(self) -> str:
+        return f"elements of input {self.position} of '{self.key}' := {dict(self.numbers)}"
+
+
+Edit = Factor | SetInput | SetAttributes | SetNumbers
+Patch = tuple[Edit, ...]
+
+
+def apply(graph: Graph, patch: Patch) -> Graph:
+    """A copy of `graph` with all edits made, in order."""
+    result = graph.copy()
+    edit(result, patch)
+    return result
+
+
+def edit(graph: Graph, patch: Patch) -> None:
+    """Make all edits in order, in place."""
+    for change in patch:
+        change.apply(graph)
+
+
+def narrow(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> Patch:
+    """Slice everything that carries a channel not in `keep` (group name -> classes that stay)."""
+    return repeat(graph, census, kept_classes(census, keep).astype(np.int64))
+
+
+def repeat(graph: Graph, census: Census, copies: NDArray[np.int64]) -> Patch:
+    """Everything that carries channels, with class c there copies[c] times: 0 takes it out, 2 doubles it.
+
+    `copies` is (census.born + 1,), the last element 1 for what belongs to no class. Copies are alike
+    in every constant, so a reader sees a class copies[c] times (`expanding` shares its weights out).
+    """
+    biases = {layer.bias.key for layer in census.layers}
+    edits: list[Edit] = []
+    for layer in census.layers:
+        edits += _repeat_layer(graph, layer, copies)
+    for key, ride in census.rides:
+        if key in biases:
+            continue
+        value = stored(graph, key, ride.position)
+        sliced = _taken(value, ride.labels, copies)
+        if sliced.shape != value.shape:
+            edits.append(SetInput(key, ride.position, sliced))
+    for pick in census.picks:
+        if (copies[pick.labels] != 1).any():
+            places = stored(graph, pick.key, pick.position)
+            edits.append(SetInput(pick.key, pick.position, _picked(places, pick.labels, copies)))
+    return (*edits, *_resize(graph, census, copies))
+
+
+def layout(labels: Labels, copies: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """An axis with these classes when class c is there copies[c] times: (old place, number of the copy) of each entry.
+
+    Entries of one class that lie side by side (the positions of a flattened channel, the channels of a
+    block) are copied as a whole: [a a b] doubled is [a a a' a' b b'].
+    """
+    if not labels.size:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    starts = np.flatnonzero(np.concatenate([[True], labels[1:] != labels[:-1]]))
+    lengths, times = np.diff(np.append(starts, len(labels))), copies[labels[starts]]
+    run = np.repeat(np.arange(len(starts)), times)
+    number = np.arange(len(run)) - np.repeat(np.cumsum(times) - times, times)
+    sizes = lengths[run]
+    inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.repeat(starts[run], sizes) + inside, np.repeat(number, sizes)
+
+
+def _picked(places: Array, labels: Labels, copies: NDArray[np.int64]) -> Array:
+    """Places along an axis with these labels, brought up to date; a single place stays, in its first copy."""
+    index, number = layout(labels, copies)
+    place_of = np.zeros((len(labels), max(int(copies[labels].max()), 1)), dtype=np.int64)
+    place_of[index, number] = np.arange(len(index))
+    if not places.ndim:
+        return np.asarray(place_of[places, 0])
+    chosen, which = layout(labels[places], copies)
+    return np.asarray(place_of[places[chosen], which])
+
+
+def _resize(graph: Graph, census: Census, copies: NDArray[np.int64]) -> Iterator[Edit]:
+    """Numbers that count channels, brought up to date."""
+    held: dict[tuple[str, int | str], list[Size]] = {}
+    for size in census.sizes:
+        held.setdefault((size.key, size.place), []).append(size)
+    for (key, place), sizes in held.items():
+        if all((copies[size.labels if size.along is None else size.along] == 1).all() for size in sizes):
+            continue
+        if isinstance(place, int) and graph.is_computed(key, place):
+            yield SetNumbers(key, place, tuple((size.element, int(copies[size.labels].sum())) for size in sizes))
+            continue
+        old = _numbers(graph, key, place)
+        new = np.zeros(len(sizes), dtype=np.int64) if old is None else old.reshape(-1).astype(np.int64)
+        for size in sizes:
+            new[size.element] = int(copies[size.labels].sum())
+        for name in {size.replaces for size in sizes} & graph.node(key).attrs.keys():
+            yield SetAttributes(key, ((name, None),))
+        if isinstance(place, int):
+            yield SetInput(key, place, new if old is None else new.reshape(old.shape))
+        else:
+            yield SetAttributes(key, ((place, new.tolist() if old is None or old.ndim else int(new[0])),))
+
+
+def _numbers(graph: Graph, key: str, place: int | str) -> Array | None:
+    """What a node holds at an input or an attribute, None where that is absent."""
+    node = graph.node(key)
+    if isinstance(place, str):
+        return np.asarray(node.attrs[place]) if place in node.attrs else None
+    return stored(graph, key, place) if place < len(node.inputs) and node.inputs[place] else None
+
+
+def stored(graph: Graph, key: str, position: int) -> Array:
+    """Constant input `position` of node `key`."""
+    value = graph.constant(graph.node(key).inputs[position])
+    assert value is not None, "rules state facts about constants only"
+    return value
+
+
+def set_layer(graph: Graph, layer: Layer, matrix: NDArray[np.float64], bias: NDArray[np.float64]) -> Patch:
+    """Give a layer new weights V (K, n) and bias (K,), in its own layout.
+
+    A layer that has no bias gets one only if `bias` is not zero.
+    """
+    if not (np.isfinite(matrix).all() and np.isfinite(bias).all()):
+        raise InputError(f"the solve of '{layer.name}' gives NaN or Inf: leave it alone with --exclude")
+    old = stored(graph, layer.key, layer.linear.weight)
+    edits: list[Edit] = [SetInput(layer.key, layer.linear.weight, layer.linear.op.weight(matrix, old))]
+    if layer.linear.resets:
+        edits.append(SetAttributes(layer.key, layer.linear.resets))
+    if layer.bias.absent:
+        return (*edits, SetInput(layer.key, layer.bias.position, bias)) if bias.any() else tuple(edits)
+    lead = (1,) * (stored(graph, layer.bias.key, layer.bias.position).ndim - 1)
+    return (*edits, SetInput(layer.bias.key, layer.bias.position, bias.reshape(*lead, -1)))
+
+
+def kept_classes(census: Census, keep: Mapping[str, Labels]) -> NDArray[np.bool_]:
+    """Whether each class stays; the last element answers for -1, which always does."""
+    kept = np.ones(census.born + 1, dtype=np.bool_)
+    for group in census.groups:
+        if group.name in keep:
+            kept[group.labels] = False
+            kept[keep[group.name]] = True
+    return kept
+
+
+def _taken(value: Array, labels: Labels, copies: NDArray[np.int64]) -> Array:
+    """`value` with its channels as often as `copies` says; labels have its rank."""
+    for axis, size in enumerate(labels.shape):
+        if size > 1:
+            value = _along(value, axis, np.moveaxis(labels, axis, 0).reshape(size, -1)[:, 0], copies)
+    return value
+
+
+def slice_layer(graph: Graph, layer: Layer, rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> list[Edit]:
+    """Leave a layer the outputs `rows` (K,) and the inputs `columns` (C,), in every block the same."""
+    linear = layer.linear
+    if rows.all() and columns.all():
+        return []
+    weight = stored(graph, layer.key, linear.weight)
+    for axis, mask in zip(linear.weight_axes, (rows, columns), strict=True):
+        own = mask[: weight.shape[axis]]  # of blocks that are alike, the first
+        weight = weight if own.all() else np.compress(own, weight, axis=axis)
+    edits: list[Edit] = [SetInput(layer.key, linear.weight, weight)]
+    if not layer.bias.absent and not rows.all():
+        bias = stored(graph, layer.bias.key, layer.bias.position)
+        if bias.shape and bias.shape[-1] == len(rows):
+            edits.append(SetInput(layer.bias.key, layer.bias.position, np.compress(rows, bias, axis=-1)))
+    return edits
+
+
+def _along(value: Array, axis: int, labels: Labels, copies: NDArray[np.int64]) -> Array:
+    changed = (copies[labels] != 1).any()
+    return np.take(value, layout(labels, copies)[0], axis=axis) if changed else value
+
+
+def _repeat_layer(graph: Graph, layer: Layer, copies: NDArray[np.int64]) -> list[Edit]:
+    linear = layer.linear
+    rows, columns = linear.writes, linear.reads
+    if (copies[rows] == 1).all() and (copies[columns] == 1).all():
+        return []
+    weight = stored(graph, layer.key, linear.weight)
+    for axis, labels in zip(linear.weight_axes, (rows, columns), strict=True):
+        weight = _along(weight, axis, labels[: weight.shape[axis]], copies)  # of blocks that are alike, the first
+    edits: list[Edit] = [SetInput(layer.key, linear.weight, weight)]
+    if not layer.bias.absent and (copies[rows] != 1).any():
+        bias = stored(graph, layer.bias.key, layer.bias.position)
+        if bias.shape and bias.shape[-1] == len(rows):
+            edits.append(SetInput(layer.bias.key, layer.bias.position, _along(bias, -1, rows, copies)))
+    return edits

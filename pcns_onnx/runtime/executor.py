@@ -1,0 +1,84 @@
+"""What is gathered over the data adds up: so it can be gathered batch by batch, or in shards.
+
+    gathered(batches) = merge(gathered(shard 1), gathered(shard 2), ...)
+
+A `Gathering` is told every batch and can be merged with another one. `Tapes` run one or two graphs over
+the samples, side by side, and show what comes out to a gathering. A `Crew` says where: `Alone`, in this
+process, batch after batch; other crews share the batches out (`workers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, Self, TypeVar
+
+from pcns_onnx.progress import Progress
+from pcns_onnx.runtime.activations import Samples, Stop, Tape, Tensors
+from pcns_onnx.runtime.engine import Engine
+
+Sides = Sequence[Tensors]
+"""Of one batch, what was wanted of every tape."""
+
+
+class Gathering(Protocol):
+    """What is known of some batches. It may be copied and sent to other processes."""
+
+    def begin(self, sides: Sides) -> None:
+        """See the very first batch, once, before any is gathered: settle all that shards have to agree on."""
+
+    def update(self, index: int, sides: Sides) -> None:
+        """Take in batch number `index`."""
+
+    def merge(self, other: Self) -> None:
+        """Add what was gathered of later batches; where nothing has begun here, take over what `other` settled."""
+
+
+G = TypeVar("G", bound=Gathering)
+
+
+class Tapes(Protocol):
+    """Tapes over the same samples, side by side."""
+
+    def advance(self, stops: Sequence[Stop], into: G, title: str | None = None) -> G:
+        """Move each tape to its stop and gather what is wanted there into `into`, which is blank; returns it.
+
+        With a title it counts as that stage of the run. Raises `InputError`.
+        """
+
+    def close(self) -> None:
+        """Let go of what is kept between stops."""
+
+
+class Crew(Protocol):
+    """Who runs the batches."""
+
+    def tapes(self, engine: Engine, samples: Samples, progress: Progress, room: int, count: int) -> Tapes:
+        """`count` tapes that start at the inputs; `room` is how many bytes each may keep in memory here."""
+
+
+class Alone:
+    """This process, batch after batch, in order."""
+
+    def tapes(self, engine: Engine, samples: Samples, progress: Progress, room: int, count: int) -> Tapes:
+        """Tapes of this process."""
+        return _Tapes([Tape(engine, samples, room) for _ in range(count)], samples, progress)
+
+
+class _Tapes:
+    def __init__(self, tapes: Sequence[Tape], samples: Samples, progress: Progress) -> None:
+        self._tapes, self._samples, self._progress = tapes, samples, progress
+
+    def advance(self, stops: Sequence[Stop], into: G, title: str | None = None) -> G:
+        sides = [tape.advance(stop) for tape, stop in zip(self._tapes, stops, strict=True)]
+        batches: Iterator[Sides] = zip(*sides, strict=True)
+        if title is not None:
+            batches = self._progress.track(batches, title, self._samples.batches)
+        for index, tensors in enumerate(batches):
+            if index == 0:
+                into.begin(tensors)
+            into.update(index, tensors)
+        return into
+
+    def close(self) -> None:
+        for tape in self._tapes:
+            tape.close()

@@ -1,0 +1,200 @@
+"""The house rules: which module may import which, where third parties come in, how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pcns_onnx.methods.registry import METHODS
+
+ROOT = Path(__file__).parents[2]
+HOUSE = ROOT / "pcns_onnx"
+
+BANDS = (
+    "errors progress files numerics graph data runtime",  # ground
+    "ops dependency rewrite",  # structure
+    "calibration cost",  # measurements
+    "planning reconstruction",  # decisions
+    "methods evaluation report architecture",  # story
+    "api interop cli __main__",  # faces
+)
+"""From the ground up; inside a band a folder imports only what stands before it."""
+
+APART = {("calibration", "cost"), ("planning", "reconstruction"), ("methods", "evaluation")}
+"""Neighbours in a band that do not know each other."""
+
+UPWARDS = set(
+    """architecture.blueprint dependency.layers dependency.residual evaluation.gates evaluation.precisions
+    evaluation.provenance methods.data_free.strategy methods.pcns.assessment methods.subset.search methods.subset.solve
+    methods.subset.stream_weight numerics.ridge planning.decision planning.frontier planning.importance
+    planning.low_rank planning.prepare planning.stats_file report.frontier_figure""".split()
+)
+"""Modules that still point up: the list only gets shorter."""
+
+DOORS = {
+    "onnx": "graph",  # one place knows the format; all others see nodes, constants and edits
+    "onnx_graphsurgeon": "interop",  # TensorRT's way of holding a model, taken and given back
+    "google": "graph",  # protobuf, under onnx
+    "onnxruntime": "runtime evaluation",  # sessions; and its quantiser, which rewrites a graph
+    "cupy": "numerics",  # arrays are asked for their namespace everywhere else
+    "torch": "interop",  # never needed to shrink a model
+    "click": "cli",  # the API has no command line
+    "dask": "runtime",  # who runs the batches is the runtime's affair
+    "distributed": "runtime",
+}
+"""The folders through which these come in, and why there."""
+
+LIMIT = 300
+"""Non-blank lines that a file may have."""
+
+ALLOWED = {
+    "pyproject.toml", "pcns_onnx", "tests", "models", "tools", "README.md", "docs", "findings", "mkdocs.yml", "LICENSE",
+}  # fmt: skip
+
+FILES = sorted(HOUSE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """The dotted name inside the package: 'graph', 'ops', 'ops.linear'."""
+    parts = path.relative_to(HOUSE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: Path, *, types: bool = True) -> Iterator[str]:
+    """Full names of all that a file imports, wherever it does; `types` includes TYPE_CHECKING blocks."""
+    yield from _imports(ast.parse(path.read_text()).body, types)
+
+
+def _imports(nodes: Iterable[ast.AST], types: bool) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not types:
+            yield from _imports(node.orelse, types)
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
+            "import_module",
+            "__import__",
+        ):
+            yield _text(node.args[0])
+        yield from _imports(ast.iter_child_nodes(node), types)
+
+
+def _text(node: ast.expr) -> str:
+    """What a string or an f-string says; '?' for each part that is computed."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_text(part) for part in node.values)
+    return "?"
+
+
+def inside(path: Path) -> set[str]:
+    """Modules of this package that a file imports, as dotted names inside it."""
+    known = {name_of(file) for file in FILES}
+    found = set()
+    for full in imports(path):
+        package, _, rest = full.partition(".")
+        if package != HOUSE.name or "?" in rest:
+            continue
+        while rest and rest not in known:
+            rest = rest.rpartition(".")[0]
+        found.add(rest)
+    return found - {""}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import onnx.checker", ["onnx.checker"]),
+        ("from onnx import helper, checker", ["onnx.helper", "onnx.checker"]),
+        ("def f():\n    if True:\n        from pcns_onnx import basis", ["pcns_onnx.basis"]),
+        ("if TYPE_CHECKING:\n    import onnx\nelse:\n    import cupy", ["cupy"]),
+        ("x = importlib.import_module('cupy')", ["cupy"]),
+        ("return_ = import_module(f'pcns_onnx.{name}')", ["pcns_onnx.?"]),
+    ],
+)
+def test_the_guard_sees_every_kind_of_import(source: str, expected: list[str]) -> None:
+    assert list(_imports(ast.parse(source).body, types=False)) == expected
+
+
+ORDER = [room for band in BANDS for room in band.split()]
+
+
+def room_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def test_every_module_has_its_room() -> None:
+    assert {room_of(name_of(path)) for path in FILES} - {""} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if name_of(p)], ids=name_of)
+def test_imports_go_downwards(path: Path) -> None:
+    room = room_of(name_of(path))
+    below = {*ORDER[: ORDER.index(room)], room} - {first for first, second in APART if second == room}
+    assert ({room_of(name) for name in inside(path)} <= below) is (name_of(path) not in UPWARDS)
+
+
+def test_imports_do_not_go_in_circles() -> None:
+    # A package imports its modules to make them known; they may not ask it for anything back.
+    waiting = {name_of(path): inside(path) - {name_of(path)} for path in FILES}
+    floors = 0
+    while ready := {name for name, needs in waiting.items() if not needs}:
+        waiting = {name: needs - ready for name, needs in waiting.items() if name not in ready}
+        floors += 1
+    assert not waiting
+
+
+@pytest.mark.parametrize(("library", "door"), DOORS.items())
+def test_third_parties_come_in_by_one_door(library: str, door: str) -> None:
+    users = {
+        room_of(name_of(path))
+        for path in FILES
+        if library in {full.partition(".")[0] for full in imports(path, types=False)}
+    }
+    assert users == set(door.split()) or (not users and library == "onnx_graphsurgeon")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: name_of(path) or "__init__")
+def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    assert len(lines) <= LIMIT
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: name_of(path) or "__init__")
+def test_a_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_no_drawer_for_the_rest() -> None:
+    drawers = {"utils", "util", "helpers", "misc", "common"}
+    assert not [path for path in ROOT.glob("*/**/*.py") if path.stem in drawers and "site-packages" not in path.parts]
+
+
+def test_nothing_else_lies_at_the_top() -> None:
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        pytest.skip("there is no git here")
+    if listed.returncode:
+        pytest.skip("this is no checkout")
+    top = {line.partition("/")[0] for line in listed.stdout.splitlines()}
+    assert {name for name in top if not name.startswith(".")} <= ALLOWED
+
+
+def test_readme_knows_every_method() -> None:
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("README.md is not written yet")
+    text = readme.read_text()
+    assert [name for name in METHODS if f"`{name}`" not in text] == []
