@@ -66,7 +66,7 @@ def test_fifty_kills(tmp_path: Path) -> None:
 
 _HOLDER = """
 import sys, time
-from pcns_onnx.placing import Scratch, _named, _lock
+from pcns_onnx.files import Scratch, _named, _lock
 from pathlib import Path
 scratch = Scratch()
 handle, path = _named(Path(sys.argv[1]))
