@@ -1,7 +1,7 @@
 """pcns-onnx: trained networks made narrower after export, from an ONNX file and samples.
 
-    from pcns_onnx import shrink
-    result = shrink("model.onnx", "samples.npz", "small.onnx", budget="macs=0.5")
+from pcns_onnx import shrink
+result = shrink("model.onnx", "samples.npz", "small.onnx", budget="macs=0.5")
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pcns_onnx.api.compare import compare
     from pcns_onnx.api.design import DesignResult, design, ungrouped
     from pcns_onnx.api.diff import Difference, diff
     from pcns_onnx.api.expand import ExpandResult, expand
+    from pcns_onnx.api.inspect import inspect
     from pcns_onnx.api.plan import PlanResult, plan
-    from pcns_onnx.api.shrink import ShrinkResult, compare, inspect, shrink
+    from pcns_onnx.api.shrink import ShrinkResult, shrink
     from pcns_onnx.data import Normalize
     from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError, UnsupportedError
     from pcns_onnx.report.schema import Inspection, Report

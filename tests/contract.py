@@ -11,10 +11,11 @@ from conftest import relative, run
 from surgery import narrowed, permuted, removed_labels, sample, twins, unread, weight_of
 
 from pcns_onnx import ShrinkResult, shrink
-from pcns_onnx.dependency.groups import Census, survey
+from pcns_onnx.dependency.dependency_graph import Census, survey
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.channels import apply, narrow
-from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
+from pcns_onnx.rewrite.channels import narrow
+from pcns_onnx.rewrite.explicit_bias import explicit_biases
+from pcns_onnx.rewrite.patch import apply
 
 
 def surveyed(model: onnx.ModelProto) -> tuple[Graph, Census]:

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from conftest import Array
 
-from pcns_onnx.calibration.layer_inputs import stored_bias, stored_weight
-from pcns_onnx.dependency.groups import Census, survey
+from pcns_onnx.dependency.dependency_graph import Census, survey
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.reconstruction.refine import Weights
 from pcns_onnx.reconstruction.windows import ROWS, Piece, Route, Windows, route
-from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
+from pcns_onnx.rewrite.explicit_bias import explicit_biases
+from pcns_onnx.rewrite.layer_weights import stored_bias, stored_weight
 from pcns_onnx.runtime.engine import Engine
 
 ENGINE = Engine("cpu", 1)

@@ -10,7 +10,7 @@ from chains import BATCH
 from conftest import Array, run
 from numpy.typing import NDArray
 
-from pcns_onnx.dependency.groups import Census
+from pcns_onnx.dependency.dependency_graph import Census
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
 

@@ -14,12 +14,12 @@ from test_timing import layer_times
 
 from pcns_onnx.cost.latency_model import Rest, Timings
 from pcns_onnx.cost.model import RESOURCES, Costs
-from pcns_onnx.dependency.groups import Census, survey
+from pcns_onnx.dependency.dependency_graph import Census, kept_classes, survey
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
-from pcns_onnx.planning.allocation import allocate, grid
-from pcns_onnx.planning.plan import Budget
-from pcns_onnx.rewrite.channels import kept_classes
+from pcns_onnx.planning.allocation import allocate
+from pcns_onnx.planning.budget import Budget
+from pcns_onnx.planning.grids import grid
 
 tiny = st.lists(st.integers(2, 5), min_size=3, max_size=5).map(lambda widths: Chain(tuple(widths)))
 small = st.one_of(

@@ -15,16 +15,19 @@ from onnx import numpy_helper
 from topologies import Sketch
 
 from pcns_onnx import NothingToShrinkError, inspect, shrink
-from pcns_onnx.calibration.group_inputs import Setup, read_groups
+from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.data import open_data
-from pcns_onnx.dependency.groups import survey
+from pcns_onnx.dependency.dependency_graph import survey
+from pcns_onnx.dependency.origins import Origins
 from pcns_onnx.graph import Graph
 from pcns_onnx.progress import Progress
-from pcns_onnx.reconstruction.rotation import Origins, Turn, rotations, turned
+from pcns_onnx.reconstruction.rotation import rotations
+from pcns_onnx.rewrite.change_basis import Turn, turned
 from pcns_onnx.rewrite.constant_shapes import fix_sizes
-from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
-from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.rewrite.explicit_bias import explicit_biases
 from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.samples import Samples
 
 S, E, H, D = 6, 12, 3, 4
 """Positions, width of the stream, heads, dimensions of a head."""

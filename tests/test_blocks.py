@@ -14,10 +14,10 @@ from onnx import numpy_helper
 from topologies import TOPOLOGIES
 
 from pcns_onnx import InputError, shrink
-from pcns_onnx.dependency.groups import survey
+from pcns_onnx.dependency.dependency_graph import survey
 from pcns_onnx.dependency.residual import blocks
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.channels import stored
+from pcns_onnx.rewrite.layer_weights import stored
 
 
 def sample(model: onnx.ModelProto, count: int, seed: int = 1) -> NDArray[np.float32]:

@@ -13,10 +13,10 @@ from ml_dtypes import bfloat16
 from onnx import TensorProto, helper, numpy_helper
 
 from pcns_onnx import NothingToShrinkError, shrink
-from pcns_onnx.dependency.groups import survey
+from pcns_onnx.dependency.dependency_graph import survey
 from pcns_onnx.graph import Graph, Program
 from pcns_onnx.graph.constants import OPERATORS
-from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
+from pcns_onnx.rewrite.explicit_bias import explicit_biases
 from pcns_onnx.runtime.engine import Engine
 
 node = helper.make_node

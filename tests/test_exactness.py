@@ -25,20 +25,21 @@ from threadpoolctl import threadpool_limits
 
 from pcns_onnx import shrink
 from pcns_onnx.api.shrink import ShrinkResult
-from pcns_onnx.calibration.group_inputs import Places, Setup, read_groups
-from pcns_onnx.calibration.layer_inputs import Seen
+from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.calibration.columns import Places, Seen
+from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.cost import benchmark as latency
 from pcns_onnx.data import open_data
-from pcns_onnx.dependency.groups import Census, survey
+from pcns_onnx.dependency.dependency_graph import Census, survey
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.methods.pcns import rebuild as basis
 from pcns_onnx.planning.plan import Plan
 from pcns_onnx.progress import Progress
 from pcns_onnx.reconstruction.sequential import refit
-from pcns_onnx.rewrite.channels import apply
-from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
-from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.rewrite.explicit_bias import explicit_biases
+from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.samples import Samples
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Nodes = list[onnx.NodeProto]

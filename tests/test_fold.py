@@ -13,7 +13,8 @@ from conftest import build, relative, run
 from onnx import TensorProto, helper, numpy_helper
 
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.fold_batch_norm import drop_zero_biases, explicit_biases, fold_batch_norms
+from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
+from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
 
 Array = np.ndarray[Any, np.dtype[Any]]
 node = helper.make_node

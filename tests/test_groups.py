@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from pcns_onnx import inspect, shrink
-from pcns_onnx.dependency.groups import Census, survey
-from pcns_onnx.dependency.propagation import Classes
+from pcns_onnx.dependency.classes import Classes
+from pcns_onnx.dependency.dependency_graph import Census, survey
 from pcns_onnx.graph import Graph, Program
-from pcns_onnx.rewrite.channels import apply, narrow
-from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
+from pcns_onnx.rewrite.channels import narrow
+from pcns_onnx.rewrite.explicit_bias import explicit_biases
+from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.engine import Engine
 
 H = 16

@@ -287,6 +287,7 @@ def test_a_limit_holds_for_the_command_and_not_for_a_caller_in_python(sound: Pat
     before = resource.getrlimit(resource.RLIMIT_DATA)
     assert inspect(sound / "model.onnx", sound / "data.npz", memory="1GB").layers
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
-    script = "from pcns_onnx.runtime.memory import limit_process; limit_process(1 << 28); print(len(bytearray(1 << 29)))"
+    limit = "from pcns_onnx.runtime.memory import limit_process; limit_process(1 << 28)"
+    script = f"{limit}; print(len(bytearray(1 << 29)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 1 and "MemoryError" in done.stderr

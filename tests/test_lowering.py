@@ -14,9 +14,10 @@ from conftest import MODELS, Array, build
 from pcns_onnx import GateError, InputError, UnsupportedError, shrink
 from pcns_onnx.cli.main import main
 from pcns_onnx.data import open_data
-from pcns_onnx.evaluation.precisions import beside, in_precision
+from pcns_onnx.evaluation.precisions import beside
 from pcns_onnx.graph import Graph
-from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.rewrite.quantize import in_precision
+from pcns_onnx.runtime.samples import Samples
 
 
 def data(name: str, part: str = "") -> tuple[Array, Array]:

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from threadpoolctl import threadpool_limits
 
+from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.calibration.ranking import Rank, Ranking, Reading, mixing
 from pcns_onnx.errors import InputError
 from pcns_onnx.methods.pcns.activations import IDENTITY, Activation, activation
-from pcns_onnx.methods.pcns.components import Basis, Expansion, components_in, expand, neurons_for
+from pcns_onnx.methods.pcns.components import Expansion, components_in, expand, neurons_for
 from pcns_onnx.methods.registry import CHOICES, DEFAULT, METHODS, method_named
 from pcns_onnx.methods.subset import interpolative, obs
+from pcns_onnx.methods.subset.score import RANK_OF
 from pcns_onnx.numerics.arrays import to_numpy
-from pcns_onnx.planning.importance import RANK_OF
 
 Array = Any
 BACKENDS = pytest.mark.parametrize("xp", [np, array_api_strict], ids=["numpy", "strict"])

@@ -16,11 +16,13 @@ from topologies import TOPOLOGIES
 
 from pcns_onnx import shrink
 from pcns_onnx.cost.model import Costs
-from pcns_onnx.dependency.groups import Census, survey
+from pcns_onnx.dependency.dependency_graph import Census, kept_classes, survey
 from pcns_onnx.graph import Graph
 from pcns_onnx.ops.reshape import reshape_labels
-from pcns_onnx.rewrite.channels import apply, kept_classes, narrow, set_layer
-from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
+from pcns_onnx.rewrite.channels import narrow
+from pcns_onnx.rewrite.explicit_bias import explicit_biases
+from pcns_onnx.rewrite.layer_weights import set_layer
+from pcns_onnx.rewrite.patch import apply
 
 MODELS = {**CHAINS, **{name: make() for name, make in TOPOLOGIES.items()}}
 

@@ -28,12 +28,12 @@ from test_ops_norms import MIXED, PASSED
 from test_ops_transposed import LAYERS as TRANSPOSED
 from topologies import TOPOLOGIES
 
-from pcns_onnx.dependency.groups import survey
+from pcns_onnx.dependency.dependency_graph import survey
 from pcns_onnx.graph import Graph
 from pcns_onnx.ops import rules
 from pcns_onnx.ops.barriers import BARRIERS
 from pcns_onnx.ops.unsupported import INTACT
-from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
+from pcns_onnx.rewrite.explicit_bias import explicit_biases
 from pcns_onnx.runtime.engine import Engine
 
 

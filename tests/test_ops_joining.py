@@ -17,10 +17,11 @@ from onnx import TensorProto, helper
 from surgery import permuted, sample, twins, unread
 
 from pcns_onnx import inspect, shrink
-from pcns_onnx.dependency.groups import Census
+from pcns_onnx.dependency.dependency_graph import Census
 from pcns_onnx.graph import Graph, Program
 from pcns_onnx.planning.plan import SCHEMA, GroupPlan, Plan, fingerprint
-from pcns_onnx.rewrite.channels import apply, narrow
+from pcns_onnx.rewrite.channels import narrow
+from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.engine import Engine
 
 QUICK = ("concat", "dense block", "neck", "shuffle", "split sizes", "slice middle", "option a")

@@ -18,8 +18,9 @@ from surgery import bias_of, sample, taken, weight_of
 from pcns_onnx import shrink
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.channels import apply, set_layer
 from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
+from pcns_onnx.rewrite.layer_weights import set_layer
+from pcns_onnx.rewrite.patch import apply
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from conftest import MODELS
 from test_cli import mlp, rows
 
 from pcns_onnx import GateError, InputError, UnsupportedError, compare, shrink
+from pcns_onnx.planning.plan import Left
 from pcns_onnx.report.html import page as page_module
 from pcns_onnx.report.html.figures import pictures
 from pcns_onnx.report.html.headline import answers
 from pcns_onnx.report.html.page import page
-from pcns_onnx.report.schema import GroupInfo, Left, Report
+from pcns_onnx.report.schema import GroupInfo, Report
 
 NASTY = """<script>alert("x")</script>&'$\\frac{1}$</svg>\n\t\x07中文"""
 BROWSER = shutil.which("chromium")

@@ -22,11 +22,14 @@ from onnx import helper
 
 from pcns_onnx.api.shrink import shrink
 from pcns_onnx.cost.model import Costs
-from pcns_onnx.dependency.groups import Group, survey
+from pcns_onnx.dependency.dependency_graph import survey
+from pcns_onnx.dependency.groups import Group
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
-from pcns_onnx.planning.allocation import allocate, grid, snap
-from pcns_onnx.planning.plan import Budget, GroupPlan, Plan, fingerprint, load_plan
+from pcns_onnx.planning.allocation import allocate
+from pcns_onnx.planning.budget import Budget
+from pcns_onnx.planning.grids import grid, snap
+from pcns_onnx.planning.plan import GroupPlan, Plan, fingerprint, load_plan
 
 Curves = Mapping[str, NDArray[np.float64]]
 

@@ -19,8 +19,9 @@ from pcns_onnx import GateError, InputError, NothingToShrinkError, ShrinkResult,
 from pcns_onnx.api.options import Options
 from pcns_onnx.api.plan import plan
 from pcns_onnx.planning.frontier import STEPS
+from pcns_onnx.planning.plan import FrontierPoint
 from pcns_onnx.report.frontier_figure import frontier_figure
-from pcns_onnx.report.schema import FrontierPoint, PlanReport
+from pcns_onnx.report.schema import PlanReport
 
 __all__ = ["run"]  # the fixture
 

@@ -11,15 +11,17 @@ from chains import node
 from conftest import Array, build
 from topologies import Sketch, residual, several
 
-from pcns_onnx.api.inputs import Canonical
 from pcns_onnx.api.options import Options
 from pcns_onnx.data import open_data
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.registry import method_named
-from pcns_onnx.planning.importance import Findings, Work, look
+from pcns_onnx.methods.subset.score import look
+from pcns_onnx.planning.importance import Findings
 from pcns_onnx.planning.prepare import selected, work_for
+from pcns_onnx.planning.problem import Work
 from pcns_onnx.planning.sensitivity import LEVELS, SAMPLES, probe_samples
 from pcns_onnx.progress import Progress
+from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.runtime.engine import Engine
 
 WIDTH = 12

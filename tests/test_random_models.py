@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 from surgery import narrowed, permuted, sample, twins, unread
 from topologies import Sketch
 
-from pcns_onnx.calibration.group_inputs import Places, Setup, read_groups
-from pcns_onnx.calibration.layer_inputs import Seen
+from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.calibration.columns import Places, Seen
+from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.cost.model import Costs
 from pcns_onnx.data import open_data
-from pcns_onnx.dependency.groups import Census, survey
+from pcns_onnx.dependency.dependency_graph import Census, kept_classes, survey
 from pcns_onnx.progress import Progress
 from pcns_onnx.reconstruction.sequential import refit
-from pcns_onnx.rewrite.channels import apply, kept_classes, narrow
-from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.rewrite.channels import narrow
+from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.samples import Samples
 
 
 class Wild(Sketch):

@@ -13,19 +13,23 @@ from surgery import sample, tensor
 from topologies import TOPOLOGIES, Sketch
 
 from pcns_onnx.calibration import group_inputs as passes
-from pcns_onnx.calibration.group_inputs import Setup, read_groups
-from pcns_onnx.calibration.layer_inputs import Columns, Seen, mixed_prior, stored_weight
+from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.calibration.columns import Columns, Seen, mixed_prior
+from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.calibration.ranking import mixing
 from pcns_onnx.data import open_data
-from pcns_onnx.dependency.groups import Census
+from pcns_onnx.dependency.dependency_graph import Census
 from pcns_onnx.dependency.layers import Layer, Part
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
-from pcns_onnx.numerics.ridge import Fit, Gathered, fit
+from pcns_onnx.numerics.ridge import Fit, fit
 from pcns_onnx.ops.linear import ConvOp, RowOp
 from pcns_onnx.progress import Progress
-from pcns_onnx.runtime.activations import Positions, Samples, Stop, Tape
+from pcns_onnx.reconstruction.targets import Gathered
+from pcns_onnx.rewrite.layer_weights import stored_weight
+from pcns_onnx.runtime.activations import Stop, Tape
 from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.samples import Positions, Samples
 
 CONV = ConvOp((2,), (1,), (1,), None, "NOTSET")
 

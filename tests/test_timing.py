@@ -17,17 +17,19 @@ from onnx import helper
 from topologies import depthwise, grouped, residual
 
 from pcns_onnx.cost.benchmark import Latency, compare_many, unsteady
+from pcns_onnx.cost.cache import Table
 from pcns_onnx.cost.latency_model import Rest, Timings, measure_layers, step_that_pays
 from pcns_onnx.cost.layer_latency import BLOCK, LayerTimes, Measured, Sliced, widths
-from pcns_onnx.cost.profiler import Job, Table, take_apart, take_turns
+from pcns_onnx.cost.profiler import Job, take_apart, take_turns
 from pcns_onnx.data import open_data
-from pcns_onnx.dependency.groups import survey
+from pcns_onnx.dependency.dependency_graph import kept_classes, survey
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.channels import apply, kept_classes, narrow
-from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
-from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.rewrite.channels import narrow
+from pcns_onnx.rewrite.explicit_bias import explicit_biases
+from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.samples import Samples
 
 ENGINE = Engine("cpu", 1)
 MODELS = LAYERS | {

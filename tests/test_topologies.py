@@ -16,23 +16,25 @@ from threadpoolctl import threadpool_limits
 from topologies import TOPOLOGIES, Sketch, depthwise, grouped, inverted_residual, residual, squeeze_excite, two_blocks
 
 from pcns_onnx import InputError, NothingToShrinkError, inspect, shrink
-from pcns_onnx.calibration.group_inputs import Places, Setup, read_groups
-from pcns_onnx.calibration.layer_inputs import Seen
+from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.calibration.columns import Places, Seen
+from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.cli import main as cli
 from pcns_onnx.cost import benchmark as latency
 from pcns_onnx.cost.model import Costs
 from pcns_onnx.data import open_data
-from pcns_onnx.dependency.groups import Census, survey
+from pcns_onnx.dependency.dependency_graph import Census, survey
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.dependency.residual import Goal, goal_of
 from pcns_onnx.graph import Graph
-from pcns_onnx.methods.pcns.rebuild import refusal
-from pcns_onnx.planning.allocation import grid
+from pcns_onnx.methods.pcns.eligibility import refusal
+from pcns_onnx.planning.grids import grid
 from pcns_onnx.progress import Progress
 from pcns_onnx.reconstruction.sequential import refit
-from pcns_onnx.rewrite.channels import apply, narrow
-from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.rewrite.channels import narrow
+from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.samples import Samples
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,11 @@ from conftest import build
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from pcns_onnx import InputError, inspect, shrink
-from pcns_onnx.api.inputs import Canonical
 from pcns_onnx.data import open_data, split
-from pcns_onnx.dependency.groups import survey
+from pcns_onnx.dependency.dependency_graph import survey
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.channels import set_layer
+from pcns_onnx.rewrite.canonical import Canonical
+from pcns_onnx.rewrite.layer_weights import set_layer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

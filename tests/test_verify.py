@@ -16,11 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pcns_onnx.data import open_data
 from pcns_onnx.errors import InputError
-from pcns_onnx.evaluation.agreement import Agreement, Metric, compare_outputs, load_metric
+from pcns_onnx.evaluation.agreement import Agreement, compare_outputs
+from pcns_onnx.evaluation.metric import Metric, load_metric
 from pcns_onnx.graph import Graph
 from pcns_onnx.progress import Progress
-from pcns_onnx.runtime.activations import Samples
 from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.samples import Samples
 
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]

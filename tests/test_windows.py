@@ -17,13 +17,13 @@ from surgery import sample, tensor
 from topologies import Sketch, residual, squeeze_excite
 
 from pcns_onnx import shrink
-from pcns_onnx.dependency.groups import survey
+from pcns_onnx.dependency.dependency_graph import survey
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.ops import LinearOp
 from pcns_onnx.reconstruction.refine import Pair
 from pcns_onnx.reconstruction.windows import Piece, Windows, route
-from pcns_onnx.rewrite.fold_batch_norm import explicit_biases
+from pcns_onnx.rewrite.explicit_bias import explicit_biases
 
 POOLED = ("max pool", "max pool padded", "max pool 1d")
 

@@ -26,10 +26,11 @@ from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.progress import Progress
-from pcns_onnx.runtime.activations import Samples, Stop
+from pcns_onnx.runtime.activations import Stop
 from pcns_onnx.runtime.dask_executor import hired
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.executor import Alone, Sides
+from pcns_onnx.runtime.samples import Samples
 
 # Dask closes its sockets and loops a moment after it says that it has.
 pytestmark = [

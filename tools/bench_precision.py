@@ -15,11 +15,11 @@ import numpy as np
 from pcns_onnx.cost.benchmark import compare_many
 from pcns_onnx.data import Normalize, open_data, split
 from pcns_onnx.evaluation.agreement import compare_outputs
-from pcns_onnx.evaluation.precisions import in_precision
 from pcns_onnx.graph import Graph
 from pcns_onnx.progress import Progress
-from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.rewrite.quantize import in_precision
 from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.samples import Samples
 
 
 def main() -> None:

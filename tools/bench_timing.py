@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from pcns_onnx.cost.benchmark import compare_many
 from pcns_onnx.cost.latency_model import Timings, measure_layers
 from pcns_onnx.data import open_data
-from pcns_onnx.dependency.groups import Census, survey
+from pcns_onnx.dependency.dependency_graph import Census, kept_classes, survey
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.channels import apply, kept_classes, narrow
-from pcns_onnx.rewrite.fold_batch_norm import explicit_biases, fold_batch_norms
-from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.rewrite.channels import narrow
+from pcns_onnx.rewrite.explicit_bias import explicit_biases
+from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
+from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.engine import Engine, choose_engine
+from pcns_onnx.runtime.samples import Samples
 
 MODELS = ("vgg16bn_cifar10", "resnet20_cifar10", "mnist_lenet300_relu")
 TRIES = 4

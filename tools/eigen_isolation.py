@@ -19,10 +19,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pcns_onnx.api.expand import shared_out, widened
-from pcns_onnx.dependency.groups import survey
+from pcns_onnx.dependency.dependency_graph import survey
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.data_free.low_rank_weights import by_norm, truncated
+from pcns_onnx.methods.expansion import shared_out, widened
 from pcns_onnx.runtime.engine import Engine
 
 Matrix = NDArray[np.float32]

@@ -33,9 +33,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pcns_onnx import NothingToShrinkError, inspect, shrink
+from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.interop.torch import to_torch
 from pcns_onnx.methods.pcns.batch_size import Draw, probability
-from pcns_onnx.methods.pcns.components import Basis
 from pcns_onnx.report.schema import Report
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from pcns_onnx.data import DataSource, Normalize
-from pcns_onnx.evaluation.agreement import Metric
+from pcns_onnx.evaluation.metric import Metric
 
 
 class Running(TypedDict, total=False):

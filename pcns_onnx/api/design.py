@@ -22,17 +22,18 @@ from pcns_onnx.architecture.chain import Chain, sequence
 from pcns_onnx.architecture.depth import Rule, rule_named
 from pcns_onnx.architecture.fresh import initialise, ungroup
 from pcns_onnx.architecture.spectra import ENOUGH, Spectrum, eigenfilters, preactivation, samples_needed, spectra
-from pcns_onnx.calibration.group_inputs import Setup
+from pcns_onnx.calibration.calibration import Setup
 from pcns_onnx.cost.model import RESOURCES
 from pcns_onnx.data import DataSource, Normalize, open_data, split
 from pcns_onnx.errors import InputError
 from pcns_onnx.files import write_atomic
 from pcns_onnx.graph import Graph, ModelSource
-from pcns_onnx.planning.plan import Budget, fingerprint
+from pcns_onnx.planning.budget import Budget
+from pcns_onnx.planning.plan import fingerprint
 from pcns_onnx.progress import Progress
 from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
-from pcns_onnx.runtime.activations import Samples
 from pcns_onnx.runtime.engine import choose_engine
+from pcns_onnx.runtime.samples import Samples
 
 if TYPE_CHECKING:
     from onnx import ModelProto

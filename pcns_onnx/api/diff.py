@@ -13,12 +13,13 @@ from typing import Any, Unpack
 import msgspec
 import numpy as np
 
-from pcns_onnx.api.inputs import Canonical, stated_shapes
 from pcns_onnx.api.options import Options, Running
-from pcns_onnx.calibration.layer_inputs import stored_bias, stored_weight
-from pcns_onnx.dependency.groups import Census, survey
+from pcns_onnx.calibration.shapes import stated_shapes
+from pcns_onnx.cost.model import Size
+from pcns_onnx.dependency.dependency_graph import Census, survey
 from pcns_onnx.graph import Graph, ModelSource, Node, TensorSpec
-from pcns_onnx.report.schema import Size
+from pcns_onnx.rewrite.canonical import Canonical
+from pcns_onnx.rewrite.layer_weights import stored_bias, stored_weight
 
 
 class LayerSide(msgspec.Struct, frozen=True):

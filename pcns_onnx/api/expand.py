@@ -25,34 +25,32 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Unpack
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from pcns_onnx.api.inputs import Canonical, census_of, opened, samples_of, stand_in
+from pcns_onnx.api.inputs import opened, stand_in
 from pcns_onnx.api.options import Options, Running, check_targets
-from pcns_onnx.calibration.layer_inputs import stored_weight
+from pcns_onnx.calibration.shapes import census_of
+from pcns_onnx.cost.model import size_of
 from pcns_onnx.data import DataSource, split
-from pcns_onnx.dependency.groups import Census, Group
+from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.errors import InputError, UnsupportedError
-from pcns_onnx.evaluation.agreement import Agreement
-from pcns_onnx.evaluation.gates import size_of, verify
+from pcns_onnx.evaluation.agreement import Agreement, verify
 from pcns_onnx.graph import Graph, ModelSource
+from pcns_onnx.methods.expansion import Expanded, shared_out, widened
 from pcns_onnx.methods.registry import expansion_named
 from pcns_onnx.progress import Progress
-from pcns_onnx.report.schema import Expanded, Expansion
-from pcns_onnx.rewrite.channels import Patch, SetInput, apply, layout, repeat, stored
-from pcns_onnx.rewrite.fold_batch_norm import drop_zero_biases, explicit_biases
-from pcns_onnx.runtime.activations import Samples
+from pcns_onnx.report.schema import Expansion
+from pcns_onnx.rewrite.canonical import Canonical
+from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
 from pcns_onnx.runtime.engine import Engine, choose_engine
+from pcns_onnx.runtime.samples import Samples, samples_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 ROUNDING = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """The largest relative error of an output that counts as rounding, by how weights are stored."""
-
-Copies = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -108,16 +106,6 @@ def expand(
     return ExpandResult(wide.proto, report)
 
 
-def widened(graph: Graph, census: Census, copies: Copies, groups: Sequence[Group], *, zero: bool) -> Graph:
-    """A copy of `graph` in which class c is there copies[c] times, readers weighted so that nothing changes."""
-    result = apply(graph, repeat(graph, census, copies))
-    for layer in census.layers:
-        writes = any(layer.name in group.writers for group in groups)
-        reads = any(layer.name in group.readers for group in groups)
-        result = apply(result, _weighted(graph, result, layer, copies, zero=zero) if writes or reads else ())
-    return result
-
-
 def _proven(
     engine: Engine, original: Graph, wide: Graph, samples: Samples, progress: Progress
 ) -> tuple[Agreement, list[str]]:
@@ -167,57 +155,6 @@ def _is_called(graph: Graph, layer: Layer, pattern: str) -> bool:
         at = graph.consumers[at][0].key
         names.append(at)
     return any(fnmatchcase(name, pattern) for name in names)
-
-
-def shared_out(
-    graph: Graph, census: Census, groups: Sequence[Group], widths: dict[str, int]
-) -> tuple[Copies, list[Expanded]]:
-    """How often each class is there (one more element, 1, answers for -1), and how many were split by group."""
-    copies, rows = np.ones(census.born + 1, dtype=np.int64), list[Expanded]()
-    for group in groups:
-        width = widths[group.name]
-        if width <= group.width:
-            raise InputError(f"'{group.name}' would keep its {group.width} channels: give a larger factor with --by")
-        each, more = divmod(width, group.width)
-        strongest = np.argsort(-strength(graph, census, group), kind="stable")
-        counts = np.full(group.width, each)
-        counts[strongest[:more]] += 1
-        copies[group.labels] = counts
-        split = int((counts > 1).sum())
-        rows.append(Expanded(group.name, list(group.writers), list(group.readers), group.width, width, split))
-    return copies, rows
-
-
-def strength(graph: Graph, census: Census, group: Group) -> NDArray[np.float64]:
-    """Mean of each channel's outgoing weights, over all layers that read the group, (N,)."""
-    total, count = np.zeros(group.width), np.zeros(group.width)
-    for layer in (census.layer(name) for name in group.readers):
-        weight = stored_weight(graph, layer)
-        for part in layer.parts:
-            owners, matrix = part.op.owners(part.reads), np.asarray(part.op.matrix(weight))
-            mine = np.isin(owners, group.labels)
-            at = np.searchsorted(group.labels, owners[mine])
-            np.add.at(total, at, matrix[:, mine].sum(axis=0))
-            np.add.at(count, at, matrix.shape[0])
-    return np.asarray(total / np.maximum(count, 1))
-
-
-def _weighted(before: Graph, after: Graph, layer: Layer, copies: Copies, *, zero: bool) -> Patch:
-    """The edits that share a layer's weights out among the copies of what it reads (`zero`: none to the new ones)."""
-    linear, weight = layer.linear, stored(after, layer.key, layer.linear.weight)
-    sizes = stored(before, layer.key, linear.weight).shape
-    shares = np.ones(1)
-    for axis, labels, is_input in zip(linear.weight_axes, (linear.writes, linear.reads), (False, True), strict=True):
-        index, number = layout(labels[: sizes[axis]], copies)
-        factor = (number == 0) * 1.0 if zero else 1.0 / copies[labels[index]] if is_input else np.ones(len(index))
-        shares = shares * factor.reshape([-1 if a == axis else 1 for a in range(weight.ndim)])
-    edits: Patch = (SetInput(layer.key, linear.weight, weight * shares),)
-    if not zero or layer.bias.absent:
-        return edits
-    bias, (_, number) = stored(after, layer.bias.key, layer.bias.position), layout(linear.writes, copies)
-    if bias.ndim and bias.shape[-1] == len(number):
-        edits += (SetInput(layer.bias.key, layer.bias.position, bias * (number == 0)),)
-    return edits
 
 
 def _provenance(method: str, rows: Sequence[Expanded]) -> str:

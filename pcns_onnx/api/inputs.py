@@ -5,42 +5,15 @@ Where there are no samples, noise in the shape of the inputs stands in: it shows
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
 
-from pcns_onnx.api.options import HEADS, Options
+from pcns_onnx.api.options import Options
+from pcns_onnx.calibration.shapes import stated_shapes
 from pcns_onnx.data import Dataset, DataSource, open_data, split
-from pcns_onnx.dependency.groups import Census, survey
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
-from pcns_onnx.ops import Heads
-from pcns_onnx.rewrite.constant_shapes import settled
-from pcns_onnx.rewrite.fold_batch_norm import explicit_biases, fold_batch_norms
-from pcns_onnx.runtime.activations import Samples, measure
-from pcns_onnx.runtime.engine import Engine
-
-
-@dataclass(frozen=True)
-class Canonical:
-    """The original, and the form that is solved: norms folded, every layer with a bias.
-
-    `typed` has the original's storage types, `twin` is float32.
-    """
-
-    original: Graph
-    typed: Graph
-    twin: Graph
-    folded: tuple[str, ...]
-    added: tuple[str, ...]
-
-    @classmethod
-    def of(cls, original: Graph, *, folds: bool = True) -> Canonical:
-        """The forms of a model; with `folds` false its norms stay as they are."""
-        start = settled(original)
-        norms_folded, folded = fold_batch_norms(start) if folds else (start, ())
-        typed, added = explicit_biases(norms_folded)
-        return cls(original, typed, typed.as_float32(), folded, added)
+from pcns_onnx.rewrite.canonical import Canonical
+from pcns_onnx.runtime.samples import Samples, fixed_batch
 
 
 def opened(form: Canonical, data: DataSource, options: Options) -> Dataset:
@@ -91,58 +64,3 @@ def _is_empty(dataset: Dataset, fixed: int | None) -> bool:
         return next(iter(Samples(dataset, fixed or 1, fixed is not None)), None) is None
     except InputError:
         return True
-
-
-def fixed_batch(*graphs: Graph) -> int | None:
-    """The batch that the first of these models with a fixed one takes."""
-    return next((s.shape[0] for g in graphs for s in g.inputs if s.shape and s.shape[0] is not None), None)
-
-
-def samples_of(dataset: Dataset, options: Options, *graphs: Graph) -> Samples:
-    """Batches as the models take them: a model with a fixed batch is fed in that."""
-    fixed = fixed_batch(*graphs)
-    samples = Samples(dataset, fixed or options.batch, fixed is not None)
-    if samples.count == 0:
-        raise InputError(f"the model takes batches of exactly {fixed} samples and the data holds fewer: give more")
-    return samples
-
-
-def at_latency_batch(samples: Samples, options: Options) -> Samples:
-    """The same samples in the batches that latency is measured at."""
-    batch = samples.batch if samples.fixed else options.batch_latency or samples.batch
-    return replace(samples, batch=batch, _kept=[])
-
-
-def stated_shapes(graph: Graph, options: Options) -> dict[str, tuple[int, ...]]:
-    """The shapes of --shape, each of an input and of its rank."""
-    ranks = {spec.name: len(spec.shape) for spec in graph.inputs}
-    for name, shape in options.shapes().items():
-        if name not in ranks:
-            raise InputError(f"--shape names '{name}', which is no input: the model has {names_of(graph)}")
-        if ranks[name] not in (0, len(shape)):
-            raise InputError(f"--shape gives '{name}' {len(shape)} sizes, the input has {ranks[name]}")
-    return options.shapes()
-
-
-def heads_of(options: Options) -> Heads:
-    """What to take from attention."""
-    return next(choice for choice in HEADS if choice == options.heads)
-
-
-def census_of(graph: Graph, engine: Engine, dataset: Dataset, options: Options) -> Census:
-    """The survey; shapes that cannot be inferred (behind a custom operator) are measured on some samples."""
-    shapes = {name: array.shape for name, array in next(dataset.batches(1)).feeds.items()}
-    shapes |= stated_shapes(graph, options)
-    census = survey(graph, shapes, heads=heads_of(options))
-    made = (name for node in graph.nodes for name in node.outputs if name and not graph.is_constant(name))
-    unknown = [name for name in made if None in census.shapes.get(name, (None,))]
-    if not unknown:
-        return census
-    fixed = fixed_batch(graph)
-    measured = measure(engine, graph, Samples(dataset, fixed or 1, fixed is not None), unknown)
-    return survey(graph, shapes | measured, heads=heads_of(options))
-
-
-def names_of(graph: Graph) -> str:
-    """The inputs, as messages list them."""
-    return ", ".join(spec.name for spec in graph.inputs)

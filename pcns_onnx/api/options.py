@@ -15,7 +15,7 @@ from pcns_onnx.data import DataSource, Normalize, Preprocess
 from pcns_onnx.errors import InputError
 from pcns_onnx.methods.registry import Method, method_named
 from pcns_onnx.ops import Heads
-from pcns_onnx.planning.plan import Budget
+from pcns_onnx.planning.budget import Budget
 from pcns_onnx.runtime.memory import Shares, parse_bytes
 
 ORDERS = ("ascending", "descending")
@@ -24,8 +24,11 @@ _MOST = 2**31 - 1
 STEPS = 400
 """Steps of refinement, unless others are asked for."""
 _KINDS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
-    (Integral, "a whole number", ("samples", "trials", "batch", "seed", "threads", "workers", "refine",
-                                     "batch_latency")),
+    (
+        Integral,
+        "a whole number",
+        ("samples", "trials", "batch", "seed", "threads", "workers", "refine", "batch_latency"),
+    ),
     (Real, "a number", ("width", "variance", "holdout", "max_error", "max_drop", "rank_ratio")),
     (Normalize, "a pcns_onnx.Normalize(mean, std)", ("normalize",)),
 )

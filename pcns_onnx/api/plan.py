@@ -13,22 +13,23 @@ from typing import Unpack
 
 from threadpoolctl import threadpool_limits
 
-from pcns_onnx.api.inputs import Canonical, datasets
+from pcns_onnx.api.inputs import datasets
 from pcns_onnx.api.options import Choices, Options, check_targets
 from pcns_onnx.data import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
-from pcns_onnx.evaluation.provenance import write_plan
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.methods.registry import method_named
+from pcns_onnx.methods.subset.decide import findings_of
 from pcns_onnx.methods.subset.search import hold_latency
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.frontier import fractions_of, point_of, points
-from pcns_onnx.planning.importance import Work
 from pcns_onnx.planning.low_rank import settled
-from pcns_onnx.planning.plan import SCHEMA, GroupPlan, Plan, fingerprint
-from pcns_onnx.planning.prepare import findings_of, pairs, selected, work_for
+from pcns_onnx.planning.plan import SCHEMA, FrontierPoint, GroupPlan, Left, Plan, fingerprint, pairs, write_plan
+from pcns_onnx.planning.prepare import selected, work_for
+from pcns_onnx.planning.problem import Work
 from pcns_onnx.progress import Progress
-from pcns_onnx.report.schema import FrontierPoint, Left, PlanReport
+from pcns_onnx.report.schema import PlanReport
+from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.runtime.dask_executor import hired
 from pcns_onnx.runtime.engine import choose_engine
 
@@ -82,9 +83,7 @@ def plan(
     return PlanResult(made, _report(work, made.groups, [point_of(work, decision)], left))
 
 
-def _check(
-    options: Options, frontier: bool, data: DataSource | None, output: str | os.PathLike[str] | None
-) -> None:
+def _check(options: Options, frontier: bool, data: DataSource | None, output: str | os.PathLike[str] | None) -> None:
     if data is None and (options.stats is None or not os.path.exists(options.stats)):
         raise InputError("a plan needs to see what neurons do: give --data, or --stats of an earlier run")
     if method_named(options.method).family != "subset":
@@ -111,9 +110,7 @@ def _with_savings(work: Work, decision: Decision) -> dict[str, GroupPlan]:
     return planned
 
 
-def _report(
-    work: Work, groups: dict[str, GroupPlan], drawn: list[FrontierPoint], left: list[Left]
-) -> PlanReport:
+def _report(work: Work, groups: dict[str, GroupPlan], drawn: list[FrontierPoint], left: list[Left]) -> PlanReport:
     timings = work.costs.timings
     assert timings is not None, "a plan times the layers"
     return PlanReport(
@@ -125,4 +122,3 @@ def _report(
         threads=work.setup.engine.threads,
         provider=work.setup.engine.provider,
     )
-

@@ -6,63 +6,49 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Unpack
 
 import msgspec
 from threadpoolctl import threadpool_limits
 
-from pcns_onnx.api.inputs import (
-    Canonical,
-    at_latency_batch,
-    census_of,
-    datasets,
-    heads_of,
-    names_of,
-    opened,
-    samples_of,
-    stated_shapes,
-)
+from pcns_onnx.api.inputs import datasets
 from pcns_onnx.api.options import Choices, Options, check_targets
+from pcns_onnx.calibration.shapes import census_of
 from pcns_onnx.cost.benchmark import unsteady
-from pcns_onnx.data import DataSource, split
-from pcns_onnx.dependency.groups import survey
+from pcns_onnx.cost.model import size_of
+from pcns_onnx.data import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
-from pcns_onnx.evaluation.agreement import UNCHECKED, load_metric
-from pcns_onnx.evaluation.gates import (
-    finish,
-    gates_of,
-    library_versions,
-    provenance,
-    quality_gates,
-    size_of,
-    stages_of,
-    time_both,
-    verify,
-)
+from pcns_onnx.evaluation.agreement import UNCHECKED, time_both, verify
+from pcns_onnx.evaluation.gates import gates_of, quality_gates
+from pcns_onnx.evaluation.metric import load_metric
 from pcns_onnx.evaluation.precisions import beside, check_precisions, lower
-from pcns_onnx.evaluation.provenance import origin_of, write_plan
+from pcns_onnx.evaluation.provenance import library_versions, origin_of, provenance
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.methods.data_free.strategy import Weighing, ratio_of
-from pcns_onnx.methods.pcns.assessment import look, spectra
+from pcns_onnx.methods.pcns.assessment import spectra
 from pcns_onnx.methods.registry import method_named
+from pcns_onnx.methods.strategy import decided
 from pcns_onnx.methods.subset.solve import solve
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.frontier import point_of
-from pcns_onnx.planning.importance import Work
-from pcns_onnx.planning.low_rank import additions, settled
+from pcns_onnx.planning.low_rank import settled
 from pcns_onnx.planning.plan import SCHEMA as PLAN_SCHEMA
-from pcns_onnx.planning.plan import Plan, fingerprint, load_plan
-from pcns_onnx.planning.prepare import decided, pairs, selected, work_for
+from pcns_onnx.planning.plan import Left, Plan, fingerprint, load_plan, pairs, write_plan
+from pcns_onnx.planning.prepare import selected, work_for
+from pcns_onnx.planning.problem import Work
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
-from pcns_onnx.report.inspection import group_rows, layer_rows, shrinkable_share
-from pcns_onnx.report.schema import GroupInfo, Inspection, Left, Outlook, Report
-from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, apart, few_samples, samples_per_neuron
-from pcns_onnx.rewrite.channels import Patch, apply
-from pcns_onnx.rewrite.fold_batch_norm import drop_zero_biases, explicit_biases
+from pcns_onnx.report.schema import GroupInfo, Report
+from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, apart, few_samples
+from pcns_onnx.report.writer import finish, stages_of
+from pcns_onnx.rewrite.canonical import Canonical
+from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
+from pcns_onnx.rewrite.low_rank import additions
+from pcns_onnx.rewrite.patch import Patch, apply
 from pcns_onnx.runtime.dask_executor import hired
 from pcns_onnx.runtime.engine import choose_engine
+from pcns_onnx.runtime.samples import at_latency_batch, samples_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -194,83 +180,6 @@ def shrink(
         if path is not None:
             made.graph.save(path)
     return ShrinkResult(small.proto, plan, report, {made.precision.kind: made.graph.proto for made in lowered})
-
-
-def inspect(
-    model: ModelSource,
-    data: DataSource | None = None,
-    *,
-    progress: Progress | None = None,
-    **choices: Unpack[Choices],
-) -> Inspection:
-    """Every linear layer of `model`: its cost, whether it can shrink and, with data, what it uses."""
-    options, progress = Options(**choices), progress or Progress()
-    form = Canonical.of(Graph.load(model))
-    census = survey(form.twin, stated_shapes(form.twin, options), heads=heads_of(options))
-    dimensions, per_neuron, warnings = dict[str, dict[str, int]](), dict[str, float](), list[str]()
-    outlooks = list[Outlook]()
-    if data is not None:
-        engine = choose_engine(options.device, options.threads, options.libraries)
-        everything, _ = split(opened(form, data, options), holdout=0.0, seed=options.seed, samples=options.samples)
-        work = work_for(form, engine, everything, options, progress)
-        census = work.census
-        with threadpool_limits(options.threads or None):
-            dimensions, outlooks = look(work, options)
-        per_neuron = {layer.name: samples_per_neuron(work, layer.name) for layer in census.layers}
-        warnings = few_samples(replace(work, groups=census.groups))
-    layers = layer_rows(census, dimensions, per_neuron)
-    if any(layer.macs == 0 for layer in census.layers):
-        warnings.append("sizes that the model leaves open hide some costs: give --data, or --shape NAME=1x3x224x224")
-    macs, share = sum(layer.macs for layer in layers), shrinkable_share(census)
-    return Inspection(layers, macs, form.original.parameters, share, warnings, group_rows(census), outlooks)
-
-
-def compare(
-    a: ModelSource,
-    b: ModelSource,
-    data: DataSource,
-    *,
-    progress: Progress | None = None,
-    **choices: Unpack[Choices],
-) -> Report:
-    """Agreement, latency and cost of two models with the same inputs and outputs.
-
-    Raises `GateError`, with the report, if a limit in `choices` is exceeded.
-    """
-    options, progress = Options(**choices), progress or Progress()
-    check_targets((a, b, data), options.report, options.html)
-    check_page(options.html)
-    metric = load_metric(options.metric)
-    engine = choose_engine(options.device, options.threads, options.libraries)
-    forms = [Canonical.of(Graph.load(source)) for source in (a, b)]
-    first, second = (form.original for form in forms)
-    check_targets((*first.files, *second.files), options.report, options.html)
-    if [s.name for s in first.inputs] != [s.name for s in second.inputs]:
-        raise InputError(f"the models have different inputs: {names_of(first)} and {names_of(second)}")
-    dataset, _ = split(opened(forms[0], data, options), holdout=0.0, seed=options.seed, samples=options.samples)
-    if options.max_drop is not None and metric is None and not dataset.has_labels:
-        raise InputError("--max-drop needs labels in the data, or --metric")
-    samples = samples_of(dataset, options, first, second)
-    agreement, warnings = verify(engine, first, second, samples, metric, progress)
-    sizes = [size_of(form.original, census_of(form.twin, engine, dataset, options)) for form in forms]
-    latency = time_both(engine, first, second, samples, progress)
-    report = Report(
-        options=options.described(),
-        before=sizes[0],
-        after=sizes[1],
-        agreement=agreement,
-        latency=latency,
-        gates=gates_of(options, agreement),
-        groups=[],
-        left_alone=[],
-        folded=[],
-        stages={},
-        warnings=warnings + unsteady(latency),
-        versions=library_versions(),
-        origin=origin_of(options, engine, {"model a": (a, first), "model b": (b, second)}, {"data": data}),
-    )
-    finish(report, options)
-    return report
 
 
 def _made(form: Canonical, patch: Patch) -> Graph:

@@ -15,13 +15,16 @@ from functools import cached_property
 import numpy as np
 
 from pcns_onnx.architecture.fresh import Feeds, initialise, is_grouped
-from pcns_onnx.dependency.groups import Census, Group, survey
+from pcns_onnx.dependency.dependency_graph import Census, survey
+from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.errors import UnsupportedError
 from pcns_onnx.graph import Graph, Node
-from pcns_onnx.rewrite.channels import apply, narrow, stored
+from pcns_onnx.rewrite.channels import narrow
 from pcns_onnx.rewrite.constant_shapes import settled
-from pcns_onnx.rewrite.fold_batch_norm import drop_zero_biases, explicit_biases
+from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
+from pcns_onnx.rewrite.layer_weights import stored
+from pcns_onnx.rewrite.patch import apply
 
 Item = int | str
 _POOLS = {"MaxPool": "M", "GlobalMaxPool": "M", "AveragePool": "A", "GlobalAveragePool": "A"}

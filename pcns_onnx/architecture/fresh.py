@@ -14,7 +14,7 @@ from math import prod, sqrt
 import numpy as np
 
 from pcns_onnx.graph import Array, Graph, Node
-from pcns_onnx.rewrite.fold_batch_norm import bias_add
+from pcns_onnx.graph.queries import bias_add
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _NEUTRAL: Mapping[str, tuple[float, ...]] = {

@@ -25,14 +25,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.calibration.group_inputs import Setup
-from pcns_onnx.dependency.groups import Census
+from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.dependency.dependency_graph import Census
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.numerics.linalg import dimensions_for, eigh_descending
 from pcns_onnx.numerics.moments import Moments
-from pcns_onnx.runtime.activations import Positions, run_batches
+from pcns_onnx.runtime.activations import run_batches
+from pcns_onnx.runtime.samples import Positions
 
 ENOUGH = 100
 """Rows per filter that the paper found to be enough (D/M, section III-B)."""
@@ -97,9 +98,7 @@ def spectra(setup: Setup, graph: Graph, census: Census, layers: Sequence[Layer])
     names = {layer.name: preactivation(graph, census, layer) for layer in layers}
     count = setup.samples.count
     moments = {layer.name: Moments(layer.width, 0, setup.engine.xp) for layer in layers}
-    places = {
-        layer.name: Positions(MOST * layer.width, count, (setup.seed, 6, at)) for at, layer in enumerate(layers)
-    }
+    places = {layer.name: Positions(MOST * layer.width, count, (setup.seed, 6, at)) for at, layer in enumerate(layers)}
     batches = run_batches(setup.engine, graph, setup.samples, list(dict.fromkeys(names.values())))
     for index, tensors in enumerate(setup.progress.track(batches, "eigenvalues", setup.samples.batches)):
         for layer in layers:

@@ -7,63 +7,23 @@ inputs; everything that chooses channels and widths works on these.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from pcns_onnx.calibration.layer_inputs import COLUMNS, Columns, ProductView, Seen, View
+from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.calibration.columns import COLUMNS, Columns, Places, Seen
+from pcns_onnx.calibration.layer_inputs import View
+from pcns_onnx.calibration.product_inputs import ProductView
 from pcns_onnx.calibration.ranking import Reading
-from pcns_onnx.dependency.groups import Census, Group
-from pcns_onnx.dependency.layers import Layer
+from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.groups import Group
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import Array, namespace_of
-from pcns_onnx.progress import Progress
-from pcns_onnx.runtime.activations import Positions, Samples, Stop, Tensors, run_batches
-from pcns_onnx.runtime.engine import Engine
-from pcns_onnx.runtime.executor import Alone, Crew, G, Sides, Tapes
-from pcns_onnx.runtime.memory import Shares
-
-ROWS_PER_COLUMN = (40, 20)
-"""Rows sampled per column of a layer: up to, and beyond, a thousand columns."""
-
-
-Places = tuple[str, int]
-"""A layer's name and the number of one of its blocks."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What every pass needs to know: where to run, on which samples, with which seed, in how much memory, by whom."""
-
-    engine: Engine
-    samples: Samples
-    seed: int
-    progress: Progress
-    shares: Shares = field(default_factory=Shares)
-    crew: Crew = field(default_factory=Alone)
-
-    def tapes(self, count: int) -> Tapes:
-        """Tapes over the samples, side by side, from the inputs on."""
-        return self.crew.tapes(self.engine, self.samples, self.progress, self.shares.tape, count)
-
-    def gather(self, ends: Sequence[Stop], into: G, title: str | None = None) -> G:
-        """Run graphs over all samples, each to its end, and gather what is wanted there into `into`."""
-        with closing(self.tapes(len(ends))) as tapes:
-            return tapes.advance(ends, into, title)
-
-    def scattered(self, columns: int) -> Positions:
-        """Sampled positions of a tensor that no layer reads."""
-        return Positions(columns * ROWS_PER_COLUMN[0], self.samples.count, (self.seed, 5))
-
-    def positions(self, census: Census, layer: Layer, stage: int) -> Positions:
-        """Sampled output positions of a layer, drawn anew for each stage."""
-        columns = len(layer.linear.reads) // layer.linear.op.blocks * layer.linear.op.taps
-        columns = min(columns, COLUMNS) if stage == 0 else columns
-        rows = columns * ROWS_PER_COLUMN[columns > 1024]
-        seed = (self.seed, stage, census.layers.index(layer))
-        return Positions(rows, self.samples.count, seed)
+from pcns_onnx.runtime.activations import Stop
+from pcns_onnx.runtime.engine import Tensors
+from pcns_onnx.runtime.executor import Sides
 
 
 @dataclass(frozen=True)
@@ -173,14 +133,6 @@ def read_groups(setup: Setup, graph: Graph, census: Census, groups: Sequence[Gro
         setup.gather([Stop(graph, views.wanted)], views, "capture")
         for group in chunk:
             yield views.readings(group)
-
-
-def is_same(setup: Setup, a: Graph, b: Graph, names: Sequence[str]) -> bool:
-    """Whether two graphs agree, up to the rounding of float32, on these tensors for the first batch."""
-    both = (next(run_batches(setup.engine, graph, setup.samples, list(dict.fromkeys(names)))) for graph in (a, b))
-    xp, (left, right) = setup.engine.xp, both
-    miss = [float(xp.max(xp.abs(left[n] - right[n]))) - 1e-3 * float(xp.max(xp.abs(left[n]))) for n in names]
-    return all(found <= 0 for found in miss)
 
 
 def _chunks(census: Census, groups: Sequence[Group], room: int) -> Iterator[list[Group]]:

@@ -45,8 +45,11 @@ _DATA_OPTIONS = _options(
         help="uint8 images to float: (x/255 - MEAN) / STD; comma-separated per channel.",
     ),
     click.option(
-        "--preprocess", metavar="KEY=VALUE,...", help="Images: resize=256,crop=224,mean=...,std=...,layout=NCHW,"
-        "channels=RGB. Texts: tokenizer=tokenizer.json,length=128,text=COLUMN."),
+        "--preprocess",
+        metavar="KEY=VALUE,...",
+        help="Images: resize=256,crop=224,mean=...,std=...,layout=NCHW,"
+        "channels=RGB. Texts: tokenizer=tokenizer.json,length=128,text=COLUMN.",
+    ),
     click.option("--samples", type=int, help="Use so many samples of the data (seeded)."),
     click.option(
         "--batch",
@@ -103,7 +106,7 @@ def cli() -> None:
 @voiced
 def inspect(model: str, data: str | None, voice: Voice, **choices: Any) -> None:
     """List every linear layer, its cost, and whether it can shrink. With data, also what it uses."""
-    from pcns_onnx.api.shrink import inspect as run
+    from pcns_onnx.api.inspect import inspect as run
     from pcns_onnx.cli.tables import inspection_tables
 
     with voice.bars() as progress:
@@ -245,7 +248,7 @@ def expand(model: str, output: str, voice: Voice, **choices: Any) -> None:
 @voiced
 def compare(a: str, b: str, data: str, voice: Voice, **choices: Any) -> None:
     """Compare two models: agreement, latency, cost. The gates are those of shrink."""
-    from pcns_onnx.api.shrink import compare as run
+    from pcns_onnx.api.compare import compare as run
 
     with voice.gate(), voice.bars() as progress:
         report = run(a, b, data, progress=progress, **_given(choices))

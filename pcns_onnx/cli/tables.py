@@ -9,7 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from pcns_onnx.evaluation.agreement import Agreement
-from pcns_onnx.report.schema import Expansion, GroupRow, Inspection, Left, Outlook, PlanReport, Report
+from pcns_onnx.methods.pcns.assessment import Outlook
+from pcns_onnx.planning.plan import Left
+from pcns_onnx.report.schema import Expansion, GroupRow, Inspection, PlanReport, Report
 
 _BAR = 40
 """Columns of the longest bar of a frontier."""

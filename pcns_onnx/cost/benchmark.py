@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.graph import Graph
-from pcns_onnx.runtime.activations import Samples
 from pcns_onnx.runtime.engine import Engine, Session
+from pcns_onnx.runtime.samples import Samples
 
 _SECONDS = 2.0
 _ROUNDS = (7, 200)

@@ -18,9 +18,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.cost.cache import Table
 from pcns_onnx.cost.layer_latency import BLOCK, Floats, LayerTimes, Measured, Sliced
-from pcns_onnx.cost.profiler import Job, Table, noise, take_apart
-from pcns_onnx.dependency.groups import Census, Group
+from pcns_onnx.cost.profiler import Job, noise, take_apart
+from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.groups import Group
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph, Node, Shape
 from pcns_onnx.numerics.arrays import Array

@@ -28,7 +28,8 @@ from numpy.typing import ArrayLike, NDArray
 from pcns_onnx.cost.profiler import Job, noise, take_turns
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.channels import apply, slice_layer
+from pcns_onnx.rewrite.layer_weights import slice_layer
+from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.engine import Engine
 
 Floats = NDArray[np.float64]

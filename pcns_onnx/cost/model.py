@@ -14,16 +14,26 @@ from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.cost.latency_model import Timings, left
-from pcns_onnx.dependency.groups import Census
+from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.graph import Graph
 from pcns_onnx.ops import Labels
 
 Resource = Literal["macs", "params", "latency"]
 RESOURCES: tuple[Resource, ...] = ("macs", "params", "latency")
 Costed = NDArray[np.float64]
+
+
+class Size(msgspec.Struct, frozen=True):
+    """Cost of one model."""
+
+    macs: int
+    parameters: int
+    bytes: int
 
 
 class Costs:
@@ -146,9 +156,7 @@ class Costs:
     def _shares(self, ends: Sequence[Labels]) -> Costed:
         """By layer the share of each group among its labels; the last is that of what belongs to none."""
         wide = len(self._index) + 1
-        found = [
-            np.bincount(self._census.owner[labels], minlength=wide) / max(len(labels), 1) for labels in ends
-        ]
+        found = [np.bincount(self._census.owner[labels], minlength=wide) / max(len(labels), 1) for labels in ends]
         return np.array(found, dtype=np.float64).reshape(-1, wide)
 
     def _vector(self, fractions: Mapping[str, float]) -> Costed:
@@ -156,3 +164,9 @@ class Costs:
         for name, fraction in fractions.items():
             f[self._index[name]] = fraction
         return f
+
+
+def size_of(graph: Graph, census: Census) -> Size:
+    """Cost of a model whose layers `census` lists."""
+    macs = sum(layer.macs for layer in census.layers) + sum(node.macs for node in census.unsolved)
+    return Size(macs, graph.parameters, graph.nbytes)

@@ -65,9 +65,7 @@ class Column:
     def __post_init__(self) -> None:
         """Refuse what has no rows."""
         if self.dtype.hasobject:
-            raise InputError(
-                f"{self.where} holds Python objects (a pickle, never loaded): save it as numbers"
-            )
+            raise InputError(f"{self.where} holds Python objects (a pickle, never loaded): save it as numbers")
         if not self.shape:
             raise InputError(f"{self.where} is a single number: give it a leading sample axis")
         if self.shape[0] < 1:

@@ -44,8 +44,7 @@ class Normalize:
             )
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
             raise InputError(
-                f"normalize by mean {self.mean} and std {self.std} is undefined: "
-                "give finite means and positive stds"
+                f"normalize by mean {self.mean} and std {self.std} is undefined: give finite means and positive stds"
             )
 
     @classmethod
@@ -97,9 +96,7 @@ def match(part: Part, inputs: Sequence[TensorSpec], normalize: Normalize | None)
     names = {spec.name for spec in inputs}
     if LABELS in part.columns and LABELS not in names and part.columns[LABELS].dtype.kind not in "iub":
         labels = part.columns[LABELS]
-        raise InputError(
-            f"{labels.where} holds {labels.dtype}: labels are class numbers, save them as integers"
-        )
+        raise InputError(f"{labels.where} holds {labels.dtype}: labels are class numbers, save them as integers")
 
 
 def convert(rows: Array, spec: TensorSpec, normalize: Normalize | None, where: str, first: int) -> Array:
@@ -183,9 +180,7 @@ def _match_normalize(part: Part, inputs: Sequence[TensorSpec], normalize: Normal
         if normalize.channels == 1:
             continue
         if len(column.shape) < 3:
-            raise InputError(
-                f"{column.where} has no channels in its shape {column.shape}: give a single MEAN STD"
-            )
+            raise InputError(f"{column.where} has no channels in its shape {column.shape}: give a single MEAN STD")
         if column.shape[1] != normalize.channels:
             raise InputError(
                 f"{column.where} has shape {column.shape} but --normalize has {normalize.channels} values: "

@@ -52,9 +52,7 @@ class Dataset:
     says whether batches carry labels, and `ignored` names the arrays that are no input of the model.
     """
 
-    def __init__(
-        self, stream: Stream, *, count: int | None, has_labels: bool, ignored: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, stream: Stream, *, count: int | None, has_labels: bool, ignored: tuple[str, ...] = ()) -> None:
         """Wrap `stream(size)`, which starts a pass in runs of any length, preferably `size`."""
         self._stream = stream
         self.count = count
@@ -80,9 +78,7 @@ class Dataset:
         if not seen:
             raise InputError("the data has no samples: give more, or hold out a larger share")
         if self.count not in (None, seen):
-            raise InputError(
-                f"the data gave {self.count} samples and then {seen}: it must not change between passes"
-            )
+            raise InputError(f"the data gave {self.count} samples and then {seen}: it must not change between passes")
         self.count = seen
 
 
@@ -132,15 +128,11 @@ def _fed(inputs: Sequence[TensorSpec]) -> list[str]:
         raise InputError("the model has no inputs: there is nothing to feed samples to")
     for spec in inputs:
         if not spec.shape or spec.dtype.hasobject:
-            raise InputError(
-                f"model input `{spec.name}` has no batch axis or takes strings: make it a constant"
-            )
+            raise InputError(f"model input `{spec.name}` has no batch axis or takes strings: make it a constant")
     return [spec.name for spec in inputs]
 
 
-def split(
-    data: Dataset, *, holdout: float, seed: int, samples: int | None = None
-) -> tuple[Dataset, Dataset | None]:
+def split(data: Dataset, *, holdout: float, seed: int, samples: int | None = None) -> tuple[Dataset, Dataset | None]:
     """Keep `samples` of the data, then hold out a share: (the rest, the held-out part), both streaming.
 
     The subset is a seeded random one in the data's order, or the first `samples` where the count is unknown.
@@ -222,8 +214,7 @@ def _converted(
     first = 0
     for run in part.runs(size):
         feeds = {
-            spec.name: convert(run[spec.name], spec, normalize, part.columns[spec.name].where, first)
-            for spec in inputs
+            spec.name: convert(run[spec.name], spec, normalize, part.columns[spec.name].where, first) for spec in inputs
         }
         rows = len(feeds[inputs[0].name])
         index = np.arange(start + first, start + first + rows)

@@ -1,7 +1,7 @@
 """How files become arrays: what is said in `--preprocess`, for images and for texts.
 
-    resize=256,crop=224,mean=0.485,0.456,0.406,std=0.229,0.224,0.225,layout=NCHW
-    tokenizer=tokenizer.json,length=128,text=sentence
+resize=256,crop=224,mean=0.485,0.456,0.406,std=0.229,0.224,0.225,layout=NCHW
+tokenizer=tokenizer.json,length=128,text=sentence
 """
 
 from __future__ import annotations

@@ -115,9 +115,7 @@ def _file_part(path: Path, specs: Sequence[TensorSpec], preprocess: Preprocess) 
         name = _only(inputs, where)
         return Part(where, {name: npy_column(path, f"{where}: `{name}`")})
     if path.suffix != ".npz":
-        raise InputError(
-            f"{where} is none of {KINDS}: convert it, or name a module:function to read it"
-        )
+        raise InputError(f"{where} is none of {KINDS}: convert it, or name a module:function to read it")
     found = npz_names(path)
     wanted = [name for name in _wanted(inputs) if name in found]
     columns = {name: npz_column(path, name, f"{where}: `{name}`") for name in wanted}

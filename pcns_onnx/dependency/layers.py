@@ -10,8 +10,8 @@ import numpy as np
 
 from pcns_onnx.dependency.propagation import Walk
 from pcns_onnx.graph import Array, Graph, Node
+from pcns_onnx.graph.queries import bias_add
 from pcns_onnx.ops import Labels, Linear, LinearOp
-from pcns_onnx.rewrite.fold_batch_norm import bias_add
 
 
 @dataclass(frozen=True)

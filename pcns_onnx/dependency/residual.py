@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.dependency.groups import Census, Group
+from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
-from pcns_onnx.ops import Labels
-from pcns_onnx.rewrite.channels import Patch, SetInput, kept_classes, narrow
+from pcns_onnx.rewrite.patch import SetInput
 
 
 class Goal(NamedTuple):
@@ -81,12 +81,3 @@ def blocks(graph: Graph, census: Census) -> Mapping[str, Block]:
         position = list(graph.node(goal.tensor).inputs).index(layer.output)
         found[group.name] = Block(group, layer, goal.tensor, position)
     return found
-
-
-def narrow_or_drop(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> Patch:
-    """`narrow`, with zeros in the place of every block of which `keep` has nothing left."""
-    kept, edits = kept_classes(census, keep), list[SetInput]()
-    for name, block in blocks(graph, census).items():
-        if name in keep and not len(keep[name]):
-            edits.append(block.constant(census, np.zeros(int(kept[block.layer.linear.writes].sum()))))
-    return (*narrow(graph, census, keep), *edits)

@@ -8,26 +8,23 @@ sample, the accuracy of both on the first such output.
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.cost.benchmark import Latency, compare_latency
 from pcns_onnx.errors import InputError, PcnsError
+from pcns_onnx.evaluation.metric import Metric
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.numerics.confidence import quantile_bound, share_bound
 from pcns_onnx.progress import Progress
-from pcns_onnx.runtime.activations import Samples
 from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.samples import Samples
 
-Metric = Callable[[Mapping[str, NDArray[Any]], NDArray[Any] | None], float]
-"""(outputs of one batch, its labels or None) -> a score; batches are averaged by their size."""
 _WORST = 8
 """How many of the samples with the largest errors are named."""
 
@@ -132,25 +129,6 @@ class _Tally:
         return [WorstSample(int(i), float(errors[i])) for i in np.argsort(-errors, kind="stable")[:_WORST]]
 
 
-def load_metric(reference: str | Metric | None) -> Metric | None:
-    """`module:function` (the current folder is importable) or a callable; raises `InputError`."""
-    if reference is None or callable(reference):
-        return reference
-    if not isinstance(reference, str):
-        raise InputError(f"a metric cannot be a {type(reference).__name__}: give module:function or a function")
-    module, _, name = reference.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Metric = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a user's module may raise anything
-        cause = f"{type(error).__name__}: {error}"
-        raise InputError(f"metric '{reference}' cannot be imported as module:function ({cause})") from error
-    if not callable(found):
-        raise InputError(f"metric '{reference}' is a {type(found).__name__}, not a function")
-    return found
-
-
 def compare_outputs(
     engine: Engine, a: Graph, b: Graph, samples: Samples, metric: Metric | None, progress: Progress
 ) -> Agreement:
@@ -189,3 +167,23 @@ def _score(metric: Metric, outputs: Mapping[str, NDArray[Any]], labels: NDArray[
         raise
     except Exception as error:  # a user's function may raise anything
         raise InputError(f"the metric failed: {type(error).__name__}: {error}") from error
+
+
+def _runnable(graph: Graph) -> Graph:
+    return graph.as_float32() if graph.storage == "bfloat16" else graph
+
+
+def verify(
+    engine: Engine, a: Graph, b: Graph, samples: Samples, metric: Metric | None, progress: Progress
+) -> tuple[Agreement, list[str]]:
+    """Agreement of two models on `samples`, and what a reader of it must be warned of."""
+    warnings = []
+    if "bfloat16" in (a.storage, b.storage):
+        warnings.append("onnxruntime has no bfloat16 kernels on CPU: outputs and latency are of float32 twins")
+    return compare_outputs(engine, _runnable(a), _runnable(b), samples, metric, progress), warnings
+
+
+def time_both(engine: Engine, a: Graph, b: Graph, samples: Samples, progress: Progress) -> Latency:
+    """Latency of both models, as a stage of the run."""
+    with progress.stage("latency"):
+        return compare_latency(engine, _runnable(a), _runnable(b), samples)

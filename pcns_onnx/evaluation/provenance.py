@@ -1,7 +1,7 @@
 """Where a result comes from: hashes of all that went in, so that it can be made again.
 
-    SHA-256 of a file, as `sha256sum FILE` prints it; of a folder, SHA-256 over the lines
-    `sha256sum *` prints for its files in the order of their names.
+SHA-256 of a file, as `sha256sum FILE` prints it; of a folder, SHA-256 over the lines
+`sha256sum *` prints for its files in the order of their names.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -17,11 +18,23 @@ import numpy as np
 from pcns_onnx.api.options import Options
 from pcns_onnx.data import DataSource
 from pcns_onnx.errors import InputError
-from pcns_onnx.files import write_atomic
 from pcns_onnx.graph import Graph, ModelSource
-from pcns_onnx.planning.plan import Plan
-from pcns_onnx.report.schema import Origin
-from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.planning.plan import Plan, plan_bytes
+from pcns_onnx.runtime.engine import Engine, versions
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where a result comes from: what was run, on what, and the SHA-256 of every file that went in.
+
+    `hashes` of files are those of `sha256sum`; the plan's is that of the file `--plan-out` writes.
+    """
+
+    command: str | None
+    device: str
+    provider: str
+    threads: int
+    seed: int
+    hashes: dict[str, str]
 
 
 def origin_of(
@@ -44,16 +57,6 @@ def origin_of(
     if plan is not None:
         hashes["plan"] = hashlib.sha256(plan_bytes(plan)).hexdigest()
     return Origin(options.command, options.device, engine.provider, engine.threads, options.seed, hashes)
-
-
-def plan_bytes(plan: Plan) -> bytes:
-    """A plan as its file has it."""
-    return msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
-
-
-def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
-    """Write a plan, atomically."""
-    write_atomic(path, plan_bytes(plan))
 
 
 def _of_data(data: DataSource | None) -> str | None:
@@ -87,3 +90,24 @@ def _of_path(path: Path) -> str:
 def _lines(files: Iterable[Path]) -> Iterator[str]:
     for file in files:
         yield f"{_of_path(file)}  {file.name}\n"
+
+
+def provenance(plan: Plan, options: Options) -> str:
+    """What the shrunk model says about itself: JSON that depends on model, data and options only."""
+    widths = {name: [entry.width, entry.of] for name, entry in plan.groups.items()}
+    said: dict[str, object] = {
+        "version": metadata.version("pcns-onnx"),
+        "method": plan.method,
+        "model": plan.model,
+        "seed": options.seed,
+        "widths": widths,
+    }
+    if plan.rank_ratio is not None:
+        said["rank_ratio"] = plan.rank_ratio
+    return msgspec.json.encode(said, order="sorted").decode()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    names = ("pcns-onnx", "onnx", "numpy", "scipy")
+    return {name: metadata.version(name) for name in names} | versions()

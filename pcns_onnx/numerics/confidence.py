@@ -26,9 +26,7 @@ def share_bound(count: int, of: int, confidence: float = CONFIDENCE) -> float:
     return 1.0 if count >= of else float(betaincinv(count + 1, of - count, confidence))
 
 
-def quantile_bound(
-    values: NDArray[np.float64], share: float = SHARE, confidence: float = CONFIDENCE
-) -> float | None:
+def quantile_bound(values: NDArray[np.float64], share: float = SHARE, confidence: float = CONFIDENCE) -> float | None:
     """A value that at least `share` of all samples do not exceed; None where there are too few (under 59 at 95 %)."""
     ordered = np.sort(values)
     n = len(ordered)

@@ -73,9 +73,7 @@ class Moments:
         yx, yy = xp.astype(y.T @ x, xp.float64), xp.sum(y * y, axis=0, dtype=xp.float64)
         self._absorb(rows, mean_x, mean_y, xx, yx, yy)
 
-    def _absorb(
-        self, rows: int, mean_x: Array, mean_y: Array, xx: Array, yx: Array | float, yy: Array | float
-    ) -> None:
+    def _absorb(self, rows: int, mean_x: Array, mean_y: Array, xx: Array, yx: Array | float, yy: Array | float) -> None:
         """The parallel-variance formula: add the moments of `rows` more rows."""
         total = self._counted + rows
         share = self._counted * rows / total

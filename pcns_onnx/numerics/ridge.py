@@ -26,12 +26,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.dependency.layers import Part
 from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.numerics.linalg import add_ridge, solve_spd
 from pcns_onnx.numerics.moments import Moments, Rows
-from pcns_onnx.runtime.activations import Positions
-from pcns_onnx.runtime.executor import Sides
 
 RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 VALID = 5
@@ -107,72 +104,6 @@ def evidence_for(rows: int, columns: int, targets: int, xp: Any) -> AnyEvidence:
     if 2 * rows < columns:
         return Evidence(Rows(), Rows())
     return Evidence(Moments(columns, targets, xp), Moments(columns, targets, xp))
-
-
-class Gathered:
-    """What is known of each block of a layer: gathered from the shrunk model and the original, side by side.
-
-    `rows` are, by block, the outputs that stay. The tensors `source` (the layer's input) and `had` (what the
-    target has already, if anything) come from the shrunk model, which has no other outputs; `target` from the
-    original.
-    """
-
-    def __init__(
-        self,
-        parts: Sequence[Part],
-        rows: Sequence[NDArray[np.int64]],
-        positions: Positions,
-        source: str,
-        target: str,
-        had: str = "",
-    ) -> None:
-        self._parts, self._rows, self._positions = parts, rows, positions
-        self._source, self._target, self._had = source, target, had
-        self.evidence: list[AnyEvidence] = []
-
-    def begin(self, sides: Sides) -> None:
-        """Choose what to keep, by how many rows the first input gives."""
-        x = sides[0][self._source]
-        at = self._drawn(0, x)
-        for part, rows in zip(self._parts, self._rows, strict=True):
-            found = part.op.inputs(x, at)
-            expected = int(found.shape[0]) * self._positions.samples // int(x.shape[0])
-            self.evidence.append(evidence_for(expected, int(found.shape[1]), len(rows), namespace_of(found)))
-
-    def update(self, index: int, sides: Sides) -> None:
-        """Take a batch in."""
-        shrunk, original = sides
-        x, y, had = shrunk[self._source], original[self._target], shrunk.get(self._had)
-        at = self._drawn(index, x)
-        for part, rows, evidence in zip(self._parts, self._rows, self.evidence, strict=True):
-            rows_x, rows_y = part.op.inputs(x, at), part.op.outputs(y, at)
-            xp = namespace_of(rows_x)
-            rows_y = xp.take(rows_y, xp.asarray(rows), axis=1)
-            if had is not None:
-                rows_y = rows_y - part.op.outputs(had, at)
-            _split(evidence, rows_x, rows_y, int(x.shape[0]), index)
-
-    def merge(self, other: Gathered) -> None:
-        """Add what was gathered of later batches."""
-        if not self.evidence:
-            self.evidence = other.evidence
-            return
-        for mine, found in zip(self.evidence, other.evidence, strict=True):
-            mine.merge(found)
-
-    def _drawn(self, index: int, x: Array) -> NDArray[np.int64] | None:
-        return self._positions.draw(index, self._parts[0].op.positions(x.shape))
-
-
-def _split(evidence: AnyEvidence, x: Array, y: Array, samples: int, index: int) -> None:
-    """One sample in `VALID` is kept aside; of batches of fewer, every `VALID`th."""
-    per_sample = int(x.shape[0]) // samples
-    aside = (samples // VALID) * per_sample
-    if not aside and index % VALID == VALID - 1:
-        evidence.valid.update(x, y)
-        return
-    evidence.valid.update(x[:aside], y[:aside])
-    evidence.train.update(x[aside:], y[aside:])
 
 
 def fit(evidence: AnyEvidence, prior: Array, guess: float | None = None) -> Fit:

@@ -19,9 +19,8 @@ from pcns_onnx.ops.facts import (
     Size,
     Window,
     axes_of,
-    flow_of,
-    rules,
 )
+from pcns_onnx.ops.registry import flow_of, rules
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pcns_onnx.ops.facts import Bilinear, Flow, Labels, Site, Tie, axes_of, describe, freeze, rule
+from pcns_onnx.ops.facts import Bilinear, Flow, Labels, Site, Tie, axes_of, describe, freeze
+from pcns_onnx.ops.registry import rule
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax")

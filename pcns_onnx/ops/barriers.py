@@ -6,7 +6,8 @@ the table when it gets a rule of its own.
 
 from __future__ import annotations
 
-from pcns_onnx.ops.facts import Flow, Site, describe, freeze, rule
+from pcns_onnx.ops.facts import Flow, Site, describe, freeze
+from pcns_onnx.ops.registry import rule
 
 BARRIERS = {
     "takes some of the channels": ("GatherElements", "GatherND", "ScatterND", "TopK"),

@@ -11,21 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pcns_onnx.ops.computed_shapes import counted, windows
-from pcns_onnx.ops.facts import (
-    Flow,
-    Frozen,
-    Labels,
-    Pick,
-    Ride,
-    Site,
-    Size,
-    Tie,
-    axes_of,
-    describe,
-    freeze,
-    rule,
-    spread,
-)
+from pcns_onnx.ops.facts import Flow, Frozen, Labels, Pick, Ride, Site, Size, Tie, axes_of, describe, freeze, spread
+from pcns_onnx.ops.registry import rule
 
 
 @rule("Concat", operands="all")

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.graph import Array
-from pcns_onnx.ops.facts import Flow, Linear, Site, describe, freeze, rule, spread
+from pcns_onnx.ops.facts import Flow, Linear, Site, describe, freeze, spread
+from pcns_onnx.ops.registry import rule
 from pcns_onnx.ops.sliding_window import WindowOp, alike, reads_of, unsolvable, whole_blocks
 
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pcns_onnx.graph import Shape
-from pcns_onnx.ops.facts import Flow, Frozen, Kind, Labels, Ride, Site, Tie, axes_of, describe, freeze, rule
+from pcns_onnx.ops.facts import Flow, Frozen, Kind, Labels, Ride, Site, Tie, axes_of, describe, freeze
+from pcns_onnx.ops.registry import rule
 
 UNARY = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Cos", "Cosh",

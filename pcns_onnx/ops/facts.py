@@ -16,15 +16,13 @@ graph and never edits it: `groups` walks, `rewrite` edits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.errors import InputError, PcnsError
 from pcns_onnx.graph import Array, Node, Shape
 
 Labels = NDArray[np.int64]
@@ -253,60 +251,6 @@ class Site:
     def known_output(self, position: int = 0) -> tuple[int, ...] | None:
         """Shape of output `position` if every axis is known."""
         return _complete(self.outputs[position])
-
-
-Rule = Callable[[Site], Flow]
-_RULES: dict[tuple[str, str], Rule] = {}
-
-
-def rule(*ops: str, domain: str = "", operands: Literal["first", "all"] = "first") -> Callable[[Rule], Rule]:
-    """Register a rule for these operator types.
-
-    With `operands` 'first' the rule speaks of channels in the first input only; channels that
-    enter elsewhere (a computed slope, say) are frozen for it.
-    """
-
-    def register(function: Rule) -> Rule:
-        for op in ops:
-            _RULES[domain, op] = function if operands == "all" else _first_only(function)
-        return function
-
-    return register
-
-
-def _first_only(function: Rule) -> Rule:
-    @wraps(function)
-    def guarded(site: Site) -> Flow:
-        if any(labels is not None for labels in site.labels[1:]):
-            return freeze(site, f"{describe(site.node)} takes the channels of a layer as a parameter")
-        return function(site)
-
-    return guarded
-
-
-def rules() -> Mapping[tuple[str, str], Rule]:
-    """(domain, operator) -> rule, for every operator that is understood."""
-    return dict(_RULES)
-
-
-def flow_of(site: Site, *, local: bool = False) -> Flow:
-    """What is true of the node; an operator without a rule freezes all channels that touch it.
-
-    A `local` one is a function of the model, whatever its name. Of these and of operators of other
-    domains, those that have weights are named.
-    """
-    known = _RULES.get((site.node.domain, site.node.op))
-    if known is not None and not local:
-        try:
-            return known(site)
-        except PcnsError:
-            raise
-        except Exception as error:  # rules take for granted what the operator's specification demands
-            why = f"{type(error).__name__}: {error}"
-            raise InputError(f"{describe(site.node)} is not as its operator demands ({why}): check it") from error
-    named = (local or bool(site.node.domain)) and any(c is not None and c.size > 1 for c in site.constants)
-    why = "is a function of the model, which is left as it is" if local else "is not understood"
-    return freeze(site, f"{describe(site.node)} {why}", macs=0 if named else None)
 
 
 def freeze(site: Site, reason: str, *, macs: int | None = None) -> Flow:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pcns_onnx.graph import Array
 from pcns_onnx.numerics.arrays import namespace_of
 from pcns_onnx.ops.attention import product
-from pcns_onnx.ops.facts import Flow, Labels, Linear, Site, describe, freeze, rule, spread
+from pcns_onnx.ops.facts import Flow, Labels, Linear, Site, describe, freeze, spread
+from pcns_onnx.ops.registry import rule
 from pcns_onnx.ops.sliding_window import WindowOp, alike, form_of, reads_of, unsolvable, whole_blocks
 
 

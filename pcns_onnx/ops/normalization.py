@@ -14,7 +14,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from pcns_onnx.ops.elementwise import ride_of
-from pcns_onnx.ops.facts import Flow, Ride, Site, Size, Tie, along, axes_of, describe, freeze, rule, spread
+from pcns_onnx.ops.facts import Flow, Ride, Site, Size, Tie, along, axes_of, describe, freeze, spread
+from pcns_onnx.ops.registry import rule
 
 SEVERAL = "normalises over several channels: removing some changes the others"
 _SQUARES = ("Pow", "Mul", "Sub", "Abs", "Cast")

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from pcns_onnx.ops.computed_shapes import Stored, origin, target
-from pcns_onnx.ops.facts import Flow, Kind, Site, Size, along, axes_of, describe, freeze, rule, spread
+from pcns_onnx.ops.facts import Flow, Kind, Site, Size, along, axes_of, describe, freeze, spread
 from pcns_onnx.ops.normalization import SEVERAL, is_norm_of
+from pcns_onnx.ops.registry import rule
 from pcns_onnx.ops.sliding_window import WindowOp
 
 

@@ -12,8 +12,9 @@ from math import prod
 import numpy as np
 
 from pcns_onnx.ops.computed_shapes import Stored, is_followed, measured, origin, target
-from pcns_onnx.ops.facts import Flow, Labels, Site, Tie, along, axes_of, describe, freeze, rule, spread
+from pcns_onnx.ops.facts import Flow, Labels, Site, Tie, along, axes_of, describe, freeze, spread
 from pcns_onnx.ops.normalization import is_grouped
+from pcns_onnx.ops.registry import rule
 
 
 @rule("Flatten")

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from pcns_onnx.ops.facts import Flow, Site, describe, freeze, rule
+from pcns_onnx.ops.facts import Flow, Site, describe, freeze
+from pcns_onnx.ops.registry import rule
 
 QUANTISED = "is part of a quantised model, and quantising comes after shrinking"
 FUSED = "was fused for onnxruntime: shrink the model before it is optimised"

@@ -9,23 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.api.options import Options
-from pcns_onnx.calibration.group_inputs import Places
-from pcns_onnx.calibration.layer_inputs import Seen
+from pcns_onnx.calibration.columns import Places, Seen
+from pcns_onnx.calibration.eigenbasis import Basis
+from pcns_onnx.calibration.layer_outputs import bases
 from pcns_onnx.calibration.ranking import Ranking
 from pcns_onnx.cost.model import RESOURCES
-from pcns_onnx.dependency.groups import Census
+from pcns_onnx.dependency.dependency_graph import Census, kept_classes
 from pcns_onnx.errors import InputError
-from pcns_onnx.methods.pcns.components import Basis
-from pcns_onnx.methods.pcns.rebuild import bases
 from pcns_onnx.methods.registry import Method, method_named
 from pcns_onnx.numerics.linalg import dimensions_for, eigh_descending
 from pcns_onnx.ops import Labels
-from pcns_onnx.planning.allocation import allocate, grid, snap
-from pcns_onnx.planning.importance import Findings, Work
-from pcns_onnx.planning.plan import Budget, GroupPlan, Plan
-from pcns_onnx.reconstruction.rotation import Turn
-from pcns_onnx.report.schema import FrontierPoint
-from pcns_onnx.rewrite.channels import kept_classes
+from pcns_onnx.planning.allocation import allocate
+from pcns_onnx.planning.budget import Budget
+from pcns_onnx.planning.grids import grid, snap
+from pcns_onnx.planning.importance import Findings
+from pcns_onnx.planning.plan import FrontierPoint, GroupPlan, Plan
+from pcns_onnx.planning.problem import Work
+from pcns_onnx.rewrite.change_basis import Turn
 
 
 @dataclass(frozen=True)
@@ -182,5 +182,3 @@ def _subset_variance(work: Work, options: Options) -> dict[str, int]:
         group.name: -(-dimensions_for(eigh_descending(moments.covariance)[0], share) // group.unit)
         for group, _, moments in bases(work.setup, work.graph, work.census, work.groups)
     }
-
-

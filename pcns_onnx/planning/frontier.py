@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pcns_onnx.api.options import Options
 from pcns_onnx.errors import InputError
 from pcns_onnx.methods.registry import Method
+from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.decision import Decision, choose
-from pcns_onnx.planning.importance import Findings, Work
-from pcns_onnx.planning.plan import Budget
-from pcns_onnx.report.schema import FrontierPoint
+from pcns_onnx.planning.importance import Findings
+from pcns_onnx.planning.plan import FrontierPoint
+from pcns_onnx.planning.problem import Work
 
 STEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
 """Shares of the multiply-adds at which the frontier is drawn."""

@@ -16,18 +16,19 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.api.inputs import census_of
 from pcns_onnx.api.options import Options
-from pcns_onnx.calibration.layer_inputs import Seen, stored_bias, stored_weight
+from pcns_onnx.calibration.columns import Seen
+from pcns_onnx.calibration.shapes import census_of
 from pcns_onnx.cost.model import RESOURCES
-from pcns_onnx.dependency.groups import Census, Group
+from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.groups import Group
 from pcns_onnx.graph import Graph
 from pcns_onnx.planning.decision import Decision
-from pcns_onnx.planning.importance import Work
-from pcns_onnx.planning.plan import Plan
-from pcns_onnx.report.schema import Left
-from pcns_onnx.rewrite.channels import Patch, apply, set_layer
+from pcns_onnx.planning.plan import Left, Plan
+from pcns_onnx.planning.problem import Work
+from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
 from pcns_onnx.rewrite.low_rank import ENDING, FACTORED, Factor
+from pcns_onnx.rewrite.patch import Patch, apply
 
 _Value = TypeVar("_Value")
 
@@ -145,9 +146,3 @@ def shifted(graph: Graph, census: Census, factors: Collection[str]) -> Patch:
         patch += set_layer(graph, first, inner, np.zeros(len(bias)))
         patch += set_layer(graph, second, outer, stored_bias(graph, second) + outer @ bias)
     return patch
-
-
-def additions(graph: Graph, patch: Patch) -> tuple[str, ...]:
-    """Keys of the additions behind the first of two MatMuls that edits in `patch` have made."""
-    nodes = (graph.node(edit.first(graph)) for edit in patch if isinstance(edit, Factor))
-    return tuple(node.key for node in nodes if node.op == "Add")

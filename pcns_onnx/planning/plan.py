@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
-from pcns_onnx.cost.model import RESOURCES, Resource
 from pcns_onnx.errors import InputError
+from pcns_onnx.files import write_atomic
 from pcns_onnx.graph import Graph
 
 SCHEMA = 1
-Quality = Literal["error", "drop"]
-QUALITIES: tuple[Quality, ...] = ("error", "drop")
 
 
 class GroupPlan(msgspec.Struct, forbid_unknown_fields=True):
@@ -40,38 +38,21 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     rank_ratio: float | None = None
 
 
-@dataclass(frozen=True)
-class Budget:
-    """A limit that the shrunk model must keep.
+class Left(msgspec.Struct, frozen=True):
+    """A layer that was left alone."""
 
-    On costs (`RESOURCES`): the fraction of the original's that may be left. On quality
-    (`QUALITIES`), on samples that were not solved on: 'error', the relative L2 error of any output, and
-    'drop', the points of accuracy (or metric) that may be lost.
-    """
+    name: str
+    reason: str
 
-    resource: Resource | Quality
-    limit: float
 
-    @classmethod
-    def parse(cls, text: str) -> Budget:
-        """'macs=0.5' -> Budget; raises `InputError`."""
-        name, _, value = text.partition("=")
-        try:
-            limit = float(value)
-        except ValueError:
-            limit = float("nan")
-        resource = next((r for r in (*RESOURCES, *QUALITIES) if r == name), None)
-        if resource is None or not 0 < limit <= (100 if resource in QUALITIES else 1):
-            raise InputError(
-                f"budget '{text}' is not understood: write macs=0.5, params=0.4 or latency=0.6, fractions in (0, 1], "
-                "error=0.1 (relative) or drop=1 (points)"
-            )
-        return cls(resource, limit)
+class FrontierPoint(msgspec.Struct, frozen=True):
+    """Shares of the original's costs (latency None where no layer was timed), and the predicted relative error at the
+    outputs."""
 
-    @property
-    def is_cost(self) -> bool:
-        """Whether it limits a cost, not the quality."""
-        return self.resource in RESOURCES
+    macs: float
+    params: float
+    latency: float | None
+    error: float
 
 
 def fingerprint(graph: Graph) -> str:
@@ -92,3 +73,18 @@ def load_plan(path: str | Path, graph: Graph) -> Plan:
     if plan.model != fingerprint(graph):
         raise InputError(f"plan '{path}' was made for another model: make it again with --plan-out")
     return plan
+
+
+def plan_bytes(plan: Plan) -> bytes:
+    """A plan as its file has it."""
+    return msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
+
+
+def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
+    """Write a plan, atomically."""
+    write_atomic(path, plan_bytes(plan))
+
+
+def pairs(left: Sequence[Left]) -> tuple[tuple[str, str], ...]:
+    """Names and reasons, as errors carry them."""
+    return tuple((item.name, item.reason) for item in left)

@@ -2,68 +2,31 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from pcns_onnx.api.inputs import Canonical, at_latency_batch, census_of, samples_of
 from pcns_onnx.api.options import Options
-from pcns_onnx.calibration.group_inputs import Setup
+from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.calibration.shapes import census_of
 from pcns_onnx.cost.latency_model import measure_layers
 from pcns_onnx.cost.model import Costs
 from pcns_onnx.data import Dataset
-from pcns_onnx.dependency.groups import Census, Group
+from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.groups import Group
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.data_free.strategy import refusal as weights_refusal
-from pcns_onnx.methods.pcns.rebuild import refusal as basis_refusal
-from pcns_onnx.methods.registry import Method
-from pcns_onnx.methods.subset.search import Judge, hold_latency, search
-from pcns_onnx.methods.subset.solve import decide_bases
-from pcns_onnx.methods.subset.stream_weight import spared
-from pcns_onnx.planning.decision import Decision
-from pcns_onnx.planning.frontier import points
-from pcns_onnx.planning.importance import Findings, Work, look
+from pcns_onnx.methods.pcns.eligibility import refusal as basis_refusal
 from pcns_onnx.planning.low_rank import NONE, candidates, paying
-from pcns_onnx.planning.plan import Plan, fingerprint
-from pcns_onnx.planning.stats_file import load as load_stats
-from pcns_onnx.planning.stats_file import save as save_stats
+from pcns_onnx.planning.plan import Left, Plan
+from pcns_onnx.planning.problem import Work
 from pcns_onnx.progress import Progress
-from pcns_onnx.report.schema import Left
-from pcns_onnx.rewrite.channels import apply
+from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.rewrite.low_rank import ENDING
+from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.executor import Alone, Crew
-
-
-def decided(
-    form: Canonical, work: Work, method: Method, options: Options, plan: Plan | None, judge: Judge
-) -> Decision:
-    """A width for every group: the plan's, or the best that all budgets allow."""
-    if method.family == "basis":
-        return decide_bases(work, method, options, plan, options.costs)
-    found = findings_of(form, work, method, options, probes=bool(options.budgets) and plan is None)
-    if options.qualities:
-        decision = search(work, method, found, options, judge, options.costs)
-    else:
-        decision = hold_latency(work, method, found, options, plan, options.costs)
-    if options.html is None or plan is not None or not options.budgets:
-        return decision  # only probed groups can be added up
-    return replace(decision, frontier=tuple(points(work, method, found, options)))
-
-
-def findings_of(form: Canonical, work: Work, method: Method, options: Options, *, probes: bool) -> Findings:
-    """What the data says of the groups; from --stats where that file is there, else written to it."""
-    if options.stats is not None and os.path.exists(options.stats):
-        return load_stats(options.stats, work, fingerprint(form.original), method.name)
-    probes = probes or options.stats is not None
-    found = look(work, method, options, probes=probes)
-    if probes:
-        found = spared(work, method, found, options)
-    if options.stats is not None:
-        save_stats(options.stats, found, fingerprint(form.original), method.name, probed=True)
-    return found
+from pcns_onnx.runtime.samples import at_latency_batch, samples_of
 
 
 def work_for(
@@ -126,8 +89,3 @@ def _select(graph: Graph, census: Census, options: Options, family: str) -> tupl
         else:
             left += [Left(name, reason) for name in group.writers]
     return chosen, left
-
-
-def pairs(left: Sequence[Left]) -> tuple[tuple[str, str], ...]:
-    """Names and reasons, as errors carry them."""
-    return tuple((item.name, item.reason) for item in left)

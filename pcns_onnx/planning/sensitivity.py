@@ -15,17 +15,22 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.calibration.group_inputs import GroupReadings, Setup
-from pcns_onnx.calibration.layer_inputs import Seen, mixed_prior, stored_bias, stored_weight
+from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.calibration.columns import Seen, mixed_prior
+from pcns_onnx.calibration.group_inputs import GroupReadings
 from pcns_onnx.calibration.ranking import Ranking, Reading, mixing
-from pcns_onnx.dependency.groups import Census, Group
+from pcns_onnx.dependency.dependency_graph import Census, kept_classes
+from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.residual import Block, blocks
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.ops import Labels
-from pcns_onnx.rewrite.channels import Patch, apply, kept_classes, narrow, set_layer
-from pcns_onnx.runtime.activations import Samples, Stop, Tape, Tensors
-from pcns_onnx.runtime.engine import Session
+from pcns_onnx.rewrite.channels import narrow
+from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
+from pcns_onnx.rewrite.patch import Patch, apply
+from pcns_onnx.runtime.activations import Stop, Tape
+from pcns_onnx.runtime.engine import Session, Tensors
+from pcns_onnx.runtime.samples import Samples
 
 LEVELS = (0.003, 0.03, 0.3)
 """Shares of the readers' output variance at whose widths a group is probed."""
@@ -46,9 +51,7 @@ def probe_samples(count: int, groups: int) -> int:
 class Prober:
     """Probes groups one after the other, in topological order of their first writers."""
 
-    def __init__(
-        self, setup: Setup, samples: Samples, graph: Graph, census: Census, outputs: Sequence[str]
-    ) -> None:
+    def __init__(self, setup: Setup, samples: Samples, graph: Graph, census: Census, outputs: Sequence[str]) -> None:
         self._setup, self._census, self._outputs = setup, census, list(outputs)
         self._tape = Tape(setup.engine, samples, setup.shares.tape)
         self._expected: list[Tensors] = []

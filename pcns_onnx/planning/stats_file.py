@@ -14,13 +14,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pcns_onnx.calibration.layer_inputs import Seen
+from pcns_onnx.calibration.columns import Seen
 from pcns_onnx.calibration.ranking import Ranking
 from pcns_onnx.errors import InputError
 from pcns_onnx.files import write_atomic
 from pcns_onnx.numerics.arrays import to_numpy
-from pcns_onnx.planning.importance import Findings, Work
-from pcns_onnx.reconstruction.rotation import Turn
+from pcns_onnx.planning.importance import Findings
+from pcns_onnx.planning.problem import Work
+from pcns_onnx.rewrite.change_basis import Turn
 
 SCHEMA = 1
 

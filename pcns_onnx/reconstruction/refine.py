@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.numerics.adam import Adam
 from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.numerics.ridge import VALID
 from pcns_onnx.reconstruction.windows import Piece
@@ -38,7 +39,6 @@ ENOUGH = 1e-8
 _TRIES = 4
 _ROWS = 1024
 """Rows of the target that a step should see at least."""
-_DECAYS = (0.9, 0.99)
 _NUDGE = 1e-3
 
 
@@ -165,28 +165,6 @@ def _peaks_back(grown: Array, t: Array, pooled: Array, peaks: NDArray[np.int64])
     return _gather_back(flat, peaks, t)
 
 
-@dataclass
-class _Adam:
-    """First and second moments of the gradients, bias-corrected."""
-
-    mean: list[Array] = field(default_factory=list)
-    square: list[Array] = field(default_factory=list)
-    count: int = 0
-
-    def directions(self, gradients: Sequence[Array]) -> list[Array]:
-        """Steps of about one."""
-        xp = namespace_of(gradients[0])
-        if not self.mean:
-            self.mean = [xp.zeros_like(g) for g in gradients]
-            self.square = [xp.zeros_like(g) for g in gradients]
-        self.count += 1
-        a, b = _DECAYS
-        self.mean = [a * m + (1 - a) * g for m, g in zip(self.mean, gradients, strict=True)]
-        self.square = [b * s + (1 - b) * g * g for s, g in zip(self.square, gradients, strict=True)]
-        lift, root = 1 / (1 - a**self.count), (1 - b**self.count) ** 0.5
-        return [m * lift * root / (xp.sqrt(s) + 1e-20) for m, s in zip(self.mean, self.square, strict=True)]
-
-
 def refine(
     pieces: Sequence[Piece], start: Weights, sigma: Callable[[Array], Array], steps: int, seed: tuple[int, ...]
 ) -> Refined:
@@ -201,7 +179,7 @@ def refine(
     if first < ENOUGH:
         return Refined(start, first, first)
     steps = min(steps, int(WORK / max(_work(start, train), 1)))
-    adam, rate, order = _Adam(), RATE * min(first, 1.0) ** 0.5, list[int]()
+    adam, rate, order = Adam(), RATE * min(first, 1.0) ** 0.5, list[int]()
     generator = np.random.default_rng(seed)
     every, failed = max(1, steps // CHECKS), 0
     for step in range(steps):
@@ -222,7 +200,7 @@ def refine(
             if error < least:
                 best, least, failed = weights, error, 0
             elif not error < 1.05 * least:
-                weights, adam, rate, failed = best, _Adam(), rate / 4, failed + 1
+                weights, adam, rate, failed = best, Adam(), rate / 4, failed + 1
                 if failed == _TRIES:
                     break
     return Refined(best, first, least)

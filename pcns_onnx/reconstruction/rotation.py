@@ -19,73 +19,24 @@ rotated group is narrowed like any other: by a subset, the same in all heads.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pcns_onnx.calibration.columns import Columns
 from pcns_onnx.calibration.group_inputs import GroupReadings
-from pcns_onnx.calibration.layer_inputs import Columns, stored_bias, stored_weight
 from pcns_onnx.calibration.ranking import Reading
-from pcns_onnx.dependency.groups import Census, Group
-from pcns_onnx.dependency.layers import Layer
-from pcns_onnx.dependency.propagation import Walk
+from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.groups import Group
+from pcns_onnx.dependency.origins import Maker, Origins
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import namespace_of, to_numpy
 from pcns_onnx.numerics.linalg import add_ridge
 from pcns_onnx.ops import Labels
-from pcns_onnx.rewrite.channels import Patch, apply, set_layer
+from pcns_onnx.rewrite.change_basis import Indices, Matrix, Turn
 
-Matrix = NDArray[np.float64]
-Places = NDArray[np.int64]
 _RIDGE = 1e-6
-
-
-@dataclass(frozen=True)
-class Turn:
-    """Rows of V of a writer (`is_row`) or columns of a reader, (N,), and the matrix (N, N) that they are turned by."""
-
-    layer: str
-    places: Places
-    by: Matrix
-    is_row: bool
-
-
-Maker = tuple[str, int]
-"""The layer that made a channel, and the row of V that did."""
-
-
-class Origins:
-    """Which row of which layer made a channel: from a walk that leaves ties out of account."""
-
-    def __init__(self, graph: Graph, census: Census) -> None:
-        walk = Walk.over(graph, census.feeds, tied=False)
-        flows = {node.key: flow for node, flow in walk.flows}
-        linear = {layer.name: flows[layer.key].linear for layer in census.layers}
-        self._reads = {name: found.reads for name, found in linear.items() if found is not None}
-        self._made = {
-            int(label): (name, row)
-            for name, found in linear.items()
-            if found is not None
-            for row, label in enumerate(found.writes)
-        }
-        self._products = {key: flow.bilinear for key, flow in flows.items() if flow.bilinear is not None}
-
-    def of_columns(self, layer: str) -> list[Maker | None]:
-        """The maker of every channel that a layer reads."""
-        return [self._made.get(int(label)) for label in self._reads[layer]]
-
-    def of_product(self, key: str) -> list[tuple[list[Maker | None], list[Maker | None]]]:
-        """For every head of a product: the makers of the channels of both sides."""
-        found = self._products.get(key)
-        if found is None:
-            return []
-        sides = (side.reshape(-1, side.shape[-1]) for side in (found.a, found.b))
-        return [
-            ([self._made.get(int(x)) for x in a], [self._made.get(int(x)) for x in b])
-            for a, b in zip(*sides, strict=True)
-        ]
 
 
 def rotations(
@@ -114,16 +65,6 @@ def rotations(
     return tuple(turns), replace(read, layers=layers, products=products)
 
 
-def turned(graph: Graph, census: Census, turns: Sequence[Turn]) -> tuple[Graph, Patch]:
-    """`graph` in the new basis, and the edits that make it so."""
-    patch: Patch = ()
-    for layer in census.layers:
-        mine = [turn for turn in turns if turn.layer == layer.name]
-        if mine:
-            patch += _turn(graph, layer, mine)
-    return (apply(graph, patch) if patch else graph), patch
-
-
 def _on_device(reading: Reading, xp: Any) -> Reading:
     return replace(reading, covariance=xp.asarray(reading.covariance), matrix=xp.asarray(reading.matrix))
 
@@ -132,7 +73,7 @@ class _Unfit(Exception):
     """A group whose basis cannot be changed."""
 
 
-def _rows(census: Census, makers: Sequence[Maker | None]) -> tuple[str, Places]:
+def _rows(census: Census, makers: Sequence[Maker | None]) -> tuple[str, Indices]:
     """The layer and its rows that made the channels of one head."""
     found = [maker for maker in makers if maker is not None]
     names = {name for name, _ in found}
@@ -141,7 +82,7 @@ def _rows(census: Census, makers: Sequence[Maker | None]) -> tuple[str, Places]:
     return names.pop(), np.array([row for _, row in found], dtype=np.int64)
 
 
-def _heads_of(labels: Labels) -> Places:
+def _heads_of(labels: Labels) -> Indices:
     """The n-th row of a class is in head n."""
     seen: dict[int, int] = {}
     heads = np.empty(len(labels), dtype=np.int64)
@@ -182,7 +123,7 @@ def _between_layers(
 
 def _columns(
     census: Census, group: Group, origins: Origins, name: str
-) -> Iterator[tuple[tuple[str, Places], list[Places]]]:
+) -> Iterator[tuple[tuple[str, Indices], list[Indices]]]:
     """Per head that a layer reads: (its maker and rows), and for every tap the columns of its channels."""
     layer = census.layer(name)
     if layer.linear.op.blocks != 1 or not np.isin(layer.linear.reads, group.labels).all():
@@ -224,7 +165,7 @@ def _inside_product(
 
 
 def _of_head(
-    census: Census, group: Group, reading: Reading, name: str, columns: list[Places]
+    census: Census, group: Group, reading: Reading, name: str, columns: list[Indices]
 ) -> tuple[Matrix, Matrix]:
     """Covariance (N, N), averaged over taps, and Vᵀ V of one head, relative to the reader's variance."""
     blocks = _blocks(census, group, reading, name, columns)
@@ -234,7 +175,7 @@ def _of_head(
     return np.asarray(mean), np.asarray(gram / max(reading.output_variance(), 1e-300))
 
 
-def _blocks(census: Census, group: Group, reading: Reading, name: str, columns: list[Places]) -> list[Places]:
+def _blocks(census: Census, group: Group, reading: Reading, name: str, columns: list[Indices]) -> list[Indices]:
     """Where the reading, channel-major, has these columns of V."""
     index = Columns.of(census.layer(name).parts[0], group.labels).index
     if reading.taps != index.shape[1]:
@@ -248,7 +189,7 @@ def _in_basis(
     group: Group,
     reading: Reading,
     name: str,
-    columns: list[tuple[tuple[str, Places], list[Places]]],
+    columns: list[tuple[tuple[str, Indices], list[Indices]]],
     maps: list[tuple[Matrix, Matrix]],
 ) -> Reading:
     """The same reading of the turned channels."""
@@ -259,16 +200,3 @@ def _in_basis(
             ahead[np.ix_(at, at)], back[np.ix_(at, at)] = forward, backward
     covariance = ahead @ to_numpy(reading.covariance) @ ahead.T
     return replace(reading, covariance=covariance, matrix=to_numpy(reading.matrix) @ back)
-
-
-def _turn(graph: Graph, layer: Layer, turns: list[Turn]) -> Patch:
-    matrix = layer.linear.op.matrix(stored_weight(graph, layer)).copy()
-    bias = stored_bias(graph, layer).copy()
-    for turn in turns:
-        at = turn.places
-        if turn.is_row:
-            matrix[at], bias[at] = turn.by @ matrix[at], turn.by @ bias[at]
-        else:
-            matrix[:, at] = matrix[:, at] @ turn.by
-    return set_layer(graph, layer, matrix, bias)
-

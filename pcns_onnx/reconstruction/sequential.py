@@ -19,21 +19,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.calibration.group_inputs import Places, Setup
-from pcns_onnx.calibration.layer_inputs import Seen, mixed_prior, stored_bias, stored_weight
-from pcns_onnx.dependency.groups import Census
+from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.calibration.columns import Places, Seen, mixed_prior
+from pcns_onnx.dependency.dependency_graph import Census, kept_classes
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.dependency.residual import Block, Goal, blocks, goal_of
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.numerics.moments import Moments
-from pcns_onnx.numerics.ridge import Evidence, Fit, Gathered, fit, fit_apart
-from pcns_onnx.ops import Labels, LinearOp
+from pcns_onnx.numerics.ridge import Evidence, Fit, fit, fit_apart
+from pcns_onnx.ops import Labels
 from pcns_onnx.reconstruction.refine import Pair, Refined, Weights, kept_aside, refine
+from pcns_onnx.reconstruction.targets import Gathered, LayerObserver, MissingMeanObserver
 from pcns_onnx.reconstruction.windows import Route, Windows, route
-from pcns_onnx.rewrite.channels import Patch, edit, kept_classes, set_layer
+from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
+from pcns_onnx.rewrite.patch import Patch, edit
 from pcns_onnx.runtime.activations import Stop
-from pcns_onnx.runtime.executor import G, Sides
+from pcns_onnx.runtime.executor import G
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class _Walk:
         if layer.name in self._solved:
             positions = self._setup.positions(self._census, layer, 1)
             gathered = Gathered(layer.parts, rows, positions, layer.source, goal.tensor, goal.had)
-        self._advance(at, held, wanted, _Sight(gathered, windows, layer.source, aim))
+        self._advance(at, held, wanted, LayerObserver(gathered, windows, layer.source, aim))
         if gathered is not None:
             fits = [fit(e, prior, self._ridge) for e, prior in zip(gathered.evidence, self._priors(layer), strict=True)]
             self.fits[layer.name] = whole = Fit.joined(fits)
@@ -156,7 +158,7 @@ class _Walk:
         """Instead of a block, the mean of what the sum lacks without it."""
         layer, goal = block.layer, self._goals[block.layer.name]
         rows = self._outputs(layer)
-        lacks = _Lacks(layer.linear.op, rows, goal, np.zeros(len(rows)))
+        lacks = MissingMeanObserver(layer.linear.op, rows, goal, np.zeros(len(rows)))
         found = self._advance(at, [goal.had], [goal.tensor], lacks, finite=False)
         return (block.constant(self._census, found.total / max(found.count, 1)),)
 
@@ -239,64 +241,6 @@ def _same(rows: Array) -> Array:
     return rows
 
 
-@dataclass
-class _Sight:
-    """What a layer is solved from (if it is) and refined with (if it is): its input in the shrunk model, its aims."""
-
-    gathered: Gathered | None
-    windows: Windows | None
-    source: str
-    aim: Goal | None
-
-    def begin(self, sides: Sides) -> None:
-        """Choose what to keep."""
-        if self.gathered is not None:
-            self.gathered.begin(sides)
-
-    def update(self, index: int, sides: Sides) -> None:
-        """Take a batch in."""
-        if self.windows is not None and self.aim is not None:
-            aim, (shrunk, original) = self.aim, sides
-            self.windows.update(index, shrunk[self.source], original[aim.tensor], shrunk.get(aim.had))
-        if self.gathered is not None:
-            self.gathered.update(index, sides)
-
-    def merge(self, other: _Sight) -> None:
-        """Add what was seen of later batches."""
-        if self.windows is not None and other.windows is not None:
-            self.windows.merge(other.windows)
-        if self.gathered is not None and other.gathered is not None:
-            self.gathered.merge(other.gathered)
-
-
-@dataclass
-class _Lacks:
-    """The sum over all rows of what a goal lacks without a layer: outputs `rows` of `op`."""
-
-    op: LinearOp
-    rows: NDArray[np.int64]
-    goal: Goal
-    total: NDArray[np.float64]
-    count: int = 0
-
-    def begin(self, sides: Sides) -> None:
-        """There is nothing to settle."""
-
-    def update(self, index: int, sides: Sides) -> None:
-        """Take a batch in."""
-        shrunk, original = sides
-        y = original[self.goal.tensor]
-        xp = namespace_of(y)
-        lacks = xp.take(self.op.outputs(y, None), xp.asarray(self.rows), axis=1)
-        lacks = lacks - self.op.outputs(shrunk[self.goal.had], None)
-        self.total = self.total + to_numpy(xp.sum(lacks, axis=0, dtype=xp.float64))
-        self.count += int(lacks.shape[0])
-
-    def merge(self, other: _Lacks) -> None:
-        """Add the rows of later batches."""
-        self.total, self.count = self.total + other.total, self.count + other.count
-
-
 def _quiet(solved: Fit) -> NDArray[np.float64]:
     """The bias, zero where it is only rounding: a layer without one should not get one for that."""
     bias = to_numpy(solved.bias)
@@ -319,5 +263,3 @@ def _behind(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> list[La
         elif touched:
             changed.update(node.outputs)
     return behind
-
-

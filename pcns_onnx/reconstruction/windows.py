@@ -16,7 +16,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.dependency.groups import Census, Group
+from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph, Node
 from pcns_onnx.numerics.arrays import Array, namespace_of
@@ -25,6 +26,7 @@ from pcns_onnx.runtime.memory import Shares
 
 ROWS = 1 << 16
 """Rows of the reader's output that are gathered in all."""
+
 
 @dataclass(frozen=True)
 class Route:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pcns_onnx.dependency.groups import Census
+from pcns_onnx.dependency.dependency_graph import Census
 from pcns_onnx.dependency.layers import Layer, Unsolved
 from pcns_onnx.report.schema import GroupRow, LayerInfo
 

@@ -11,9 +11,15 @@ from pathlib import Path
 import msgspec
 
 from pcns_onnx.cost.benchmark import Latency
+from pcns_onnx.cost.model import Size
 from pcns_onnx.evaluation.agreement import Agreement
+from pcns_onnx.evaluation.gates import Gate
+from pcns_onnx.evaluation.precisions import Precision
+from pcns_onnx.evaluation.provenance import Origin
 from pcns_onnx.files import write_atomic
-from pcns_onnx.planning.plan import GroupPlan
+from pcns_onnx.methods.expansion import Expanded
+from pcns_onnx.methods.pcns.assessment import Outlook
+from pcns_onnx.planning.plan import FrontierPoint, GroupPlan, Left
 
 SCHEMA = 1
 
@@ -45,39 +51,6 @@ class GroupRow(msgspec.Struct, frozen=True):
     readers: list[str]
     coupled: bool
     reason: str | None = None
-
-
-class BatchTrial(msgspec.Struct, frozen=True):
-    """PCNS on batches of `rows` rows: medians of neurons and of the relative errors, on the batch and on new rows.
-
-    `close` is the share of the batches whose error on new rows is at most a tenth above that on the batch.
-    """
-
-    rows: int
-    neurons: int
-    seen_error: float
-    new_error: float
-    worst_new_error: float
-    close: float
-
-
-class Outlook(msgspec.Struct, frozen=True):
-    """What PCNS would find in one layer, before anything is changed.
-
-    `eigenvalues` of the outputs centred across neurons, as shares of their sum, largest first. By share of variance:
-    how many `eigenvectors` reach it, and how many `neurons` make them and the mean (None, with the `reason`, where
-    the activation has no inverse). `reason`: why pcns would leave the layer alone. Least squares has `inputs` + 1
-    unknowns per neuron.
-    """
-
-    name: str
-    width: int
-    inputs: int
-    eigenvalues: list[float]
-    eigenvectors: dict[str, int]
-    neurons: dict[str, int] | None
-    reason: str | None
-    trials: list[BatchTrial]
 
 
 class Inspection(msgspec.Struct, frozen=True):
@@ -129,73 +102,11 @@ class RefineInfo(msgspec.Struct, frozen=True):
     after: float
 
 
-class Size(msgspec.Struct, frozen=True):
-    """Cost of one model."""
-
-    macs: int
-    parameters: int
-    bytes: int
-
-
 class Stage(msgspec.Struct, frozen=True):
     """Seconds of a stage, and as a multiple of one pass of the original over the same samples."""
 
     seconds: float
     passes: float
-
-
-class Left(msgspec.Struct, frozen=True):
-    """A layer that was left alone."""
-
-    name: str
-    reason: str
-
-
-class Gate(msgspec.Struct, frozen=True):
-    """A limit that the caller set and what was measured."""
-
-    name: str
-    limit: float
-    value: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the limit holds; NaN never does."""
-        return self.value <= self.limit
-
-
-class FrontierPoint(msgspec.Struct, frozen=True):
-    """Shares of the original's costs (latency None where no layer was timed), and the predicted relative error at the
-    outputs."""
-
-    macs: float
-    params: float
-    latency: float | None
-    error: float
-
-
-class Origin(msgspec.Struct, frozen=True):
-    """Where a result comes from: what was run, on what, and the SHA-256 of every file that went in.
-
-    `hashes` of files are those of `sha256sum`; the plan's is that of the file `--plan-out` writes.
-    """
-
-    command: str | None
-    device: str
-    provider: str
-    threads: int
-    seed: int
-    hashes: dict[str, str]
-
-
-class Precision(msgspec.Struct, frozen=True):
-    """The shrunk model in fewer bits, against the original; `on_top` is its time against the shrunk model's."""
-
-    kind: str
-    bytes: int
-    agreement: Agreement
-    latency: Latency
-    on_top: float
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -225,17 +136,6 @@ class Report(msgspec.Struct, frozen=True):
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically; NaN becomes null."""
         write_atomic(path, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
-
-
-class Expanded(msgspec.Struct, frozen=True):
-    """One group that was widened: its width before and after, and how many channels have copies."""
-
-    name: str
-    writers: list[str]
-    readers: list[str]
-    before: int
-    after: int
-    split: int
 
 
 class Expansion(msgspec.Struct, frozen=True):

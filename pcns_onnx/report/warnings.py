@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pcns_onnx.planning.importance import Work
+from pcns_onnx.planning.problem import Work
 from pcns_onnx.report.schema import GroupInfo
 
 FEW = 5.0

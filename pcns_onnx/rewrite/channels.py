@@ -8,81 +8,16 @@ graph that is captured from and to the stored one, whose types are kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.dependency.groups import Census
+from pcns_onnx.dependency.dependency_graph import Census, kept_classes
 from pcns_onnx.dependency.layers import Layer
-from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Array, Graph
 from pcns_onnx.ops import Labels, Size
-from pcns_onnx.rewrite.low_rank import Factor
-
-
-@dataclass(frozen=True)
-class SetInput:
-    """Input `position` of node `key` becomes the constant `value`."""
-
-    key: str
-    position: int
-    value: Array = field(repr=False)
-
-    def apply(self, graph: Graph) -> None:
-        """Make the edit."""
-        graph.set_input(self.key, self.position, self.value)
-
-    def __str__(self) -> str:
-        return f"input {self.position} of '{self.key}' := {self.value.dtype} {tuple(self.value.shape)}"
-
-
-@dataclass(frozen=True)
-class SetAttributes:
-    """Attributes of node `key`; None takes one away."""
-
-    key: str
-    attributes: tuple[tuple[str, float | list[int] | None], ...]
-
-    def apply(self, graph: Graph) -> None:
-        """Make the edit."""
-        graph.set_attributes(self.key, **dict(self.attributes))
-
-    def __str__(self) -> str:
-        return f"attributes of '{self.key}' := {dict(self.attributes)}"
-
-
-@dataclass(frozen=True)
-class SetNumbers:
-    """Some elements of a 1-d input that is put together in the graph: (element, value)."""
-
-    key: str
-    position: int
-    numbers: tuple[tuple[int, int], ...]
-
-    def apply(self, graph: Graph) -> None:
-        """Make the edit."""
-        graph.set_numbers(self.key, self.position, dict(self.numbers))
-
-    def __str__(self) -> str:
-        return f"elements of input {self.position} of '{self.key}' := {dict(self.numbers)}"
-
-
-Edit = Factor | SetInput | SetAttributes | SetNumbers
-Patch = tuple[Edit, ...]
-
-
-def apply(graph: Graph, patch: Patch) -> Graph:
-    """A copy of `graph` with all edits made, in order."""
-    result = graph.copy()
-    edit(result, patch)
-    return result
-
-
-def edit(graph: Graph, patch: Patch) -> None:
-    """Make all edits in order, in place."""
-    for change in patch:
-        change.apply(graph)
+from pcns_onnx.rewrite.layer_weights import stored
+from pcns_onnx.rewrite.patch import Edit, Patch, SetAttributes, SetInput, SetNumbers
 
 
 def narrow(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> Patch:
@@ -173,66 +108,16 @@ def _numbers(graph: Graph, key: str, place: int | str) -> Array | None:
     return stored(graph, key, place) if place < len(node.inputs) and node.inputs[place] else None
 
 
-def stored(graph: Graph, key: str, position: int) -> Array:
-    """Constant input `position` of node `key`."""
-    value = graph.constant(graph.node(key).inputs[position])
-    assert value is not None, "rules state facts about constants only"
-    return value
-
-
-def set_layer(graph: Graph, layer: Layer, matrix: NDArray[np.float64], bias: NDArray[np.float64]) -> Patch:
-    """Give a layer new weights V (K, n) and bias (K,), in its own layout.
-
-    A layer that has no bias gets one only if `bias` is not zero.
-    """
-    if not (np.isfinite(matrix).all() and np.isfinite(bias).all()):
-        raise InputError(f"the solve of '{layer.name}' gives NaN or Inf: leave it alone with --exclude")
-    old = stored(graph, layer.key, layer.linear.weight)
-    edits: list[Edit] = [SetInput(layer.key, layer.linear.weight, layer.linear.op.weight(matrix, old))]
-    if layer.linear.resets:
-        edits.append(SetAttributes(layer.key, layer.linear.resets))
-    if layer.bias.absent:
-        return (*edits, SetInput(layer.key, layer.bias.position, bias)) if bias.any() else tuple(edits)
-    lead = (1,) * (stored(graph, layer.bias.key, layer.bias.position).ndim - 1)
-    return (*edits, SetInput(layer.bias.key, layer.bias.position, bias.reshape(*lead, -1)))
-
-
-def kept_classes(census: Census, keep: Mapping[str, Labels]) -> NDArray[np.bool_]:
-    """Whether each class stays; the last element answers for -1, which always does."""
-    kept = np.ones(census.born + 1, dtype=np.bool_)
-    for group in census.groups:
-        if group.name in keep:
-            kept[group.labels] = False
-            kept[keep[group.name]] = True
-    return kept
-
-
 def _taken(value: Array, labels: Labels, copies: NDArray[np.int64]) -> Array:
     """`value` with its channels as often as `copies` says; labels have its rank."""
     for axis, size in enumerate(labels.shape):
         if size > 1:
-            value = _along(value, axis, np.moveaxis(labels, axis, 0).reshape(size, -1)[:, 0], copies)
+            value = repeat_along(value, axis, np.moveaxis(labels, axis, 0).reshape(size, -1)[:, 0], copies)
     return value
 
 
-def slice_layer(graph: Graph, layer: Layer, rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> list[Edit]:
-    """Leave a layer the outputs `rows` (K,) and the inputs `columns` (C,), in every block the same."""
-    linear = layer.linear
-    if rows.all() and columns.all():
-        return []
-    weight = stored(graph, layer.key, linear.weight)
-    for axis, mask in zip(linear.weight_axes, (rows, columns), strict=True):
-        own = mask[: weight.shape[axis]]  # of blocks that are alike, the first
-        weight = weight if own.all() else np.compress(own, weight, axis=axis)
-    edits: list[Edit] = [SetInput(layer.key, linear.weight, weight)]
-    if not layer.bias.absent and not rows.all():
-        bias = stored(graph, layer.bias.key, layer.bias.position)
-        if bias.shape and bias.shape[-1] == len(rows):
-            edits.append(SetInput(layer.bias.key, layer.bias.position, np.compress(rows, bias, axis=-1)))
-    return edits
-
-
-def _along(value: Array, axis: int, labels: Labels, copies: NDArray[np.int64]) -> Array:
+def repeat_along(value: Array, axis: int, labels: Labels, copies: NDArray[np.int64]) -> Array:
+    """`value` with the entries along `axis`, which are of the classes `labels`, as often as `copies` says."""
     changed = (copies[labels] != 1).any()
     return np.take(value, layout(labels, copies)[0], axis=axis) if changed else value
 
@@ -244,10 +129,10 @@ def _repeat_layer(graph: Graph, layer: Layer, copies: NDArray[np.int64]) -> list
         return []
     weight = stored(graph, layer.key, linear.weight)
     for axis, labels in zip(linear.weight_axes, (rows, columns), strict=True):
-        weight = _along(weight, axis, labels[: weight.shape[axis]], copies)  # of blocks that are alike, the first
+        weight = repeat_along(weight, axis, labels[: weight.shape[axis]], copies)  # of blocks that are alike, the first
     edits: list[Edit] = [SetInput(layer.key, linear.weight, weight)]
     if not layer.bias.absent and (copies[rows] != 1).any():
         bias = stored(graph, layer.bias.key, layer.bias.position)
         if bias.shape and bias.shape[-1] == len(rows):
-            edits.append(SetInput(layer.bias.key, layer.bias.position, _along(bias, -1, rows, copies)))
+            edits.append(SetInput(layer.bias.key, layer.bias.position, repeat_along(bias, -1, rows, copies)))
     return edits

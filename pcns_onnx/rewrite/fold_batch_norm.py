@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.graph import Graph, Node
+from pcns_onnx.graph.queries import bias_of, stored_value
 
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}
 
@@ -30,35 +31,6 @@ def fold_batch_norms(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
         if node is None:
             return (result if folded else graph), tuple(folded)
         folded.append(node.label)
-
-
-def explicit_biases(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
-    """A copy in which an Add follows every MatMul by a stored matrix; keys of the new Adds."""
-    result, added = graph, list[str]()
-    for node in graph.nodes:
-        weight = graph.constant(node.inputs[1]) if node.op == "MatMul" and not node.domain else None
-        if weight is not None and weight.ndim == 2 and bias_add(graph, node, weight.shape[1]) is None:
-            result = graph.copy() if result is graph else result
-            result.append(node.key, "Add", np.zeros(weight.shape[1]), ("", ".bias"))
-            added.append(node.key)
-    return result, tuple(added)
-
-
-def drop_zero_biases(graph: Graph, added: tuple[str, ...]) -> None:
-    """Take out, in place, the Adds of `explicit_biases` that the solve left at zero."""
-    for key in added:
-        value = graph.constant(graph.node(key).inputs[1])
-        if value is not None and not value.any():
-            graph.bypass(key)
-
-
-def bias_add(graph: Graph, node: Node, width: int) -> Node | None:
-    """The Add behind a MatMul that holds one stored value per output column, if there is one."""
-    readers = graph.consumers.get(node.key, ())
-    if len(readers) != 1 or readers[0].op != "Add" or any(o.name == node.key for o in graph.outputs):
-        return None
-    value = graph.constant(readers[0].inputs[1 - list(readers[0].inputs).index(node.key)])
-    return readers[0] if value is not None and value.shape[-1:] == (width,) and value.size == width else None
 
 
 def _is_inference_norm(graph: Graph, node: Node) -> bool:
@@ -87,15 +59,9 @@ def _fold(graph: Graph, norm: Node) -> bool:
 
 
 def _affine(graph: Graph, norm: Node) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    gamma, beta, mean, var = (_value(graph, name) for name in norm.inputs[1:5])
+    gamma, beta, mean, var = (stored_value(graph, name) for name in norm.inputs[1:5])
     scale = gamma / np.sqrt(var + float(norm.attrs.get("epsilon", 1e-5)))
     return scale, beta - scale * mean
-
-
-def _value(graph: Graph, name: str) -> NDArray[np.float64]:
-    value = graph.constant(name)
-    assert value is not None, "the caller checked that it is constant"
-    return value.astype(np.float64)
 
 
 def _only_reader(graph: Graph, name: str, reader: Node) -> bool:
@@ -123,14 +89,6 @@ def _can_shift(graph: Graph, node: Node, shift: NDArray[np.float64]) -> bool:
     return node.op == "Gemm" or unpadded or not shift.any()
 
 
-def bias_of(graph: Graph, node: Node, width: int) -> NDArray[np.float64]:
-    """The bias that the layer really adds, shape (width,)."""
-    if len(node.inputs) < 3 or not node.inputs[2]:
-        return np.zeros(width)
-    beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
-    return np.broadcast_to(_value(graph, node.inputs[2]).reshape(-1) * beta, (width,))
-
-
 def _set(graph: Graph, node: Node, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
     graph.set_input(node.key, 1, weight)
     graph.set_input(node.key, 2, bias)
@@ -139,7 +97,7 @@ def _set(graph: Graph, node: Node, weight: NDArray[np.float64], bias: NDArray[np
 
 
 def _scale_rows(graph: Graph, node: Node, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
-    weight = _value(graph, node.inputs[1])
+    weight = stored_value(graph, node.inputs[1])
     bias = bias_of(graph, node, len(scale)) * scale + shift
     if node.op == "ConvTranspose":  # (C, K/groups, *kernel): each group of C has its own outputs
         groups = node.attrs.get("group", 1)
@@ -153,7 +111,7 @@ def _scale_rows(graph: Graph, node: Node, scale: NDArray[np.float64], shift: NDA
 
 
 def _scale_columns(graph: Graph, node: Node, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
-    weight = _value(graph, node.inputs[1])
+    weight = stored_value(graph, node.inputs[1])
     alpha = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
     if node.op == "Gemm":
         matrix = weight if node.attrs.get("transB", 0) else weight.T

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.fold_batch_norm import bias_of
+from pcns_onnx.graph.queries import bias_of
+from pcns_onnx.rewrite.patch import Patch
 
 ENDING = ".rank"
 """What the name of the first of the two layers ends in; the second keeps the name."""
@@ -50,3 +51,9 @@ class Factor:
 
     def __str__(self) -> str:
         return f"'{self.key}' := identity behind what it was"
+
+
+def additions(graph: Graph, patch: Patch) -> tuple[str, ...]:
+    """Keys of the additions behind the first of two MatMuls that edits in `patch` have made."""
+    nodes = (graph.node(edit.first(graph)) for edit in patch if isinstance(edit, Factor))
+    return tuple(node.key for node in nodes if node.op == "Add")

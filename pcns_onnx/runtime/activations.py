@@ -9,64 +9,17 @@ sequential re-fit costs one forward pass and the memory does not grow with the s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pcns_onnx.data import Batch, Dataset
 from pcns_onnx.errors import InputError
-from pcns_onnx.files import Scratch
 from pcns_onnx.graph import Graph, Program
-from pcns_onnx.numerics.arrays import Array, to_numpy
-from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.activation_cache import ActivationCache
+from pcns_onnx.runtime.engine import Engine, Tensors
 from pcns_onnx.runtime.nonfinite import is_finite, source_of
-
-Tensors = dict[str, Array]
-
-
-KEPT = 1 << 25
-"""Bytes of batches that are kept from one pass to the next; larger data is read anew."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """A dataset as one model takes it: in batches of `batch`, whole ones only if `fixed`."""
-
-    data: Dataset
-    batch: int
-    fixed: bool = False
-    _kept: list[Batch] = field(default_factory=list, repr=False, compare=False)
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self._kept:
-            yield from self._kept
-            return
-        held: list[Batch] = []
-        size = 0
-        for batch in self.data.batches(self.batch):
-            if self.fixed and batch.size != self.batch:
-                continue
-            size += sum(array.nbytes for array in batch.feeds.values())
-            if size <= KEPT:
-                held.append(batch)
-            yield batch
-        if size <= KEPT and not self._kept:
-            self._kept.extend(held)
-
-    @property
-    def batches(self) -> int:
-        """Number of batches in one pass, for progress."""
-        return -(-self.count // self.batch)
-
-    @property
-    def count(self) -> int:
-        """Samples that are used; reads the data once where its length is not known."""
-        if self.data.count is None:
-            return sum(batch.size for batch in self)
-        return self.data.count - (self.data.count % self.batch if self.fixed else 0)
+from pcns_onnx.runtime.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -175,7 +128,7 @@ class Tape:
 
     def __init__(self, engine: Engine, samples: Samples, budget: int) -> None:
         self._engine, self._samples = engine, samples
-        self._store = _Store(budget)
+        self._store = ActivationCache(budget)
         self._live: tuple[str, ...] | None = None
 
     def advance(self, stop: Stop) -> Iterator[Tensors]:
@@ -245,73 +198,3 @@ def _live_at(
         elif maker is not None:
             pending += [*maker.inputs, *maker.captures]
     return tuple(sorted(live))
-
-
-class _Store:
-    """Batches of named tensors: in memory up to `budget` bytes, as .npy files beyond it."""
-
-    def __init__(self, budget: int) -> None:
-        self._budget, self._used = budget, 0
-        self._batches: list[dict[str, Array | Path]] = []
-        self._folder: Scratch | None = None
-
-    def write(self, index: int, tensors: Tensors) -> None:
-        if index == len(self._batches):
-            self._batches.append({})
-        self._forget(self._batches[index])
-        kept: dict[str, Array | Path] = {}
-        for name, array in tensors.items():
-            size = int(array.nbytes)
-            if self._used + size <= self._budget:
-                self._used += size
-                kept[name] = array
-            else:
-                kept[name] = self._spill(index, len(kept), array)
-        self._batches[index] = kept
-
-    def read(self) -> Iterator[Tensors]:
-        for batch in self._batches:
-            yield {name: np.load(item) if isinstance(item, Path) else item for name, item in batch.items()}
-
-    def close(self) -> None:
-        self._batches.clear()
-        if self._folder is not None:
-            self._folder.cleanup()
-
-    def _forget(self, batch: dict[str, Array | Path]) -> None:
-        for item in batch.values():
-            if isinstance(item, Path):
-                item.unlink()
-            else:
-                self._used -= int(item.nbytes)
-
-    def _spill(self, index: int, position: int, array: Array) -> Path:
-        if self._folder is None:
-            self._folder = Scratch()
-        path = Path(self._folder.name) / f"{index}-{position}.npy"
-        try:
-            np.save(path, to_numpy(array))
-        except OSError as error:
-            raise InputError(
-                f"cannot spill activations to '{path.parent}': {error.strerror or error}; set TMPDIR to a larger disk"
-            ) from None
-        return path
-
-
-class Positions:
-    """Which output positions of a layer are sampled in each batch: seeded, the same for any run.
-
-    `per_sample` positions are drawn anew for every batch, out of as many as its samples have.
-    """
-
-    def __init__(self, wanted_rows: int, samples: int, seed: tuple[int, ...]) -> None:
-        self._per_sample = max(1, -(-wanted_rows // max(samples, 1)))
-        self.samples = samples
-        self._seed = seed
-
-    def draw(self, batch: int, available: int) -> NDArray[np.int64] | None:
-        """Sorted positions out of `available` for one batch; None means all of them."""
-        if self._per_sample >= available:
-            return None
-        generator = np.random.default_rng([*self._seed, batch])
-        return np.sort(generator.choice(available, self._per_sample, replace=False)).astype(np.int64)

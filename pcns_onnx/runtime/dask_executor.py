@@ -29,9 +29,10 @@ from threadpoolctl import threadpool_limits
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.files import Scratch
 from pcns_onnx.progress import Progress
-from pcns_onnx.runtime.activations import NotFinite, Runner, Samples, Segment, Stop, Tensors, inputs_of, traced
-from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.activations import NotFinite, Runner, Segment, Stop, inputs_of, traced
+from pcns_onnx.runtime.engine import Engine, Tensors
 from pcns_onnx.runtime.executor import Alone, Crew, G, Tapes
+from pcns_onnx.runtime.samples import Samples
 
 SHARDS = (8, 64)
 """Fewest and most shards (never more than batches): between them one for every `BATCHES` batches."""

@@ -247,3 +247,6 @@ def _wrap(value: Any) -> Array:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+Tensors = dict[str, Array]

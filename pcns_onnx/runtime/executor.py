@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, Self, TypeVar
 
 from pcns_onnx.progress import Progress
-from pcns_onnx.runtime.activations import Samples, Stop, Tape, Tensors
-from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.activations import Stop, Tape
+from pcns_onnx.runtime.engine import Engine, Tensors
+from pcns_onnx.runtime.samples import Samples
 
 Sides = Sequence[Tensors]
 """Of one batch, what was wanted of every tape."""

@@ -28,23 +28,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.api.options import Options
-from pcns_onnx.calibration.group_inputs import Places, read_groups
-from pcns_onnx.calibration.layer_inputs import Seen, stored_bias, stored_weight
+from pcns_onnx.calibration.columns import Places, Seen
+from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.calibration.ranking import Ranking
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.data_free.low_rank_weights import by_norm, truncated
 from pcns_onnx.methods.registry import Method
-from pcns_onnx.methods.subset.solve import info_of
 from pcns_onnx.numerics.ridge import Fit
 from pcns_onnx.planning.decision import Decision, within_budget
-from pcns_onnx.planning.importance import Work, essential
+from pcns_onnx.planning.importance import essential
 from pcns_onnx.planning.plan import Plan
+from pcns_onnx.planning.problem import Work
 from pcns_onnx.reconstruction.refine import Refined
 from pcns_onnx.reconstruction.sequential import refit
 from pcns_onnx.report.schema import GroupInfo
-from pcns_onnx.rewrite.channels import Patch, apply, narrow, set_layer
+from pcns_onnx.report.summary import info_of
+from pcns_onnx.rewrite.channels import narrow
+from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
+from pcns_onnx.rewrite.patch import Patch, apply
 
 RATIO = 0.75
 """The share of each rank that EigenRemove keeps unless it is told another."""

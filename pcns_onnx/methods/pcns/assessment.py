@@ -8,23 +8,59 @@ samples it has not seen.
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 
 from pcns_onnx.api.options import Options
+from pcns_onnx.calibration.eigenbasis import Basis
+from pcns_onnx.calibration.layer_outputs import bases
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.methods.pcns.activations import Activation
 from pcns_onnx.methods.pcns.batch_size import Draw, draws
-from pcns_onnx.methods.pcns.components import Basis, neurons_for
-from pcns_onnx.methods.pcns.rebuild import activation_of, augmented, bases, refusal, rows
+from pcns_onnx.methods.pcns.components import neurons_for
+from pcns_onnx.methods.pcns.eligibility import activation_of, refusal
+from pcns_onnx.methods.pcns.rebuild import augmented, rows
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.numerics.linalg import dimensions_for, eigh_descending
-from pcns_onnx.planning.importance import Work
-from pcns_onnx.report.schema import BatchTrial, Outlook
+from pcns_onnx.planning.problem import Work
 
 SHARES = ("0.9", "0.99", "0.999", "0.9999")
 """Shares of variance that eigenvectors are counted for, beside `--variance`."""
 _TRIED = 0.999
 """The share that trials use where `--variance` gives none."""
+
+
+class BatchTrial(msgspec.Struct, frozen=True):
+    """PCNS on batches of `rows` rows: medians of neurons and of the relative errors, on the batch and on new rows.
+
+    `close` is the share of the batches whose error on new rows is at most a tenth above that on the batch.
+    """
+
+    rows: int
+    neurons: int
+    seen_error: float
+    new_error: float
+    worst_new_error: float
+    close: float
+
+
+class Outlook(msgspec.Struct, frozen=True):
+    """What PCNS would find in one layer, before anything is changed.
+
+    `eigenvalues` of the outputs centred across neurons, as shares of their sum, largest first. By share of variance:
+    how many `eigenvectors` reach it, and how many `neurons` make them and the mean (None, with the `reason`, where
+    the activation has no inverse). `reason`: why pcns would leave the layer alone. Least squares has `inputs` + 1
+    unknowns per neuron.
+    """
+
+    name: str
+    width: int
+    inputs: int
+    eigenvalues: list[float]
+    eigenvectors: dict[str, int]
+    neurons: dict[str, int] | None
+    reason: str | None
+    trials: list[BatchTrial]
 
 
 def look(work: Work, options: Options) -> tuple[dict[str, dict[str, int]], list[Outlook]]:

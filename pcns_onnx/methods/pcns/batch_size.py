@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.methods.pcns.activations import Activation
-from pcns_onnx.methods.pcns.components import Basis, Expansion, expand, neurons_for
+from pcns_onnx.methods.pcns.components import Expansion, expand, neurons_for
 from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.numerics.moments import Moments
 

@@ -12,29 +12,33 @@ without it, the paper to the letter, P must commute with all that lies between.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.calibration.group_inputs import Setup
-from pcns_onnx.calibration.layer_inputs import Columns, mixed_matrix, stored_bias, stored_weight
-from pcns_onnx.dependency.groups import Census, Group
+from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.calibration.columns import Columns, mixed_matrix
+from pcns_onnx.calibration.eigenbasis import Basis
+from pcns_onnx.calibration.layer_outputs import bases
+from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
-from pcns_onnx.graph import Graph, Node
-from pcns_onnx.methods.pcns.activations import IDENTITY, Activation, activation
-from pcns_onnx.methods.pcns.components import Basis, Expansion, expand
+from pcns_onnx.graph import Graph
+from pcns_onnx.methods.pcns.activations import Activation
+from pcns_onnx.methods.pcns.components import Expansion, expand
+from pcns_onnx.methods.pcns.eligibility import activation_nodes, activation_of
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
-from pcns_onnx.numerics.moments import Moments
-from pcns_onnx.numerics.ridge import Fit, Gathered, fit
-from pcns_onnx.rewrite.channels import Patch, SetInput, apply, narrow, set_layer
+from pcns_onnx.numerics.ridge import Fit, fit
+from pcns_onnx.reconstruction.targets import Gathered
+from pcns_onnx.rewrite.channels import narrow
+from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
+from pcns_onnx.rewrite.patch import Patch, SetInput, apply
 from pcns_onnx.runtime.activations import Stop, run_batches
-from pcns_onnx.runtime.executor import Sides
 
 _ROWS = 1 << 25
 """Largest number of elements of the rows that one expansion is solved on."""
-_TRIVIAL = ("Identity", "Dropout", "Cast")
 
 
 @dataclass(frozen=True)
@@ -44,116 +48,6 @@ class Rebuilt:
     errors: NDArray[np.float64]
     plain_errors: NDArray[np.float64]
     fits: dict[str, Fit]
-
-
-def activation_of(graph: Graph, census: Census, group: Group) -> Activation | str:
-    """The activation behind a group's writer, or why PCNS cannot solve through it."""
-    acting = [node for node in _inside(graph, census, group).values() if node.op not in _TRIVIAL]
-    if not acting:
-        return IDENTITY
-    if len(acting) > 1:
-        return "its activation is made of several operators (" + ", ".join(sorted({n.op for n in acting})) + ")"
-    node = acting[0]
-    found = activation(node.op, dict(node.attrs), _slope(graph, node), _bounds(graph, node))
-    return found or f"{node.op} has no inverse that PCNS could solve through"
-
-
-def _slope(graph: Graph, node: Node) -> float | None:
-    """A PRelu's mean slope."""
-    slope = graph.constant(node.inputs[1]) if node.op == "PRelu" else None
-    return None if slope is None else float(np.mean(slope.astype(np.float64)))
-
-
-def _bounds(graph: Graph, node: Node) -> tuple[float, float] | None:
-    """A Clip's bounds, from attributes (opset 6) or inputs; None where they are computed."""
-    found = []
-    for position, (name, default) in enumerate((("min", float("-inf")), ("max", float("inf"))), start=1):
-        source = node.inputs[position] if len(node.inputs) > position else ""
-        value = graph.constant(source) if source else np.asarray(node.attrs.get(name, default))
-        if value is None:
-            return None
-        found.append(float(value.reshape(-1)[0]))
-    return found[0], found[1]
-
-
-def refusal(graph: Graph, census: Census, group: Group, *, refit: bool) -> str | None:
-    """Why PCNS must leave a group alone, None if it need not."""
-    if len(group.writers) > 1 or group.unit > 1 or group.products:
-        return "several layers (or blocks of one) share its channels, and new neurons can replace one layer's only"
-    for layer in (census.layer(name) for name in group.readers):
-        if layer.linear.op.blocks > 1 or not np.isin(layer.linear.reads, group.labels).all():
-            return f"'{layer.name}' reads it beside other channels, or in blocks"
-        if not np.isin(group.labels, layer.linear.reads).all():
-            return f"'{layer.name}' reads some of its channels only"
-    sigma = activation_of(graph, census, group)
-    if isinstance(sigma, str):
-        return sigma
-    inside = _inside(graph, census, group)
-    rest = [graph.node(key) for key in group.path if key not in inside]
-    riding = {key for key, _ in census.rides}
-    for node in rest:
-        kind = census.kinds[node.key]
-        if kind == "select":
-            return f"{node.op} '{node.label}' takes some of its channels, which new neurons do not match"
-        if kind == "affine" or node.key in riding:
-            return f"{node.op} '{node.label}' has per-channel constants, which new neurons do not match"
-        if kind not in ("linear", "move", "pointwise") and not refit:
-            return f"{node.op} '{node.label}' does not commute with the projection: re-fit the reader instead"
-        if kind == "pointwise" and node.op not in _TRIVIAL and not refit:
-            return f"{node.op} '{node.label}' is a second nonlinearity: re-fit the reader instead"
-    padded = any(census.layer(name).linear.op.padded for name in group.readers)
-    if padded and sigma.handling == "range" and not refit:
-        return "its targets need an offset, which a zero-padded Conv cannot take: re-fit the reader instead"
-    return None
-
-
-def _inside(graph: Graph, census: Census, group: Group) -> dict[str, Node]:
-    """The nodes that make up the activation, by key."""
-    found, pending = dict[str, Node](), [group.activation]
-    while pending:
-        name = pending.pop()
-        node = graph.producers.get(name)
-        if node is not None and name != census.layer(group.name).output and node.key not in found:
-            found[node.key] = node
-            pending += [i for i in node.inputs if i in census.labels]
-    return found
-
-
-def bases(
-    setup: Setup, graph: Graph, census: Census, groups: Sequence[Group]
-) -> Iterator[tuple[Group, Basis, Moments]]:
-    """Eigen-decomposition of the first writer's outputs (behind the activation), for every group."""
-    names = list(dict.fromkeys(group.activation for group in groups))
-    outputs = setup.gather([Stop(graph, names)], _Outputs(setup, census, groups), "eigenvalues")
-    for group in groups:
-        found = outputs.moments[group.name]
-        yield group, Basis.of(found.mean_x, found.covariance), found
-
-
-class _Outputs:
-    """Moments of what the first writers of some groups put out, behind the activation; by group."""
-
-    def __init__(self, setup: Setup, census: Census, groups: Sequence[Group]) -> None:
-        writers = [census.layer(group.name) for group in groups]
-        self.moments = {layer.name: Moments(layer.width, 0, setup.engine.xp) for layer in writers}
-        self._layers = [
-            (group.name, group.activation, layer.linear.op, setup.positions(census, layer, 2))
-            for group, layer in zip(groups, writers, strict=True)
-        ]
-
-    def begin(self, sides: Sides) -> None:
-        """There is nothing to settle."""
-
-    def update(self, index: int, sides: Sides) -> None:
-        """Take a batch in."""
-        for name, tensor, op, positions in self._layers:
-            y = sides[0][tensor]
-            self.moments[name].update(op.outputs(y, positions.draw(index, op.positions_of(y.shape))))
-
-    def merge(self, other: _Outputs) -> None:
-        """Add what was seen of later batches."""
-        for name, moments in self.moments.items():
-            moments.merge(other.moments[name])
 
 
 def rebuild(
@@ -249,7 +143,7 @@ def _slopes(graph: Graph, census: Census, group: Group, sigma: Activation, width
     """A PRelu's slope per channel becomes the one slope that the new neurons were solved for."""
     if sigma.name != "PRelu" or width == group.width:
         return ()
-    for key, node in _inside(graph, census, group).items():
+    for key, node in activation_nodes(graph, census, group).items():
         slope = graph.constant(node.inputs[1]) if node.op == "PRelu" else None
         if slope is not None:
             shape = [width if size == group.width else size for size in slope.shape]
@@ -271,9 +165,7 @@ def _project(graph: Graph, group: Group, reader: Layer, new: Expansion) -> tuple
     return xp.take(mixed, xp.asarray(np.sort(wide.reshape(-1))), axis=1), bias
 
 
-def _refit_reader(
-    setup: Setup, reference: Graph, following: Graph, census: Census, reader: Layer, prior: Array
-) -> Fit:
+def _refit_reader(setup: Setup, reference: Graph, following: Graph, census: Census, reader: Layer, prior: Array) -> Fit:
     """Least squares from the new activations to what the reader puts out in `reference`."""
     rows, positions = [np.arange(int(prior.shape[0]))], setup.positions(census, reader, 4)
     stops = [Stop(following, [reader.source]), Stop(reference, [reader.output])]

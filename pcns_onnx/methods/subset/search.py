@@ -17,15 +17,17 @@ from dataclasses import replace
 from pcns_onnx.api.options import Options
 from pcns_onnx.cost.benchmark import compare_latency
 from pcns_onnx.cost.model import RESOURCES, Resource
-from pcns_onnx.dependency.residual import narrow_or_drop
 from pcns_onnx.errors import InputError
 from pcns_onnx.methods.registry import Method
 from pcns_onnx.methods.subset.solve import solve
+from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.decision import Decision, choose
-from pcns_onnx.planning.importance import Findings, Work
+from pcns_onnx.planning.importance import Findings
 from pcns_onnx.planning.low_rank import settled
-from pcns_onnx.planning.plan import Budget, Plan
-from pcns_onnx.rewrite.channels import Patch, apply
+from pcns_onnx.planning.plan import Plan
+from pcns_onnx.planning.problem import Work
+from pcns_onnx.rewrite.drop_blocks import narrow_or_drop
+from pcns_onnx.rewrite.patch import Patch, apply
 
 ROUNDS = 6
 """How often a latency budget is planned anew."""

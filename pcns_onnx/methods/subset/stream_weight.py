@@ -13,20 +13,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pcns_onnx.api.options import Options
-from pcns_onnx.calibration.group_inputs import Setup
+from pcns_onnx.calibration.calibration import Setup
 from pcns_onnx.data import split
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.registry import Method
 from pcns_onnx.methods.subset.solve import solve
 from pcns_onnx.numerics.arrays import Array, namespace_of
+from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.decision import Decision, choose
-from pcns_onnx.planning.importance import Findings, Work
-from pcns_onnx.planning.plan import Budget
+from pcns_onnx.planning.importance import Findings
+from pcns_onnx.planning.problem import Work
 from pcns_onnx.progress import Progress
-from pcns_onnx.rewrite.channels import apply
-from pcns_onnx.runtime.activations import Samples, run_batches
+from pcns_onnx.rewrite.patch import apply
+from pcns_onnx.runtime.activations import run_batches
 from pcns_onnx.runtime.executor import Alone
+from pcns_onnx.runtime.samples import Samples
 
 STREAMS = (1.0, 8.0, 1e6)
 """How much more the error of channels that several blocks share may count than their probes say."""

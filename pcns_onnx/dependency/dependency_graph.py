@@ -1,0 +1,111 @@
+"""Everything that was found about which channels go together, and what stays of it when some go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.dependency.groups import Group, form_groups
+from pcns_onnx.dependency.layers import Layer, Unsolved, find_layers, find_unsolved
+from pcns_onnx.dependency.propagation import Walk
+from pcns_onnx.graph import Graph, Shape
+from pcns_onnx.ops import Heads, Kind, Labels, Pick, Ride, Size, Window
+
+
+@dataclass(frozen=True)
+class Census:
+    """Everything that was found. `born` is the number of labels; classes are the smallest of theirs."""
+
+    layers: tuple[Layer, ...]
+    groups: tuple[Group, ...]
+    rides: tuple[tuple[str, Ride], ...]
+    sizes: tuple[Size, ...]
+    picks: tuple[Pick, ...]
+    kinds: Mapping[str, Kind]
+    labels: Mapping[str, Labels]
+    shapes: Mapping[str, Shape]
+    unsolved: tuple[Unsolved, ...]
+    largest: Mapping[str, Window]
+    born: int
+    feeds: Mapping[str, Sequence[int]] | None = None
+
+    @cached_property
+    def _layers(self) -> Mapping[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def owner(self) -> NDArray[np.int64]:
+        """Class -> index of its group; number of groups for what belongs to none (and for -1)."""
+        owner = np.full(self.born + 1, len(self.groups), dtype=np.int64)
+        for index, group in enumerate(self.groups):
+            owner[group.labels] = index
+        return owner
+
+    @cached_property
+    def carriers(self) -> Mapping[str, tuple[Labels, ...]]:
+        """Group -> the sets of its classes that tensors carry."""
+        found: dict[str, dict[bytes, Labels]] = {group.name: {} for group in self.groups}
+        for labels in self.labels.values():
+            classes = np.unique(labels)
+            owners = self.owner[classes]
+            for index in np.unique(owners[owners < len(self.groups)]):
+                mine = classes[owners == index]
+                found[self.groups[index].name][mine.tobytes()] = mine
+        return {name: tuple(sets.values()) for name, sets in found.items()}
+
+    def layer(self, name: str) -> Layer:
+        """The layer of this name."""
+        return self._layers[name]
+
+    def reads(self, layer: Layer) -> tuple[Group, ...]:
+        """The groups whose channels this layer reads."""
+        return tuple(g for g in self.groups if layer.name in g.readers)
+
+    def writes(self, layer: Layer) -> Group:
+        """The group whose channels this layer makes."""
+        return next(g for g in self.groups if layer.name in g.writers)
+
+    @property
+    def shrinkable(self) -> tuple[Group, ...]:
+        """Groups that may be narrowed."""
+        return tuple(g for g in self.groups if g.frozen is None)
+
+
+def survey(graph: Graph, feeds: Mapping[str, Sequence[int]] | None = None, *, heads: Heads = "width") -> Census:
+    """Walk `graph`; `feeds` gives the shape of each input where the model leaves it open."""
+    walk = Walk.over(graph, feeds, heads=heads)
+    layers = tuple(find_layers(walk))
+    see, classes = walk.classes.compact, walk.classes.of
+    flows = walk.flows
+    return Census(
+        layers=layers,
+        groups=tuple(form_groups(walk, layers)),
+        rides=tuple((n.key, replace(ride, labels=see(ride.labels))) for n, flow in flows for ride in flow.rides),
+        sizes=tuple(
+            replace(s, labels=classes(s.labels), along=classes(s.labels if s.along is None else s.along))
+            for _, flow in flows
+            for s in flow.sizes
+        ),
+        picks=tuple(replace(pick, labels=classes(pick.labels)) for _, flow in flows for pick in flow.picks),
+        kinds={node.key: flow.kind for node, flow in flows},
+        labels={name: see(labels) for name, labels in walk.labels.items()},
+        shapes=walk.shapes,
+        unsolved=tuple(find_unsolved(walk)),
+        largest={node.key: flow.largest for node, flow in flows if flow.largest is not None},
+        born=walk.classes.born,
+        feeds=feeds,
+    )
+
+
+def kept_classes(census: Census, keep: Mapping[str, Labels]) -> NDArray[np.bool_]:
+    """Whether each class stays; the last element answers for -1, which always does."""
+    kept = np.ones(census.born + 1, dtype=np.bool_)
+    for group in census.groups:
+        if group.name in keep:
+            kept[group.labels] = False
+            kept[keep[group.name]] = True
+    return kept

@@ -1,0 +1,37 @@
+"""Questions that several rewrites ask of a graph."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.graph import Graph, Node
+
+
+def names_of(graph: Graph) -> str:
+    """The inputs, as messages list them."""
+    return ", ".join(spec.name for spec in graph.inputs)
+
+
+def bias_add(graph: Graph, node: Node, width: int) -> Node | None:
+    """The Add behind a MatMul that holds one stored value per output column, if there is one."""
+    readers = graph.consumers.get(node.key, ())
+    if len(readers) != 1 or readers[0].op != "Add" or any(o.name == node.key for o in graph.outputs):
+        return None
+    value = graph.constant(readers[0].inputs[1 - list(readers[0].inputs).index(node.key)])
+    return readers[0] if value is not None and value.shape[-1:] == (width,) and value.size == width else None
+
+
+def stored_value(graph: Graph, name: str) -> NDArray[np.float64]:
+    """A constant that is known to be one, in float64."""
+    value = graph.constant(name)
+    assert value is not None, "the caller checked that it is constant"
+    return value.astype(np.float64)
+
+
+def bias_of(graph: Graph, node: Node, width: int) -> NDArray[np.float64]:
+    """The bias that the layer really adds, shape (width,)."""
+    if len(node.inputs) < 3 or not node.inputs[2]:
+        return np.zeros(width)
+    beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
+    return np.broadcast_to(stored_value(graph, node.inputs[2]).reshape(-1) * beta, (width,))

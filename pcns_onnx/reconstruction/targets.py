@@ -1,0 +1,142 @@
+"""What a layer is solved for, gathered from the shrunk model and the original side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.dependency.layers import Part
+from pcns_onnx.dependency.residual import Goal
+from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
+from pcns_onnx.numerics.ridge import VALID, AnyEvidence, evidence_for
+from pcns_onnx.ops import LinearOp
+from pcns_onnx.reconstruction.windows import Windows
+from pcns_onnx.runtime.executor import Sides
+from pcns_onnx.runtime.samples import Positions
+
+
+class Gathered:
+    """What is known of each block of a layer: gathered from the shrunk model and the original, side by side.
+
+    `rows` are, by block, the outputs that stay. The tensors `source` (the layer's input) and `had` (what the
+    target has already, if anything) come from the shrunk model, which has no other outputs; `target` from the
+    original.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        rows: Sequence[NDArray[np.int64]],
+        positions: Positions,
+        source: str,
+        target: str,
+        had: str = "",
+    ) -> None:
+        self._parts, self._rows, self._positions = parts, rows, positions
+        self._source, self._target, self._had = source, target, had
+        self.evidence: list[AnyEvidence] = []
+
+    def begin(self, sides: Sides) -> None:
+        """Choose what to keep, by how many rows the first input gives."""
+        x = sides[0][self._source]
+        at = self._drawn(0, x)
+        for part, rows in zip(self._parts, self._rows, strict=True):
+            found = part.op.inputs(x, at)
+            expected = int(found.shape[0]) * self._positions.samples // int(x.shape[0])
+            self.evidence.append(evidence_for(expected, int(found.shape[1]), len(rows), namespace_of(found)))
+
+    def update(self, index: int, sides: Sides) -> None:
+        """Take a batch in."""
+        shrunk, original = sides
+        x, y, had = shrunk[self._source], original[self._target], shrunk.get(self._had)
+        at = self._drawn(index, x)
+        for part, rows, evidence in zip(self._parts, self._rows, self.evidence, strict=True):
+            rows_x, rows_y = part.op.inputs(x, at), part.op.outputs(y, at)
+            xp = namespace_of(rows_x)
+            rows_y = xp.take(rows_y, xp.asarray(rows), axis=1)
+            if had is not None:
+                rows_y = rows_y - part.op.outputs(had, at)
+            _split(evidence, rows_x, rows_y, int(x.shape[0]), index)
+
+    def merge(self, other: Gathered) -> None:
+        """Add what was gathered of later batches."""
+        if not self.evidence:
+            self.evidence = other.evidence
+            return
+        for mine, found in zip(self.evidence, other.evidence, strict=True):
+            mine.merge(found)
+
+    def _drawn(self, index: int, x: Array) -> NDArray[np.int64] | None:
+        return self._positions.draw(index, self._parts[0].op.positions(x.shape))
+
+
+def _split(evidence: AnyEvidence, x: Array, y: Array, samples: int, index: int) -> None:
+    """One sample in `VALID` is kept aside; of batches of fewer, every `VALID`th."""
+    per_sample = int(x.shape[0]) // samples
+    aside = (samples // VALID) * per_sample
+    if not aside and index % VALID == VALID - 1:
+        evidence.valid.update(x, y)
+        return
+    evidence.valid.update(x[:aside], y[:aside])
+    evidence.train.update(x[aside:], y[aside:])
+
+
+@dataclass
+class LayerObserver:
+    """What a layer is solved from (if it is) and refined with (if it is): its input in the shrunk model, its aims."""
+
+    gathered: Gathered | None
+    windows: Windows | None
+    source: str
+    aim: Goal | None
+
+    def begin(self, sides: Sides) -> None:
+        """Choose what to keep."""
+        if self.gathered is not None:
+            self.gathered.begin(sides)
+
+    def update(self, index: int, sides: Sides) -> None:
+        """Take a batch in."""
+        if self.windows is not None and self.aim is not None:
+            aim, (shrunk, original) = self.aim, sides
+            self.windows.update(index, shrunk[self.source], original[aim.tensor], shrunk.get(aim.had))
+        if self.gathered is not None:
+            self.gathered.update(index, sides)
+
+    def merge(self, other: LayerObserver) -> None:
+        """Add what was seen of later batches."""
+        if self.windows is not None and other.windows is not None:
+            self.windows.merge(other.windows)
+        if self.gathered is not None and other.gathered is not None:
+            self.gathered.merge(other.gathered)
+
+
+@dataclass
+class MissingMeanObserver:
+    """The sum over all rows of what a goal lacks without a layer: outputs `rows` of `op`."""
+
+    op: LinearOp
+    rows: NDArray[np.int64]
+    goal: Goal
+    total: NDArray[np.float64]
+    count: int = 0
+
+    def begin(self, sides: Sides) -> None:
+        """There is nothing to settle."""
+
+    def update(self, index: int, sides: Sides) -> None:
+        """Take a batch in."""
+        shrunk, original = sides
+        y = original[self.goal.tensor]
+        xp = namespace_of(y)
+        lacks = xp.take(self.op.outputs(y, None), xp.asarray(self.rows), axis=1)
+        lacks = lacks - self.op.outputs(shrunk[self.goal.had], None)
+        self.total = self.total + to_numpy(xp.sum(lacks, axis=0, dtype=xp.float64))
+        self.count += int(lacks.shape[0])
+
+    def merge(self, other: MissingMeanObserver) -> None:
+        """Add the rows of later batches."""
+        self.total, self.count = self.total + other.total, self.count + other.count

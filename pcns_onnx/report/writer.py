@@ -1,0 +1,31 @@
+"""Writing the report and the page, then letting the gates speak."""
+
+from __future__ import annotations
+
+from pcns_onnx.api.options import Options
+from pcns_onnx.cost.benchmark import pass_seconds
+from pcns_onnx.errors import GateError
+from pcns_onnx.graph import Graph
+from pcns_onnx.progress import Progress
+from pcns_onnx.report.html.page import write_page
+from pcns_onnx.report.schema import Report, Stage
+from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.samples import Samples
+
+
+def finish(report: Report, options: Options, consequence: str = "") -> None:
+    """Write the report and the page, then let the gates speak."""
+    if options.report is not None:
+        report.save(options.report)
+    if options.html is not None:
+        write_page(report, options.html)
+    failed = [gate for gate in report.gates if not gate.passed]
+    if failed:
+        said = ", ".join(f"{g.name} {g.value:.4g} exceeds {g.limit:g}" for g in failed)
+        raise GateError(f"gate failed: {said}{consequence}", report)
+
+
+def stages_of(engine: Engine, graph: Graph, samples: Samples, progress: Progress) -> dict[str, Stage]:
+    """Seconds per stage, and in passes of the original over the same samples."""
+    one_pass = max(pass_seconds(engine, graph, samples), 1e-9)
+    return {name: Stage(spent, spent / one_pass) for name, spent in progress.seconds.items()}

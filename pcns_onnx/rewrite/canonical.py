@@ -1,0 +1,32 @@
+"""The form of a model that is solved: norms folded, every layer with a bias, once as stored and once in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pcns_onnx.graph import Graph
+from pcns_onnx.rewrite.constant_shapes import settled
+from pcns_onnx.rewrite.explicit_bias import explicit_biases
+from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """The original, and the form that is solved: norms folded, every layer with a bias.
+
+    `typed` has the original's storage types, `twin` is float32.
+    """
+
+    original: Graph
+    typed: Graph
+    twin: Graph
+    folded: tuple[str, ...]
+    added: tuple[str, ...]
+
+    @classmethod
+    def of(cls, original: Graph, *, folds: bool = True) -> Canonical:
+        """The forms of a model; with `folds` false its norms stay as they are."""
+        start = settled(original)
+        norms_folded, folded = fold_batch_norms(start) if folds else (start, ())
+        typed, added = explicit_biases(norms_folded)
+        return cls(original, typed, typed.as_float32(), folded, added)

@@ -1,0 +1,52 @@
+"""Layers in another basis: rows of a writer and columns of its readers multiplied by a matrix and its inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.layers import Layer
+from pcns_onnx.graph import Graph
+from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
+from pcns_onnx.rewrite.patch import Patch, apply
+
+Matrix = NDArray[np.float64]
+
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Rows of V of a writer (`is_row`) or columns of a reader, (N,), and the matrix (N, N) that they are turned by."""
+
+    layer: str
+    places: Indices
+    by: Matrix
+    is_row: bool
+
+
+def turned(graph: Graph, census: Census, turns: Sequence[Turn]) -> tuple[Graph, Patch]:
+    """`graph` in the new basis, and the edits that make it so."""
+    patch: Patch = ()
+    for layer in census.layers:
+        mine = [turn for turn in turns if turn.layer == layer.name]
+        if mine:
+            patch += _turn(graph, layer, mine)
+    return (apply(graph, patch) if patch else graph), patch
+
+
+def _turn(graph: Graph, layer: Layer, turns: list[Turn]) -> Patch:
+    matrix = layer.linear.op.matrix(stored_weight(graph, layer)).copy()
+    bias = stored_bias(graph, layer).copy()
+    for turn in turns:
+        at = turn.places
+        if turn.is_row:
+            matrix[at], bias[at] = turn.by @ matrix[at], turn.by @ bias[at]
+        else:
+            matrix[:, at] = matrix[:, at] @ turn.by
+    return set_layer(graph, layer, matrix, bias)

@@ -1,0 +1,122 @@
+"""A model in fewer bits: int8 by static quantisation, and float16.
+
+int8 is onnxruntime's own recipe: constants folded and shapes inferred first, then QuantizeLinear
+and DequantizeLinear around every layer, with
+
+    q = clip(round(x / s) + z)      activations: 0..255, range (min, max) over the calibration samples
+                                    weights: -127..127, z = 0, one s per output channel
+
+after which its kernels compute in integers. Scales per channel need opset 13: an older model is
+converted. float16 keeps inputs and outputs as they are. Source: onnxruntime.quantization and
+onnxruntime.transformers.float16, both of which this module alone imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.errors import InputError, UnsupportedError
+from pcns_onnx.graph import Graph, at_least_opset, constant_weights
+from pcns_onnx.runtime.samples import Samples
+
+OPSET = 13
+"""The first in which a DequantizeLinear has a scale per channel."""
+
+
+def in_precision(kind: str, small: Graph, calibration: Samples) -> tuple[Graph, list[str]]:
+    """`small` as 'int8' (calibrated on samples) or 'fp16', and what onnxruntime's tools warned of.
+
+    Raises `InputError` where they fail, and for models above 2 GB.
+    """
+    made: Callable[[Graph, Samples, Path], Any] = {"int8": _int8, "fp16": _float16}[kind]
+    small = constant_weights(small)
+    with tempfile.TemporaryDirectory(prefix="pcns-onnx-") as folder, _warnings() as warned:
+        try:
+            proto = made(small, calibration, Path(folder))
+        except (InputError, UnsupportedError):
+            raise
+        except Exception as error:  # onnxruntime's tools raise anything
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"onnxruntime cannot make {kind} of the shrunk model: {cause[:240]}") from error
+    _tidy(proto, small)
+    graph = Graph.load(proto)
+    for entry in small.proto.metadata_props:
+        graph.set_metadata(entry.key, entry.value)
+    graph.set_metadata("pcns_onnx.precision", kind)
+    return graph, warned
+
+
+def _int8(small: Graph, calibration: Samples, folder: Path) -> Any:
+    tools = importlib.import_module("onnxruntime.quantization")
+    prepare = importlib.import_module("onnxruntime.quantization.shape_inference").quant_pre_process
+    prepared, quantised = folder / "prepared.onnx", folder / "int8.onnx"
+    (folder / "small.onnx").write_bytes(at_least_opset(small, OPSET).serialize())
+    prepare(folder / "small.onnx", prepared, skip_symbolic_shape=True)
+    tools.quantize_static(
+        prepared,
+        quantised,
+        _Reader(calibration),
+        per_channel=True,
+        activation_type=tools.QuantType.QUInt8,
+        weight_type=tools.QuantType.QInt8,
+    )
+    return Graph.load(quantised).proto
+
+
+def _float16(small: Graph, calibration: Samples, folder: Path) -> Any:
+    paths = list(sys.path)
+    try:
+        module = importlib.import_module("onnxruntime.transformers.float16")
+    finally:
+        sys.path[:] = paths  # that package adds its own folder, whose modules have names like 'benchmark'
+    small.serialize()
+    made = module.convert_float_to_float16(small.proto, keep_io_types=True)
+    wrapped = importlib.import_module("onnxruntime.quantization.onnx_model").ONNXModel(made)
+    wrapped.topological_sort()  # its casts of inputs stand at the end
+    return wrapped.model
+
+
+class _Reader:
+    """Calibration batches one after the other, as onnxruntime asks for them."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._batches = iter(samples)
+
+    def get_next(self) -> Mapping[str, NDArray[Any]] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {name: np.asarray(array) for name, array in batch.feeds.items()}
+
+
+def _tidy(proto: Any, small: Graph) -> None:
+    """Take out the operator sets that onnxruntime's optimiser lists and nothing uses."""
+    used = {entry.domain for entry in small.proto.opset_import} | {node.domain for node in proto.graph.node}
+    kept = [entry for entry in proto.opset_import if entry.domain in used | {"", "ai.onnx"}]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What is logged as a warning within, kept from the terminal."""
+    seen: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(" ".join(record.getMessage().split()))
+
+    root, keep = logging.getLogger(), Keep(logging.WARNING)
+    root.addHandler(keep)
+    try:
+        yield seen
+    finally:
+        root.removeHandler(keep)

@@ -1,0 +1,94 @@
+"""Samples as one model takes them: in batches of one size, and at sampled positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.api.options import Options
+from pcns_onnx.data import Batch, Dataset
+from pcns_onnx.errors import InputError
+from pcns_onnx.graph import Graph
+
+KEPT = 1 << 25
+"""Bytes of batches that are kept from one pass to the next; larger data is read anew."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A dataset as one model takes it: in batches of `batch`, whole ones only if `fixed`."""
+
+    data: Dataset
+    batch: int
+    fixed: bool = False
+    _kept: list[Batch] = field(default_factory=list, repr=False, compare=False)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._kept:
+            yield from self._kept
+            return
+        held: list[Batch] = []
+        size = 0
+        for batch in self.data.batches(self.batch):
+            if self.fixed and batch.size != self.batch:
+                continue
+            size += sum(array.nbytes for array in batch.feeds.values())
+            if size <= KEPT:
+                held.append(batch)
+            yield batch
+        if size <= KEPT and not self._kept:
+            self._kept.extend(held)
+
+    @property
+    def batches(self) -> int:
+        """Number of batches in one pass, for progress."""
+        return -(-self.count // self.batch)
+
+    @property
+    def count(self) -> int:
+        """Samples that are used; reads the data once where its length is not known."""
+        if self.data.count is None:
+            return sum(batch.size for batch in self)
+        return self.data.count - (self.data.count % self.batch if self.fixed else 0)
+
+
+class Positions:
+    """Which output positions of a layer are sampled in each batch: seeded, the same for any run.
+
+    `per_sample` positions are drawn anew for every batch, out of as many as its samples have.
+    """
+
+    def __init__(self, wanted_rows: int, samples: int, seed: tuple[int, ...]) -> None:
+        self._per_sample = max(1, -(-wanted_rows // max(samples, 1)))
+        self.samples = samples
+        self._seed = seed
+
+    def draw(self, batch: int, available: int) -> NDArray[np.int64] | None:
+        """Sorted positions out of `available` for one batch; None means all of them."""
+        if self._per_sample >= available:
+            return None
+        generator = np.random.default_rng([*self._seed, batch])
+        return np.sort(generator.choice(available, self._per_sample, replace=False)).astype(np.int64)
+
+
+def fixed_batch(*graphs: Graph) -> int | None:
+    """The batch that the first of these models with a fixed one takes."""
+    return next((s.shape[0] for g in graphs for s in g.inputs if s.shape and s.shape[0] is not None), None)
+
+
+def samples_of(dataset: Dataset, options: Options, *graphs: Graph) -> Samples:
+    """Batches as the models take them: a model with a fixed batch is fed in that."""
+    fixed = fixed_batch(*graphs)
+    samples = Samples(dataset, fixed or options.batch, fixed is not None)
+    if samples.count == 0:
+        raise InputError(f"the model takes batches of exactly {fixed} samples and the data holds fewer: give more")
+    return samples
+
+
+def at_latency_batch(samples: Samples, options: Options) -> Samples:
+    """The same samples in the batches that latency is measured at."""
+    batch = samples.batch if samples.fixed else options.batch_latency or samples.batch
+    return replace(samples, batch=batch, _kept=[])
