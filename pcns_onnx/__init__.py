@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pcns_onnx.api.inspect import inspect
     from pcns_onnx.api.plan import PlanResult, plan
     from pcns_onnx.api.shrink import ShrinkResult, shrink
-    from pcns_onnx.data import Normalize
+    from pcns_onnx.data.conform import Normalize
     from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError, UnsupportedError
     from pcns_onnx.report.schema import Inspection, Report
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 _HOMES = {
-    "shrink": "api.shrink", "inspect": "api.shrink", "compare": "api.shrink", "ShrinkResult": "api.shrink",
+    "shrink": "api.shrink", "inspect": "api.inspect", "compare": "api.compare", "ShrinkResult": "api.shrink",
     "design": "api.design", "ungrouped": "api.design", "DesignResult": "api.design",
     "plan": "api.plan", "PlanResult": "api.plan",
     "diff": "api.diff", "Difference": "api.diff",
     "expand": "api.expand", "ExpandResult": "api.expand",
-    "Inspection": "report.schema", "Report": "report.schema", "Normalize": "data",
+    "Inspection": "report.schema", "Report": "report.schema", "Normalize": "data.conform",
     "PcnsError": "errors", "InputError": "errors", "UnsupportedError": "errors",
     "NothingToShrinkError": "errors", "GateError": "errors",
 }  # fmt: skip

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -194,3 +194,34 @@ def _is_abandoned(path: Path, *, age: float) -> bool:
         return False
     finally:
         os.close(handle)
+
+
+def check_targets(
+    sources: Sequence[object], *targets: str | os.PathLike[str] | None, stats: str | os.PathLike[str] | None = None
+) -> None:
+    """Refuse outputs that cannot be written, or that are an input, before any work is done.
+
+    `stats` are an input where they are there, else an output.
+    """
+    if stats is not None and os.path.exists(stats):
+        sources = (*sources, stats)
+    else:
+        targets = (*targets, stats)
+    taken = [Path(source) for source in sources if isinstance(source, str | os.PathLike)]
+    for path in (Path(target) for target in targets if target is not None):
+        try:
+            if not path.parent.is_dir():
+                raise InputError(f"cannot write '{path}': there is no folder '{path.parent}'")
+            if path.is_dir() or not os.access(path.parent, os.W_OK):
+                raise InputError(f"cannot write '{path}': it is a folder or its folder is read-only")
+            if path.exists() and not path.is_file():
+                raise InputError(f"cannot write '{path}': it is no regular file")
+            if any(_is_same_file(path, other) for other in taken):
+                raise InputError(f"cannot write '{path}': it is an input or another output, choose another name")
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"cannot write '{path}': {error}") from None
+        taken.append(path)
+
+
+def _is_same_file(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))

@@ -17,7 +17,7 @@ from topologies import Sketch
 from pcns_onnx import NothingToShrinkError, inspect, shrink
 from pcns_onnx.calibration.calibration import Setup
 from pcns_onnx.calibration.group_inputs import read_groups
-from pcns_onnx.data import open_data
+from pcns_onnx.data.dataset import open_data
 from pcns_onnx.dependency.dependency_graph import survey
 from pcns_onnx.dependency.origins import Origins
 from pcns_onnx.graph import Graph

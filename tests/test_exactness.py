@@ -29,7 +29,7 @@ from pcns_onnx.calibration.calibration import Setup
 from pcns_onnx.calibration.columns import Places, Seen
 from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.cost import benchmark as latency
-from pcns_onnx.data import open_data
+from pcns_onnx.data.dataset import open_data
 from pcns_onnx.dependency.dependency_graph import Census, survey
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.methods.pcns import rebuild as basis

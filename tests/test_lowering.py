@@ -13,7 +13,7 @@ from conftest import MODELS, Array, build
 
 from pcns_onnx import GateError, InputError, UnsupportedError, shrink
 from pcns_onnx.cli.main import main
-from pcns_onnx.data import open_data
+from pcns_onnx.data.dataset import open_data
 from pcns_onnx.evaluation.precisions import beside
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.quantize import in_precision

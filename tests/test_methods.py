@@ -18,7 +18,7 @@ from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.calibration.ranking import Rank, Ranking, Reading, mixing
 from pcns_onnx.errors import InputError
 from pcns_onnx.methods.pcns.activations import IDENTITY, Activation, activation
-from pcns_onnx.methods.pcns.components import Expansion, components_in, expand, neurons_for
+from pcns_onnx.methods.pcns.components import Expansion, components_in, expand, neurons_for, width_curve
 from pcns_onnx.methods.registry import CHOICES, DEFAULT, METHODS, method_named
 from pcns_onnx.methods.subset import interpolative, obs
 from pcns_onnx.methods.subset.score import RANK_OF
@@ -443,7 +443,7 @@ def test_all_components_and_the_mean_rebuild_the_outputs(xp: Any) -> None:
 def test_the_curve_is_the_variance_that_the_components_miss(sigma: Activation) -> None:
     t = outputs_of(33)
     basis = basis_of(t)
-    curve = basis.curve(sigma)
+    curve = width_curve(basis, sigma)
     centred = t - t.mean(1)[:, None]
     for width in range(1, 7):
         count = components_in(width, sigma)

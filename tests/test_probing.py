@@ -12,7 +12,7 @@ from conftest import Array, build
 from topologies import Sketch, residual, several
 
 from pcns_onnx.api.options import Options
-from pcns_onnx.data import open_data
+from pcns_onnx.data.dataset import open_data
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.registry import method_named
 from pcns_onnx.methods.subset.score import look

@@ -16,7 +16,7 @@ from pcns_onnx.calibration.calibration import Setup
 from pcns_onnx.calibration.columns import Places, Seen
 from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.cost.model import Costs
-from pcns_onnx.data import open_data
+from pcns_onnx.data.dataset import open_data
 from pcns_onnx.dependency.dependency_graph import Census, kept_classes, survey
 from pcns_onnx.progress import Progress
 from pcns_onnx.reconstruction.sequential import refit

@@ -17,7 +17,7 @@ from pcns_onnx.calibration.calibration import Setup
 from pcns_onnx.calibration.columns import Columns, Seen, mixed_prior
 from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.calibration.ranking import mixing
-from pcns_onnx.data import open_data
+from pcns_onnx.data.dataset import open_data
 from pcns_onnx.dependency.dependency_graph import Census
 from pcns_onnx.dependency.layers import Layer, Part
 from pcns_onnx.graph import Graph

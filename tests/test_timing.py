@@ -21,7 +21,7 @@ from pcns_onnx.cost.cache import Table
 from pcns_onnx.cost.latency_model import Rest, Timings, measure_layers, step_that_pays
 from pcns_onnx.cost.layer_latency import BLOCK, LayerTimes, Measured, Sliced, widths
 from pcns_onnx.cost.profiler import Job, take_apart, take_turns
-from pcns_onnx.data import open_data
+from pcns_onnx.data.dataset import open_data
 from pcns_onnx.dependency.dependency_graph import kept_classes, survey
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph

@@ -22,7 +22,7 @@ from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.cli import main as cli
 from pcns_onnx.cost import benchmark as latency
 from pcns_onnx.cost.model import Costs
-from pcns_onnx.data import open_data
+from pcns_onnx.data.dataset import open_data
 from pcns_onnx.dependency.dependency_graph import Census, survey
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.dependency.residual import Goal, goal_of

@@ -11,7 +11,7 @@ from conftest import build
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from pcns_onnx import InputError, inspect, shrink
-from pcns_onnx.data import open_data, split
+from pcns_onnx.data.dataset import open_data, split
 from pcns_onnx.dependency.dependency_graph import survey
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.canonical import Canonical

@@ -14,7 +14,7 @@ from conftest import relative
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pcns_onnx.data import open_data
+from pcns_onnx.data.dataset import open_data
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.agreement import Agreement, compare_outputs
 from pcns_onnx.evaluation.metric import Metric, load_metric

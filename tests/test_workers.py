@@ -19,9 +19,8 @@ import pytest
 from conftest import MODELS, Array
 
 from pcns_onnx import ShrinkResult, shrink
-from pcns_onnx.api.choices import Choices
-from pcns_onnx.api.options import Options
-from pcns_onnx.data import open_data
+from pcns_onnx.api.options import Choices, Options
+from pcns_onnx.data.dataset import open_data
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.moments import Moments

@@ -13,7 +13,8 @@ import argparse
 import numpy as np
 
 from pcns_onnx.cost.benchmark import compare_many
-from pcns_onnx.data import Normalize, open_data, split
+from pcns_onnx.data.conform import Normalize
+from pcns_onnx.data.dataset import open_data, split
 from pcns_onnx.evaluation.agreement import compare_outputs
 from pcns_onnx.graph import Graph
 from pcns_onnx.progress import Progress

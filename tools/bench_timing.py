@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.cost.benchmark import compare_many
 from pcns_onnx.cost.latency_model import Timings, measure_layers
-from pcns_onnx.data import open_data
+from pcns_onnx.data.dataset import open_data
 from pcns_onnx.dependency.dependency_graph import Census, kept_classes, survey
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.channels import narrow

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Unpack
 
 from pcns_onnx.api.inputs import opened
-from pcns_onnx.api.options import Choices, Options, check_targets
+from pcns_onnx.api.options import Choices, Options
 from pcns_onnx.calibration.shapes import census_of
 from pcns_onnx.cost.benchmark import unsteady
 from pcns_onnx.cost.model import size_of
-from pcns_onnx.data import DataSource, split
+from pcns_onnx.data.dataset import split
+from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.agreement import time_both, verify
 from pcns_onnx.evaluation.gates import gates_of
 from pcns_onnx.evaluation.metric import load_metric
 from pcns_onnx.evaluation.provenance import library_versions, origin_of
+from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.graph.queries import names_of
 from pcns_onnx.progress import Progress

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pcns_onnx.api.options import Options, check_targets
+from pcns_onnx.api.options import Options
 from pcns_onnx.architecture.blueprint import Architecture, Blueprint, DesignedLayer
 from pcns_onnx.architecture.chain import Chain, sequence
 from pcns_onnx.architecture.depth import Rule, rule_named
@@ -24,9 +24,11 @@ from pcns_onnx.architecture.fresh import initialise, ungroup
 from pcns_onnx.architecture.spectra import ENOUGH, Spectrum, eigenfilters, preactivation, samples_needed, spectra
 from pcns_onnx.calibration.calibration import Setup
 from pcns_onnx.cost.model import RESOURCES
-from pcns_onnx.data import DataSource, Normalize, open_data, split
+from pcns_onnx.data.conform import Normalize
+from pcns_onnx.data.dataset import open_data, split
+from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
-from pcns_onnx.files import write_atomic
+from pcns_onnx.files import check_targets, write_atomic
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.plan import fingerprint

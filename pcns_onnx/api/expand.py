@@ -27,15 +27,17 @@ from typing import TYPE_CHECKING, Unpack
 import msgspec
 
 from pcns_onnx.api.inputs import opened, stand_in
-from pcns_onnx.api.options import Options, Running, check_targets
+from pcns_onnx.api.options import Options, Running
 from pcns_onnx.calibration.shapes import census_of
 from pcns_onnx.cost.model import size_of
-from pcns_onnx.data import DataSource, split
+from pcns_onnx.data.dataset import split
+from pcns_onnx.data.sources import DataSource
 from pcns_onnx.dependency.dependency_graph import Census
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.evaluation.agreement import Agreement, verify
+from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.methods.expansion import Expanded, shared_out, widened
 from pcns_onnx.methods.registry import expansion_named

@@ -9,7 +9,8 @@ import numpy as np
 
 from pcns_onnx.api.options import Options
 from pcns_onnx.calibration.shapes import stated_shapes
-from pcns_onnx.data import Dataset, DataSource, open_data, split
+from pcns_onnx.data.dataset import Dataset, open_data, split
+from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.canonical import Canonical

@@ -10,7 +10,8 @@ from threadpoolctl import threadpool_limits
 from pcns_onnx.api.inputs import opened
 from pcns_onnx.api.options import Choices, Options
 from pcns_onnx.calibration.shapes import heads_of, stated_shapes
-from pcns_onnx.data import DataSource, split
+from pcns_onnx.data.dataset import split
+from pcns_onnx.data.sources import DataSource
 from pcns_onnx.dependency.dependency_graph import survey
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.methods.pcns.assessment import Outlook, look

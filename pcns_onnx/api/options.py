@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from numbers import Integral, Real
 from pathlib import Path
-from typing import get_args
+from typing import TypedDict, get_args
 
-from pcns_onnx.api.choices import Choices, Running
-from pcns_onnx.data import DataSource, Normalize, Preprocess
+from pcns_onnx.data.conform import Normalize
+from pcns_onnx.data.preprocess import Preprocess
+from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
+from pcns_onnx.evaluation.metric import Metric
 from pcns_onnx.methods.registry import Method, method_named
 from pcns_onnx.ops import Heads
 from pcns_onnx.planning.budget import Budget
@@ -280,35 +282,53 @@ class Options:
         }
 
 
-def check_targets(
-    sources: Sequence[object], *targets: str | os.PathLike[str] | None, stats: str | os.PathLike[str] | None = None
-) -> None:
-    """Refuse outputs that cannot be written, or that are an input, before any work is done.
+class Running(TypedDict, total=False):
+    """Keyword arguments that say how to run a model; see `Options` for their meaning."""
 
-    `stats` are an input where they are there, else an output.
-    """
-    if stats is not None and os.path.exists(stats):
-        sources = (*sources, stats)
-    else:
-        targets = (*targets, stats)
-    taken = [Path(source) for source in sources if isinstance(source, str | os.PathLike)]
-    for path in (Path(target) for target in targets if target is not None):
-        try:
-            if not path.parent.is_dir():
-                raise InputError(f"cannot write '{path}': there is no folder '{path.parent}'")
-            if path.is_dir() or not os.access(path.parent, os.W_OK):
-                raise InputError(f"cannot write '{path}': it is a folder or its folder is read-only")
-            if path.exists() and not path.is_file():
-                raise InputError(f"cannot write '{path}': it is no regular file")
-            if any(_is_same_file(path, other) for other in taken):
-                raise InputError(f"cannot write '{path}': it is an input or another output, choose another name")
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"cannot write '{path}': {error}") from None
-        taken.append(path)
+    heads: str
+    shape: str | Sequence[str]
+    samples: int
+    batch_latency: int
+    stats: str | Path
+    batch: int
+    normalize: Normalize
+    preprocess: str
+    seed: int
+    device: str
+    threads: int
+    memory: str | int
+    custom_ops: str | Path | Sequence[str]
 
 
-def _is_same_file(a: Path, b: Path) -> bool:
-    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
+class Choices(Running, total=False):
+    """Keyword arguments of `shrink`, `inspect` and `compare`; see `Options` for their meaning."""
 
-
-__all__ = ["HEADS", "ORDERS", "STEPS", "Choices", "Options", "Running", "check_targets"]
+    method: str
+    budget: str | Sequence[str]
+    width: float
+    variance: float
+    plan: str | Path
+    include: str | Sequence[str]
+    exclude: str | Sequence[str]
+    multiple: str | int
+    order: str
+    refit: bool
+    rank_ratio: float
+    refine: int
+    coupled: bool
+    depth: bool
+    low_rank: bool
+    holdout: float
+    eval: DataSource
+    trials: int
+    max_error: float
+    max_drop: float
+    metric: str | Metric
+    plan_out: str | Path
+    report: str | Path
+    html: str | Path
+    command: str
+    workers: int
+    scheduler: str
+    int8: bool
+    fp16: bool

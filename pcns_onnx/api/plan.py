@@ -14,9 +14,10 @@ from typing import Unpack
 from threadpoolctl import threadpool_limits
 
 from pcns_onnx.api.inputs import datasets
-from pcns_onnx.api.options import Choices, Options, check_targets
-from pcns_onnx.data import DataSource
+from pcns_onnx.api.options import Choices, Options
+from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
+from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.methods.registry import method_named
 from pcns_onnx.methods.subset.decide import findings_of

@@ -13,17 +13,18 @@ import msgspec
 from threadpoolctl import threadpool_limits
 
 from pcns_onnx.api.inputs import datasets
-from pcns_onnx.api.options import Choices, Options, check_targets
+from pcns_onnx.api.options import Choices, Options
 from pcns_onnx.calibration.shapes import census_of
 from pcns_onnx.cost.benchmark import unsteady
 from pcns_onnx.cost.model import size_of
-from pcns_onnx.data import DataSource
+from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.evaluation.agreement import UNCHECKED, time_both, verify
 from pcns_onnx.evaluation.gates import gates_of, quality_gates
 from pcns_onnx.evaluation.metric import load_metric
 from pcns_onnx.evaluation.precisions import beside, check_precisions, lower
 from pcns_onnx.evaluation.provenance import library_versions, origin_of, provenance
+from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.methods.data_free.strategy import Weighing, ratio_of
 from pcns_onnx.methods.pcns.assessment import spectra

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
-from rich.console import RenderableType
-
-from pcns_onnx.cli.tables import plain_table
 
 SCHEMA = 1
 Item = int | str
@@ -74,32 +71,6 @@ class Blueprint(msgspec.Struct, frozen=True):
     def json(self) -> bytes:
         """The record as indented JSON; the same design gives the same bytes."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
-
-
-def design_tables(found: Blueprint) -> Iterator[RenderableType]:
-    """Tables for `design`."""
-    rank = {name: place for place, name in enumerate(found.prunable, start=1)}
-    figures = ("filters", "significant", "D/M", "sensitivity", "prune as no.", "in the design")
-    layers = plain_table("layer", "kind", right=figures)
-    for layer in found.layers:
-        layers.add_row(
-            layer.name,
-            layer.kind,
-            str(layer.filters),
-            str(layer.significant),
-            f"{layer.rows_per_filter:,.0f}",
-            f"{layer.sensitivity:.3f}",
-            str(rank[layer.name]),
-            str(layer.significant) if layer.stays else "dropped",
-        )
-    yield layers
-    rows = plain_table("", "configuration", right=("MACs", "#ops", "parameters", "#params"))
-    named = (("initial", found.initial), ("significant dimensions", found.significant), ("final", found.final))
-    for name, row in named:
-        written = configuration_text(row.configuration)
-        rows.add_row(name, written, f"{row.macs:,}", f"{row.ops:.2f}X", f"{row.parameters:,}", f"{row.params:.2f}X")
-    yield rows
-    yield f"variance {found.variance:.6g}, depth {found.depth}, {found.samples:,} samples"
 
 
 def configuration_text(items: Sequence[Item]) -> str:

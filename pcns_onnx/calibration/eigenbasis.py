@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pcns_onnx.methods.pcns.activations import Activation
-from pcns_onnx.methods.pcns.components import components_in
-from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
+from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.numerics.linalg import dimensions_for, eigh_descending
 
 
@@ -37,16 +32,3 @@ class Basis:
     def components(self, variance: float) -> int:
         """M: how many eigenvectors reach the variance threshold."""
         return dimensions_for(self.values, variance)
-
-    def curve(self, sigma: Activation) -> NDArray[np.float64]:
-        """(N+1,): share of variance lost when a layer of w neurons is made (before step 2's error)."""
-        values = to_numpy(self.values)
-        total = max(float(values.sum()), 1e-300)
-        tail = np.append(values.sum() - np.cumsum(values), 0.0)
-        lost = np.concatenate([[values.sum()], tail[:-1]]) / total
-        n = len(values)
-        error = np.ones(n + 1)
-        for width in range(1, n + 1):
-            error[width] = lost[min(components_in(width, sigma), n)]
-        error[n] = 0.0
-        return np.clip(error, 0.0, 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pcns_onnx.api.options import HEADS, Options
-from pcns_onnx.data import Dataset
+from pcns_onnx.data.dataset import Dataset
 from pcns_onnx.dependency.dependency_graph import Census, survey
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph

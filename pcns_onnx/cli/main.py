@@ -274,7 +274,7 @@ def design(model: str, data: str | None, output: str, ungroup: bool, voice: Voic
     """Design a smaller net from what MODEL's layers use. One PCA pass; NEW is to be trained from scratch."""
     from pcns_onnx.api.design import design as run
     from pcns_onnx.api.design import ungrouped
-    from pcns_onnx.architecture.blueprint import design_tables
+    from pcns_onnx.cli.tables import design_tables
 
     given = _given(choices)
     if ungroup:
@@ -332,7 +332,7 @@ def _fail(message: str, code: int) -> int:
 
 def _given(choices: dict[str, Any]) -> dict[str, Any]:
     """Only what was said on the command line, in the API's types."""
-    from pcns_onnx.data import Normalize
+    from pcns_onnx.data.conform import Normalize
     from pcns_onnx.runtime.memory import limit_process, parse_bytes
 
     given = {name: value for name, value in choices.items() if value is not None and value != ()}

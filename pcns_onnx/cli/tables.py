@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from pcns_onnx.architecture.blueprint import Blueprint, configuration_text
 from pcns_onnx.evaluation.agreement import Agreement
 from pcns_onnx.methods.pcns.assessment import Outlook
 from pcns_onnx.planning.plan import Left
@@ -251,3 +252,29 @@ def expansion_tables(report: Expansion) -> Iterator[RenderableType]:
     )
     where = f"{_samples(report.agreement.samples)}{' of noise' if report.on_noise else ''}"
     yield "\n".join([*costs, f"relative error of any output on {where}: {report.agreement.error:.2g}"])
+
+
+def design_tables(found: Blueprint) -> Iterator[RenderableType]:
+    """Tables for `design`."""
+    rank = {name: place for place, name in enumerate(found.prunable, start=1)}
+    figures = ("filters", "significant", "D/M", "sensitivity", "prune as no.", "in the design")
+    layers = plain_table("layer", "kind", right=figures)
+    for layer in found.layers:
+        layers.add_row(
+            layer.name,
+            layer.kind,
+            str(layer.filters),
+            str(layer.significant),
+            f"{layer.rows_per_filter:,.0f}",
+            f"{layer.sensitivity:.3f}",
+            str(rank[layer.name]),
+            str(layer.significant) if layer.stays else "dropped",
+        )
+    yield layers
+    rows = plain_table("", "configuration", right=("MACs", "#ops", "parameters", "#params"))
+    named = (("initial", found.initial), ("significant dimensions", found.significant), ("final", found.final))
+    for name, row in named:
+        written = configuration_text(row.configuration)
+        rows.add_row(name, written, f"{row.macs:,}", f"{row.ops:.2f}X", f"{row.parameters:,}", f"{row.params:.2f}X")
+    yield rows
+    yield f"variance {found.variance:.6g}, depth {found.depth}, {found.samples:,} samples"

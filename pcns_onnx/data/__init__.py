@@ -7,12 +7,3 @@ feed), and a `Dataset` is any number of parts, re-cut into batches of one size. 
 gives the same samples in the same order, and memory is bounded by the batch, never by the data. Whatever is
 wrong with the data is one `InputError` of one line: what, where, what to do.
 """
-
-from __future__ import annotations
-
-from pcns_onnx.data.conform import Normalize
-from pcns_onnx.data.dataset import Batch, Dataset, Feeds, open_data, split
-from pcns_onnx.data.preprocess import Preprocess
-from pcns_onnx.data.sources import DataSource
-
-__all__ = ["Batch", "DataSource", "Dataset", "Feeds", "Normalize", "Preprocess", "open_data", "split"]

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pcns_onnx.dependency.dependency_graph import Census
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.patch import SetInput
 
 
 class Goal(NamedTuple):
@@ -57,12 +55,6 @@ class Block:
     layer: Layer
     sum: str
     position: int
-
-    def constant(self, census: Census, values: NDArray[np.float64]) -> SetInput:
-        """Add `values` (K,), one per channel, instead of what the layer makes."""
-        labels = census.labels[self.layer.output]
-        shape = [-1 if size > 1 else 1 for size in labels.shape]
-        return SetInput(self.sum, self.position, values.reshape(shape))
 
 
 def blocks(graph: Graph, census: Census) -> Mapping[str, Block]:

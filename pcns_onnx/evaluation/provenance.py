@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from pcns_onnx.api.options import Options
-from pcns_onnx.data import DataSource
+from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.planning.plan import Plan, plan_bytes

@@ -28,7 +28,8 @@ from olive.passes.pass_config import BasePassConfig, PassConfigParam
 from olive.search.search_parameter import Categorical
 
 from pcns_onnx.api.shrink import shrink
-from pcns_onnx.data import DataSource, Normalize
+from pcns_onnx.data.conform import Normalize
+from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
 
 REPORT = "pcns_report.json"

@@ -10,7 +10,7 @@ from pcns_onnx.calibration.calibration import Setup
 from pcns_onnx.calibration.shapes import census_of
 from pcns_onnx.cost.latency_model import measure_layers
 from pcns_onnx.cost.model import Costs
-from pcns_onnx.data import Dataset
+from pcns_onnx.data.dataset import Dataset
 from pcns_onnx.dependency.dependency_graph import Census
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.errors import InputError

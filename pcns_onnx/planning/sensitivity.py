@@ -26,6 +26,7 @@ from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.ops import Labels
 from pcns_onnx.rewrite.channels import narrow
+from pcns_onnx.rewrite.drop_blocks import constant_for
 from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
 from pcns_onnx.rewrite.patch import Patch, apply
 from pcns_onnx.runtime.activations import Stop, Tape
@@ -102,7 +103,7 @@ class Prober:
         """The model with a constant, the mean of what its last layer makes, in a block's place."""
         matrix = block.layer.linear.op.matrix(stored_weight(base, block.layer))
         mean = matrix @ to_numpy(means[block.layer.name, 0]) + stored_bias(base, block.layer)
-        return apply(base, (block.constant(self._census, mean),))
+        return apply(base, (constant_for(block, self._census, mean),))
 
     def _session(self, graph: Graph, live: Sequence[str]) -> Session:
         return self._setup.engine.session(graph.extract(live, self._outputs).program())

@@ -32,6 +32,7 @@ from pcns_onnx.ops import Labels
 from pcns_onnx.reconstruction.refine import Pair, Refined, Weights, kept_aside, refine
 from pcns_onnx.reconstruction.targets import Gathered, LayerObserver, MissingMeanObserver
 from pcns_onnx.reconstruction.windows import Route, Windows, route
+from pcns_onnx.rewrite.drop_blocks import constant_for
 from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
 from pcns_onnx.rewrite.patch import Patch, edit
 from pcns_onnx.runtime.activations import Stop
@@ -160,7 +161,7 @@ class _Walk:
         rows = self._outputs(layer)
         lacks = MissingMeanObserver(layer.linear.op, rows, goal, np.zeros(len(rows)))
         found = self._advance(at, [goal.had], [goal.tensor], lacks, finite=False)
-        return (block.constant(self._census, found.total / max(found.count, 1)),)
+        return (constant_for(block, self._census, found.total / max(found.count, 1)),)
 
     def _advance(self, at: int, held: Sequence[str], wanted: Sequence[str], into: G, *, finite: bool = True) -> G:
         """Move the tapes in front of layer number `at`; gather `held` of the shrunk model, `wanted` of the original."""

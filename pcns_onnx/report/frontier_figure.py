@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pcns_onnx.api.options import check_targets
 from pcns_onnx.errors import InputError, UnsupportedError
-from pcns_onnx.files import write_atomic
+from pcns_onnx.files import check_targets, write_atomic
 from pcns_onnx.report.schema import PlanReport
 
 FORMATS = (".svg", ".png", ".pdf")

@@ -10,6 +10,7 @@ what travels is programs to the workers, and moments back.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import multiprocessing
@@ -102,6 +103,9 @@ def _started(distributed: Any, workers: int, folder: str) -> Iterator[Any]:
 
 @contextmanager
 def _connected(distributed: Any, address: str) -> Iterator[Any]:
+    # A client that could not connect closes itself when it is collected, and waits for ever if that happens while
+    # another one is being made (distributed 2026.8): so what there is of them is collected before.
+    gc.collect()
     try:
         client = distributed.Client(address, timeout=SECONDS, set_as_default=False)
     except Exception as error:  # addresses that are none, names that are unknown, nobody there

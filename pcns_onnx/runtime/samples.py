@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.api.options import Options
-from pcns_onnx.data import Batch, Dataset
+from pcns_onnx.data.dataset import Batch, Dataset
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 

@@ -39,6 +39,20 @@ def components_in(neurons: int, sigma: Activation) -> int:
     return (neurons - 1) // (2 if sigma.handling == "one-sided" else 1)
 
 
+def width_curve(basis: Basis, sigma: Activation) -> NDArray[np.float64]:
+    """(N+1,): share of variance lost when a layer of w neurons is made (before step 2's error)."""
+    values = to_numpy(basis.values)
+    total = max(float(values.sum()), 1e-300)
+    tail = np.append(values.sum() - np.cumsum(values), 0.0)
+    lost = np.concatenate([[values.sum()], tail[:-1]]) / total
+    n = len(values)
+    error = np.ones(n + 1)
+    for width in range(1, n + 1):
+        error[width] = lost[min(components_in(width, sigma), n)]
+    error[n] = 0.0
+    return np.clip(error, 0.0, 1.0)
+
+
 @dataclass(frozen=True)
 class Expansion:
     """A layer rebuilt: W (w, n) and b (w,); t ~ P t_new + q with P (N, w) and q (N,).

@@ -8,7 +8,7 @@ from pcns_onnx.api.options import Options
 from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.calibration.layer_outputs import bases
 from pcns_onnx.methods.pcns.activations import Activation
-from pcns_onnx.methods.pcns.components import components_in, neurons_for
+from pcns_onnx.methods.pcns.components import components_in, neurons_for, width_curve
 from pcns_onnx.methods.pcns.eligibility import activation_of
 from pcns_onnx.methods.registry import Method
 from pcns_onnx.numerics.arrays import to_numpy
@@ -25,7 +25,7 @@ def decide_bases(
     full = {g.name: g.width for g in work.groups}
     found = {g.name: b for g, b, _ in bases(work.setup, work.graph, work.census, work.groups)}
     sigmas = {g.name: activation_of(work.graph, work.census, g) for g in work.groups}
-    bent = {name: b.curve(s) for name, b in found.items() if isinstance(s := sigmas[name], Activation)}
+    bent = {name: width_curve(b, s) for name, b in found.items() if isinstance(s := sigmas[name], Activation)}
     wanted = widths_for(work, options, plan, bent, budgets, {}, lambda: _basis_variance(found, sigmas, options))
     widths = {name: _whole_pairs(width, full[name], sigmas[name]) for name, width in wanted.items()}
     return Decision(method, full, widths, {n: bent[n][w] for n, w in widths.items()}, bases=found, curves=bent)

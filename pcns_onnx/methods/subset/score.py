@@ -17,7 +17,7 @@ from pcns_onnx.calibration.calibration import is_same
 from pcns_onnx.calibration.columns import Places, Seen
 from pcns_onnx.calibration.group_inputs import GroupReadings, read_groups
 from pcns_onnx.calibration.ranking import Rank, Ranking
-from pcns_onnx.data import split
+from pcns_onnx.data.dataset import split
 from pcns_onnx.dependency.origins import Origins
 from pcns_onnx.methods.registry import Method
 from pcns_onnx.methods.subset import interpolative, obs

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from pcns_onnx.api.options import Options
 from pcns_onnx.calibration.calibration import Setup
-from pcns_onnx.data import split
+from pcns_onnx.data.dataset import split
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.registry import Method
