@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
+import platformdirs
 from numpy.typing import NDArray
 
 from pcns_onnx.backend import Array, processor
@@ -170,8 +171,8 @@ class Table:
     """
 
     def __init__(self, engine: Engine, folder: Path | None = None) -> None:
-        """`folder` None: the user's cache (XDG)."""
-        self._folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pcns-onnx"
+        """`folder` None: the user's cache, where the system keeps such or XDG_CACHE_HOME says."""
+        self._folder = folder or platformdirs.user_cache_path("pcns-onnx", appauthor=False)
         threads = engine.threads or os.cpu_count()
         version = versions()["onnxruntime"]
         self._machine = f"{processor(engine.device)}; {engine.provider} {version}; {threads} threads"
