@@ -5,6 +5,10 @@ disk: a run that is killed before leaves nothing. Where a file system has no suc
 instant in which a name is moved onto an older file, it is a hidden neighbour. What a killed run
 left of these, and of its temporary folders, goes with the next run: whoever is alive holds a lock
 (flock) on his own, which the kernel drops when he dies.
+
+What is locked is always the thing itself, which libraries of lock files (filelock) cannot do: they lock a
+file of their own, which stays beside the user's model, or, put elsewhere, is not seen by another user or
+another machine that writes into the same folder.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 from conftest import Array, build, relative, run
@@ -335,6 +336,90 @@ def test_nothing_large_needs_no_data_file(tmp_path: Path) -> None:
     Graph.load(path).save(tmp_path / "out.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == [DATA, "model.onnx", "out.onnx"]
     np.testing.assert_array_equal(from_file(tmp_path / "out.onnx", rows(3)), from_file(path, rows(3)))
+
+
+# -- beside onnx-ir --------------------------------------------------------------------------
+
+
+def test_shards_are_read(tmp_path: Path) -> None:
+    """Data in several files, packed without gaps: what onnx-ir writes where it is given a size."""
+    model, path = mlp(), tmp_path / "model.onnx"
+    onnx_ir.save(
+        onnx_ir.from_proto(model), path, external_data=DATA, size_threshold_bytes=0, max_shard_size_bytes=10_000
+    )
+    graph = Graph.load(path)
+    assert len(graph.files) == 3 and graph.files == {*tmp_path.iterdir()} - {path}
+    for tensor in model.graph.initializer:
+        np.testing.assert_array_equal(graph.constant(tensor.name), numpy_helper.to_array(tensor))
+
+
+def test_onnx_ir_reads_what_is_written_and_writes_the_same_data(tmp_path: Path) -> None:
+    graph = Graph.load(write(tmp_path / "in", mlp()))
+    graph.save(tmp_path / "out.onnx")
+    tensors = onnx_ir.load(tmp_path / "out.onnx").graph.initializers.values()
+    values = {tensor.name: tensor.const_value.numpy() for tensor in tensors if tensor.const_value is not None}
+    assert len(values) == 6
+    for name, value in values.items():
+        np.testing.assert_array_equal(value, graph.constant(str(name)))
+    outside = [onnx_ir.tensor(value) for value in values.values() if value.nbytes >= 1024]
+    onnx_ir.external_data.convert_tensors_to_external(outside, tmp_path, "theirs", alignment=4096, align_threshold=0)
+    assert pair(tmp_path)[1].read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def with_everything() -> onnx.ModelProto:
+    """An MLP with a sparse initializer, which onnx-ir 1.1.0 loses, and all that is said beside tensors."""
+    model = mlp()
+    graph = model.graph
+    values, places = numpy_helper.from_array(normal(3), "sparse.w"), np.array([0, 7, 24], np.int64)
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(places, "places"), [5, 5])
+    graph.sparse_initializer.append(sparse)
+    graph.node[-1].output[0] = "last.h"
+    graph.node.append(node("MatMul", ["last.h", "sparse.w"], ["y"], name="sparse", doc_string="a node"))
+    graph.node[0].metadata_props.add(key="kept", value="too")
+    for tensor in graph.initializer:
+        tensor.doc_string = f"doc of {tensor.name}"
+        tensor.metadata_props.add(key="namespace", value="a/b")
+    graph.value_info.append(helper.make_tensor_value_info("first.h", TensorProto.FLOAT, ["n", 64]))
+    graph.quantization_annotation.add(tensor_name="first.h").quant_parameter_tensor_names.add(
+        key="SCALE_TENSOR", value="s"
+    )
+    graph.doc_string, model.doc_string, model.producer_name, model.domain = "a graph", "a model", "a test", "org.test"
+    model.metadata_props.add(key="author", value="nobody")
+    return model
+
+
+def test_what_is_not_a_large_initializer_survives_to_the_byte(tmp_path: Path) -> None:
+    model = with_everything()
+    Graph.load(write(tmp_path / "in", model, threshold=1024)).save(tmp_path / "out.onnx")
+    assert pair(tmp_path)[1].stat().st_size
+    content = model.SerializeToString(deterministic=True)
+    assert Graph.load(tmp_path / "out.onnx").serialize() == content == Graph.load(model).serialize()
+    assert onnx.load(tmp_path / "out.onnx").graph.sparse_initializer == model.graph.sparse_initializer
+
+
+@contextmanager
+def open_files_up_to(count: int) -> Iterator[None]:
+    """So many more than are open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="nobody says here which files are open")
+def test_there_may_be_more_tensors_than_open_files(tmp_path: Path) -> None:
+    """A file is mapped once, not once per tensor: most systems allow 1,024, and large models have more tensors."""
+    names = [f"w{index}" for index in range(100)]
+    nodes = [node("MatMul", ["x", name], [f"{name}.h"]) for name in names]
+    nodes.append(node("Sum", [f"{name}.h" for name in names], ["y"]))
+    path = write(tmp_path, build(nodes, {name: normal(16, 16) for name in names}, ["n", 16]))
+    with open_files_up_to(10):
+        graph = Graph.load(path)
+        values = [graph.constant(name) for name in names]
+    assert len(values) == 100 and graph.files == {tmp_path / DATA}
 
 
 # -- replacing -------------------------------------------------------------------------------

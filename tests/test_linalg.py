@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.numerics.linalg import (
+    _lapack_pivots,
     add_ridge,
     dimensions_for,
     eigh_descending,
@@ -178,6 +179,38 @@ def test_the_residual_is_the_trace_that_is_left(xp: Any) -> None:
 @BACKENDS
 def test_ties_go_to_the_smaller_index(xp: Any) -> None:
     assert pivoted_cholesky(xp.eye(5, dtype=xp.float64)).order.tolist() == [0, 1, 2, 3, 4]
+
+
+@given(seed=st.integers(0, 999), copies=st.integers(1, 3), n=st.integers(1, 8), rows=st.integers(3, 40))
+@QUICK
+def test_pivots_of_lapack_are_those_of_the_plain_loop(seed: int, copies: int, n: int, rows: int) -> None:
+    """With duplicated columns, fewer rows than columns, and both: ties at every step, and nothing left at last."""
+    x = np.repeat(normal(seed, rows, n), copies, axis=1)[:, np.random.default_rng(seed).permutation(n * copies)]
+    a = x.T @ x
+    plain, lapack = pivoted_cholesky(array_api_strict.asarray(a)), pivoted_cholesky(a)
+    rank = min(n, rows)
+    assert lapack.order[:rank].tolist() == plain.order[:rank].tolist()
+    assert sorted(lapack.order) == sorted(plain.order)
+    np.testing.assert_allclose(lapack.residual, plain.residual, atol=1e-12 * plain.residual[0])
+
+
+@given(diagonal=st.lists(st.sampled_from([3.0, 2.0, 1.0, 1e-20, 1e-30, 0.0, -1e-17]), min_size=1, max_size=9))
+@QUICK
+def test_no_pivot_is_too_small_and_what_is_none_keeps_its_order(diagonal: list[float]) -> None:
+    """Exact to the last place on a diagonal: LAPACK's own tolerance would end the run early."""
+    plain, lapack = (pivoted_cholesky(xp.asarray(np.diag(diagonal))) for xp in (array_api_strict, np))
+    large = sum(value > 1e-9 for value in diagonal)
+    assert lapack.order[:large].tolist() == plain.order[:large].tolist()
+    assert np.asarray(diagonal)[lapack.order].clip(0).tolist() == sorted(np.clip(diagonal, 0, None), reverse=True)
+    none = [index for index, value in enumerate(diagonal) if value <= 0]
+    assert lapack.order[len(diagonal) - len(none) :].tolist() == none
+    np.testing.assert_allclose(lapack.residual, plain.residual, rtol=1e-15)
+
+
+def test_only_ties_keep_numpy_from_lapack() -> None:
+    assert _lapack_pivots(gram(17, 60)) is not None
+    assert _lapack_pivots(gram(18, 60, rank=20)) is not None
+    assert _lapack_pivots(np.diag([1.0, 1.0, 2.0])) is None  # its first swap puts 0 behind 1
 
 
 # -- majorisation ----------------------------------------------------------------------------

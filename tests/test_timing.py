@@ -145,6 +145,12 @@ def test_a_damaged_entry_is_measured_again(damage: bytes, tmp_path: Path) -> Non
     assert Table(Engine("cpu", 2), tmp_path).look_up("k", dict[int, float], measure) and len(calls) == 3
 
 
+def test_the_cache_lies_where_xdg_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Table(ENGINE).look_up("k", int, lambda: 5) == 5
+    assert [path.parent for path in tmp_path.rglob("*.json")] == [tmp_path / "pcns-onnx"]
+
+
 def test_a_folder_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     assert Table(ENGINE, tmp_path / "file" / "cache").look_up("k", int, lambda: 5) == 5

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import platformdirs
 
 from pcns_onnx.cost.profiler import T
 from pcns_onnx.errors import InputError
@@ -23,8 +24,8 @@ class Table:
     """
 
     def __init__(self, engine: Engine, folder: Path | None = None) -> None:
-        """`folder` None: the user's cache (XDG)."""
-        self._folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pcns-onnx"
+        """`folder` None: the user's cache, where the system keeps such or XDG_CACHE_HOME says."""
+        self._folder = folder or platformdirs.user_cache_path("pcns-onnx", appauthor=False)
         threads = engine.threads or os.cpu_count()
         version = versions()["onnxruntime"]
         self._machine = f"{processor(engine.device)}; {engine.provider} {version}; {threads} threads"

@@ -7,6 +7,11 @@ through a link; and offset and length must fit the tensor and the file.
 `OUT.onnx` is written with one data file, `OUT.onnx.<hash of the contents>.data`, which is there
 before the model is. An older model of that name never points into the new file, and its own
 goes only when it has been replaced.
+
+onnx-ir 1.1.0 has external tensors too. They keep a file open for each tensor, so that a model of
+1,100 cannot be read where 1,024 files may be open; a length that is not the tensor's is taken, a pipe
+waited on for ever; what is written is not synced, and put in place before the model is. All checks
+here would stay, and SymPy (85 MB, a third of a second) would come.
 """
 
 from __future__ import annotations

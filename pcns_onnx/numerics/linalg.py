@@ -120,6 +120,9 @@ def pivoted_cholesky(a: Array) -> Pivots:
     any X with XᵀX = A, without X. Ties go to the smaller index.
     """
     xp = namespace_of(a)
+    pivots = _lapack_pivots(a) if xp is np and len(a) else None
+    if pivots is not None:
+        return pivots
     n = int(a.shape[0])
     rest = a + 0.0
     left = np.arange(n)
@@ -135,6 +138,28 @@ def pivoted_cholesky(a: Array) -> Pivots:
             column = rest[:, best]
             rest = rest - column[:, None] * (column[None, :] / pivot)
     return Pivots(np.asarray(order, dtype=np.int64), np.asarray([*residual, 0.0]))
+
+
+def _lapack_pivots(a: np.ndarray) -> Pivots | None:
+    """The same from LAPACK, or None where a tie went to the larger index: its swaps take the smaller one further back.
+
+    It runs until no pivot is positive, as the plain loop does, and what is left then keeps its order. Pivots that
+    differ by rounding alone are tied; those so small that all differ by no more are not looked at.
+    """
+    factor, order, rank, _ = scipy.linalg.lapack.dpstrf(a, tol=0.0, lower=0)
+    order = order.astype(np.int64) - 1
+    squares, left = np.square(factor), a.diagonal()[order]
+    rounding = len(order) * np.finfo(np.float64).eps * left.max()
+    for step in range(rank):
+        if left[step] <= len(order) * rounding:
+            break
+        rivals = left[step:][order[step:] < order[step]]
+        if rivals.size and rivals.max() >= left[step] - rounding:
+            return None
+        left[step + 1 :] -= squares[step, step + 1 :]
+    explained = [float(squares[step, step:].sum()) for step in range(rank)]
+    residual = np.cumsum([0.0] * (len(order) - rank + 1) + explained[::-1])[::-1]
+    return Pivots(np.concatenate([order[:rank], np.sort(order[rank:])]), residual)
 
 
 def majorize(
