@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 from threadpoolctl import threadpool_limits
@@ -26,6 +26,7 @@ from pcns_onnx.evaluation.precisions import beside, check_precisions, lower
 from pcns_onnx.evaluation.provenance import library_versions, origin_of, provenance
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
+from pcns_onnx.graph.model_source import translator
 from pcns_onnx.methods.data_free.strategy import Weighing, ratio_of
 from pcns_onnx.methods.pcns.assessment import spectra
 from pcns_onnx.methods.registry import method_named
@@ -66,6 +67,10 @@ class ShrinkResult:
     plan: Plan
     report: Report
     lowered: dict[str, ModelProto] = field(default_factory=dict)
+
+    def to_graphsurgeon(self) -> Any:
+        """The shrunk model as a `graphsurgeon.Graph`; it remembers what graphsurgeon has no place for."""
+        return translator("onnx_graphsurgeon").import_model(self.model)
 
 
 def shrink(

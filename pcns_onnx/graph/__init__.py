@@ -11,7 +11,8 @@ initializers are kept beside it, in memory or mapped from files, and shared by a
 from __future__ import annotations
 
 from pcns_onnx.graph.initializers import Program
-from pcns_onnx.graph.model import Graph, ModelSource
+from pcns_onnx.graph.model import Graph
+from pcns_onnx.graph.model_source import ModelSource
 from pcns_onnx.graph.opset import at_least_opset, constant_weights
 from pcns_onnx.graph.protobuf import Array, Node, Shape, TensorSpec
 

@@ -23,6 +23,7 @@ from pcns_onnx.graph.external_data import (
     tidy,
 )
 from pcns_onnx.graph.initializers import take_out
+from pcns_onnx.graph.model_source import ModelSource, path_or_message
 from pcns_onnx.graph.protobuf import (
     HALF_TYPES,
     Array,
@@ -37,8 +38,6 @@ from pcns_onnx.graph.protobuf import (
 )
 from pcns_onnx.graph.view import GraphView
 
-ModelSource = str | os.PathLike[str] | onnx.ModelProto
-
 
 class Graph(GraphView):
     """One ONNX model: read through `GraphView`, edited in place, saved whole."""
@@ -46,8 +45,7 @@ class Graph(GraphView):
     @classmethod
     def load(cls, source: ModelSource) -> Graph:
         """Read and check a model; raises `InputError` with one line for anything unusable."""
-        if not isinstance(source, str | os.PathLike | onnx.ModelProto):
-            raise InputError(f"a model cannot be a {type(source).__name__}: give a path or a ModelProto")
+        source = path_or_message(source)
         where = "the given ModelProto" if isinstance(source, onnx.ModelProto) else f"'{os.fspath(source)}'"
         if isinstance(source, onnx.ModelProto):
             refuse_external(source)

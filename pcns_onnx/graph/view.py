@@ -279,6 +279,11 @@ class GraphView:
                 put_back(tensor, bytes(raw(self._weights[tensor.name])))
         return whole
 
+    @property
+    def outline(self) -> onnx.ModelProto:
+        """The model without the contents of its large initializers, which are placeholders: a copy."""
+        return copy_of(self._model)
+
     def program(self, *, named: bool = False) -> Program:
         """The model for onnxruntime; no content is copied that lies aligned in memory.
 
