@@ -32,7 +32,7 @@ def _weights() -> dict[str, Array]:
     rng = np.random.default_rng(7)
 
     def he(*shape: int) -> Array:
-        return rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        return np.sqrt(2 / np.prod(shape[1:])) * np.asarray(rng.standard_normal(shape))
 
     def twice(*shape: int) -> Array:
         half = he(*shape)
