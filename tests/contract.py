@@ -11,17 +11,17 @@ from conftest import relative, run
 from surgery import narrowed, permuted, removed_labels, sample, twins, unread, weight_of
 
 from pcns_onnx import ShrinkResult, shrink
-from pcns_onnx.dependency.dependency_graph import Census, survey
+from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.channels import narrow
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
 from pcns_onnx.rewrite.patch import apply
 
 
-def surveyed(model: onnx.ModelProto) -> tuple[Graph, Census]:
+def surveyed(model: onnx.ModelProto) -> tuple[Graph, DependencyGraph]:
     """The graph as it is solved, and what is found in it."""
     graph, _ = explicit_biases(Graph.load(model))
-    return graph, survey(graph)
+    return graph, build_dependency_graph(graph)
 
 
 def stood_in(chain: Chain) -> onnx.ModelProto:
@@ -39,30 +39,30 @@ def holds(model: onnx.ModelProto, width: int | None = None) -> None:
 
     `width` is that of the first group, where it is asked for.
     """
-    graph, census = surveyed(model)
-    assert census.shrinkable and (width is None or census.groups[0].width == width)
-    assert narrow(graph, census, {group.name: group.labels for group in census.groups}) == ()
+    graph, dependencies = surveyed(model)
+    assert dependencies.shrinkable and (width is None or dependencies.groups[0].width == width)
+    assert narrow(graph, dependencies, {group.name: group.labels for group in dependencies.groups}) == ()
     x = sample(graph.proto)
 
     generator, order = np.random.default_rng(2), dict[int, int]()
-    for labels in twins(census):
+    for labels in twins(dependencies):
         order |= zip(labels.tolist(), generator.permutation(labels).tolist(), strict=True)
-    moved = permuted(graph, census, order)
+    moved = permuted(graph, dependencies, order)
     assert moved.serialize() != graph.serialize()
     assert relative(run(graph.proto, x), run(moved.proto, x)) < 1e-5
 
-    gone = np.concatenate([removed_labels(group.labels) for group in census.shrinkable])
-    keep = narrowed(census, gone)
-    zeroed = unread(graph, census, gone)
-    small = apply(zeroed, narrow(zeroed, census, keep))
+    gone = np.concatenate([removed_labels(group.labels) for group in dependencies.shrinkable])
+    keep = narrowed(dependencies, gone)
+    zeroed = unread(graph, dependencies, gone)
+    small = apply(zeroed, narrow(zeroed, dependencies, keep))
     small.prune()
     small.check(full=True)
     assert small.parameters < graph.parameters
     expected = run(zeroed.proto, x)
     assert np.isfinite(expected).all() and expected.std() > 0
     assert relative(expected, run(small.proto, x)) < 1e-5
-    after = survey(small)
-    for old in census.layers:
+    after = build_dependency_graph(small)
+    for old in dependencies.layers:
         for axis, labels in zip(old.linear.weight_axes, (old.linear.writes, old.linear.reads), strict=True):
             before = weight_of(graph, old).shape[axis]
             assert weight_of(small, after.layer(old.name)).shape[axis] == np.sum(~np.isin(labels[:before], gone))

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from conftest import Array
 
-from pcns_onnx.dependency.dependency_graph import Census, survey
+from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.reconstruction.refine import Weights
@@ -27,16 +27,16 @@ class Hidden:
     """The hidden layer of a model whose first layer is read by the second."""
 
     graph: Graph
-    census: Census
+    dependencies: DependencyGraph
     route: Route
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Hidden:
         graph = explicit_biases(Graph.load(model))[0].as_float32()
-        census = survey(graph)
-        found = route(graph, census, census.layers[0])
+        dependencies = build_dependency_graph(graph)
+        found = route(graph, dependencies, dependencies.layers[0])
         assert found is not None, "its first layer is read by one layer alone"
-        return cls(graph, census, found)
+        return cls(graph, dependencies, found)
 
     def samples(self, count: int, seed: int = 0) -> Array:
         """Noise as the model takes it."""
@@ -47,7 +47,7 @@ class Hidden:
         """Pieces of onnxruntime's own tensors; about `places` of the reader's outputs per sample, None for all."""
         made = ENGINE.session(self.graph.extract(["x"], [self.route.reader.output]).program())
         samples = len(x) if places is None else ROWS // places
-        found = Windows(self.route, self.census, np.arange(self.route.reader.width), samples, (0, 2, 0))
+        found = Windows(self.route, self.dependencies, np.arange(self.route.reader.width), samples, (0, 2, 0))
         for index, batch in enumerate(np.array_split(x, batches)):
             y = made.run({"x": batch})[self.route.reader.output]
             found.update(index, xp.asarray(batch), xp.asarray(y), None)
@@ -68,7 +68,7 @@ class Hidden:
         if output == activation:
             return lambda rows: rows
         session = ENGINE.session(self.graph.extract([output], [activation]).program())
-        labels = self.census.labels[output]
+        labels = self.dependencies.labels[output]
 
         def sigma(rows: Array) -> Array:
             shape = [len(rows), *labels.shape[1:]]

@@ -10,7 +10,7 @@ from chains import BATCH
 from conftest import Array, run
 from numpy.typing import NDArray
 
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
 
@@ -25,15 +25,15 @@ def removed_labels(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return labels[[at for at in (1, 2, 5) if at < len(labels) - 1] if len(labels) > 2 else [1]]
 
 
-def twins(census: Census) -> list[NDArray[np.int64]]:
+def twins(dependencies: DependencyGraph) -> list[NDArray[np.int64]]:
     """The classes that can be narrowed, those together that lie in the same tensors: they could change places."""
-    carriers = {label: set[str]() for group in census.shrinkable for label in group.labels.tolist()}
-    for name, labels in census.labels.items():
+    carriers = {label: set[str]() for group in dependencies.shrinkable for label in group.labels.tolist()}
+    for name, labels in dependencies.labels.items():
         for label in set(np.unique(labels).tolist()) & carriers.keys():
             carriers[label].add(name)
     found: dict[tuple[int, frozenset[str]], list[int]] = {}
     for label, names in carriers.items():
-        found.setdefault((int(census.owner[label]), frozenset(names)), []).append(label)
+        found.setdefault((int(dependencies.owner[label]), frozenset(names)), []).append(label)
     return [np.array(labels) for labels in found.values()]
 
 
@@ -61,11 +61,11 @@ def taken_from(vector: NDArray[np.int64], source: Mapping[int, int]) -> NDArray[
     return result
 
 
-def permuted(graph: Graph, census: Census, order: Mapping[int, int], *, reads: bool = True) -> Graph:
+def permuted(graph: Graph, dependencies: DependencyGraph, order: Mapping[int, int], *, reads: bool = True) -> Graph:
     """The graph with channel `order[label]` standing where `label` stood, everywhere (or only where it is made)."""
     result = graph.copy()
-    biases = {layer.bias.key for layer in census.layers}
-    for layer in census.layers:
+    biases = {layer.bias.key for layer in dependencies.layers}
+    for layer in dependencies.layers:
         weight = weight_of(graph, layer)
         ends = [layer.linear.writes, layer.linear.reads]
         for axis, labels in list(zip(layer.linear.weight_axes, ends, strict=True))[: 1 + reads]:
@@ -77,7 +77,7 @@ def permuted(graph: Graph, census: Census, order: Mapping[int, int], *, reads: b
             if bias.shape[-1:] == (layer.width,):
                 moved = np.take(bias, taken_from(layer.linear.writes, order), axis=-1)
                 result.set_input(layer.bias.key, layer.bias.position, moved)
-    for key, ride in census.rides:
+    for key, ride in dependencies.per_channel:
         value = graph.constant(graph.node(key).inputs[ride.position])
         assert value is not None
         if key not in biases:
@@ -88,16 +88,16 @@ def permuted(graph: Graph, census: Census, order: Mapping[int, int], *, reads: b
     return result
 
 
-def narrowed(census: Census, gone: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+def narrowed(dependencies: DependencyGraph, gone: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     """Every group that loses some of the classes `gone`, and what stays of it."""
-    lost = [group for group in census.groups if np.isin(group.labels, gone).any()]
+    lost = [group for group in dependencies.groups if np.isin(group.labels, gone).any()]
     return {group.name: np.setdiff1d(group.labels, gone) for group in lost}
 
 
-def unread(graph: Graph, census: Census, gone: NDArray[np.int64]) -> Graph:
+def unread(graph: Graph, dependencies: DependencyGraph, gone: NDArray[np.int64]) -> Graph:
     """The graph in which no layer reads the classes `gone`."""
     zeroed = graph.copy()
-    for layer in census.layers:
+    for layer in dependencies.layers:
         weight, axis = weight_of(graph, layer), layer.linear.weight_axes[1]
         reads = layer.linear.reads[: weight.shape[axis]]
         mask = np.expand_dims(~np.isin(reads, gone), [a for a in range(weight.ndim) if a != axis])

@@ -15,15 +15,15 @@ from onnx import numpy_helper
 from topologies import Sketch
 
 from pcns_onnx import NothingToShrinkError, inspect, shrink
-from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.data.dataset import open_data
-from pcns_onnx.dependency.dependency_graph import survey
+from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.dependency.origins import Origins
 from pcns_onnx.graph import Graph
 from pcns_onnx.progress import Progress
 from pcns_onnx.reconstruction.rotation import rotations
-from pcns_onnx.rewrite.change_basis import Turn, turned
+from pcns_onnx.rewrite.change_basis import BasisChange, change_basis
 from pcns_onnx.rewrite.constant_shapes import fix_sizes
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
 from pcns_onnx.runtime.engine import Engine
@@ -156,19 +156,19 @@ def test_dimensions_that_no_head_uses_go_without_a_trace(name: str) -> None:
 @SPELLINGS
 def test_a_change_of_basis_changes_nothing_else(name: str) -> None:
     graph = explicit_biases(fix_sizes(Graph.load(SPELLED[name](planted=False))))[0]
-    census = survey(graph, {"x": (1, S, E)})
+    dependencies = build_dependency_graph(graph, {"x": (1, S, E)})
     data = Samples(open_data(samples(), graph.inputs), 16)
-    setup = Setup(Engine(), data, 0, Progress())
-    origins = Origins(graph, census)
-    turns: list[Turn] = []
-    for read in read_groups(setup, graph, census, census.shrinkable):
-        found, following = rotations(graph, census, read, origins)
+    calibration = Calibration(Engine(), data, 0, Progress())
+    origins = Origins(graph, dependencies)
+    basis_changes: list[BasisChange] = []
+    for read in read_groups(calibration, graph, dependencies, dependencies.shrinkable):
+        found, following = rotations(graph, dependencies, read, origins)
         assert found
         assert [r.output_variance() for r in following.all] == pytest.approx(
             [r.output_variance() for r in read.all], rel=1e-3
         )
-        turns += found
-    other, patch = turned(graph, census, turns)
+        basis_changes += found
+    other, patch = change_basis(graph, dependencies, basis_changes)
     x = samples(seed=2)
     assert patch
     assert relative(run(graph.proto, x), run(other.proto, x)) < 1e-4
@@ -254,8 +254,8 @@ def test_a_norm_of_q_and_k_keeps_their_dimensions() -> None:
 def test_a_rotary_embedding_with_stored_angles_loses_pairs() -> None:
     """A pair is turned by an angle of its own: pairs can go, whole, and no basis can be changed."""
     model = rotary()
-    census = survey(explicit_biases(fix_sizes(Graph.load(model)))[0])
-    q = census.writes(census.layer("q"))
+    dependencies = build_dependency_graph(explicit_biases(fix_sizes(Graph.load(model)))[0])
+    q = dependencies.writes(dependencies.layer("q"))
     assert (q.mixable, q.frozen, q.width, q.unit) == (False, None, D // 2, 2 * H)
     for tensor in model.graph.initializer:
         if tensor.name in ("q.w", "k.w"):  # the second pair of every head is dead

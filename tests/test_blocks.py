@@ -14,8 +14,8 @@ from onnx import numpy_helper
 from topologies import TOPOLOGIES
 
 from pcns_onnx import InputError, shrink
-from pcns_onnx.dependency.dependency_graph import survey
-from pcns_onnx.dependency.residual import blocks
+from pcns_onnx.dependency.dependency_graph import build_dependency_graph
+from pcns_onnx.dependency.residual import residual_blocks
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.layer_weights import stored
 
@@ -66,7 +66,7 @@ def test_what_is_no_block_cannot_go(tmp_path: Path) -> None:
     x = sample(model, 50)
     shrink(model, x, width=0.5, refine=0, plan_out=path)
     plan = msgspec.json.decode(path.read_bytes())
-    name = next(group for group in plan["groups"] if group not in blocks(Graph(model), survey(Graph(model))))
+    name = next(group for group in plan["groups"] if group not in residual_blocks(Graph(model), build_dependency_graph(Graph(model))))
     plan["groups"][name].update(width=0, keep=[])
     path.write_bytes(msgspec.json.encode(plan))
     with pytest.raises(InputError, match="width 0 of"):

@@ -13,7 +13,7 @@ from ml_dtypes import bfloat16
 from onnx import TensorProto, helper, numpy_helper
 
 from pcns_onnx import NothingToShrinkError, shrink
-from pcns_onnx.dependency.dependency_graph import survey
+from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.graph import Graph, Program
 from pcns_onnx.graph.constants import OPERATORS
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
@@ -204,7 +204,7 @@ def test_an_absurd_constant_does_no_harm_to_the_rest() -> None:
         node("Gemm", ["r", "w2"], ["y"]),
     ]
     graph, _ = explicit_biases(Graph.load(build(nodes, weights, ["n", 4])))
-    assert [layer.width for layer in survey(graph).layers] == [16, 3]
+    assert [layer.width for layer in build_dependency_graph(graph).layers] == [16, 3]
 
 
 # -- quantised layers ------------------------------------------------------------------------

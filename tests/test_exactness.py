@@ -25,12 +25,12 @@ from threadpoolctl import threadpool_limits
 
 from pcns_onnx import shrink
 from pcns_onnx.api.shrink import ShrinkResult
-from pcns_onnx.calibration.calibration import Setup
-from pcns_onnx.calibration.columns import Places, Seen
+from pcns_onnx.calibration.calibration import Calibration
+from pcns_onnx.calibration.columns import BlockKey, ChannelCovariance
 from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.cost import benchmark as latency
 from pcns_onnx.data.dataset import open_data
-from pcns_onnx.dependency.dependency_graph import Census, survey
+from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.methods.pcns import rebuild as basis
 from pcns_onnx.planning.plan import Plan
@@ -316,8 +316,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def widths(model: onnx.ModelProto) -> dict[str, int]:
     """Output width of every Conv, Gemm and MatMul by node name."""
     graph = Graph(model)
-    census = survey(explicit_biases(graph)[0].as_float32())
-    return {layer.name: layer.width for layer in census.layers}
+    dependencies = build_dependency_graph(explicit_biases(graph)[0].as_float32())
+    return {layer.name: layer.width for layer in dependencies.layers}
 
 
 def shrunk(model: Model, source: ModelSource | None = None, **choices: Any) -> ShrinkResult:
@@ -452,11 +452,11 @@ def test_pcns_finds_the_rank_by_itself() -> None:
 # -- full width through the solver -----------------------------------------------------------
 
 
-def surveyed(model: Model) -> tuple[Graph, Census, Setup]:
+def surveyed(model: Model) -> tuple[Graph, DependencyGraph, Calibration]:
     graph, _ = explicit_biases(Graph.load(model.proto))
     data = open_data(model.samples(10), graph.inputs)
-    census = survey(graph, {"x": (1, *model.shape)})
-    return graph, census, Setup(Engine(threads=1), Samples(data, 64), 0, Progress())
+    dependencies = build_dependency_graph(graph, {"x": (1, *model.shape)})
+    return graph, dependencies, Calibration(Engine(threads=1), Samples(data, 64), 0, Progress())
 
 
 @pytest.mark.parametrize("prior", ["own", "mixed"])
@@ -464,15 +464,15 @@ def surveyed(model: Model) -> tuple[Graph, Census, Setup]:
 @pytest.mark.parametrize("architecture", MAKERS)
 def test_a_refit_at_full_width_changes_nothing(architecture: str, name: str, prior: str) -> None:
     model = planted(architecture, BY_NAME[name])
-    graph, census, setup = surveyed(model)
-    keep = {group.name: group.labels for group in census.shrinkable}
-    seen: dict[Places, dict[str, Seen]] = {}
+    graph, dependencies, calibration = surveyed(model)
+    keep = {group.name: group.labels for group in dependencies.shrinkable}
+    seen: dict[BlockKey, dict[str, ChannelCovariance]] = {}
     if prior == "mixed":
-        for read in read_groups(setup, graph, census, census.shrinkable):
+        for read in read_groups(calibration, graph, dependencies, dependencies.shrinkable):
             for place, view in read.seen().items():
                 seen.setdefault(place, {})[read.group.name] = view
         assert set(seen) == {("second", 0), ("last", 0)}
-    made = refit(setup, graph, graph.copy(), census, keep, seen)
+    made = refit(calibration, graph, graph.copy(), dependencies, keep, seen)
     edits, fits = made.patch, made.fits
     solved = apply(graph, edits)
     assert set(fits) == {"second", "last"}
@@ -492,9 +492,9 @@ INVERTIBLE = [
 @pytest.mark.parametrize("architecture", ["chain", "cnn"])
 def test_pcns_at_full_width_changes_nothing(architecture: str, sigma: Sigma, reread: bool, order: str) -> None:
     model = MAKERS[architecture][0](sigma, NO_CONSTANT)
-    graph, census, setup = surveyed(model)
-    full = {group.name: group.width for group in census.shrinkable}
-    solved, _, _ = basis.rebuild(setup, graph, census, full, order=order, refit=reread)
+    graph, dependencies, calibration = surveyed(model)
+    full = {group.name: group.width for group in dependencies.shrinkable}
+    solved, _, _ = basis.rebuild(calibration, graph, dependencies, full, order=order, refit=reread)
     x = model.samples(11)
     assert spread(run(model.proto, x), run(solved.proto, x)) < 1e-4
 

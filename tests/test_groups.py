@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pcns_onnx import inspect, shrink
 from pcns_onnx.dependency.classes import Classes
-from pcns_onnx.dependency.dependency_graph import Census, survey
+from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph
 from pcns_onnx.graph import Graph, Program
 from pcns_onnx.rewrite.channels import narrow
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
@@ -26,9 +26,9 @@ H = 16
 """Hidden width of the models that are shrunk."""
 
 
-def surveyed(model: onnx.ModelProto, feeds: Mapping[str, Sequence[int]] | None = None) -> tuple[Graph, Census]:
+def surveyed(model: onnx.ModelProto, feeds: Mapping[str, Sequence[int]] | None = None) -> tuple[Graph, DependencyGraph]:
     graph, _ = explicit_biases(Graph.load(model))
-    return graph, survey(graph, feeds)
+    return graph, build_dependency_graph(graph, feeds)
 
 
 def graph_model(
@@ -76,15 +76,15 @@ def two_heads() -> onnx.ModelProto:
 
 
 def test_a_group_has_all_its_readers() -> None:
-    _, census = surveyed(two_heads())
-    trunk, a, b = census.groups
+    _, dependencies = surveyed(two_heads())
+    trunk, a, b = dependencies.groups
     assert (trunk.name, trunk.width, trunk.readers, trunk.frozen) == ("trunk", H, ("head a", "head b"), None)
     assert (a.frozen, b.frozen) == ("it feeds the model's output 'a'", "it feeds the model's output 'b'")
-    assert census.shrinkable == (trunk,)
+    assert dependencies.shrinkable == (trunk,)
     assert (trunk.writers, trunk.unit, trunk.coupled) == (("trunk",), 1, False)
-    assert census.reads(census.layer("head b")) == (trunk,) and census.reads(census.layer("trunk")) == ()
-    assert census.writes(census.layer("trunk")) == trunk
-    labels = np.concatenate([group.labels for group in census.groups])
+    assert dependencies.reads(dependencies.layer("head b")) == (trunk,) and dependencies.reads(dependencies.layer("trunk")) == ()
+    assert dependencies.writes(dependencies.layer("trunk")) == trunk
+    labels = np.concatenate([group.labels for group in dependencies.groups])
     np.testing.assert_array_equal(labels, np.arange(H + 3 + 2))
 
 
@@ -92,10 +92,10 @@ def test_groups_stand_in_topological_order_with_their_own_labels() -> None:
     nodes = [node("Gemm", f"h{i} W{i}", f"h{i + 1}") for i in range(4)]
     weights = {f"W{i}": random(a, b) for i, (a, b) in enumerate(((5, 6), (6, 7), (7, 8), (8, 9)))}
     nodes[0].input[0], nodes[-1].output[0] = "x", "y"
-    _, census = surveyed(build(nodes, weights, ("N", 5)))
-    assert [g.name for g in census.groups] == ["h1", "h2", "h3", "y"]
-    assert [g.readers for g in census.groups] == [("h2",), ("h3",), ("y",), ()]
-    assert [g.width for g in census.groups] == [6, 7, 8, 9]
+    _, dependencies = surveyed(build(nodes, weights, ("N", 5)))
+    assert [g.name for g in dependencies.groups] == ["h1", "h2", "h3", "y"]
+    assert [g.readers for g in dependencies.groups] == [("h2",), ("h3",), ("y",), ()]
+    assert [g.width for g in dependencies.groups] == [6, 7, 8, 9]
 
 
 DECOMPOSED_GELU = CHAINS["gelu erf"]
@@ -137,16 +137,16 @@ ACTIVATIONS: dict[str, tuple[Chain, str, list[str]]] = {
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_activation_ends_where_the_pointwise_nodes_meet_again(name: str) -> None:
     chain, activation, path = ACTIVATIONS[name]
-    graph, census = surveyed(chain.build())
-    group = census.groups[0]
+    graph, dependencies = surveyed(chain.build())
+    group = dependencies.groups[0]
     assert group.activation == activation
     assert [graph.node(key).op for key in group.path] == path
 
 
 def test_the_activation_of_the_last_layer_is_the_output() -> None:
     model = build([*FRONTS["gemm"][1], node("Relu", "h", "y")], FRONTS["gemm"][2], ("N", 5))
-    _, census = surveyed(model)
-    assert census.groups[0].activation == "y"
+    _, dependencies = surveyed(model)
+    assert dependencies.groups[0].activation == "y"
 
 
 def test_the_activation_of_two_branches_is_the_layer_itself() -> None:
@@ -158,25 +158,25 @@ def test_the_activation_of_two_branches_is_the_layer_itself() -> None:
         node("Gemm", "t W1", "y2"),
         node("Add", "y1 y2", "y"),
     ]
-    graph, census = surveyed(build(nodes, {**FRONTS["gemm"][2], "W1": random(C, K)}, ("N", 5)))
-    group = census.groups[0]
+    graph, dependencies = surveyed(build(nodes, {**FRONTS["gemm"][2], "W1": random(C, K)}, ("N", 5)))
+    group = dependencies.groups[0]
     assert (group.activation, group.frozen, group.readers) == ("h", None, ("y1", "y2"))
-    check_slice(graph, census, rows(4, 5))
+    check_slice(graph, dependencies, rows(4, 5))
 
 
-def check_slice(graph: Graph, census: Census, x: Array) -> Graph:
+def check_slice(graph: Graph, dependencies: DependencyGraph, x: Array) -> Graph:
     """Cut the first group to half where the readers ignore the rest; the outputs must stay."""
-    group = census.shrinkable[0]
+    group = dependencies.shrinkable[0]
     kept = group.labels[::2]
     zeroed = graph.copy()
-    for layer in census.layers:
+    for layer in dependencies.layers:
         weight = graph.constant(graph.node(layer.key).inputs[layer.linear.weight])
         assert weight is not None
         unread = np.isin(layer.linear.reads, np.setdiff1d(group.labels, kept))
         axis = layer.linear.weight_axes[1]
         mask = ~unread.reshape([-1 if a == axis else 1 for a in range(weight.ndim)])
         zeroed.set_input(layer.key, layer.linear.weight, weight * mask)
-    small = apply(zeroed, narrow(zeroed, census, {group.name: kept}))
+    small = apply(zeroed, narrow(zeroed, dependencies, {group.name: kept}))
     small.prune()
     small.check(full=True)
     for name, expected in outputs_of(zeroed.proto, {"x": x}).items():
@@ -237,16 +237,16 @@ COSTS: dict[str, tuple[onnx.ModelProto, list[tuple[int, int]], list[tuple[str, i
 @pytest.mark.parametrize("name", COSTS)
 def test_costs_are_those_counted_by_hand(name: str) -> None:
     model, layers, rest = COSTS[name]
-    _, census = surveyed(model)
-    assert [(layer.macs, layer.parameters) for layer in census.layers] == layers
-    assert [(node.name, node.macs, node.parameters) for node in census.unsolved] == rest
+    _, dependencies = surveyed(model)
+    assert [(layer.macs, layer.parameters) for layer in dependencies.layers] == layers
+    assert [(node.name, node.macs, node.parameters) for node in dependencies.unsolved] == rest
 
 
 def test_what_is_not_solved_for_has_its_own_reason() -> None:
     nodes = [node("Conv", "x D", "h", group=3, name="dw"), node("Conv", "h W1", "y", name="pw")]
     model = build(nodes, {"D": random(3, 1, 3, 3), "W1": random(K, 3, 1, 1)}, ("N", 3, 6, 6))
-    _, census = surveyed(model)
-    found = [(node.name, node.reason) for node in census.unsolved]
+    _, dependencies = surveyed(model)
+    found = [(node.name, node.reason) for node in dependencies.unsolved]
     assert found == [("dw", "Conv 'dw' filters the model's own channels one by one")]
     shown = {layer.name: layer for layer in inspect(model).layers}
     assert (shown["dw"].reason, shown["dw"].macs) == (found[0][1], 16 * 27)
@@ -255,9 +255,9 @@ def test_what_is_not_solved_for_has_its_own_reason() -> None:
 def test_layers_of_open_size_are_listed_without_costs() -> None:
     nodes = [node("Conv", "x D", "h", group=3, name="dw"), node("Conv", "h W1", "y", name="pw")]
     weights = {"D": random(3, 1, 3, 3), "W1": random(K, 3, 1, 1)}
-    _, census = surveyed(build(nodes, weights, ("N", 3, "H", "W")))
-    assert [(layer.name, layer.macs) for layer in census.layers] == [("pw", 0)]
-    assert [(node.name, node.macs) for node in census.unsolved] == [("dw", 0)]
+    _, dependencies = surveyed(build(nodes, weights, ("N", 3, "H", "W")))
+    assert [(layer.name, layer.macs) for layer in dependencies.layers] == [("pw", 0)]
+    assert [(node.name, node.macs) for node in dependencies.unsolved] == [("dw", 0)]
 
 
 # -- shared initializers ---------------------------------------------------------------------
@@ -284,9 +284,9 @@ SHARED = ("weight", "bias", "weight and bias")
 
 @pytest.mark.parametrize("shared", SHARED)
 def test_shared_constants_come_apart(shared: str) -> None:
-    graph, census = surveyed(tied(shared))
-    small = check_slice(graph, census, rows(5, H))
-    after = survey(small)
+    graph, dependencies = surveyed(tied(shared))
+    small = check_slice(graph, dependencies, rows(5, H))
+    after = build_dependency_graph(small)
     assert [group.width for group in after.groups] == [H // 2, H, K]
     second = small.node(after.layer("second").key)
     weight, bias = (small.constant(name) for name in second.inputs[1:])
@@ -314,16 +314,16 @@ def test_one_constant_may_stand_for_several_roles() -> None:
         *BACKS["conv"][0],
     ]
     weights = {"W0": random(C, 3, 3, 3), "v": random(C), "p": random(C) ** 2 + 1, **BACKS["conv"][1]}
-    graph, census = surveyed(build(nodes, weights, ("N", 3, 6, 6)))
+    graph, dependencies = surveyed(build(nodes, weights, ("N", 3, 6, 6)))
     x = np.random.default_rng(0).standard_normal((2, 3, 6, 6)).astype(np.float32)
-    check_slice(graph, census, x)
+    check_slice(graph, dependencies, x)
 
 
 def test_a_constant_that_is_also_an_output_is_left_whole() -> None:
     model = two_heads()
     model.graph.output.append(helper.make_tensor_value_info("b0", TensorProto.FLOAT, [H]))
-    graph, census = surveyed(model)
-    small = check_slice(graph, census, rows(3, 6))
+    graph, dependencies = surveyed(model)
+    small = check_slice(graph, dependencies, rows(3, 6))
     assert outputs_of(small.proto, {"x": rows(3, 6)})["b0"].shape == (H,)
 
 
@@ -331,18 +331,18 @@ def test_a_constant_that_is_also_an_output_is_left_whole() -> None:
 
 
 def test_unnamed_layers_go_by_their_outputs() -> None:
-    _, census = surveyed(LAYERS["matmul 3d"])
-    assert [layer.name for layer in census.layers] == ["h", "y"]
-    assert [layer.output for layer in census.layers] == ["h", "y"]
-    assert [layer.source for layer in census.layers] == ["x", "m"]
+    _, dependencies = surveyed(LAYERS["matmul 3d"])
+    assert [layer.name for layer in dependencies.layers] == ["h", "y"]
+    assert [layer.output for layer in dependencies.layers] == ["h", "y"]
+    assert [layer.source for layer in dependencies.layers] == ["x", "m"]
 
 
 def test_a_layer_named_like_another_ones_output_is_told_apart() -> None:
     model = tied("")
     for item, name in zip(model.graph.node, ("g", "", "", "", ""), strict=True):
         item.name = name
-    _, census = surveyed(model)
-    assert [layer.name for layer in census.layers] == ["g", "g_1", "y"]
+    _, dependencies = surveyed(model)
+    assert [layer.name for layer in dependencies.layers] == ["g", "g_1", "y"]
 
 
 def test_initializers_may_be_graph_inputs() -> None:
@@ -354,10 +354,10 @@ def test_initializers_may_be_graph_inputs() -> None:
         helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape) for name, value in weights.items()
     )
     onnx.checker.check_model(model, full_check=True)
-    graph, census = surveyed(model)
+    graph, dependencies = surveyed(model)
     assert [spec.name for spec in graph.inputs] == ["x"]
     x = np.random.default_rng(0).standard_normal((2, 3, 6, 6)).astype(np.float32)
-    small = check_slice(graph, census, x)
+    small = check_slice(graph, dependencies, x)
     shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in small.proto.graph.input}
     assert shapes["W0"] == [C // 2, 3, 3, 3] and shapes["W1"] == [K, C // 2, 3, 3]
 
@@ -375,18 +375,18 @@ def test_every_opset_that_onnxruntime_runs(opset: int) -> None:
     ]
     weights = {**FRONTS["conv"][2], "W1": random(6, C * 25), "b1": random(6), "W2": random(6, K), "b2": random(K)}
     model = build(nodes, weights, ("N", 3, 6, 6), opset=opset, ir_version=10 if opset > 21 else 8)
-    graph, census = surveyed(model)
-    assert [group.width for group in census.shrinkable] == [C, 6]
-    check_slice(graph, census, np.random.default_rng(0).standard_normal((2, 3, 6, 6)).astype(np.float32))
+    graph, dependencies = surveyed(model)
+    assert [group.width for group in dependencies.shrinkable] == [C, 6]
+    check_slice(graph, dependencies, np.random.default_rng(0).standard_normal((2, 3, 6, 6)).astype(np.float32))
 
 
 def test_stale_shapes_are_not_believed() -> None:
     model = Chain([node("Relu", "h", "r"), node("Flatten", "r")], back="wide").build()
     for name, shape in (("h", ("N", 99, 6, 6)), ("m", ("N", 7)), ("gone", (1,))):
         model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    graph, census = surveyed(model)
-    assert census.shapes["h"] == (2, C, 6, 6) and census.groups[0].frozen is None
-    small = apply(graph, narrow(graph, census, {"h": census.groups[0].labels[:3]}))
+    graph, dependencies = surveyed(model)
+    assert dependencies.shapes["h"] == (2, C, 6, 6) and dependencies.groups[0].frozen is None
+    small = apply(graph, narrow(graph, dependencies, {"h": dependencies.groups[0].labels[:3]}))
     small.prune()
     small.check(full=True)
     left = {
@@ -401,21 +401,21 @@ OPEN = ("N", 3, "H", "W")
 def test_open_sizes_pass_a_global_pool() -> None:
     nodes = [*FRONTS["conv"][1], node("Relu", "h", "r"), node("GlobalAveragePool", "r", "p"), node("Flatten", "p")]
     model = build([*nodes, *BACKS["gemm"][0]], {**FRONTS["conv"][2], **BACKS["gemm"][1]}, OPEN)
-    graph, census = surveyed(model)
-    assert census.groups[0].frozen is None
-    check_slice(graph, census, np.random.default_rng(0).standard_normal((2, 3, 9, 7)).astype(np.float32))
+    graph, dependencies = surveyed(model)
+    assert dependencies.groups[0].frozen is None
+    check_slice(graph, dependencies, np.random.default_rng(0).standard_normal((2, 3, 9, 7)).astype(np.float32))
 
 
 def test_open_sizes_stop_at_a_flatten_unless_samples_show_them() -> None:
     model = build(
         [*FRONTS["conv"][1], node("Flatten", "h"), *BACKS["wide"][0]], {**FRONTS["conv"][2], **BACKS["wide"][1]}, OPEN
     )
-    _, census = surveyed(model)
-    assert census.groups[0].frozen == "Flatten 'm' has a shape that cannot be inferred"
-    assert census.layer("y").macs == CHW * K and census.layer("h").macs == 0
-    graph, census = surveyed(model, {"x": (7, 3, 6, 6)})
-    assert census.groups[0].frozen is None and census.layer("h").macs == 36 * C * 27
-    check_slice(graph, census, np.random.default_rng(0).standard_normal((2, 3, 6, 6)).astype(np.float32))
+    _, dependencies = surveyed(model)
+    assert dependencies.groups[0].frozen == "Flatten 'm' has a shape that cannot be inferred"
+    assert dependencies.layer("y").macs == CHW * K and dependencies.layer("h").macs == 0
+    graph, dependencies = surveyed(model, {"x": (7, 3, 6, 6)})
+    assert dependencies.groups[0].frozen is None and dependencies.layer("h").macs == 36 * C * 27
+    check_slice(graph, dependencies, np.random.default_rng(0).standard_normal((2, 3, 6, 6)).astype(np.float32))
 
 
 def test_open_sizes_are_read_from_the_samples_end_to_end() -> None:
@@ -458,8 +458,8 @@ def test_sequences_whose_batch_is_not_the_first_axis(samples: int) -> None:
         node("Transpose", "q", "y", perm=[1, 0, 2]),
     ]
     model = build(nodes, {"W0": random(5, H), "W1": random(H, K)}, ("N", 4, 5))
-    graph, census = surveyed(model)
-    check_slice(graph, census, rows(12, 5).reshape(3, 4, 5))
+    graph, dependencies = surveyed(model)
+    check_slice(graph, dependencies, rows(12, 5).reshape(3, 4, 5))
     x = rows(4 * samples, 5).reshape(samples, 4, 5)
     result = shrink(model, x, width=0.5, holdout=0.0, refine=0)
     assert [fit.rows for group in result.report.groups for fit in group.fits.values()] == [4 * samples]
@@ -480,8 +480,8 @@ def test_many_inputs_and_outputs() -> None:
     ]
     weights = {"W0": random(6, H), "W1": random(H, K), "W2": random(7, H), "W3": random(H, K), "s": HALF}
     model = graph_model(nodes, weights, {"a": ("N", 6), "b": ("N", 7)}, {"both": ("N", K), "scaled": ("N", K)})
-    _, census = surveyed(model)
-    assert [(group.writers, group.frozen) for group in census.groups] == [
+    _, dependencies = surveyed(model)
+    assert [(group.writers, group.frozen) for group in dependencies.groups] == [
         (("left",), None),
         (("left out", "right out"), "it feeds the model's output 'scaled'"),
         (("right",), None),
@@ -502,8 +502,8 @@ def test_one_constant_reader_and_no_named_batch() -> None:
         node("Add", "p s", "m"),
         node("Gemm", "m W1 s", "y"),
     ]
-    graph, census = surveyed(build(nodes, {"W0": random(5, C), "W1": random(C, K), "s": HALF}, (None, 5)))  # type: ignore[arg-type]
-    small = check_slice(graph, census, rows(4, 5))
+    graph, dependencies = surveyed(build(nodes, {"W0": random(5, C), "W1": random(C, K), "s": HALF}, (None, 5)))  # type: ignore[arg-type]
+    small = check_slice(graph, dependencies, rows(4, 5))
     value = small.constant("s")
     assert value is not None and value.shape == ()
 
@@ -623,5 +623,5 @@ def test_classes_are_those_of_union_and_find(pairs: list[tuple[int, int]]) -> No
 
 def test_every_class_has_one_owner() -> None:
     model = two_heads()
-    _, census = surveyed(model)
-    assert census.owner.tolist() == [0] * H + [1] * 3 + [2] * 2 + [3]
+    _, dependencies = surveyed(model)
+    assert dependencies.owner.tolist() == [0] * H + [1] * 3 + [2] * 2 + [3]

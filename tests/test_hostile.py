@@ -21,7 +21,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from pcns_onnx import InputError, inspect, shrink
 from pcns_onnx.api.options import Options
 from pcns_onnx.graph import Graph
-from pcns_onnx.runtime.memory import Shares, parse_bytes
+from pcns_onnx.runtime.memory import MemoryBudget, parse_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FAST = 96
@@ -269,16 +269,16 @@ def test_sizes_that_are_refused(text: str | int) -> None:
 
 
 def test_shares_only_shrink_and_leave_room_for_the_rest() -> None:
-    sizes = [Shares.of(limit) for limit in (1 << 28, 1 << 31, 1 << 40)]
-    assert sizes[-1] == Shares.of(None)
+    sizes = [MemoryBudget.of(limit) for limit in (1 << 28, 1 << 31, 1 << 40)]
+    assert sizes[-1] == MemoryBudget.of(None)
     for limit, shares in zip((1 << 28, 1 << 31), sizes, strict=False):
-        assert shares.statistics + 2 * shares.tape + shares.windows <= limit // 2
+        assert shares.statistics + 2 * shares.stream + shares.windows <= limit // 2
 
 
 def test_less_memory_gives_the_same_model(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More passes over the data and activations on disk, but the same numbers."""
     whole = shrink(sound / "model.onnx", sound / "data.npz", width=0.5, threads=1)
-    monkeypatch.setattr(Shares, "of", classmethod(lambda cls, limit: cls(1, 1, 1 << 27)))
+    monkeypatch.setattr(MemoryBudget, "of", classmethod(lambda cls, limit: cls(1, 1, 1 << 27)))
     tight = shrink(sound / "model.onnx", sound / "data.npz", width=0.5, threads=1, memory="1GB")
     assert Graph(tight.model).digest() == Graph(whole.model).digest()
 

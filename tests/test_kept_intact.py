@@ -262,17 +262,17 @@ def test_a_batch_first_recurrent_layer_is_known_too() -> None:
     """Which onnxruntime's CPU does not run."""
     middle = [node("LSTM", "h W R", "r", hidden_size=3, layout=1), node("Reshape", "r shape", "m")]
     weights = {"W": random(1, 12, C), "R": random(1, 12, 3), "shape": ints(0, 4, 3)}
-    _, census = surveyed(Case(middle, weights, "r", "", 3).build())
-    assert {g.name: g.frozen for g in census.groups}["h"] == "LSTM 'r' is a recurrent layer"
-    assert [(u.name, u.macs, u.width) for u in census.unsolved] == [("r", 4 * 12 * (C + 3), 3)]
+    _, dependencies = surveyed(Case(middle, weights, "r", "", 3).build())
+    assert {g.name: g.frozen for g in dependencies.groups}["h"] == "LSTM 'r' is a recurrent layer"
+    assert [(u.name, u.macs, u.width) for u in dependencies.unsolved] == [("r", 4 * 12 * (C + 3), 3)]
 
 
 def test_another_domain_that_nothing_here_runs() -> None:
     middle = [node("Fancy", "h W", "m", domain="my.ops")]
-    _, census = surveyed(Case(middle, {"W": random(C, C)}, "m", "", domains=("my.ops",)).build())
-    frozen = {group.name: group.frozen for group in census.groups}
+    _, dependencies = surveyed(Case(middle, {"W": random(C, C)}, "m", "", domains=("my.ops",)).build())
+    frozen = {group.name: group.frozen for group in dependencies.groups}
     assert frozen["h"] == "my.ops.Fancy 'm' is not understood" and frozen["a"] is None
-    first = census.unsolved[0]
+    first = dependencies.unsolved[0]
     assert (first.name, first.reason, first.parameters) == ("m", "my.ops.Fancy 'm' is not understood", C * C)
 
 
@@ -281,8 +281,8 @@ def test_a_function_is_not_taken_for_the_operator_of_its_name(op: str) -> None:
     domain = "com.microsoft" if op == "Gelu" else "my.own"
     made = helper.make_function(domain, op, ["i"], ["o"], [node("Softmax", "i", "o")], [helper.make_opsetid("", 17)])
     middle = [node(op, "h", "m", domain=domain)]
-    _, census = surveyed(Case(middle, {}, "", "", domains=(domain,), functions=[made]).build())
-    frozen = {group.name: group.frozen for group in census.groups}
+    _, dependencies = surveyed(Case(middle, {}, "", "", domains=(domain,), functions=[made]).build())
+    frozen = {group.name: group.frozen for group in dependencies.groups}
     assert frozen["h"] == f"{domain}.{op} 'm' is a function of the model, which is left as it is"
 
 

@@ -14,7 +14,7 @@ from conftest import MODELS, Array, build
 from pcns_onnx import GateError, InputError, UnsupportedError, shrink
 from pcns_onnx.cli.main import main
 from pcns_onnx.data.dataset import open_data
-from pcns_onnx.evaluation.precisions import beside
+from pcns_onnx.evaluation.precisions import precision_path
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.quantize import in_precision
 from pcns_onnx.runtime.samples import Samples
@@ -56,7 +56,7 @@ def test_both_are_written_beside_and_reported_beside(made: tuple[str, Path, obje
     assert sorted(path.name for path in out.parent.iterdir()) == ["small.fp16.onnx", "small.int8.onnx", "small.onnx"]
     int8, fp16 = report.precisions  # type: ignore[attr-defined]
     for precision, limit in ((int8, 0.5), (fp16, 0.65)):
-        path = beside(out, precision.kind)
+        path = precision_path(out, precision.kind)
         assert path is not None
         onnx.checker.check_model(onnx.load(path), full_check=True)
         assert abs(path.stat().st_size - precision.bytes) < 64
@@ -73,7 +73,7 @@ def test_inputs_outputs_and_metadata_stay(made: tuple[str, Path, object]) -> Non
     _, out, _ = made
     shrunk = Graph.load(out)
     for kind in ("int8", "fp16"):
-        path = beside(out, kind)
+        path = precision_path(out, kind)
         assert path is not None
         graph = Graph.load(path)
         assert (graph.inputs, graph.outputs) == (shrunk.inputs, shrunk.outputs)
@@ -83,7 +83,7 @@ def test_inputs_outputs_and_metadata_stay(made: tuple[str, Path, object]) -> Non
 
 
 def test_every_layer_computes_in_integers(made: tuple[str, Path, object], tmp_path: Path) -> None:
-    path = beside(made[1], "int8")
+    path = precision_path(made[1], "int8")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(tmp_path / "seen.onnx")

@@ -15,10 +15,10 @@ from onnx import TensorProto, helper
 from threadpoolctl import threadpool_limits
 
 from pcns_onnx.calibration.eigenbasis import Basis
-from pcns_onnx.calibration.ranking import Rank, Ranking, Reading, mixing
+from pcns_onnx.calibration.ranking import Rank, Ranking, ReaderStats, mixing
 from pcns_onnx.errors import InputError
 from pcns_onnx.methods.pcns.activations import IDENTITY, Activation, activation
-from pcns_onnx.methods.pcns.components import Expansion, components_in, expand, neurons_for, width_curve
+from pcns_onnx.methods.pcns.components import RebuiltLayer, components_in, expand_components, neurons_for, width_curve
 from pcns_onnx.methods.registry import CHOICES, DEFAULT, METHODS, method_named
 from pcns_onnx.methods.subset import interpolative, obs
 from pcns_onnx.methods.subset.score import RANK_OF
@@ -50,8 +50,8 @@ def problem(seed: int, channels: int, taps: int = 1, outputs: int = 5, rows: int
     return x - x.mean(0), normal(seed + 3, outputs, n)
 
 
-def reading(x: Array, v: Array, taps: int = 1, xp: Any = np, rows: int = MANY, places: Array | None = None) -> Reading:
-    return Reading(xp.asarray(x.T @ x / len(x)), xp.asarray(v), taps, rows, places)
+def reading(x: Array, v: Array, taps: int = 1, xp: Any = np, rows: int = MANY, places: Array | None = None) -> ReaderStats:
+    return ReaderStats(xp.asarray(x.T @ x / len(x)), xp.asarray(v), taps, rows, places)
 
 
 def columns(channels: Array, taps: int) -> Array:
@@ -265,7 +265,7 @@ def test_a_ranking_does_not_change_what_it_reads(rank: Rank) -> None:
 
 @RANKS
 def test_readers_that_see_nothing_are_ranked_all_the_same(rank: Rank) -> None:
-    ranking = rank([Reading(np.zeros((4, 4)), np.zeros((2, 4)), 1, 100)], 4)
+    ranking = rank([ReaderStats(np.zeros((4, 4)), np.zeros((2, 4)), 1, 100)], 4)
     assert sorted(ranking.order) == [0, 1, 2, 3]
     assert np.isfinite(ranking.error).all()
 
@@ -475,19 +475,19 @@ def test_without_an_activation_a_planted_rank_needs_one_more_neuron(xp: Any) -> 
     own = xp.asarray(np.hstack([weight.T, np.zeros((8, 1))]))
     errors = []
     for width in (4, 3):
-        new = expand(xp.asarray(x), xp.asarray(t), own, basis_of(t, xp), IDENTITY, width)
+        new = expand_components(xp.asarray(x), xp.asarray(t), own, basis_of(t, xp), IDENTITY, width)
         made = x @ to_numpy(new.matrix).T + to_numpy(new.bias)
         back = made @ to_numpy(new.projection).T + to_numpy(new.offset)
         errors.append(float(np.linalg.norm(back - t) / np.linalg.norm(t)))
     assert errors[0] < 1e-5 < 1e-2 < errors[1]
 
 
-def rebuilt(xp: Any, sigma: Activation, width: int) -> tuple[float, Expansion]:
+def rebuilt(xp: Any, sigma: Activation, width: int) -> tuple[float, RebuiltLayer]:
     """Relative error of the outputs when a layer of 6 is rebuilt with `width` neurons, and the new layer."""
     x = 0.7 * normal(37, 250, 4)
     weight = 0.3 * normal(38, 6, 5)
     t = sigma.forward(x @ weight[:, :4].T + weight[:, 4])
-    new = expand(xp.asarray(x), xp.asarray(t), xp.asarray(weight), basis_of(t, xp), sigma, width)
+    new = expand_components(xp.asarray(x), xp.asarray(t), xp.asarray(weight), basis_of(t, xp), sigma, width)
     made = sigma.forward(x @ to_numpy(new.matrix).T + to_numpy(new.bias))
     back = made @ to_numpy(new.projection).T + to_numpy(new.offset)
     return float(np.linalg.norm(back - t) / np.linalg.norm(t - t.mean(0))), new

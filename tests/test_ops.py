@@ -16,7 +16,7 @@ from topologies import TOPOLOGIES
 
 from pcns_onnx import shrink
 from pcns_onnx.cost.model import Costs
-from pcns_onnx.dependency.dependency_graph import Census, kept_classes, survey
+from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph, kept_classes
 from pcns_onnx.graph import Graph
 from pcns_onnx.ops.reshape import reshape_labels
 from pcns_onnx.rewrite.channels import narrow
@@ -27,9 +27,9 @@ from pcns_onnx.rewrite.patch import apply
 MODELS = {**CHAINS, **{name: make() for name, make in TOPOLOGIES.items()}}
 
 
-def surveyed(name: str) -> tuple[Graph, Census]:
+def surveyed(name: str) -> tuple[Graph, DependencyGraph]:
     graph, _ = explicit_biases(Graph.load(MODELS[name]))
-    return graph, survey(graph)
+    return graph, build_dependency_graph(graph)
 
 
 # -- the contract ----------------------------------------------------------------------------
@@ -37,19 +37,19 @@ def surveyed(name: str) -> tuple[Graph, Census]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_full_width_is_a_no_op(name: str) -> None:
-    graph, census = surveyed(name)
-    assert census.groups[0].frozen is None
-    assert narrow(graph, census, {group.name: group.labels for group in census.groups}) == ()
+    graph, dependencies = surveyed(name)
+    assert dependencies.groups[0].frozen is None
+    assert narrow(graph, dependencies, {group.name: group.labels for group in dependencies.groups}) == ()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_zeroed_channels_slice_exactly(name: str) -> None:
-    graph, census = surveyed(name)
-    gone = np.concatenate([removed_labels(group.labels) for group in census.shrinkable])
-    keep = narrowed(census, gone)
-    assert len(keep) == len(census.shrinkable) > 0
-    zeroed = unread(graph, census, gone)
-    small = apply(zeroed, narrow(zeroed, census, keep))
+    graph, dependencies = surveyed(name)
+    gone = np.concatenate([removed_labels(group.labels) for group in dependencies.shrinkable])
+    keep = narrowed(dependencies, gone)
+    assert len(keep) == len(dependencies.shrinkable) > 0
+    zeroed = unread(graph, dependencies, gone)
+    small = apply(zeroed, narrow(zeroed, dependencies, keep))
     small.prune()
     small.check(full=True)
 
@@ -58,34 +58,34 @@ def test_zeroed_channels_slice_exactly(name: str) -> None:
     assert np.isfinite(expected).all() and expected.std() > 0
     assert relative(expected, run(small.proto, x)) < 1e-5
 
-    after = survey(small)
-    for old, new in zip(census.layers, after.layers, strict=True):
+    after = build_dependency_graph(small)
+    for old, new in zip(dependencies.layers, after.layers, strict=True):
         shape = list(weight_of(graph, old).shape)
         for axis, labels in zip(old.linear.weight_axes, (old.linear.writes, old.parts[0].reads), strict=True):
             shape[axis] = int(np.sum(~np.isin(labels, gone)))
         assert list(weight_of(small, new).shape) == shape
         assert old.linear.op.blocks == new.linear.op.blocks
-    for group, same in zip(census.groups, after.groups, strict=True):
+    for group, same in zip(dependencies.groups, after.groups, strict=True):
         kept = len(keep.get(group.name, group.labels))
         assert (same.width, same.writers, same.readers) == (kept, group.writers, group.readers)
         assert same.unit == group.unit
         assert group.name not in keep or kept == 1 or same.frozen is None
     assert small.parameters < graph.parameters
 
-    costs = Costs(census, graph.parameters, graph.parameters)
-    macs, parameters = left = costs.of_classes(kept_classes(census, keep))
+    costs = Costs(dependencies, graph.parameters, graph.parameters)
+    macs, parameters = left = costs.of_classes(kept_classes(dependencies, keep))
     if name != "half read":  # there the width alone does not say it
-        fractions = {group.name: len(keep[group.name]) / group.width for group in census.shrinkable}
+        fractions = {group.name: len(keep[group.name]) / group.width for group in dependencies.shrinkable}
         assert costs(fractions) == pytest.approx(left)
     counted = sum(layer.macs for layer in after.layers) + sum(node.macs for node in after.unsolved)
     assert macs == pytest.approx(counted, abs=len(after.layers))  # a sample's share of each may be rounded
-    assert parameters - ridden(zeroed, small, census) == pytest.approx(small.parameters + unbiased(small, after))
+    assert parameters - ridden(zeroed, small, dependencies) == pytest.approx(small.parameters + unbiased(small, after))
 
 
-def ridden(before: Graph, after: Graph, census: Census) -> int:
+def ridden(before: Graph, after: Graph, dependencies: DependencyGraph) -> int:
     """What constants per channel have lost, which costs leave out of account: other than biases and weights."""
-    counted = {layer.bias.key for layer in census.layers} | {node.name for node in census.unsolved}
-    places = {(key, ride.position) for key, ride in census.rides if key not in counted}
+    counted = {layer.bias.key for layer in dependencies.layers} | {node.name for node in dependencies.unsolved}
+    places = {(key, ride.position) for key, ride in dependencies.per_channel if key not in counted}
     assert len({before.node(key).inputs[position] for key, position in places}) == len(places)
     lost = 0
     for key, position in places:
@@ -95,32 +95,32 @@ def ridden(before: Graph, after: Graph, census: Census) -> int:
     return lost
 
 
-def unbiased(graph: Graph, census: Census) -> int:
+def unbiased(graph: Graph, dependencies: DependencyGraph) -> int:
     """How many biases are stored fewer than there are neurons: costs count one for each."""
     stored = 0
-    for layer in census.layers:
+    for layer in dependencies.layers:
         value = None if layer.bias.absent else graph.constant(graph.node(layer.bias.key).inputs[layer.bias.position])
         stored += 0 if value is None else value.size
-    return sum(layer.width for layer in census.layers) - stored
+    return sum(layer.width for layer in dependencies.layers) - stored
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_permuting_channels_is_a_no_op(name: str) -> None:
-    graph, census = surveyed(name)
+    graph, dependencies = surveyed(name)
     generator, order = np.random.default_rng(2), dict[int, int]()
-    for labels in twins(census):
+    for labels in twins(dependencies):
         order |= zip(labels.tolist(), generator.permutation(labels).tolist(), strict=True)
     x = sample(graph.proto)
-    moved = permuted(graph, census, order)
+    moved = permuted(graph, dependencies, order)
     assert moved.serialize() != graph.serialize()
     assert relative(run(graph.proto, x), run(moved.proto, x)) < 1e-5
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_layers_algebra_is_what_onnxruntime_computes(name: str) -> None:
-    graph, census = surveyed(name)
+    graph, dependencies = surveyed(name)
     x = sample(graph.proto)
-    for layer, block, part in ((one, *item) for one in census.layers for item in enumerate(one.parts)):
+    for layer, block, part in ((one, *item) for one in dependencies.layers for item in enumerate(one.parts)):
         op, weight = part.op, weight_of(graph, layer)
         source = tensor(graph, layer.source, x)
         output = tensor(graph, layer.output, x)
@@ -152,9 +152,9 @@ def test_a_layers_algebra_is_what_onnxruntime_computes(name: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_takes_its_own_matrix_back(name: str) -> None:
-    graph, census = surveyed(name)
+    graph, dependencies = surveyed(name)
     x = sample(graph.proto)
-    for layer in census.layers:
+    for layer in dependencies.layers:
         weight = weight_of(graph, layer)
         op = layer.linear.op
         np.testing.assert_array_equal(op.weight(op.matrix(weight), weight).shape, weight.shape)

@@ -28,7 +28,7 @@ from test_ops_norms import MIXED, PASSED
 from test_ops_transposed import LAYERS as TRANSPOSED
 from topologies import TOPOLOGIES
 
-from pcns_onnx.dependency.dependency_graph import survey
+from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.graph import Graph
 from pcns_onnx.ops import rules
 from pcns_onnx.ops.barriers import BARRIERS
@@ -237,10 +237,10 @@ FROZEN: dict[str, tuple[onnx.ModelProto, str]] = {
 def test_what_cannot_follow_is_frozen_with_the_reason(name: str) -> None:
     model, reason = FROZEN[name]
     graph, _ = explicit_biases(Graph.load(model))
-    census = survey(graph)
-    frozen = census.groups[0].frozen
+    dependencies = build_dependency_graph(graph)
+    frozen = dependencies.groups[0].frozen
     assert frozen is not None and reason in frozen
-    assert census.groups[0] not in census.shrinkable
+    assert dependencies.groups[0] not in dependencies.shrinkable
     if name != "custom domain":
         Engine().session(graph.program())
 

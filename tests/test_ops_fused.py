@@ -63,8 +63,8 @@ def twins_in(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def test_skip_layer_norm_keeps_its_channels() -> None:
     model = fused("SkipLayerNormalization", "h h g be", {"g": random(C), "be": random(C)})
-    _, census = surveyed(model)
-    assert census.groups[0].frozen == f"com.microsoft.SkipLayerNormalization 'm' {SEVERAL}"
+    _, dependencies = surveyed(model)
+    assert dependencies.groups[0].frozen == f"com.microsoft.SkipLayerNormalization 'm' {SEVERAL}"
     Engine().session(Program(model.SerializeToString()))
 
 
@@ -72,5 +72,5 @@ def test_skip_layer_norm_keeps_its_channels() -> None:
     ("op", "reason"), [("Attention", WHY), ("GemmFastGelu", WHY), ("QGemm", QUANTISED), ("GroupNorm", SEVERAL)]
 )
 def test_what_was_fused_is_named(op: str, reason: str) -> None:
-    _, census = surveyed(fused(op, "h W", {"W": random(C, C)}))
-    assert census.groups[0].frozen == f"com.microsoft.{op} 'm' {reason}"
+    _, dependencies = surveyed(fused(op, "h W", {"W": random(C, C)}))
+    assert dependencies.groups[0].frozen == f"com.microsoft.{op} 'm' {reason}"

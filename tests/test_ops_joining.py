@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from surgery import permuted, sample, twins, unread
 
 from pcns_onnx import inspect, shrink
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.graph import Graph, Program
 from pcns_onnx.planning.plan import SCHEMA, GroupPlan, Plan, fingerprint
 from pcns_onnx.rewrite.channels import narrow
@@ -32,8 +32,8 @@ QUICK = ("concat", "dense block", "neck", "shuffle", "split sizes", "slice middl
 def test_channels_pass(name: str) -> None:
     model = JOINS[name]()
     holds(model)
-    _, census = surveyed(model)
-    assert census.groups[-1].frozen and len(census.shrinkable) == len(census.groups) - 1
+    _, dependencies = surveyed(model)
+    assert dependencies.groups[-1].frozen and len(dependencies.shrinkable) == len(dependencies.groups) - 1
 
 
 @pytest.mark.slow
@@ -44,12 +44,12 @@ def test_half_of_them_go(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in JOINS])
 def test_copies_go_without_a_trace(name: str, tmp_path: Path) -> None:
-    graph, census = surveyed(JOINS[name]())
-    alike = [pair for labels in twins(census) for pair in zip(labels[::2], labels[1::2], strict=False)]
-    model = permuted(graph, census, {int(b): int(a) for a, b in alike}, reads=False).proto
+    graph, dependencies = surveyed(JOINS[name]())
+    alike = [pair for labels in twins(dependencies) for pair in zip(labels[::2], labels[1::2], strict=False)]
+    model = permuted(graph, dependencies, {int(b): int(a) for a, b in alike}, reads=False).proto
     x = np.random.default_rng(0).standard_normal((1000, *sample(model).shape[1:])).astype(np.float32)
     copies = [b for _, b in alike]
-    widths = {g.name: (g.width - int(np.isin(g.labels, copies).sum()), g.width) for g in census.shrinkable}
+    widths = {g.name: (g.width - int(np.isin(g.labels, copies).sum()), g.width) for g in dependencies.shrinkable}
     plan = Plan(SCHEMA, fingerprint(Graph.load(model)), "obs", {n: GroupPlan(*both, 0.0) for n, both in widths.items()})
     (tmp_path / "plan.json").write_bytes(msgspec.json.encode(plan))
     result = shrink(model, x, plan=tmp_path / "plan.json", refine=0)
@@ -67,18 +67,18 @@ def test_what_exporters_compute_is_no_matter(name: str) -> None:
 # -- what is written -------------------------------------------------------------------------
 
 
-def narrowed(model: onnx.ModelProto, **gone: list[int]) -> tuple[Graph, Graph, Census]:
+def narrowed(model: onnx.ModelProto, **gone: list[int]) -> tuple[Graph, Graph, DependencyGraph]:
     """Before and after, with some of the channels of some groups gone; nothing reads them before."""
-    graph, census = surveyed(model)
-    labels = {group.name: group.labels for group in census.groups}
+    graph, dependencies = surveyed(model)
+    labels = {group.name: group.labels for group in dependencies.groups}
     lost = np.concatenate([labels[name][places] for name, places in gone.items()])
-    zeroed = unread(graph, census, lost)
-    small = apply(zeroed, narrow(zeroed, census, {name: np.setdiff1d(labels[name], lost) for name in gone}))
+    zeroed = unread(graph, dependencies, lost)
+    small = apply(zeroed, narrow(zeroed, dependencies, {name: np.setdiff1d(labels[name], lost) for name in gone}))
     small.prune()
     small.check(full=True)
     x = sample(model)
     assert relative(run(zeroed.proto, x), run(small.proto, x)) < 1e-5
-    return zeroed, small, census
+    return zeroed, small, dependencies
 
 
 def stored(graph: Graph, key: str, position: int) -> list[int]:
@@ -144,8 +144,8 @@ def test_places_are_looked_up_anew() -> None:
 
 
 def test_channels_of_zeros_go_with_the_stream_that_they_are_added_to() -> None:
-    _, small, census = narrowed(option_a(), h=[0, 5, 12, 13, 23])
-    group = census.groups[0]
+    _, small, dependencies = narrowed(option_a(), h=[0, 5, 12, 13, 23])
+    group = dependencies.groups[0]
     assert group.coupled and group.width == W + 12 and group.writers == ("h", "b0", "b1", "b2")
     widths = [small.constant(small.node(key).inputs[1]).shape[0] for key in group.writers]  # type: ignore[union-attr]
     assert widths[:2] == [W - 2] * 2 and widths[3] == W + 12 - 5
@@ -180,11 +180,11 @@ def exposed_half() -> onnx.ModelProto:
 
 def test_the_piece_that_nobody_sees_can_shrink() -> None:
     model = exposed_half()
-    graph, census = surveyed(model)
-    group = census.groups[0]
+    graph, dependencies = surveyed(model)
+    group = dependencies.groups[0]
     assert group.frozen is None and group.width == 7
-    zeroed = unread(graph, census, group.labels[[1, 2, 6]])
-    small = apply(zeroed, narrow(zeroed, census, {group.name: group.labels[[0, 3, 4, 5]]}))
+    zeroed = unread(graph, dependencies, group.labels[[1, 2, 6]])
+    small = apply(zeroed, narrow(zeroed, dependencies, {group.name: group.labels[[0, 3, 4, 5]]}))
     small.prune()
     small.check(full=True)
     assert stored(small, "left", 1) == [5, 4]
@@ -208,8 +208,8 @@ def test_one_channel_that_is_taken_alone_must_stay() -> None:
     s.conv("m", "z1", (6, K), 1), s.conv(h, "z2", (W, K), 1)
     s.op("GlobalAveragePool", s.add("z1", "z2", "z"), "y")
     model = s.model()
-    _, census = surveyed(model)
-    assert {group.name: group.width for group in census.shrinkable} == {"h": W - 1, "g": 6}
+    _, dependencies = surveyed(model)
+    assert {group.name: group.width for group in dependencies.shrinkable} == {"h": W - 1, "g": 6}
     _, small, _ = narrowed(model, h=[0, 1, 7])
     assert stored(small, "a", 1) == [2]
 
@@ -318,8 +318,8 @@ def test_what_cannot_follow_stays_with_the_reason(name: str) -> None:
     make, reason = FIXED[name]
     model = make()
     Engine().session(Program(model.SerializeToString()))
-    _, census = surveyed(model)
-    frozen = census.groups[0].frozen
+    _, dependencies = surveyed(model)
+    frozen = dependencies.groups[0].frozen
     assert frozen is not None and reason in frozen
 
 

@@ -96,9 +96,9 @@ GROUPS: dict[str, tuple[onnx.ModelProto, int]] = {
 @pytest.mark.parametrize("name", GROUPS)
 def test_of_a_group_norm_whole_groups_go(name: str) -> None:
     model, groups = GROUPS[name]
-    _, census = surveyed(model)
-    assert (census.groups[0].width, census.groups[0].unit) == (groups, C // groups)
-    assert census.groups[0].frozen is None
+    _, dependencies = surveyed(model)
+    assert (dependencies.groups[0].width, dependencies.groups[0].unit) == (groups, C // groups)
+    assert dependencies.groups[0].frozen is None
     small = halved(model).model
     left = {tuple(tensor.dims) for tensor in small.graph.initializer if tensor.name in ("g", "be", "g3", "be3")}
     assert left <= {(C // 2,), (C // 2, 1, 1)}
@@ -183,15 +183,15 @@ def test_what_treats_channels_apart_is_shrunk_end_to_end(name: str) -> None:
 @pytest.mark.parametrize("name", MIXED)
 def test_what_mixes_channels_keeps_them(name: str) -> None:
     chain, reason = MIXED[name]
-    graph, census = surveyed(stood_in(chain) if "whole" in name else chain.build())
-    assert census.groups[0].frozen == reason
+    graph, dependencies = surveyed(stood_in(chain) if "whole" in name else chain.build())
+    assert dependencies.groups[0].frozen == reason
     Engine().session(graph.program())
 
 
 def test_defaults_are_the_operators() -> None:
     model = stood_in(Chain([node("MeanVarianceNormalization", "h")]))
-    _, census = surveyed(model)
-    assert census.groups[0].frozen is None
+    _, dependencies = surveyed(model)
+    assert dependencies.groups[0].frozen is None
     halved(model)
 
 
@@ -275,8 +275,8 @@ def joined(name: str, own: bool) -> onnx.ModelProto:
 @pytest.mark.parametrize("name", JOINED)
 def test_constants_ride_with_what_is_concatenated(name: str, own: bool) -> None:
     model = joined(name, own)
-    _, census = surveyed(model)
-    assert [group.width for group in census.groups if group.frozen is None] == [C, 9 + 3 * (not own)]
+    _, dependencies = surveyed(model)
+    assert [group.width for group in dependencies.groups if group.frozen is None] == [C, 9 + 3 * (not own)]
     holds(model)
 
 

@@ -78,8 +78,8 @@ def test_its_algebra_is_what_onnxruntime_computes(case: Case) -> None:
         y = run(model, x)
     except InputError:  # a combination that onnxruntime refuses
         assume(False)
-    graph, census = surveyed(model)
-    (layer,) = census.layers
+    graph, dependencies = surveyed(model)
+    (layer,) = dependencies.layers
     weight = weight_of(graph, layer).astype(np.float64)
     whole, bias = layer.linear.op.matrix(weight), bias_of(graph, layer)
     assert whole.shape == (case.blocks * case.outside, case.inside * int(np.prod(case.kernel)))
@@ -115,8 +115,8 @@ def test_it_takes_a_new_matrix(case: Case) -> None:
         y = run(model, x)
     except InputError:
         assume(False)
-    graph, census = surveyed(model)
-    (layer,) = census.layers
+    graph, dependencies = surveyed(model)
+    (layer,) = dependencies.layers
     matrix = layer.linear.op.matrix(weight_of(graph, layer).astype(np.float64))
     doubled = apply(graph, set_layer(graph, layer, 2 * matrix, 2 * bias_of(graph, layer) + 1))
     doubled.check(full=True)
@@ -250,10 +250,10 @@ def test_principal_components_are_exact_without_an_activation() -> None:
 
 def test_it_runs_on_any_array_library() -> None:
     xp = pytest.importorskip("array_api_strict")
-    _, census = surveyed(LAYERS["in blocks"][0])
+    _, dependencies = surveyed(LAYERS["in blocks"][0])
     x = np.random.default_rng(0).standard_normal((2, 6, 5, 4))
     for at in (None, np.array([0, 7, 8])):
-        for part in census.layers[0].parts:
+        for part in dependencies.layers[0].parts:
             rows = part.op.inputs(xp.asarray(x), at)
             np.testing.assert_array_equal(np.asarray(rows), part.op.inputs(x, at))
 
@@ -266,10 +266,10 @@ def replace_op(item: onnx.NodeProto, output: str) -> onnx.NodeProto:
 
 
 def test_costs_follow_the_input() -> None:
-    _, census = surveyed(pair(2, strides=[2, 2]))
-    assert [layer.macs for layer in census.layers] == [20 * 3 * C * 6, 11 * 8 * C * K * 6]
-    _, census = surveyed(grouped(C, 1).build())
-    (node,) = census.unsolved
+    _, dependencies = surveyed(pair(2, strides=[2, 2]))
+    assert [layer.macs for layer in dependencies.layers] == [20 * 3 * C * 6, 11 * 8 * C * K * 6]
+    _, dependencies = surveyed(grouped(C, 1).build())
+    (node,) = dependencies.unsolved
     assert (node.macs, node.reason, node.width) == (36 * C * 9, "", C) and node.scales is not None
 
 
@@ -303,16 +303,16 @@ FROZEN: dict[str, tuple[Chain, str]] = {
 @pytest.mark.parametrize("name", FROZEN)
 def test_what_cannot_be_solved_is_left_alone(name: str) -> None:
     chain, reason = FROZEN[name]
-    _, census = surveyed(chain.build())
-    assert census.groups[0].frozen == reason
-    assert [(node.kind, node.reason) for node in census.unsolved] == [("ConvTranspose", reason)]
+    _, dependencies = surveyed(chain.build())
+    assert dependencies.groups[0].frozen == reason
+    assert [(node.kind, node.reason) for node in dependencies.unsolved] == [("ConvTranspose", reason)]
 
 
 def test_the_models_own_channels_are_filtered_one_by_one() -> None:
     nodes = [node("ConvTranspose", "x U", "h", group=3), node("Conv", "h W", "r"), node("Conv", "r V", "y")]
     model = build(nodes, {"U": random(3, 1, 2, 2), "W": random(C, 3, 1, 1), "V": random(K, C, 1, 1)}, ("N", 3, 4, 4))
-    _, census = surveyed(model)
-    assert [node.reason for node in census.unsolved] == [
+    _, dependencies = surveyed(model)
+    assert [node.reason for node in dependencies.unsolved] == [
         "ConvTranspose 'h' filters the model's own channels one by one"
     ]
-    assert census.groups[0].frozen is None
+    assert dependencies.groups[0].frozen is None

@@ -19,7 +19,7 @@ from conftest import MODELS
 from test_cli import mlp, rows
 
 from pcns_onnx import GateError, InputError, UnsupportedError, compare, shrink
-from pcns_onnx.planning.plan import Left
+from pcns_onnx.planning.plan import SkippedLayer
 from pcns_onnx.report.html import page as page_module
 from pcns_onnx.report.html.figures import pictures
 from pcns_onnx.report.html.headline import answers
@@ -63,7 +63,7 @@ def shrunk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, str, Path]
 def hostile(report: Report) -> Report:
     """The same report with names that anyone may have chosen."""
     groups = [msgspec.structs.replace(group, name=NASTY + group.name) for group in report.groups]
-    left = [Left(NASTY, NASTY)]
+    left = [SkippedLayer(NASTY, NASTY)]
     assert report.origin is not None
     origin = msgspec.structs.replace(report.origin, command=NASTY, hashes={NASTY: NASTY})
     outputs = [msgspec.structs.replace(output, name=NASTY) for output in report.agreement.outputs]

@@ -97,11 +97,11 @@ def test_the_page_says_the_command_that_was_given(run: Run, tmp_path: Path) -> N
 # -- progress ----------------------------------------------------------------------------------
 
 
-def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **voice: bool) -> tuple[str, list[int]]:
+def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **console: bool) -> tuple[str, list[int]]:
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    with bars(**voice) as progress:
+    with bars(**console) as progress:
         items = list(progress.track(iter(range(5)), "capture", 5))
     assert progress.seconds["capture"] >= 0
     return stream.getvalue(), items

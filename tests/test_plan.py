@@ -22,7 +22,7 @@ from onnx import helper
 
 from pcns_onnx.api.shrink import shrink
 from pcns_onnx.cost.model import Costs
-from pcns_onnx.dependency.dependency_graph import survey
+from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
@@ -60,12 +60,12 @@ class Chain:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        return survey(self.graph).shrinkable
+        return build_dependency_graph(self.graph).shrinkable
 
     @cached_property
     def costs(self) -> Costs:
         graph = self.graph
-        return Costs(survey(graph), graph.parameters, graph.parameters)
+        return Costs(build_dependency_graph(graph), graph.parameters, graph.parameters)
 
     def macs(self, hidden: Mapping[str, int]) -> int:
         """Multiply-adds by hand."""
@@ -258,9 +258,9 @@ def test_costs_are_those_counted_by_hand(chain: Chain, data: st.DataObject) -> N
 @given(st.one_of(chains, streams), st.data())
 def test_costs_along_a_group_are_the_costs(model: Chain | Stream, data: st.DataObject) -> None:
     graph = model.graph
-    census = survey(graph)
-    costs = Costs(census, graph.parameters, graph.parameters)
-    at = {g.name: data.draw(st.integers(1, g.width)) / g.width for g in census.shrinkable}
+    dependencies = build_dependency_graph(graph)
+    costs = Costs(dependencies, graph.parameters, graph.parameters)
+    at = {g.name: data.draw(st.integers(1, g.width)) / g.width for g in dependencies.shrinkable}
     shares = np.array([0.25, 0.5, 1.0])
     for name in at:
         expected = [costs({**at, name: float(share)}) for share in shares]
@@ -271,9 +271,9 @@ def test_costs_along_a_group_are_the_costs(model: Chain | Stream, data: st.DataO
 @given(streams, st.data())
 def test_costs_of_a_shared_stream_are_those_counted_by_hand(stream: Stream, data: st.DataObject) -> None:
     graph = stream.graph
-    census = survey(graph)
-    assert {g.name: g.width for g in census.shrinkable} == stream.full
-    costs = Costs(census, graph.parameters, graph.parameters)
+    dependencies = build_dependency_graph(graph)
+    assert {g.name: g.width for g in dependencies.shrinkable} == stream.full
+    costs = Costs(dependencies, graph.parameters, graph.parameters)
     widths = {name: data.draw(st.integers(1, width)) for name, width in stream.full.items()}
     found = costs({name: width / stream.full[name] for name, width in widths.items()})
     assert found == pytest.approx([stream.macs(widths), stream.parameters(widths)])
@@ -341,13 +341,13 @@ def test_all_budgets_hold_where_layers_read_what_they_write(
     stream: Stream, seed: int, macs: float, params: float
 ) -> None:
     graph = stream.graph
-    census = survey(graph)
-    grids = {g.name: grid(g, "Gemm", "1") for g in census.shrinkable}
+    dependencies = build_dependency_graph(graph)
+    grids = {g.name: grid(g, "Gemm", "1") for g in dependencies.shrinkable}
     budgets = [Budget("macs", macs), Budget("params", params)]
-    costs = Costs(census, graph.parameters, graph.parameters)
+    costs = Costs(dependencies, graph.parameters, graph.parameters)
     narrowest = dict.fromkeys(stream.full, 1)
     try:
-        widths = allocate(census.shrinkable, curves_of(stream.full, seed), grids, costs, budgets)
+        widths = allocate(dependencies.shrinkable, curves_of(stream.full, seed), grids, costs, budgets)
     except InputError:
         too_much = stream.macs(narrowest) > macs * stream.macs({})
         assert too_much or stream.parameters(narrowest) > params * stream.parameters({})

@@ -15,10 +15,10 @@ from pcns_onnx.api.options import Options
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.registry import method_named
-from pcns_onnx.methods.subset.score import look
-from pcns_onnx.planning.importance import Findings
-from pcns_onnx.planning.prepare import selected, work_for
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.methods.subset.score import score_channels
+from pcns_onnx.planning.importance import Importance
+from pcns_onnx.planning.prepare import problem_for, selected
+from pcns_onnx.planning.problem import Problem
 from pcns_onnx.planning.sensitivity import LEVELS, SAMPLES, probe_samples
 from pcns_onnx.progress import Progress
 from pcns_onnx.rewrite.canonical import Canonical
@@ -27,12 +27,12 @@ from pcns_onnx.runtime.engine import Engine
 WIDTH = 12
 
 
-def looked(model: onnx.ModelProto, x: Array, *, probes: bool = True, **choices: Any) -> tuple[Work, Findings]:
+def looked(model: onnx.ModelProto, x: Array, *, probes: bool = True, **choices: Any) -> tuple[Problem, Importance]:
     options = Options(multiple="1", **choices)
     form, method = Canonical.of(Graph.load(model)), method_named(options.method)
-    work = work_for(form, Engine("cpu", 1), open_data(x, form.twin.inputs), options, Progress())
-    work, _ = selected(work, options, method.family)
-    return work, look(work, method, options, probes=probes)
+    problem = problem_for(form, Engine("cpu", 1), open_data(x, form.twin.inputs), options, Progress())
+    problem, _ = selected(problem, options, method.family)
+    return problem, score_channels(problem, method, options, probes=probes)
 
 
 def rows(count: int = 60) -> Array:
@@ -72,8 +72,8 @@ def test_the_louder_branch_is_the_dearer_one() -> None:
 def test_curves_fall_with_the_width_to_nothing(model: onnx.ModelProto) -> None:
     shape = [d.dim_value or 60 for d in model.graph.input[0].type.tensor_type.shape.dim]
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    work, found = looked(model, x)
-    for group in work.groups:
+    problem, found = looked(model, x)
+    for group in problem.groups:
         curve, ranking = found.curves[group.name], found.rankings[group.name]
         assert curve.shape == (group.width + 1,)
         assert np.isfinite(curve).all() and (curve >= 0).all()

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from surgery import narrowed, permuted, sample, twins, unread
 from topologies import Sketch
 
-from pcns_onnx.calibration.calibration import Setup
-from pcns_onnx.calibration.columns import Places, Seen
+from pcns_onnx.calibration.calibration import Calibration
+from pcns_onnx.calibration.columns import BlockKey, ChannelCovariance
 from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.cost.model import Costs
 from pcns_onnx.data.dataset import open_data
-from pcns_onnx.dependency.dependency_graph import Census, kept_classes, survey
+from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph, kept_classes
 from pcns_onnx.progress import Progress
 from pcns_onnx.reconstruction.sequential import refit
 from pcns_onnx.rewrite.channels import narrow
@@ -144,31 +144,31 @@ def wild(seed: int, steps: int) -> onnx.ModelProto:
     return w.model()
 
 
-def alike(census: Census) -> list[NDArray[np.int64]]:
+def alike(dependencies: DependencyGraph) -> list[NDArray[np.int64]]:
     """Classes that could change places: those that lie in the same tensors, and only once in each."""
     often: set[int] = set()
-    for labels in census.labels.values():
+    for labels in dependencies.labels.values():
         found, counts = np.unique(labels, return_counts=True)
         often.update(found[counts > 1].tolist())
-    return [labels[~np.isin(labels, list(often))] for labels in twins(census)]
+    return [labels[~np.isin(labels, list(often))] for labels in twins(dependencies)]
 
 
-def halves(census: Census, random: np.random.Generator) -> tuple[dict[int, int], NDArray[np.int64]]:
+def halves(dependencies: DependencyGraph, random: np.random.Generator) -> tuple[dict[int, int], NDArray[np.int64]]:
     """Classes that become copies of others: copy -> original, and the copies."""
     copies: dict[int, int] = {}
-    for labels in alike(census):
+    for labels in alike(dependencies):
         mixed = random.permutation(labels)
         half = len(mixed) // 2
         copies |= zip(mixed[half : 2 * half].tolist(), mixed[:half].tolist(), strict=True)
     return copies, np.array(sorted(copies), dtype=np.int64)
 
 
-def some(census: Census, random: np.random.Generator) -> NDArray[np.int64]:
+def some(dependencies: DependencyGraph, random: np.random.Generator) -> NDArray[np.int64]:
     """Any classes, as long as every tensor keeps one."""
     gone: set[int] = set()
-    for group in census.shrinkable:
+    for group in dependencies.shrinkable:
         gone.update(random.permutation(group.labels)[: random.integers(1, group.width)].tolist())
-    for labels in census.labels.values():
+    for labels in dependencies.labels.values():
         if gone.issuperset(labels.ravel().tolist()):
             gone.discard(int(labels.flat[0]))
     return np.array(sorted(gone), dtype=np.int64)
@@ -177,40 +177,40 @@ def some(census: Census, random: np.random.Generator) -> NDArray[np.int64]:
 @pytest.mark.parametrize("seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 200))])
 def test_whatever_goes_together_goes_without_a_trace(seed: int) -> None:
     model = wild(seed, 14)
-    graph, census = surveyed(model)
-    assert narrow(graph, census, {group.name: group.labels for group in census.groups}) == ()
+    graph, dependencies = surveyed(model)
+    assert narrow(graph, dependencies, {group.name: group.labels for group in dependencies.groups}) == ()
     random = np.random.default_rng(seed)
     x = sample(model)
     expected = run(graph.proto, x)
     assert np.isfinite(expected).all()
 
     order = dict[int, int]()
-    for labels in alike(census):
+    for labels in alike(dependencies):
         order |= zip(labels.tolist(), random.permutation(labels).tolist(), strict=True)
-    assert relative(expected, run(permuted(graph, census, order).proto, x)) < 1e-4
+    assert relative(expected, run(permuted(graph, dependencies, order).proto, x)) < 1e-4
 
-    gone = some(census, random)
-    keep = narrowed(census, gone)
-    zeroed = unread(graph, census, gone)
-    small = apply(zeroed, narrow(zeroed, census, keep))
+    gone = some(dependencies, random)
+    keep = narrowed(dependencies, gone)
+    zeroed = unread(graph, dependencies, gone)
+    small = apply(zeroed, narrow(zeroed, dependencies, keep))
     small.prune()
     small.check(full=True)
     assert relative(run(zeroed.proto, x), run(small.proto, x)) < 1e-4
 
-    after = survey(small)
-    costs = Costs(census, graph.parameters, graph.parameters).of_classes(kept_classes(census, keep))
+    after = build_dependency_graph(small)
+    costs = Costs(dependencies, graph.parameters, graph.parameters).of_classes(kept_classes(dependencies, keep))
     counted = sum(layer.macs for layer in after.layers) + sum(node.macs for node in after.unsolved)
     assert costs[0] == pytest.approx(counted, abs=len(after.layers))
 
-    copies, gone = halves(census, random)
-    keep = narrowed(census, gone)
-    twin = permuted(graph, census, copies, reads=False)
+    copies, gone = halves(dependencies, random)
+    keep = narrowed(dependencies, gone)
+    twin = permuted(graph, dependencies, copies, reads=False)
     data = np.random.default_rng(5).standard_normal((64, 3, 6, 6)).astype(np.float32)
-    setup = Setup(Engine(threads=1), Samples(open_data(data, twin.inputs), 32), 0, Progress())
-    seen: dict[Places, dict[str, Seen]] = {}
-    for read in read_groups(setup, twin, census, [g for g in census.shrinkable if g.name in keep]):
+    calibration = Calibration(Engine(threads=1), Samples(open_data(data, twin.inputs), 32), 0, Progress())
+    seen: dict[BlockKey, dict[str, ChannelCovariance]] = {}
+    for read in read_groups(calibration, twin, dependencies, [g for g in dependencies.shrinkable if g.name in keep]):
         for place, view in read.seen().items():
             seen.setdefault(place, {})[read.group.name] = view
-    patch = narrow(twin, census, keep)
-    edits = refit(setup, twin, apply(twin, patch), census, keep, seen).patch
+    patch = narrow(twin, dependencies, keep)
+    edits = refit(calibration, twin, apply(twin, patch), dependencies, keep, seen).patch
     assert relative(run(twin.proto, x), run(apply(apply(twin, patch), edits).proto, x)) < 1e-3

@@ -13,29 +13,29 @@ from surgery import sample, tensor
 from topologies import TOPOLOGIES, Sketch
 
 from pcns_onnx.calibration import group_inputs as passes
-from pcns_onnx.calibration.calibration import Setup
-from pcns_onnx.calibration.columns import Columns, Seen, mixed_prior
+from pcns_onnx.calibration.calibration import Calibration
+from pcns_onnx.calibration.columns import ChannelCovariance, Columns, mixed_prior
 from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.calibration.ranking import mixing
 from pcns_onnx.data.dataset import open_data
-from pcns_onnx.dependency.dependency_graph import Census
-from pcns_onnx.dependency.layers import Layer, Part
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
+from pcns_onnx.dependency.layers import ConvGroup, Layer
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.numerics.ridge import Fit, fit
 from pcns_onnx.ops.linear import ConvOp, RowOp
 from pcns_onnx.progress import Progress
-from pcns_onnx.reconstruction.targets import Gathered
+from pcns_onnx.reconstruction.targets import TargetObserver
 from pcns_onnx.rewrite.layer_weights import stored_weight
-from pcns_onnx.runtime.activations import Stop, Tape
+from pcns_onnx.runtime.activations import ActivationStream, Cut
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Positions, Samples
 
 CONV = ConvOp((2,), (1,), (1,), None, "NOTSET")
 
 
-def part(reads: list[int], op: RowOp | ConvOp | None = None) -> Part:
-    return Part(op or RowOp(False), np.array(reads), np.arange(3), slice(0, 3))
+def part(reads: list[int], op: RowOp | ConvOp | None = None) -> ConvGroup:
+    return ConvGroup(op or RowOp(False), np.array(reads), np.arange(3), slice(0, 3))
 
 
 # -- columns ---------------------------------------------------------------------------------
@@ -83,8 +83,8 @@ MODELS = {
 }
 
 
-def setup_of(graph: Graph, x: Array) -> Setup:
-    return Setup(Engine(threads=1), Samples(open_data(x, graph.inputs), 32), 0, Progress())
+def setup_of(graph: Graph, x: Array) -> Calibration:
+    return Calibration(Engine(threads=1), Samples(open_data(x, graph.inputs), 32), 0, Progress())
 
 
 def by_class(columns: Array, owners: Array, labels: Array) -> tuple[Array, Array]:
@@ -101,15 +101,15 @@ def by_class(columns: Array, owners: Array, labels: Array) -> tuple[Array, Array
 @pytest.mark.parametrize("name", MODELS)
 def test_readings_are_the_covariance_of_the_columns_by_class(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "ROWS_PER_COLUMN", (10**6, 10**6))  # every position
-    graph, census = surveyed(MODELS[name]())
+    graph, dependencies = surveyed(MODELS[name]())
     x = np.random.default_rng(3).standard_normal((60, *sample(graph.proto).shape[1:])).astype(np.float32)
-    found = list(read_groups(setup_of(graph, x), graph, census, census.shrinkable))
-    assert [read.group for read in found] == list(census.shrinkable)
+    found = list(read_groups(setup_of(graph, x), graph, dependencies, dependencies.shrinkable))
+    assert [read.group for read in found] == list(dependencies.shrinkable)
     for read in found:
         group = read.group
         assert {name for name, _ in read.layers} == set(group.readers)
         for (reader, block), reading in read.layers.items():
-            layer = census.layer(reader)
+            layer = dependencies.layer(reader)
             mine = layer.parts[block]
             source = x if layer.source == "x" else tensor(graph, layer.source, x)
             rows, owners = mine.op.inputs(source, None).astype(np.float64), mine.op.owners(mine.reads)
@@ -124,9 +124,9 @@ def test_readings_are_the_covariance_of_the_columns_by_class(name: str, monkeypa
 
 
 def test_a_layer_that_reads_some_of_a_group_says_which() -> None:
-    graph, census = surveyed(repeated())
+    graph, dependencies = surveyed(repeated())
     x = sample(graph.proto)
-    (read,) = read_groups(setup_of(graph, x), graph, census, census.shrinkable)
+    (read,) = read_groups(setup_of(graph, x), graph, dependencies, dependencies.shrinkable)
     some, every = read.layers["u", 0], read.layers["v", 0]
     assert some.places is not None and some.places.tolist() == [0, 1, 2, 3, 4, 5]
     assert (some.channels, some.taps, every.channels, every.taps) == (6, 2, C, 1)
@@ -143,12 +143,12 @@ def test_the_prior_is_brute_force(xp: object) -> None:
     reads = [10, 11, 12, -1, 20, 10, 21, 11]  # 12 stands once, 10 and 11 twice
     x = rng.standard_normal((50, 9))
     views = {
-        "a": Seen(np.array([10, 11, 12]), np.cov(x[:, :3].T, bias=True)),
-        "b": Seen(np.array([20, 21]), np.cov(x[:, 3:5].T, bias=True)),
+        "a": ChannelCovariance(np.array([10, 11, 12]), np.cov(x[:, :3].T, bias=True)),
+        "b": ChannelCovariance(np.array([20, 21]), np.cov(x[:, 3:5].T, bias=True)),
     }
     keep = {"a": np.array([10, 12, 14]), "b": np.array([21])}
     matrix = rng.standard_normal((3, 8))
-    seen = {name: Seen(view.classes, xp.asarray(view.covariance)) for name, view in views.items()}  # type: ignore[attr-defined]
+    seen = {name: ChannelCovariance(view.classes, xp.asarray(view.covariance)) for name, view in views.items()}  # type: ignore[attr-defined]
     found = to_numpy(mixed_prior(xp.asarray(matrix), part(reads), seen, keep))  # type: ignore[attr-defined]
     a, b = mixing(views["a"].covariance, np.array([0, 2])), mixing(views["b"].covariance, np.array([1]))
     first = {10: matrix[:, 0], 11: matrix[:, 1], 12: matrix[:, 2]}
@@ -176,7 +176,7 @@ def evidence_of(blocks: int, had: bool, rows: list[Array]) -> tuple[list[Array],
     rng = np.random.default_rng(1)
     op = ConvOp((1,), (1,), (1,), None, "NOTSET", blocks)
     weight, x = rng.standard_normal((6, 4 // blocks, 1)), rng.standard_normal((200, 4, 3)).astype(np.float32)
-    parts = [Part(op.part(b), np.arange(4), np.arange(6), slice(0, 1)) for b in range(blocks)]
+    parts = [ConvGroup(op.part(b), np.arange(4), np.arange(6), slice(0, 1)) for b in range(blocks)]
     y = np.concatenate(
         [np.einsum("kc,ncp->nkp", p.op.matrix(weight), x[:, b * 4 // blocks : (b + 1) * 4 // blocks])
          for b, p in enumerate(parts)], axis=1
@@ -188,7 +188,7 @@ def evidence_of(blocks: int, had: bool, rows: list[Array]) -> tuple[list[Array],
         target[:, stays] += there
     sides: list[dict[str, Array]] = [{"x": x} if there is None else {"x": x, "had": there}, {"y": target}]
     batches = [[{name: a[i : i + 50] for name, a in side.items()} for side in sides] for i in (0, 50, 100)]
-    gathered = Gathered(parts, [np.asarray(r) for r in rows], Positions(10**6, 150, (0,)), "x", "y", "had")
+    gathered = TargetObserver(parts, [np.asarray(r) for r in rows], Positions(10**6, 150, (0,)), "x", "y", "had")
     for index, batch in enumerate(batches):
         if index == 0:
             gathered.begin(batch)
@@ -219,42 +219,42 @@ def test_every_block_is_solved_from_its_own_channels(blocks: int, rows: list[Arr
 def test_what_lies_beyond_the_cut_is_there_when_it_is_wanted() -> None:
     """The target of a block's last layer is the sum behind it, and the next layer's input lies behind that."""
     model = TOPOLOGIES["two blocks"]()
-    graph, census = surveyed(model)
+    graph, dependencies = surveyed(model)
     x = np.random.default_rng(0).standard_normal((10, 3, 6, 6)).astype(np.float32)
-    tape = Tape(Engine(threads=1), Samples(open_data(x, graph.inputs), 4), 1 << 20)
+    stream = ActivationStream(Engine(threads=1), Samples(open_data(x, graph.inputs), 4), 1 << 20)
     stops = [("a1", ["a1"]), ("a2", ["a", "stem.r"]), ("b1", ["a.r", "b1"]), ("b2", ["b", "b1.r"]), ("y", ["y"])]
     try:
         for at, (layer, wanted) in enumerate(stops):
             later = [name for _, names in stops[at + 1 :] for name in names]
-            batches = list(tape.advance(Stop(graph, wanted, census.layer(layer).key, later)))
+            batches = list(stream.advance(Cut(graph, wanted, dependencies.layer(layer).key, later)))
             assert len(batches) == 3
             for name in wanted:
                 together = np.concatenate([to_numpy(batch[name]) for batch in batches])
                 np.testing.assert_allclose(together, tensor(graph, name, x), rtol=1e-4, atol=1e-5)
     finally:
-        tape.close()
+        stream.close()
 
 
 def test_what_was_made_beyond_the_cut_is_not_made_again() -> None:
-    graph, census = surveyed(TOPOLOGIES["late sum"]())
+    graph, dependencies = surveyed(TOPOLOGIES["late sum"]())
     x = np.random.default_rng(0).standard_normal((3, 3, 6, 6)).astype(np.float32)
-    tape = Tape(Engine(threads=1), Samples(open_data(x, graph.inputs), 4), 1 << 20)
+    stream = ActivationStream(Engine(threads=1), Samples(open_data(x, graph.inputs), 4), 1 << 20)
     try:
         for layer, wanted, later in (("a2", "sum", ["b", "c", "y"]), ("b", "b", ["c", "y"]), ("c", "c", ["y"])):
-            (batch,) = tape.advance(Stop(graph, [wanted], census.layer(layer).key, later))
+            (batch,) = stream.advance(Cut(graph, [wanted], dependencies.layer(layer).key, later))
             np.testing.assert_allclose(to_numpy(batch[wanted]), tensor(graph, wanted, x), rtol=1e-4, atol=1e-5)
     finally:
-        tape.close()
+        stream.close()
 
 
 def test_the_readers_of_a_part_are_told_apart_from_those_of_all(rng: np.random.Generator) -> None:
     """A model in which one layer reads half of a group still runs at any width."""
     model = repeated()
-    graph, census = surveyed(model)
-    assert [layer.name for layer in readers(census)] == ["u", "v"]
+    graph, dependencies = surveyed(model)
+    assert [layer.name for layer in readers(dependencies)] == ["u", "v"]
     x = rng.standard_normal((5, 5)).astype(np.float32)
     assert run(graph.proto, x).shape == (5, 3)
 
 
-def readers(census: Census) -> list[Layer]:
-    return [census.layer(name) for name in census.shrinkable[0].readers]
+def readers(dependencies: DependencyGraph) -> list[Layer]:
+    return [dependencies.layer(name) for name in dependencies.shrinkable[0].readers]

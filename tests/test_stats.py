@@ -39,10 +39,10 @@ MODELS = {
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_what_is_read_is_what_was_written(model: onnx.ModelProto, tmp_path: Path) -> None:
-    work, found = looked(model, samples(model))
+    problem, found = looked(model, samples(model))
     path = tmp_path / "stats.npz"
     stats.save(path, found, "m", "obs", probed=True)
-    read = stats.load(path, work, "m", "obs")
+    read = stats.load(path, problem, "m", "obs")
     for name, ranking in found.rankings.items():
         assert read.rankings[name].least == ranking.least
         np.testing.assert_array_equal(read.rankings[name].order, ranking.order)
@@ -54,9 +54,9 @@ def test_what_is_read_is_what_was_written(model: onnx.ModelProto, tmp_path: Path
         for name, view in views.items():
             np.testing.assert_array_equal(read.seen[place][name].classes, view.classes)
             np.testing.assert_array_equal(to_numpy(read.seen[place][name].covariance), to_numpy(view.covariance))
-    assert {name for name, group in read.turns.items() if group} == {name for name, g in found.turns.items() if g}
-    for name, group in found.turns.items():
-        for mine, other in zip(group, read.turns[name], strict=True):
+    assert {name for name, group in read.basis_changes.items() if group} == {name for name, g in found.basis_changes.items() if g}
+    for name, group in found.basis_changes.items():
+        for mine, other in zip(group, read.basis_changes[name], strict=True):
             assert (mine.layer, mine.is_row) == (other.layer, other.is_row)
             np.testing.assert_array_equal(mine.places, other.places)
             np.testing.assert_array_equal(to_numpy(mine.by), to_numpy(other.by))
@@ -67,7 +67,7 @@ def test_what_is_read_is_what_was_written(model: onnx.ModelProto, tmp_path: Path
 def test_where_nothing_lies_between_layers_there_are_turns_to_keep() -> None:
     """Else the round trip above says nothing of them."""
     model = MODELS["no activation"]
-    assert any(looked(model, samples(model))[1].turns.values())
+    assert any(looked(model, samples(model))[1].basis_changes.values())
 
 
 @pytest.mark.parametrize("method", ["obs", "interpolative"])

@@ -18,11 +18,11 @@ from topologies import depthwise, grouped, residual
 
 from pcns_onnx.cost.benchmark import Latency, compare_many, unsteady
 from pcns_onnx.cost.cache import Table
-from pcns_onnx.cost.latency_model import Rest, Timings, measure_layers, step_that_pays
-from pcns_onnx.cost.layer_latency import BLOCK, LayerTimes, Measured, Sliced, widths
+from pcns_onnx.cost.latency_model import LatencyModel, Rest, measure_layers, step_that_pays
+from pcns_onnx.cost.layer_latency import BLOCK, LayerLatency, Measured, Sliced, widths
 from pcns_onnx.cost.profiler import Job, take_apart, take_turns
 from pcns_onnx.data.dataset import open_data
-from pcns_onnx.dependency.dependency_graph import kept_classes, survey
+from pcns_onnx.dependency.dependency_graph import build_dependency_graph, kept_classes
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.channels import narrow
@@ -44,7 +44,7 @@ def twin(model: onnx.ModelProto) -> Graph:
     return explicit_biases(Graph.load(model))[0].as_float32()
 
 
-def layer_times(cost: Callable[[int, int], float], full: tuple[int, int]) -> LayerTimes:
+def layer_times(cost: Callable[[int, int], float], full: tuple[int, int]) -> LayerLatency:
     """As if a layer of this cost had been measured."""
     (reads, inside_reads), (writes, inside_writes) = (widths(n) for n in full)
     return Measured(
@@ -88,8 +88,8 @@ def two_equal_convs() -> onnx.ModelProto:
 def test_a_narrow_program_is_the_layer_on_fewer_channels(model: onnx.ModelProto) -> None:
     """It computes what the layer does where the other channels are zero."""
     graph = twin(model)
-    census, shapes = survey(graph), graph.shapes(batch=2)
-    for layer in census.layers:
+    dependencies, shapes = build_dependency_graph(graph), graph.shapes(batch=2)
+    for layer in dependencies.layers:
         shape = tuple(size or 2 for size in shapes[layer.source])
         sliced = Sliced(ENGINE, graph, layer, shape, (True, True))
         whole = graph.extract([layer.source], [layer.key]).program()
@@ -110,12 +110,12 @@ def test_a_narrow_program_is_the_layer_on_fewer_channels(model: onnx.ModelProto)
 
 def test_equal_layers_are_measured_once_and_read_back(tmp_path: Path) -> None:
     graph = twin(two_equal_convs())
-    census = survey(graph)
-    first = measure_layers(ENGINE, graph, census, 2, cache=tmp_path)
+    dependencies = build_dependency_graph(graph)
+    first = measure_layers(ENGINE, graph, dependencies, 2, cache=tmp_path)
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     keys = [json.loads(content)["key"].partition("threads; ")[2] for content in files.values()]
     assert sorted(key.partition(" ")[0] for key in keys) == ["Conv", "Conv", "MatMul", "model"]
-    second = measure_layers(ENGINE, graph, census, 2, cache=tmp_path)
+    second = measure_layers(ENGINE, graph, dependencies, 2, cache=tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
     for name, times in first.layers.items():
         np.testing.assert_array_equal(times.seconds, second.layers[name].seconds)
@@ -123,7 +123,7 @@ def test_equal_layers_are_measured_once_and_read_back(tmp_path: Path) -> None:
     assert (first.fixed, first.start, first.steps) == (second.fixed, second.start, second.steps)
     assert [(r.name, r.seconds) for r in first.rest] == [(r.name, r.seconds) for r in second.rest]
     assert len({times.seconds.tobytes() for times in first.layers.values()}) > 2
-    other = measure_layers(ENGINE, graph, census, 3, cache=tmp_path)
+    other = measure_layers(ENGINE, graph, dependencies, 3, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2 * len(files) and other.layers.keys() == first.layers.keys()
 
 
@@ -175,7 +175,7 @@ def test_the_grid_is_met_at_its_nodes_and_not_left_between(seed: int) -> None:
     rng = np.random.default_rng(seed)
     nodes = np.array([16, 48, 64, 128])
     seconds = rng.uniform(1, 2, (4, 4))
-    times = LayerTimes(nodes, nodes, seconds, np.ones(129), np.ones(129))
+    times = LayerLatency(nodes, nodes, seconds, np.ones(129), np.ones(129))
     np.testing.assert_allclose(times.at(nodes[:, None] / 128, nodes / 128), seconds, rtol=1e-12)
     i, j = rng.integers(0, 3, 2)
     a, b = rng.integers(nodes[i], nodes[i + 1] + 1), rng.integers(nodes[j], nodes[j + 1] + 1)
@@ -202,33 +202,33 @@ def test_the_step_that_pays(step: int, cost: Callable[[int], float]) -> None:
 
 def test_the_parts_add_up_to_the_model(tmp_path: Path) -> None:
     graph = twin(two_equal_convs())
-    census = survey(graph)
-    timings = measure_layers(ENGINE, graph, census, 1, cache=tmp_path)
-    assert set(timings.layers) == {layer.name for layer in census.layers}
-    assert timings.steps.keys() == {group.name for group in census.groups}
+    dependencies = build_dependency_graph(graph)
+    latency_model = measure_layers(ENGINE, graph, dependencies, 1, cache=tmp_path)
+    assert set(latency_model.layers) == {layer.name for layer in dependencies.layers}
+    assert latency_model.steps.keys() == {group.name for group in dependencies.groups}
     (run,) = (c["value"] for p in tmp_path.iterdir() if "; model " in (c := json.loads(p.read_bytes()))["key"])
-    whole = timings.of_classes(census, np.ones(census.born + 1, dtype=np.bool_))
-    assert timings.fixed >= 0 and whole == pytest.approx(max(run["seconds"], whole if not timings.fixed else 0))
-    pools = [part for part in timings.rest if part.name in ("p", "g")]
+    whole = latency_model.of_classes(dependencies, np.ones(dependencies.born + 1, dtype=np.bool_))
+    assert latency_model.fixed >= 0 and whole == pytest.approx(max(run["seconds"], whole if not latency_model.fixed else 0))
+    pools = [part for part in latency_model.rest if part.name in ("p", "g")]
     for part in pools:
-        assert any(np.isin(part.labels, group.labels).all() for group in census.groups)
+        assert any(np.isin(part.labels, group.labels).all() for group in dependencies.groups)
 
 
 def test_what_scales_follows_its_channels() -> None:
     graph = twin(depthwise(1))
-    census = survey(graph)
+    dependencies = build_dependency_graph(graph)
     layers = {
         layer.name: layer_times(lambda a, b: 1.0 * a * b, (len(layer.linear.reads), layer.width))
-        for layer in census.layers
+        for layer in dependencies.layers
     }
-    group = census.shrinkable[0]
-    timings = Timings(layers, (Rest("pool", 7.0, group.labels),), 2.0, 0.0, {})
-    kept = kept_classes(census, {group.name: group.labels[: group.width // 2]})
+    group = dependencies.shrinkable[0]
+    latency_model = LatencyModel(layers, (Rest("pool", 7.0, group.labels),), 2.0, 0.0, {})
+    kept = kept_classes(dependencies, {group.name: group.labels[: group.width // 2]})
     share = (group.width // 2) / group.width
     expected = 2.0 + 7.0 * share
-    for layer in census.layers:
+    for layer in dependencies.layers:
         expected += float(kept[layer.linear.reads].sum() * kept[layer.linear.writes].sum())
-    assert timings.of_classes(census, kept) == pytest.approx(expected, rel=0.02)
+    assert latency_model.of_classes(dependencies, kept) == pytest.approx(expected, rel=0.02)
 
 
 def test_kernels_are_those_of_the_model() -> None:
@@ -241,7 +241,7 @@ def test_kernels_are_those_of_the_model() -> None:
 
 def test_jobs_that_do_not_fit_together_are_all_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = twin(two_equal_convs())
-    layer = survey(graph).layers[1]
+    layer = build_dependency_graph(graph).layers[1]
     sliced = Sliced(ENGINE, graph, layer, (1, 8, 24, 24), (True, True))
     monkeypatch.setattr("pcns_onnx.cost.profiler._HELD", 1)
     assert (take_turns(ENGINE, [lambda n=n: sliced.job(n, n) for n in (8, 4, 2)], 0.05) > 0).all()  # type: ignore[misc]
@@ -255,14 +255,14 @@ def test_sizes_that_are_left_open_are_asked_for(tmp_path: Path) -> None:
         value.type.tensor_type.ClearField("shape")
     open_size = Graph(model)
     with pytest.raises(InputError, match="--shape"):
-        measure_layers(ENGINE, open_size, survey(open_size), 1, cache=tmp_path)
+        measure_layers(ENGINE, open_size, build_dependency_graph(open_size), 1, cache=tmp_path)
 
 
 def test_many_models_against_one() -> None:
     graph = twin(two_equal_convs())
-    census = survey(graph)
-    group = census.shrinkable[0]
-    small = [apply(graph, narrow(graph, census, {group.name: group.labels[:n]})) for n in (2, 4)]
+    dependencies = build_dependency_graph(graph)
+    group = dependencies.shrinkable[0]
+    small = [apply(graph, narrow(graph, dependencies, {group.name: group.labels[:n]})) for n in (2, 4)]
     samples = Samples(open_data(np.ones((4, 3, 24, 24), dtype=np.float32), graph.inputs), 2)
     ratios = compare_many(ENGINE, graph, small, samples, 0.02)
     assert len(ratios) == 2 and all(np.isfinite(ratio) and ratio > 0 for ratio in ratios)

@@ -16,16 +16,16 @@ from threadpoolctl import threadpool_limits
 from topologies import TOPOLOGIES, Sketch, depthwise, grouped, inverted_residual, residual, squeeze_excite, two_blocks
 
 from pcns_onnx import InputError, NothingToShrinkError, inspect, shrink
-from pcns_onnx.calibration.calibration import Setup
-from pcns_onnx.calibration.columns import Places, Seen
+from pcns_onnx.calibration.calibration import Calibration
+from pcns_onnx.calibration.columns import BlockKey, ChannelCovariance
 from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.cli import main as cli
 from pcns_onnx.cost import benchmark as latency
 from pcns_onnx.cost.model import Costs
 from pcns_onnx.data.dataset import open_data
-from pcns_onnx.dependency.dependency_graph import Census, survey
+from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph
 from pcns_onnx.dependency.layers import Layer
-from pcns_onnx.dependency.residual import Goal, goal_of
+from pcns_onnx.dependency.residual import RegressionTarget, regression_target
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.pcns.eligibility import refusal
 from pcns_onnx.planning.grids import grid
@@ -100,31 +100,31 @@ GROUPS: dict[str, str] = {
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_layers_that_share_channels_are_one_group(name: str) -> None:
-    _, census = surveyed(TOPOLOGIES[name]())
+    _, dependencies = surveyed(TOPOLOGIES[name]())
     found = []
-    for group in census.shrinkable:
+    for group in dependencies.shrinkable:
         unit, coupled = f" x {group.unit}" if group.unit > 1 else "", " coupled" if group.coupled else ""
         found.append(f"{'+'.join(group.writers)}: {group.width}{unit}{coupled}")
         assert group.name == group.writers[0] and (np.diff(group.labels) > 0).all()
         for writer in group.writers:
-            assert census.writes(census.layer(writer)) == group
-            assert np.isin(census.layer(writer).linear.writes, group.labels).any()
-        written = [census.layer(writer).linear.writes for writer in group.writers]
+            assert dependencies.writes(dependencies.layer(writer)) == group
+            assert np.isin(dependencies.layer(writer).linear.writes, group.labels).any()
+        written = [dependencies.layer(writer).linear.writes for writer in group.writers]
         assert np.isin(group.labels, np.concatenate(written)).all()
         for reader in group.readers:
-            assert group in census.reads(census.layer(reader))
+            assert group in dependencies.reads(dependencies.layer(reader))
     assert ", ".join(found) == GROUPS[name]
     last = {"half read": "a"}.get(name, "y")
-    assert [g.name for g in census.groups if g.frozen] == [last]
+    assert [g.name for g in dependencies.groups if g.frozen] == [last]
 
 
 def test_a_stream_that_must_stay_names_all_its_layers() -> None:
     model = residual()
     model.graph.output.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [*"abcd"]))
-    _, census = surveyed(model)
-    stream = census.groups[0]
+    _, dependencies = surveyed(model)
+    stream = dependencies.groups[0]
     assert (stream.writers, stream.frozen) == (("stem", "a2"), "it feeds the model's output 'a'")
-    assert [g.name for g in census.shrinkable] == ["a1"]
+    assert [g.name for g in dependencies.shrinkable] == ["a1"]
     result = shrink(model, data(model), width=0.5, refine=0)
     assert {left.name: left.reason for left in result.report.left_alone} == {
         "stem": stream.frozen, "a2": stream.frozen, "y": "it feeds the model's output 'y'"
@@ -134,8 +134,8 @@ def test_a_stream_that_must_stay_names_all_its_layers() -> None:
 @pytest.mark.parametrize("multiple", ["auto", "3", "4"])
 @pytest.mark.parametrize("blocks", [2, 4])
 def test_a_grid_counts_channels_and_not_classes(blocks: int, multiple: str) -> None:
-    _, census = surveyed(grouped(blocks, 12 * blocks))
-    (group,) = [g for g in census.groups if g.name == "stem"]
+    _, dependencies = surveyed(grouped(blocks, 12 * blocks))
+    (group,) = [g for g in dependencies.groups if g.name == "stem"]
     assert (group.width, group.unit) == (12, blocks)
     step = {"auto": 4 if 12 * blocks < 32 else 8}.get(multiple) or int(multiple)
     widths = [w for w in range(1, 13) if w * blocks % step == 0 or w == 12]
@@ -147,9 +147,9 @@ def test_a_grid_counts_channels_and_not_classes(blocks: int, multiple: str) -> N
 
 def planted(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with every other class of each group a copy of the one before it."""
-    graph, census = surveyed(model)
-    copies = {int(b): int(a) for g in census.shrinkable for a, b in zip(g.labels[::2], g.labels[1::2], strict=True)}
-    twin = permuted(graph, census, copies, reads=False)
+    graph, dependencies = surveyed(model)
+    copies = {int(b): int(a) for g in dependencies.shrinkable for a, b in zip(g.labels[::2], g.labels[1::2], strict=True)}
+    twin = permuted(graph, dependencies, copies, reads=False)
     x = sample(model)
     assert relative(run(graph.proto, x), run(twin.proto, x)) > 1e-3
     return twin.proto
@@ -158,15 +158,15 @@ def planted(model: onnx.ModelProto) -> onnx.ModelProto:
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_copies_go_without_a_trace(name: str) -> None:
     model = planted(TOPOLOGIES[name]())
-    graph, census = surveyed(model)
+    graph, dependencies = surveyed(model)
     result = shrink(model, data(model), width=0.5, multiple="1", refine=0)
     assert {name: (e.width, e.of) for name, e in result.plan.groups.items()} == {
-        g.name: (g.width // 2, g.width) for g in census.shrinkable
+        g.name: (g.width // 2, g.width) for g in dependencies.shrinkable
     }
     x = data(model, 1, 20)
     assert relative(run(model, x), run(result.model, x)) < 1e-4
     halves = dict.fromkeys(result.plan.groups, 0.5)
-    assert result.report.after.macs == Costs(census, graph.parameters, graph.parameters)(halves)[0]
+    assert result.report.after.macs == Costs(dependencies, graph.parameters, graph.parameters)(halves)[0]
 
 
 @pytest.mark.parametrize("name", ["inverted residual", "shuffle", "projection", "swiglu"])
@@ -206,9 +206,9 @@ def test_costs_are_those_counted_by_hand() -> None:
     }
     models = [residual(), inverted_residual(), depthwise(2), grouped(2)]
     for maker, model in zip(by_hand, models, strict=True):
-        graph, census = surveyed(model)
-        costs = Costs(census, graph.parameters, graph.parameters)
-        assert costs({g.name: 0.5 for g in census.shrinkable}).tolist() == [by_hand[maker], weights[maker]]
+        graph, dependencies = surveyed(model)
+        costs = Costs(dependencies, graph.parameters, graph.parameters)
+        assert costs({g.name: 0.5 for g in dependencies.shrinkable}).tolist() == [by_hand[maker], weights[maker]]
         after = shrink(model, data(model), width=0.5, multiple="1", refine=0).report.after
         assert (after.macs, after.parameters) == (by_hand[maker], weights[maker])
 
@@ -277,8 +277,8 @@ def test_new_neurons_take_the_place_of_one_layers_only() -> None:
 
 def refused(name: str) -> list[str]:
     """Why PCNS leaves the groups of a topology alone."""
-    graph, census = surveyed(TOPOLOGIES[name]())
-    return [refusal(graph, census, group, refit=True) or "" for group in census.shrinkable]
+    graph, dependencies = surveyed(TOPOLOGIES[name]())
+    return [refusal(graph, dependencies, group, refit=True) or "" for group in dependencies.shrinkable]
 
 
 def test_new_neurons_are_not_made_where_a_layer_reads_some_of_them() -> None:
@@ -401,23 +401,23 @@ def test_a_plan_that_would_empty_a_tensor_is_refused(tmp_path: object, entry: Ma
 # -- sums are corrected ----------------------------------------------------------------------
 
 
-def solved(model: onnx.ModelProto, x: Array, damaged: str, width: int) -> tuple[Graph, Graph, Census]:
+def solved(model: onnx.ModelProto, x: Array, damaged: str, width: int) -> tuple[Graph, Graph, DependencyGraph]:
     """The graph, and what is left of it when group `damaged` keeps its first channels; both for comparison."""
-    graph, census = surveyed(model)
-    setup = Setup(Engine(threads=1), Samples(open_data(x, graph.inputs), 64), 0, Progress())
-    (group,) = [g for g in census.groups if g.name == damaged]
-    seen: dict[Places, dict[str, Seen]] = {}
-    for read in read_groups(setup, graph, census, [group]):
+    graph, dependencies = surveyed(model)
+    calibration = Calibration(Engine(threads=1), Samples(open_data(x, graph.inputs), 64), 0, Progress())
+    (group,) = [g for g in dependencies.groups if g.name == damaged]
+    seen: dict[BlockKey, dict[str, ChannelCovariance]] = {}
+    for read in read_groups(calibration, graph, dependencies, [group]):
         for place, view in read.seen().items():
             seen.setdefault(place, {})[group.name] = view
     keep = {group.name: group.labels[:width]}
-    patch = narrow(graph, census, keep)
-    edits = refit(setup, graph, apply(graph, patch), census, keep, seen).patch
-    return graph, apply(apply(graph, patch), edits), census
+    patch = narrow(graph, dependencies, keep)
+    edits = refit(calibration, graph, apply(graph, patch), dependencies, keep, seen).patch
+    return graph, apply(apply(graph, patch), edits), dependencies
 
 
-def alone(_graph: Graph, _census: Census, layer: Layer) -> Goal:
-    return Goal(layer.output)
+def alone(_graph: Graph, _dependencies: DependencyGraph, layer: Layer) -> RegressionTarget:
+    return RegressionTarget(layer.output)
 
 
 def wide_block() -> onnx.ModelProto:
@@ -457,7 +457,7 @@ def test_on_the_samples_a_sum_is_never_worse_for_it(
     model = TOPOLOGIES[name]()
     x = data(model)
     errors = []
-    for goal in (goal_of, alone):
+    for goal in (regression_target, alone):
         monkeypatch.setattr("pcns_onnx.reconstruction.sequential.goal_of", goal)
         graph, small, _ = solved(model, x, damaged, 2)
         errors.append([relative(tensor(graph, item, x), tensor(small, item, x)) for item in sums])
@@ -481,8 +481,8 @@ def broadcast(first: bool) -> onnx.ModelProto:
 @pytest.mark.parametrize("first", [True, False])
 def test_what_is_spread_over_positions_is_not_solved_for_the_sum(first: bool) -> None:
     model = planted(broadcast(first))
-    graph, census = surveyed(model)
-    assert {layer.name: goal_of(graph, census, layer) for layer in census.layers}["back"] == ("back", "")
+    graph, dependencies = surveyed(model)
+    assert {layer.name: regression_target(graph, dependencies, layer) for layer in dependencies.layers}["back"] == ("back", "")
     result = shrink(model, data(model), width=0.5, multiple="1", refine=0)
     x = data(model, 1, 20)
     assert relative(run(model, x), run(result.model, x)) < 1e-4
@@ -491,8 +491,8 @@ def test_what_is_spread_over_positions_is_not_solved_for_the_sum(first: bool) ->
 def test_what_a_layer_is_solved_for() -> None:
     found = {}
     for name in ("projection", "inverted residual", "residual rows", "sum of three", "nested sums"):
-        graph, census = surveyed(TOPOLOGIES[name]())
-        goals = ((layer, goal_of(graph, census, layer)) for layer in census.layers)
+        graph, dependencies = surveyed(TOPOLOGIES[name]())
+        goals = ((layer, regression_target(graph, dependencies, layer)) for layer in dependencies.layers)
         found[name] = {layer.name: goal for layer, goal in goals if goal != (layer.output, "")}
     assert found == {
         "projection": {"a2": ("a", "short"), "b2": ("b", "a.r")},
@@ -549,12 +549,12 @@ def test_layers_that_share_a_computed_shape_are_narrowed_apart() -> None:
         s.relu(s.conv("x", name, (3, C), strides=[2, 2]))
         s.gemm(s.op("Reshape", f"{name}.r shape", f"{name}.f"), f"{name}2", (9 * C, K))
     s.add("a2", "b2", "y")
-    graph, census = surveyed(s.model())
-    assert [g.name for g in census.shrinkable] == ["a", "b"]
-    a, b = (group.labels for group in census.shrinkable)
+    graph, dependencies = surveyed(s.model())
+    assert [g.name for g in dependencies.shrinkable] == ["a", "b"]
+    a, b = (group.labels for group in dependencies.shrinkable)
     keep = {"a": a[:3], "b": b[:6]}
-    zeroed = unread(graph, census, np.concatenate([a[3:], b[6:]]))
-    small = apply(zeroed, narrow(zeroed, census, keep))
+    zeroed = unread(graph, dependencies, np.concatenate([a[3:], b[6:]]))
+    small = apply(zeroed, narrow(zeroed, dependencies, keep))
     x = data(graph.proto, count=4)
     assert relative(run(zeroed.proto, x), run(small.proto, x)) < 1e-5
 
@@ -562,7 +562,7 @@ def test_layers_that_share_a_computed_shape_are_narrowed_apart() -> None:
 def test_survey_finds_the_same_in_what_was_written() -> None:
     model = TOPOLOGIES["shuffle"]()
     result = shrink(model, data(model), width=0.5, multiple="1", refine=0)
-    after = survey(Graph(result.model), {"x": (2, 3, 6, 6)})
+    after = build_dependency_graph(Graph(result.model), {"x": (2, 3, 6, 6)})
     assert [(g.writers, g.width, g.unit) for g in after.groups if g.name != "y"] == [
         (("stem", "second"), 4, 2), (("first",), 2, 4)
     ]  # fmt: skip

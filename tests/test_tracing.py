@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from pcns_onnx import InputError, inspect, shrink
 from pcns_onnx.data.dataset import open_data, split
-from pcns_onnx.dependency.dependency_graph import survey
+from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.rewrite.layer_weights import set_layer
@@ -96,7 +96,7 @@ def test_samples_keep_their_numbers() -> None:
 
 def test_weights_that_are_not_finite_are_never_put_in() -> None:
     graph = Canonical.of(Graph(net())).twin
-    layer = survey(graph, {"x": (1, 4)}).layer("middle")
+    layer = build_dependency_graph(graph, {"x": (1, 4)}).layer("middle")
     with pytest.raises(InputError, match=r"^the solve of 'middle' gives NaN or Inf"):
         set_layer(graph, layer, np.full((12, 16), np.nan), np.zeros(12))
 

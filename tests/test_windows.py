@@ -17,7 +17,7 @@ from surgery import sample, tensor
 from topologies import Sketch, residual, squeeze_excite
 
 from pcns_onnx import shrink
-from pcns_onnx.dependency.dependency_graph import survey
+from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.ops import LinearOp
@@ -99,7 +99,7 @@ def test_every_batch_has_a_box_of_its_own() -> None:
 
 def test_a_batch_of_another_size_is_left_out() -> None:
     hidden = Hidden.of(MODELS["conv2d"])
-    windows = Windows(hidden.route, hidden.census, np.arange(4), 2, (0,))
+    windows = Windows(hidden.route, hidden.dependencies, np.arange(4), 2, (0,))
     windows.update(0, np.zeros((2, 3, 25, 25), np.float32), np.zeros((2, 4, 21, 23), np.float32), None)
     assert not windows.pieces
 
@@ -108,7 +108,7 @@ def test_targets_are_what_a_sum_still_lacks() -> None:
     """Of the outputs that stay; the shrunk model's other operand has no more than these."""
     hidden, draw = Hidden.of(MODELS["conv2d"]), np.random.default_rng(0)
     x, y, had = (draw.standard_normal(shape) for shape in ((2, 3, 19, 17), (2, 4, 15, 15), (2, 2, 15, 15)))
-    windows = Windows(hidden.route, hidden.census, np.array([3, 1]), 2, (0,))
+    windows = Windows(hidden.route, hidden.dependencies, np.array([3, 1]), 2, (0,))
     windows.update(0, x, y, had)
     lacking = (y[:, [3, 1]] - had).reshape(2, 2, -1)
     np.testing.assert_allclose(windows.pieces[0].y, np.moveaxis(lacking, 1, 2), rtol=1e-6)
@@ -137,7 +137,7 @@ def rows_of(op: LinearOp, kind: str, x: Array, reads: int) -> Array:
 def test_places_say_what_inputs_gather(model: onnx.ModelProto) -> None:
     graph, _ = explicit_biases(Graph.load(model))
     x = sample(graph.proto)
-    for layer in survey(graph).layers:
+    for layer in build_dependency_graph(graph).layers:
         op, source = layer.linear.op, tensor(graph, layer.source, x)
         count = op.positions(source.shape)
         assert count == int(np.prod(op.grid(source.shape)))
@@ -194,8 +194,8 @@ NO_ROUTE: dict[str, Callable[[], onnx.ModelProto]] = {
 @pytest.mark.parametrize("name", NO_ROUTE)
 def test_what_one_layer_does_not_read_alone_has_no_route(name: str) -> None:
     graph, _ = explicit_biases(Graph.load(NO_ROUTE[name]()))
-    census = survey(graph)
-    assert route(graph, census, census.layers[0]) is None
+    dependencies = build_dependency_graph(graph)
+    assert route(graph, dependencies, dependencies.layers[0]) is None
 
 
 @pytest.mark.parametrize("name", ["a factor per position", "a mask that is computed"])

@@ -25,10 +25,10 @@ from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.progress import Progress
-from pcns_onnx.runtime.activations import Stop
-from pcns_onnx.runtime.dask_executor import hired
+from pcns_onnx.runtime.activations import Cut
+from pcns_onnx.runtime.dask_executor import executor_for
 from pcns_onnx.runtime.engine import Engine
-from pcns_onnx.runtime.executor import Alone, Sides
+from pcns_onnx.runtime.executor import LocalExecutor, Sides
 from pcns_onnx.runtime.samples import Samples
 
 # Dask closes its sockets and loops a moment after it says that it has.
@@ -110,14 +110,14 @@ def test_shards_add_up_in_order() -> None:
     graph, data = Graph.load(MODELS / "digits_cnn.onnx"), images()[:100]
     (middle,) = graph.node(graph.outputs[0].name).inputs[:1]
     found = []
-    with hired(1, None) as crew:
-        for who in (crew, Alone()):
+    with executor_for(1, None) as executor:
+        for who in (executor, LocalExecutor()):
             samples = Samples(open_data(data, graph.inputs), 9)
-            tapes = who.tapes(Engine(threads=1), samples, Progress(), 1 << 20, 1)
-            with_logits = Stop(graph, ["logits"], graph.producers[middle].key, ["logits"])
-            first = tapes.advance([with_logits], Seen())
-            found.append((first, tapes.advance([Stop(graph, ["logits"])], Seen(), "capture")))
-            tapes.close()
+            streams = who.streams(Engine(threads=1), samples, Progress(), 1 << 20, 1)
+            with_logits = Cut(graph, ["logits"], graph.producers[middle].key, ["logits"])
+            first = streams.advance([with_logits], Seen())
+            found.append((first, streams.advance([Cut(graph, ["logits"])], Seen(), "capture")))
+            streams.close()
     assert not children()
     for one, other in zip(*found, strict=True):
         assert one.batches == other.batches == list(range(12))
@@ -194,14 +194,14 @@ def test_a_scheduler_is_reached_by_its_address_and_left_as_it_was() -> None:
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere", "tcp://", "8786"])
 def test_a_scheduler_that_is_not_there_is_refused_in_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pcns_onnx.runtime.dask_executor.SECONDS", 1.0)
-    with pytest.raises(InputError, match="no Dask scheduler answers at") as caught, hired(None, address):
+    with pytest.raises(InputError, match="no Dask scheduler answers at") as caught, executor_for(None, address):
         pass
     assert "\n" not in str(caught.value)
 
 
 def test_without_dask_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UnsupportedError, match=r"pip install 'pcns-onnx\[dask\]'"), hired(2, None):
+    with pytest.raises(UnsupportedError, match=r"pip install 'pcns-onnx\[dask\]'"), executor_for(2, None):
         pass
 
 

@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pcns_onnx.dependency.dependency_graph import survey
+from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.data_free.low_rank_weights import by_norm, truncated
 from pcns_onnx.methods.expansion import shared_out, widened
@@ -151,10 +151,10 @@ def as_graph(net: Net) -> Graph:
 
 def expanded(graph: Graph, width: int, *, zero: bool) -> Graph:
     """The hidden layer with `width` neurons."""
-    census = survey(graph)
-    groups = [group for group in census.groups if group.name == "hidden"]
-    copies, _ = shared_out(graph, census, groups, {"hidden": width})
-    return widened(graph, census, copies, groups, zero=zero)
+    dependencies = build_dependency_graph(graph)
+    groups = [group for group in dependencies.groups if group.name == "hidden"]
+    copies, _ = shared_out(graph, dependencies, groups, {"hidden": width})
+    return widened(graph, dependencies, copies, groups, zero=zero)
 
 
 def _run(graph: Graph, x: Matrix) -> Matrix:
@@ -166,7 +166,7 @@ def _row(operation: str, method: str, step: int, width: int, repetition: int, y:
     return Row(operation, method, step, width, repetition, distance, norm)
 
 
-def timings(sizes: tuple[int, int, int], inputs: int, repetitions: int, seed: int) -> dict[str, list[float]]:
+def latency_model(sizes: tuple[int, int, int], inputs: int, repetitions: int, seed: int) -> dict[str, list[float]]:
     """Seconds of each operation (on a fifth of the neurons), of forward passes and of an epoch."""
     generator = np.random.default_rng([seed, 99])
     net, x = Net.drawn(sizes, generator), generator.random((inputs, sizes[0]), dtype=np.float32)

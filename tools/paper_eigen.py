@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from eigen_figures import bars, curves, histograms, lines
-from eigen_isolation import RATIOS, Row, expansion, removal, timings
+from eigen_isolation import RATIOS, Row, expansion, latency_model, removal
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
@@ -68,7 +68,7 @@ def isolation(args: argparse.Namespace) -> str:
     sizes = (args.size,) * 3
     removed = list(removal(sizes, args.size, args.repetitions, args.seed))
     added = list(expansion(sizes, args.size, args.repetitions, args.seed))
-    seconds = timings(sizes, args.size, args.repetitions, args.seed)
+    seconds = latency_model(sizes, args.size, args.repetitions, args.seed)
     write_csv(args.out / "isolation.csv", (asdict(row) for row in (*removed, *added)))
     listing = ["random", "minimum weight", *(f"EigenRemove {label}" for label in RATIOS)]
     chosen = [

@@ -6,16 +6,16 @@ from typing import Unpack
 
 from pcns_onnx.api.inputs import opened
 from pcns_onnx.api.options import Choices, Options
-from pcns_onnx.calibration.shapes import census_of
+from pcns_onnx.calibration.shapes import dependency_graph_of
 from pcns_onnx.cost.benchmark import unsteady
-from pcns_onnx.cost.model import size_of
+from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.dataset import split
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.agreement import time_both, verify
 from pcns_onnx.evaluation.gates import gates_of
 from pcns_onnx.evaluation.metric import load_metric
-from pcns_onnx.evaluation.provenance import library_versions, origin_of
+from pcns_onnx.evaluation.provenance import library_versions, provenance_of
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.graph.queries import names_of
@@ -55,7 +55,7 @@ def compare(
         raise InputError("--max-drop needs labels in the data, or --metric")
     samples = samples_of(dataset, options, first, second)
     agreement, warnings = verify(engine, first, second, samples, metric, progress)
-    sizes = [size_of(form.original, census_of(form.twin, engine, dataset, options)) for form in forms]
+    sizes = [model_size(form.original, dependency_graph_of(form.twin, engine, dataset, options)) for form in forms]
     latency = time_both(engine, first, second, samples, progress)
     report = Report(
         options=options.described(),
@@ -70,7 +70,7 @@ def compare(
         stages={},
         warnings=warnings + unsteady(latency),
         versions=library_versions(),
-        origin=origin_of(options, engine, {"model a": (a, first), "model b": (b, second)}, {"data": data}),
+        origin=provenance_of(options, engine, {"model a": (a, first), "model b": (b, second)}, {"data": data}),
     )
     finish(report, options)
     return report

@@ -22,7 +22,7 @@ from pcns_onnx.architecture.chain import Chain, sequence
 from pcns_onnx.architecture.depth import Rule, rule_named
 from pcns_onnx.architecture.fresh import initialise, ungroup
 from pcns_onnx.architecture.spectra import ENOUGH, Spectrum, eigenfilters, preactivation, samples_needed, spectra
-from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.cost.model import RESOURCES
 from pcns_onnx.data.conform import Normalize
 from pcns_onnx.data.dataset import open_data, split
@@ -107,8 +107,8 @@ def design(
         original = Graph.load(model)
         check_targets(tuple(original.files), output, config)
         samples, chain = _opened(original, data, options)
-        setup = Setup(engine, samples, options.seed, progress, options.shares)
-        found = spectra(setup, chain.graph.as_float32(), chain.census, chain.hidden)
+        calibration = Calibration(engine, samples, options.seed, progress, options.shares)
+        found = spectra(calibration, chain.graph.as_float32(), chain.dependencies, chain.hidden)
         drafts = _Drafts(chain, found, rule)
         share = options.variance or VARIANCE
         if budgets:
@@ -211,7 +211,7 @@ def _opened(original: Graph, data: DataSource, options: Options) -> tuple[Sample
     feeds = {name: array.shape for name, array in next(everything.batches(1)).feeds.items()} | options.shapes()
     chain = Chain.of(original, feeds)
     fixed = next((spec.shape[0] for spec in inputs if spec.shape and spec.shape[0] is not None), None)
-    needed = samples_needed(chain.census, chain.hidden)
+    needed = samples_needed(chain.dependencies, chain.hidden)
     if fixed is not None:
         needed = -(-needed // fixed) * fixed
     chosen, _ = split(everything, holdout=0.0, seed=options.seed, samples=options.samples or needed)
@@ -278,7 +278,7 @@ def _few(chain: Chain, layers: Sequence[DesignedLayer], samples: Samples) -> Ite
         yield (
             f"few samples: {len(few)} of {len(layers)} layers have D/M under {ENOUGH} (least: '{worst.name}' with "
             f"{worst.rows_per_filter:.1f}), so their significant dimensions come out low; "
-            f"{samples_needed(chain.census, chain.hidden):,} samples would do, here are {samples.count:,}"
+            f"{samples_needed(chain.dependencies, chain.hidden):,} samples would do, here are {samples.count:,}"
         )
 
 
@@ -306,7 +306,7 @@ def _first_eigenfilters(chain: Chain, found: Mapping[str, Spectrum]) -> NDArray[
     """Those of the first layer, its norm folded in where that stands in front of the activation."""
     layer = chain.layers[0]
     folded, _ = fold_batch_norms(chain.graph)
-    end = folded.producers[preactivation(chain.graph, chain.census, layer)]
+    end = folded.producers[preactivation(chain.graph, chain.dependencies, layer)]
     node = end if end.op == layer.kind else folded.node(layer.key)
     weight = folded.constant(node.inputs[layer.linear.weight])
     assert weight is not None, "a layer has a stored weight"

@@ -28,11 +28,11 @@ import msgspec
 
 from pcns_onnx.api.inputs import opened, stand_in
 from pcns_onnx.api.options import Options, Running
-from pcns_onnx.calibration.shapes import census_of
-from pcns_onnx.cost.model import size_of
+from pcns_onnx.calibration.shapes import dependency_graph_of
+from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.dataset import split
 from pcns_onnx.data.sources import DataSource
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.errors import InputError, UnsupportedError
@@ -89,19 +89,19 @@ def expand(
     check_targets(tuple(form.original.files), output)
     given = stand_in(form.original, options) if data is None else opened(form, data, options)
     dataset, _ = split(given, holdout=0.0, seed=options.seed, samples=options.samples)
-    census = census_of(form.twin, engine, dataset, options)
-    groups, left = _chosen(form.twin, census, (layer,) if isinstance(layer, str) else tuple(layer))
+    dependencies = dependency_graph_of(form.twin, engine, dataset, options)
+    groups, left = _chosen(form.twin, dependencies, (layer,) if isinstance(layer, str) else tuple(layer))
     widths = {group.name: round(by * group.width) for group in groups}
-    copies, rows = shared_out(form.twin, census, groups, widths)
-    wide = widened(form.typed, census, copies, groups, zero=kind.name == "zero")
+    copies, rows = shared_out(form.twin, dependencies, groups, widths)
+    wide = widened(form.typed, dependencies, copies, groups, zero=kind.name == "zero")
     drop_zero_biases(wide, form.added)
     wide.prune()
     wide.set_metadata("pcns_onnx", _provenance(kind.name, rows))
     wide.check(full=form.original.passes_full_check())
     samples = samples_of(dataset, options, form.original)
     agreement, warnings = _proven(engine, form.original, wide, samples, progress)
-    after = census_of(explicit_biases(wide)[0].as_float32(), engine, dataset, options)
-    sizes = size_of(form.original, census), size_of(wide, after)
+    after = dependency_graph_of(explicit_biases(wide)[0].as_float32(), engine, dataset, options)
+    sizes = model_size(form.original, dependencies), model_size(wide, after)
     report = Expansion(kind.name, rows, sizes[0], sizes[1], agreement, data is None, left + warnings)
     if output is not None:
         wide.save(output)
@@ -125,14 +125,16 @@ def _proven(
     return agreement, warnings
 
 
-def _chosen(graph: Graph, census: Census, patterns: Sequence[str]) -> tuple[list[Group], list[str]]:
+def _chosen(graph: Graph, dependencies: DependencyGraph, patterns: Sequence[str]) -> tuple[list[Group], list[str]]:
     """The groups that have a writer of such a name, and what is said of those that must stay.
 
     Raises `InputError`, with a reason, where all that a pattern matches must stay.
     """
     found, left = list[Group](), list[str]()
     for pattern in patterns:
-        mine = [g for g in census.groups if any(_is_called(graph, census.layer(n), pattern) for n in g.writers)]
+        mine = [
+            g for g in dependencies.groups if any(_is_called(graph, dependencies.layer(n), pattern) for n in g.writers)
+        ]
         if not mine:
             raise InputError(f"'{pattern}' matches no layer: `pcns-onnx inspect` lists their names")
         refused = {group.name: reason for group in mine if (reason := _refusal(group)) is not None}

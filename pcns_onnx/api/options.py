@@ -18,7 +18,7 @@ from pcns_onnx.evaluation.metric import Metric
 from pcns_onnx.methods.registry import Method, method_named
 from pcns_onnx.ops import Heads
 from pcns_onnx.planning.budget import Budget
-from pcns_onnx.runtime.memory import Shares, parse_bytes
+from pcns_onnx.runtime.memory import MemoryBudget, parse_bytes
 
 ORDERS = ("ascending", "descending")
 HEADS: tuple[Heads, ...] = get_args(Heads)
@@ -177,9 +177,9 @@ class Options:
         return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
     @property
-    def shares(self) -> Shares:
+    def shares(self) -> MemoryBudget:
         """How much may be gathered at once."""
-        return Shares.of(None if self.memory is None else parse_bytes(self.memory))
+        return MemoryBudget.of(None if self.memory is None else parse_bytes(self.memory))
 
     @property
     def libraries(self) -> tuple[str, ...]:

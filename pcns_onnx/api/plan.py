@@ -20,18 +20,18 @@ from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.methods.registry import method_named
-from pcns_onnx.methods.subset.decide import findings_of
-from pcns_onnx.methods.subset.search import hold_latency
+from pcns_onnx.methods.subset.decide import importance_of
+from pcns_onnx.methods.subset.search import meet_latency
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.frontier import fractions_of, point_of, points
-from pcns_onnx.planning.low_rank import settled
-from pcns_onnx.planning.plan import SCHEMA, FrontierPoint, GroupPlan, Left, Plan, fingerprint, pairs, write_plan
-from pcns_onnx.planning.prepare import selected, work_for
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.low_rank import merge_unused_factors
+from pcns_onnx.planning.plan import SCHEMA, FrontierPoint, GroupPlan, Plan, SkippedLayer, fingerprint, pairs, write_plan
+from pcns_onnx.planning.prepare import problem_for, selected
+from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.schema import PlanReport
 from pcns_onnx.rewrite.canonical import Canonical
-from pcns_onnx.runtime.dask_executor import hired
+from pcns_onnx.runtime.dask_executor import executor_for
 from pcns_onnx.runtime.engine import choose_engine
 
 
@@ -64,24 +64,24 @@ def plan(
     method = method_named(options.method)
     with (
         threadpool_limits(options.threads or None),
-        hired(options.workers, options.scheduler) as crew,
+        executor_for(options.workers, options.scheduler) as executor,
         progress.stage("total"),
     ):
         form = Canonical.of(Graph.load(model))
         train, _ = datasets(form, data, replace(options, holdout=0.0), solves=True)
-        work = work_for(form, engine, train, options, progress, times=True, crew=crew)
-        work, left = selected(work, options, method.family)
-        if not work.groups:
+        problem = problem_for(form, engine, train, options, progress, times=True, executor=executor)
+        problem, left = selected(problem, options, method.family)
+        if not problem.groups:
             raise NothingToShrinkError("nothing can be shrunk: every layer has a reason to stay", pairs(left))
-        found = findings_of(form, work, method, options, probes=True)
+        found = importance_of(form, problem, method, options, probes=True)
         if frontier:
-            return PlanResult(None, _report(work, {}, list(points(work, method, found, options)), left))
-        decision = hold_latency(work, method, found, options, None, options.costs)
-        _, decision, _ = settled(work, decision, options)
-        made = Plan(SCHEMA, fingerprint(form.original), method.name, _with_savings(work, decision))
+            return PlanResult(None, _report(problem, {}, list(points(problem, method, found, options)), left))
+        decision = meet_latency(problem, method, found, options, None, options.costs)
+        _, decision, _ = merge_unused_factors(problem, decision, options)
+        made = Plan(SCHEMA, fingerprint(form.original), method.name, _with_savings(problem, decision))
     if output is not None:
         write_plan(made, output)
-    return PlanResult(made, _report(work, made.groups, [point_of(work, decision)], left))
+    return PlanResult(made, _report(problem, made.groups, [point_of(problem, decision)], left))
 
 
 def _check(options: Options, frontier: bool, data: DataSource | None, output: str | os.PathLike[str] | None) -> None:
@@ -101,25 +101,27 @@ def _check(options: Options, frontier: bool, data: DataSource | None, output: st
         options.goal()
 
 
-def _with_savings(work: Work, decision: Decision) -> dict[str, GroupPlan]:
+def _with_savings(problem: Problem, decision: Decision) -> dict[str, GroupPlan]:
     """The plan's groups, each with the shares of the original that the model would cost more without it."""
     fractions = fractions_of(decision)
-    now, planned = work.costs(fractions), decision.planned()
+    now, planned = problem.costs(fractions), decision.planned()
     for name, entry in planned.items():
-        more = (work.costs({**fractions, name: 1.0}) - now) / work.costs.total
-        entry.saves = {r: round(float(m), 6) for r, m in zip(work.costs.resources, more, strict=True)}
+        more = (problem.costs({**fractions, name: 1.0}) - now) / problem.costs.total
+        entry.saves = {r: round(float(m), 6) for r, m in zip(problem.costs.resources, more, strict=True)}
     return planned
 
 
-def _report(work: Work, groups: dict[str, GroupPlan], drawn: list[FrontierPoint], left: list[Left]) -> PlanReport:
-    timings = work.costs.timings
-    assert timings is not None, "a plan times the layers"
+def _report(
+    problem: Problem, groups: dict[str, GroupPlan], drawn: list[FrontierPoint], left: list[SkippedLayer]
+) -> PlanReport:
+    latency_model = problem.costs.latency_model
+    assert latency_model is not None, "a plan times the layers"
     return PlanReport(
         groups=groups,
         points=drawn,
         left_alone=left,
-        steps={group.name: timings.steps[group.name] for group in work.groups},
-        batch=work.latency_batch,
-        threads=work.setup.engine.threads,
-        provider=work.setup.engine.provider,
+        steps={group.name: latency_model.steps[group.name] for group in problem.groups},
+        batch=problem.latency_batch,
+        threads=problem.calibration.engine.threads,
+        provider=problem.calibration.engine.provider,
     )

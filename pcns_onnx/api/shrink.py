@@ -14,16 +14,16 @@ from threadpoolctl import threadpool_limits
 
 from pcns_onnx.api.inputs import datasets
 from pcns_onnx.api.options import Choices, Options
-from pcns_onnx.calibration.shapes import census_of
+from pcns_onnx.calibration.shapes import dependency_graph_of
 from pcns_onnx.cost.benchmark import unsteady
-from pcns_onnx.cost.model import size_of
+from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.evaluation.agreement import UNCHECKED, time_both, verify
 from pcns_onnx.evaluation.gates import gates_of, quality_gates
 from pcns_onnx.evaluation.metric import load_metric
-from pcns_onnx.evaluation.precisions import beside, check_precisions, lower
-from pcns_onnx.evaluation.provenance import library_versions, origin_of, provenance
+from pcns_onnx.evaluation.precisions import check_precisions, precision_path, quantize
+from pcns_onnx.evaluation.provenance import library_versions, provenance_note, provenance_of
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.methods.data_free.strategy import Weighing, ratio_of
@@ -33,11 +33,11 @@ from pcns_onnx.methods.strategy import decided
 from pcns_onnx.methods.subset.solve import solve
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.frontier import point_of
-from pcns_onnx.planning.low_rank import settled
+from pcns_onnx.planning.low_rank import merge_unused_factors
 from pcns_onnx.planning.plan import SCHEMA as PLAN_SCHEMA
-from pcns_onnx.planning.plan import Left, Plan, fingerprint, load_plan, pairs, write_plan
-from pcns_onnx.planning.prepare import selected, work_for
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.plan import Plan, SkippedLayer, fingerprint, load_plan, pairs, write_plan
+from pcns_onnx.planning.prepare import problem_for, selected
+from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import GroupInfo, Report
@@ -47,7 +47,7 @@ from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
 from pcns_onnx.rewrite.low_rank import additions
 from pcns_onnx.rewrite.patch import Patch, apply
-from pcns_onnx.runtime.dask_executor import hired
+from pcns_onnx.runtime.dask_executor import executor_for
 from pcns_onnx.runtime.engine import choose_engine
 from pcns_onnx.runtime.samples import at_latency_batch, samples_of
 
@@ -92,11 +92,11 @@ def shrink(
     engine = choose_engine(options.device, options.threads, options.libraries)
     with (
         threadpool_limits(options.threads or None),
-        hired(options.workers, options.scheduler) as crew,
+        executor_for(options.workers, options.scheduler) as executor,
         progress.stage("total"),
     ):
         form = Canonical.of(Graph.load(model))
-        lowered_files = [beside(output, kind) for kind in options.precisions]
+        lowered_files = [precision_path(output, kind) for kind in options.precisions]
         check_targets(tuple(form.original.files), *targets, *lowered_files, stats=options.stats)
         check_precisions(form.original, options)
         plan = None if options.plan is None else load_plan(options.plan, form.original)
@@ -108,13 +108,13 @@ def shrink(
         if needs_score and metric is None and not (held_out or train).has_labels:
             what = "--max-drop" if options.max_drop is not None else "budget drop"
             raise InputError(f"{what} needs labels in the data it is checked on, or --metric")
-        work = work_for(form, engine, train, options, progress, plan=plan, crew=crew)
-        work, left = selected(work, options, method.family)
-        if not work.groups:
+        problem = problem_for(form, engine, train, options, progress, plan=plan, executor=executor)
+        problem, left = selected(problem, options, method.family)
+        if not problem.groups:
             why = "every layer has a reason to stay" if left else "the model has no layer with stored weights"
             raise NothingToShrinkError(f"nothing can be shrunk: {why}", pairs(left))
-        warnings = few_samples(work) if solves else []
-        weighing = Weighing(work, method, ratio) if method.family == "weights" else None
+        warnings = few_samples(problem) if solves else []
+        weighing = Weighing(problem, method, ratio) if method.family == "weights" else None
 
         def judge(edits: Patch) -> bool:
             small = _made(form, edits)
@@ -125,17 +125,17 @@ def shrink(
         if weighing is not None:
             decision = weighing.decide(options, plan)
         else:
-            decision = decided(form, work, method, options, plan, judge)
-        left += [Left(n, _stays(n, work)) for n, w in decision.widths.items() if w == decision.full[n]]
+            decision = decided(form, problem, method, options, plan, judge)
+        left += [SkippedLayer(n, _stays(n, problem)) for n, w in decision.widths.items() if w == decision.full[n]]
         if not decision.narrowed:
             raise NothingToShrinkError("nothing was shrunk: every layer needs its full width here", pairs(left))
-        work, decision, _ = settled(work, decision, options)
-        patch, infos = solve(work, decision, options) if weighing is None else weighing.solve(decision, options)
+        problem, decision, _ = merge_unused_factors(problem, decision, options)
+        patch, infos = solve(problem, decision, options) if weighing is None else weighing.solve(decision, options)
         if options.html is not None:
-            infos = _with_curves(work, decision, infos, looks=data is not None)
+            infos = _with_curves(problem, decision, infos, looks=data is not None)
         small = _made(form, patch)
         plan = Plan(PLAN_SCHEMA, fingerprint(form.original), method.name, decision.planned(), ratio)
-        small.set_metadata("pcns_onnx", provenance(plan, options))
+        small.set_metadata("pcns_onnx", provenance_note(plan, options))
         small.check(full=form.original.passes_full_check())
         checked = samples_of(held_out or train, options, form.original)
         agreement, report_warnings = UNCHECKED, [NOTHING_CHECKED]
@@ -151,25 +151,27 @@ def shrink(
         report_warnings += unsteady(latency)
         report_warnings += apart(infos)
         gates = [*quality_gates(options, agreement), *gates_of(options, agreement)]
-        lowered = lower(engine, form.original, small, work.setup.samples, checked, metric, options, progress)
+        lowered = quantize(
+            engine, form.original, small, problem.calibration.samples, checked, metric, options, progress
+        )
     report = Report(
         options=options.described() | {"method": method.name},
-        before=size_of(form.original, work.whole_census),
-        after=size_of(small, census_of(explicit_biases(small)[0].as_float32(), engine, train, options)),
+        before=model_size(form.original, problem.whole_dependencies),
+        after=model_size(small, dependency_graph_of(explicit_biases(small)[0].as_float32(), engine, train, options)),
         agreement=agreement,
         latency=latency,
         gates=gates + [gate for made in lowered for gate in made.gates],
         groups=infos,
         left_alone=left,
         folded=list(form.folded),
-        stages=stages_of(engine, form.twin, work.setup.samples, progress),
+        stages=stages_of(engine, form.twin, problem.calibration.samples, progress),
         warnings=warnings + report_warnings + [text for made in lowered for text in made.warnings],
         versions=library_versions(),
-        origin=origin_of(
+        origin=provenance_of(
             options, engine, {"model": (model, form.original)}, {"data": data, "eval": options.eval}, plan
         ),
         frontier=list(decision.frontier),
-        chosen=point_of(work, decision) if decision.frontier else None,
+        chosen=point_of(problem, decision) if decision.frontier else None,
         precisions=[made.precision for made in lowered],
     )
     if options.plan_out is not None:
@@ -191,13 +193,13 @@ def _made(form: Canonical, patch: Patch) -> Graph:
     return small
 
 
-def _stays(name: str, work: Work) -> str:
-    return "two layers in its place do not pay here" if name in work.factors else "it keeps its full width here"
+def _stays(name: str, problem: Problem) -> str:
+    return "two layers in its place do not pay here" if name in problem.factors else "it keeps its full width here"
 
 
-def _with_curves(work: Work, decision: Decision, infos: list[GroupInfo], *, looks: bool) -> list[GroupInfo]:
+def _with_curves(problem: Problem, decision: Decision, infos: list[GroupInfo], *, looks: bool) -> list[GroupInfo]:
     """What the page draws of every group; `looks`: whether there is data to find eigenvalues in."""
-    values = spectra(work) if looks else {}
+    values = spectra(problem) if looks else {}
     return [
         msgspec.structs.replace(
             info,

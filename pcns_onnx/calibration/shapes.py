@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pcns_onnx.api.options import HEADS, Options
 from pcns_onnx.data.dataset import Dataset
-from pcns_onnx.dependency.dependency_graph import Census, survey
+from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.graph.queries import names_of
@@ -30,15 +30,15 @@ def heads_of(options: Options) -> Heads:
     return next(choice for choice in HEADS if choice == options.heads)
 
 
-def census_of(graph: Graph, engine: Engine, dataset: Dataset, options: Options) -> Census:
+def dependency_graph_of(graph: Graph, engine: Engine, dataset: Dataset, options: Options) -> DependencyGraph:
     """The survey; shapes that cannot be inferred (behind a custom operator) are measured on some samples."""
     shapes = {name: array.shape for name, array in next(dataset.batches(1)).feeds.items()}
     shapes |= stated_shapes(graph, options)
-    census = survey(graph, shapes, heads=heads_of(options))
+    dependencies = build_dependency_graph(graph, shapes, heads=heads_of(options))
     made = (name for node in graph.nodes for name in node.outputs if name and not graph.is_constant(name))
-    unknown = [name for name in made if None in census.shapes.get(name, (None,))]
+    unknown = [name for name in made if None in dependencies.shapes.get(name, (None,))]
     if not unknown:
-        return census
+        return dependencies
     fixed = fixed_batch(graph)
     measured = measure(engine, graph, Samples(dataset, fixed or 1, fixed is not None), unknown)
-    return survey(graph, shapes | measured, heads=heads_of(options))
+    return build_dependency_graph(graph, shapes | measured, heads=heads_of(options))

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from pcns_onnx.cli.console import EXIT_CODES, Command, Voice, voiced
+from pcns_onnx.cli.console import EXIT_CODES, Command, Console, with_console
 from pcns_onnx.cli.diff import diff
 from pcns_onnx.cli.doctor import doctor
 from pcns_onnx.errors import InputError, NothingToShrinkError, PcnsError
@@ -103,18 +103,18 @@ def cli() -> None:
 @click.option("--exclude", multiple=True, metavar="GLOB", help="No trials of layers of these names.")
 @_DATA_OPTIONS
 @_ENGINE_OPTIONS
-@voiced
-def inspect(model: str, data: str | None, voice: Voice, **choices: Any) -> None:
+@with_console
+def inspect(model: str, data: str | None, console: Console, **choices: Any) -> None:
     """List every linear layer, its cost, and whether it can shrink. With data, also what it uses."""
     from pcns_onnx.api.inspect import inspect as run
     from pcns_onnx.cli.tables import inspection_tables
 
-    with voice.bars() as progress:
+    with console.bars() as progress:
         found = run(model, data, progress=progress, **_given(choices))
-    if voice.as_json:
-        voice.record(found)
+    if console.as_json:
+        console.record(found)
         return
-    voice.show(inspection_tables(found), found.warnings)
+    console.show(inspection_tables(found), found.warnings)
 
 
 @cli.command(epilog=_epilog(METHODS.values()))
@@ -163,15 +163,15 @@ def inspect(model: str, data: str | None, voice: Voice, **choices: Any) -> None:
 @_LATENCY_OPTIONS
 @_DATA_OPTIONS
 @_ENGINE_OPTIONS
-@voiced
-def shrink(model: str, data: str | None, output: str, voice: Voice, **choices: Any) -> None:
+@with_console
+def shrink(model: str, data: str | None, output: str, console: Console, **choices: Any) -> None:
     """Write a narrower MODEL to OUT, checked on samples held out. Inputs and outputs stay what they are."""
     from pcns_onnx.api.shrink import shrink as run
 
-    with voice.gate(), voice.bars() as progress:
+    with console.gate(), console.bars() as progress:
         result = run(model, data, output, progress=progress, **_given(choices))
-    voice.report(result.report)
-    voice.say(f"wrote {output}" + "".join(f" and its {kind}" for kind in result.lowered))
+    console.report(result.report)
+    console.say(f"wrote {output}" + "".join(f" and its {kind}" for kind in result.lowered))
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -193,9 +193,15 @@ def shrink(model: str, data: str | None, output: str, voice: Voice, **choices: A
 @_LATENCY_OPTIONS
 @_DATA_OPTIONS
 @_ENGINE_OPTIONS
-@voiced
+@with_console
 def plan(
-    model: str, data: str | None, output: str | None, frontier: bool, figure: str | None, voice: Voice, **choices: Any
+    model: str,
+    data: str | None,
+    output: str | None,
+    frontier: bool,
+    figure: str | None,
+    console: Console,
+    **choices: Any,
 ) -> None:
     """Choose widths without solving, the layers timed here. Or show the whole frontier."""
     from pcns_onnx.api.plan import plan as run
@@ -205,16 +211,16 @@ def plan(
     if figure is not None and not frontier:
         raise InputError("--figure draws the frontier: give --frontier too")
     draw = None if figure is None else frontier_figure(figure, (model, data, choices["stats"]))
-    with voice.bars() as progress:
+    with console.bars() as progress:
         report = run(model, data, output, frontier=frontier, progress=progress, **_given(choices)).report
     if draw is not None:
         draw(report)
-    if voice.as_json:
-        voice.record(report)
+    if console.as_json:
+        console.record(report)
         return
-    voice.show(plan_tables(report))
+    console.show(plan_tables(report))
     for path in filter(None, (output, figure)):
-        voice.say(f"wrote {path}")
+        console.say(f"wrote {path}")
 
 
 @cli.command(epilog=_epilog(EXPANSIONS.values()))
@@ -226,16 +232,16 @@ def plan(
 @click.option("--data", help="Samples to compare both models on; noise by default.")
 @_DATA_OPTIONS
 @_ENGINE_OPTIONS
-@voiced
-def expand(model: str, output: str, voice: Voice, **choices: Any) -> None:
+@with_console
+def expand(model: str, output: str, console: Console, **choices: Any) -> None:
     """Write a wider MODEL to OUT that computes the same. It is to be trained further."""
     from pcns_onnx.api.expand import expand as run
     from pcns_onnx.cli.tables import expansion_tables
 
-    with voice.bars() as progress:
+    with console.bars() as progress:
         result = run(model, output, progress=progress, **_given(choices))
-    voice.show(expansion_tables(result.report), result.report.warnings)
-    voice.say(f"wrote {output}")
+    console.show(expansion_tables(result.report), result.report.warnings)
+    console.say(f"wrote {output}")
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -245,14 +251,14 @@ def expand(model: str, output: str, voice: Voice, **choices: Any) -> None:
 @_GATE_OPTIONS
 @_DATA_OPTIONS
 @_ENGINE_OPTIONS
-@voiced
-def compare(a: str, b: str, data: str, voice: Voice, **choices: Any) -> None:
+@with_console
+def compare(a: str, b: str, data: str, console: Console, **choices: Any) -> None:
     """Compare two models: agreement, latency, cost. The gates are those of shrink."""
     from pcns_onnx.api.compare import compare as run
 
-    with voice.gate(), voice.bars() as progress:
+    with console.gate(), console.bars() as progress:
         report = run(a, b, data, progress=progress, **_given(choices))
-    voice.report(report)
+    console.report(report)
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -269,8 +275,8 @@ def compare(a: str, b: str, data: str, voice: Voice, **choices: Any) -> None:
 @click.option("--ungroup", is_flag=True, help="Write MODEL without grouped Convs: train that, then design from it.")
 @_DATA_OPTIONS
 @_PLACE_OPTIONS
-@voiced
-def design(model: str, data: str | None, output: str, ungroup: bool, voice: Voice, **choices: Any) -> None:
+@with_console
+def design(model: str, data: str | None, output: str, ungroup: bool, console: Console, **choices: Any) -> None:
     """Design a smaller net from what MODEL's layers use. One PCA pass; NEW is to be trained from scratch."""
     from pcns_onnx.api.design import design as run
     from pcns_onnx.api.design import ungrouped
@@ -281,14 +287,14 @@ def design(model: str, data: str | None, output: str, ungroup: bool, voice: Voic
         if given.keys() - {"seed"} or data is not None:
             raise InputError("--ungroup looks at no data and takes no option but --seed: train what it writes first")
         _, names = ungrouped(model, output, **given)
-        voice.say(f"{len(names)} Convs read all channels now: " + ", ".join(names))
+        console.say(f"{len(names)} Convs read all channels now: " + ", ".join(names))
     elif data is None:
         raise InputError("a design looks at what filters do: give samples with --data")
     else:
-        with voice.bars() as progress:
+        with console.bars() as progress:
             blueprint = run(model, data, output, progress=progress, **given).blueprint
-        voice.show(design_tables(blueprint), blueprint.warnings)
-    voice.say(f"wrote {output}, to be trained from scratch")
+        console.show(design_tables(blueprint), blueprint.warnings)
+    console.say(f"wrote {output}, to be trained from scratch")
 
 
 for _command in (diff, doctor):

@@ -11,7 +11,7 @@ from rich.table import Table
 from pcns_onnx.architecture.blueprint import Blueprint, configuration_text
 from pcns_onnx.evaluation.agreement import Agreement
 from pcns_onnx.methods.pcns.assessment import Outlook
-from pcns_onnx.planning.plan import Left
+from pcns_onnx.planning.plan import SkippedLayer
 from pcns_onnx.report.schema import Expansion, GroupRow, Inspection, PlanReport, Report
 
 _BAR = 40
@@ -91,7 +91,7 @@ def _outlooks(found: list[Outlook]) -> Iterator[Table]:
     yield table
 
 
-def _left_alone(items: Sequence[Left]) -> Table:
+def _left_alone(items: Sequence[SkippedLayer]) -> Table:
     """What stayed as it was, and why."""
     table = plain_table("left alone", "because")
     for item in items:

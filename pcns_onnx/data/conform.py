@@ -64,12 +64,12 @@ class Normalize:
     def __call__(self, pixels: Array, dtype: np.dtype[Any]) -> Array:
         """Normalise `pixels` (uint8, sample axis first) to the float `dtype`."""
         # A half-precision target would lose digits to every step, so only the result is rounded to it.
-        work = np.promote_types(dtype, np.float32) if dtype.kind == "f" else np.dtype(np.float32)
+        problem = np.promote_types(dtype, np.float32) if dtype.kind == "f" else np.dtype(np.float32)
         column = (-1,) + (1,) * (pixels.ndim - 2) if self.channels > 1 else ()
-        values = pixels.astype(work)
+        values = pixels.astype(problem)
         values /= 255
-        values -= _along(self.mean, work, column)
-        values /= _along(self.std, work, column)
+        values -= _along(self.mean, problem, column)
+        values /= _along(self.std, problem, column)
         return values.astype(dtype, copy=False)
 
 

@@ -44,7 +44,7 @@ class Precision(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Lowered:
+class QuantizedModel:
     """One model in fewer bits, what is reported of it, what the gates say, and what it warns of."""
 
     graph: Graph
@@ -53,7 +53,7 @@ class Lowered:
     warnings: list[str]
 
 
-def beside(output: str | os.PathLike[str] | None, kind: str) -> Path | None:
+def precision_path(output: str | os.PathLike[str] | None, kind: str) -> Path | None:
     """Where the model of a precision goes: 'small.onnx' -> 'small.int8.onnx'."""
     return None if output is None else Path(output).with_suffix(f".{kind}{Path(output).suffix}")
 
@@ -66,7 +66,7 @@ def check_precisions(original: Graph, options: Options) -> None:
         )
 
 
-def lower(
+def quantize(
     engine: Engine,
     original: Graph,
     small: Graph,
@@ -75,7 +75,7 @@ def lower(
     metric: Metric | None,
     options: Options,
     progress: Progress,
-) -> list[Lowered]:
+) -> list[QuantizedModel]:
     """The precisions of `options`, each compared with `original` on `checked` and timed against it and `small`."""
     found = []
     for kind in options.precisions:
@@ -87,7 +87,7 @@ def lower(
         (on_top,) = compare_many(engine, small, [graph], timed)
         gates = [_named(gate, kind) for gate in gates_of(options, agreement)]
         precision = Precision(kind, graph.nbytes, agreement, latency, on_top)
-        found.append(Lowered(graph, precision, gates, [f"{kind}: {text}" for text in (*warnings, *more)]))
+        found.append(QuantizedModel(graph, precision, gates, [f"{kind}: {text}" for text in (*warnings, *more)]))
     return found
 
 

@@ -23,7 +23,7 @@ from pcns_onnx.planning.plan import Plan, plan_bytes
 from pcns_onnx.runtime.engine import Engine, versions
 
 
-class Origin(msgspec.Struct, frozen=True):
+class Provenance(msgspec.Struct, frozen=True):
     """Where a result comes from: what was run, on what, and the SHA-256 of every file that went in.
 
     `hashes` of files are those of `sha256sum`; the plan's is that of the file `--plan-out` writes.
@@ -37,13 +37,13 @@ class Origin(msgspec.Struct, frozen=True):
     hashes: dict[str, str]
 
 
-def origin_of(
+def provenance_of(
     options: Options,
     engine: Engine,
     models: Mapping[str, tuple[ModelSource, Graph]],
     data: Mapping[str, DataSource | None],
     plan: Plan | None = None,
-) -> Origin:
+) -> Provenance:
     """Hashes by name; data that is no file and no numbers has none. Raises `InputError`."""
     hashes = dict[str, str]()
     for name, (source, graph) in models.items():
@@ -56,7 +56,7 @@ def origin_of(
             hashes[name] = found
     if plan is not None:
         hashes["plan"] = hashlib.sha256(plan_bytes(plan)).hexdigest()
-    return Origin(options.command, options.device, engine.provider, engine.threads, options.seed, hashes)
+    return Provenance(options.command, options.device, engine.provider, engine.threads, options.seed, hashes)
 
 
 def _of_data(data: DataSource | None) -> str | None:
@@ -92,7 +92,7 @@ def _lines(files: Iterable[Path]) -> Iterator[str]:
         yield f"{_of_path(file)}  {file.name}\n"
 
 
-def provenance(plan: Plan, options: Options) -> str:
+def provenance_note(plan: Plan, options: Options) -> str:
     """What the shrunk model says about itself: JSON that depends on model, data and options only."""
     widths = {name: [entry.width, entry.of] for name, entry in plan.groups.items()}
     said: dict[str, object] = {

@@ -6,7 +6,7 @@ the table when it gets a rule of its own.
 
 from __future__ import annotations
 
-from pcns_onnx.ops.facts import Flow, Site, describe, freeze
+from pcns_onnx.ops.facts import OpContext, OpFacts, describe, freeze
 from pcns_onnx.ops.registry import rule
 
 BARRIERS = {
@@ -20,6 +20,6 @@ _WHY = {op: why for why, ops in BARRIERS.items() for op in ops}
 
 
 @rule(*_WHY, operands="all")
-def barrier(site: Site) -> Flow:
+def barrier(site: OpContext) -> OpFacts:
     """Channels that enter must stay."""
     return freeze(site, f"{describe(site.node)} {_WHY[site.node.op]}")

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from pcns_onnx.graph import Node
-from pcns_onnx.ops.facts import Frozen, Labels, Site, Size, describe
+from pcns_onnx.ops.facts import ChannelCount, Frozen, Labels, OpContext, describe
 
 SHAPED = {"Reshape": 1, "Expand": 1, "Resize": 3}
 """Operators whose rules ask `target` where the numbers of a target shape come from, and the input that holds it."""
@@ -38,7 +38,7 @@ class Dim:
     axis: int
 
 
-def origin(site: Site, place: int | str, element: int) -> Stored | Dim | None:
+def origin(site: OpContext, place: int | str, element: int) -> Stored | Dim | None:
     """Where number `element` of an input or attribute of the node comes from; None if it is computed otherwise."""
     node, plain = site.node, True
     if isinstance(place, str):
@@ -63,14 +63,14 @@ def origin(site: Site, place: int | str, element: int) -> Stored | Dim | None:
     return None
 
 
-def measured(site: Site, node: Node) -> list[int] | None:
+def measured(site: OpContext, node: Node) -> list[int] | None:
     """The axes whose sizes a Shape puts out; None where the rank is not known."""
     shape = site.size(node.inputs[0])
     axes = None if shape is None else list(range(len(shape)))
     return None if axes is None else axes[node.attrs.get("start", 0) : node.attrs.get("end", None)]
 
 
-def is_followed(site: Site, name: str, element: int) -> bool:
+def is_followed(site: OpContext, name: str, element: int) -> bool:
     """Whether number `element` of tensor `name` ends in target shapes only, all of whose numbers are looked at."""
     if site.leaves(name):
         return False
@@ -90,13 +90,13 @@ def is_followed(site: Site, name: str, element: int) -> bool:
 
 
 def target(
-    site: Site, place: int | str, labels: Labels | None, axes: Sequence[int] | None = None
-) -> tuple[tuple[Size, ...], tuple[Frozen, ...]]:
+    site: OpContext, place: int | str, labels: Labels | None, axes: Sequence[int] | None = None
+) -> tuple[tuple[ChannelCount, ...], tuple[Frozen, ...]]:
     """What a target shape says of the output's `labels`: sizes to keep in step, and what must stay.
 
     It stands at an input or attribute; its numbers belong to `axes` of the output, the last ones if not given.
     """
-    sizes, frozen = list[Size](), list[Frozen]()
+    sizes, frozen = list[ChannelCount](), list[Frozen]()
     count = len(site.node.attrs[place]) if isinstance(place, str) else _count(site, site.node.inputs[place]) or 0
     for element in range(count):
         axis = element - count if axes is None else axes[element]
@@ -112,7 +112,7 @@ def target(
             if why or source is None:
                 frozen.append(Frozen(mine, f"{describe(site.node)} {why}"))
             else:
-                sizes.append(Size(site.node.key, place, element, mine))
+                sizes.append(ChannelCount(site.node.key, place, element, mine))
     return tuple(sizes), tuple(frozen)
 
 
@@ -138,7 +138,7 @@ class Windows:
     places: tuple[int | str, int | str]
 
 
-def windows(site: Site, node: Node) -> Windows:
+def windows(site: OpContext, node: Node) -> Windows:
     """What a Slice takes, from attributes or inputs."""
     if len(node.inputs) == 1:
         starts, ends = list(node.attrs["starts"]), list(node.attrs["ends"])
@@ -162,7 +162,7 @@ def _refusal(source: Stored | None, count: int) -> str:
     return "" if source.plain else "computes the size of the channel axis"
 
 
-def _stands_for_itself(site: Site, source: Stored | None, element: int, mine: Labels) -> bool:
+def _stands_for_itself(site: OpContext, source: Stored | None, element: int, mine: Labels) -> bool:
     """Whether a stored number says that the axis is as large as the input's, or as what is left."""
     if source is None or site.node.op not in ("Reshape", "Expand"):
         return False
@@ -180,13 +180,13 @@ def _same(a: Labels | None, b: Labels | None) -> bool:
     return np.array_equal(np.sort(a), np.sort(b))
 
 
-def _count(site: Site, name: str) -> int | None:
+def _count(site: OpContext, name: str) -> int | None:
     """How many numbers a tensor holds."""
     shape = site.size(name)
     return None if shape is None or None in shape else prod(d or 0 for d in shape)
 
 
-def _sources(site: Site, node: Node) -> list[tuple[int, int]] | None:
+def _sources(site: OpContext, node: Node) -> list[tuple[int, int]] | None:
     """(input, element) of each number that a node puts out; None if it does more than move numbers about."""
     if node.domain:
         return None

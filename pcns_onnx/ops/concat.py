@@ -11,16 +11,29 @@ from collections.abc import Sequence
 import numpy as np
 
 from pcns_onnx.ops.computed_shapes import counted, windows
-from pcns_onnx.ops.facts import Flow, Frozen, Labels, Pick, Ride, Site, Size, Tie, axes_of, describe, freeze, spread
+from pcns_onnx.ops.facts import (
+    ChannelCount,
+    ChannelIndex,
+    Frozen,
+    Labels,
+    OpContext,
+    OpFacts,
+    PerChannelConstant,
+    Tie,
+    axes_of,
+    describe,
+    freeze,
+    spread,
+)
 from pcns_onnx.ops.registry import rule
 
 
 @rule("Concat", operands="all")
-def concat(site: Site) -> Flow:
+def concat(site: OpContext) -> OpFacts:
     """Channels one after the other, or, along another axis, tied."""
     carried = [labels for labels in site.labels if labels is not None]
     if not carried:
-        return Flow((None,))
+        return OpFacts((None,))
     rank = carried[0].ndim
     axis = site.attr("axis", 1) % rank
     coupled = tuple(carried) if len(carried) > 1 else ()
@@ -35,10 +48,10 @@ def concat(site: Site) -> Flow:
         if size is None:
             return freeze(site, f"{describe(site.node)} joins a tensor of unknown size to its channels")
         pieces.append(np.broadcast_to(vector, (size,)))
-    return Flow((spread(np.concatenate(pieces), axis, rank),), "move", coupled=coupled)
+    return OpFacts((spread(np.concatenate(pieces), axis, rank),), "move", coupled=coupled)
 
 
-def _side_by_side(site: Site, carried: Sequence[Labels], coupled: tuple[Labels, ...]) -> Flow:
+def _side_by_side(site: OpContext, carried: Sequence[Labels], coupled: tuple[Labels, ...]) -> OpFacts:
     """Tensors with the same channels; a constant one is sliced along, any other without channels holds them fast."""
     whole = np.broadcast_shapes(*(labels.shape for labels in carried))
     rows = [np.broadcast_to(labels, whole) for labels in carried]
@@ -46,10 +59,10 @@ def _side_by_side(site: Site, carried: Sequence[Labels], coupled: tuple[Labels, 
     why = f"{describe(site.node)} joins its channels with a tensor's that must stay"
     others = [position for position, mine in enumerate(site.labels) if mine is None]
     is_fixed = any(site.constant(position) is None for position in others)
-    return Flow(
+    return OpFacts(
         (labels,),
         "channelwise" if others else "move",
-        rides=() if is_fixed else tuple(Ride(position, labels) for position in others),
+        per_channel=() if is_fixed else tuple(PerChannelConstant(position, labels) for position in others),
         ties=tuple(Tie(labels, row, why) for row in rows if not np.array_equal(row, labels)),
         coupled=coupled,
         frozen=(Frozen(labels, why),) if is_fixed else (),
@@ -57,15 +70,15 @@ def _side_by_side(site: Site, carried: Sequence[Labels], coupled: tuple[Labels, 
 
 
 @rule("Split")
-def split(site: Site) -> Flow:
+def split(site: OpContext) -> OpFacts:
     """Pieces of the channels, their sizes written out; or all of them in every output."""
     labels, count = site.labels[0], len(site.node.outputs)
     if labels is None:
-        return Flow((None,) * count)
+        return OpFacts((None,) * count)
     axis = site.attr("axis", 0) % labels.ndim
     vector = counted(labels, axis)
     if vector is None:
-        return Flow((labels,) * count, "move")
+        return OpFacts((labels,) * count, "move")
     sizes = _piece_sizes(site, len(vector), count)
     if sizes is None:
         return freeze(site, f"{describe(site.node)} computes how many channels it takes")
@@ -73,11 +86,11 @@ def split(site: Site) -> Flow:
     cuts = np.cumsum(sizes)[:-1]
     outputs = tuple(_some(piece) for piece in np.split(labels, cuts, axis=axis))
     counts = np.split(vector, cuts)
-    facts = (Size(site.node.key, place, i, piece, replaces="num_outputs") for i, piece in enumerate(counts))
-    return Flow(outputs, "select", sizes=tuple(facts))
+    facts = (ChannelCount(site.node.key, place, i, piece, replaces="num_outputs") for i, piece in enumerate(counts))
+    return OpFacts(outputs, "select", sizes=tuple(facts))
 
 
-def _piece_sizes(site: Site, width: int, count: int) -> list[int] | None:
+def _piece_sizes(site: OpContext, width: int, count: int) -> list[int] | None:
     """Sizes of the pieces, equal ones (the last may be smaller) if the model says nothing; None: computed."""
     if len(site.node.inputs) > 1 and site.node.inputs[1]:
         stored = site.constant(1)
@@ -88,18 +101,18 @@ def _piece_sizes(site: Site, width: int, count: int) -> list[int] | None:
 
 
 @rule("Slice")
-def cut(site: Site) -> Flow:
+def cut(site: OpContext) -> OpFacts:
     """A run of channels, every n-th one, or all in reverse; along other axes all of them."""
     labels = site.labels[0]
     if labels is None:
-        return Flow((None,))
+        return OpFacts((None,))
     taken = windows(site, site.node)
     touched = set(axes_of(labels)) if taken.axes is None else {a % labels.ndim for a in taken.axes} & {*axes_of(labels)}
     if not touched:
-        return Flow((labels,), "move")
+        return OpFacts((labels,), "move")
     if taken.axes is None or taken.starts is None or taken.ends is None or taken.steps is None:
         return freeze(site, f"{describe(site.node)} computes which channels it takes")
-    sizes, ties = list[Size](), list[Tie]()
+    sizes, ties = list[ChannelCount](), list[Tie]()
     for i, (axis, step) in enumerate(zip((a % labels.ndim for a in taken.axes), taken.steps, strict=True)):
         vector = counted(labels, axis)
         if vector is None:
@@ -112,13 +125,15 @@ def cut(site: Site) -> Flow:
         else:
             for place, literal, at in zip(taken.places, (taken.starts[i], taken.ends[i]), (start, end), strict=True):
                 if at and -width <= literal <= width:
-                    sizes.append(Size(site.node.key, place, i, vector[:at], along=vector if literal < 0 else None))
+                    sizes.append(
+                        ChannelCount(site.node.key, place, i, vector[:at], along=vector if literal < 0 else None)
+                    )
             ties += _strides(site, vector[start:], step)
         labels = np.take(labels, np.arange(width)[slice(start, None if end < 0 else end, step)], axis=axis)
-    return Flow((_some(labels),), "select", sizes=tuple(sizes), ties=tuple(ties))
+    return OpFacts((_some(labels),), "select", sizes=tuple(sizes), ties=tuple(ties))
 
 
-def _strides(site: Site, vector: Labels, step: int) -> list[Tie]:
+def _strides(site: OpContext, vector: Labels, step: int) -> list[Tie]:
     """Where every n-th channel is taken, n of them go together."""
     why = f"{describe(site.node)} takes every {step}th of these channels"
     first = np.repeat(vector[::step], step)[: len(vector)]
@@ -126,11 +141,11 @@ def _strides(site: Site, vector: Labels, step: int) -> list[Tie]:
 
 
 @rule("Gather")
-def gather(site: Site) -> Flow:
+def gather(site: OpContext) -> OpFacts:
     """Channels at stored places; along another axis all of them."""
     labels, indices = site.labels[0], site.constant(1)
     if labels is None:
-        return Flow((None,))
+        return OpFacts((None,))
     axis = site.attr("axis", 0) % labels.ndim
     vector = counted(labels, axis)
     shape = site.shapes[1]
@@ -138,17 +153,17 @@ def gather(site: Site) -> Flow:
         if shape is None:
             return freeze(site, f"{describe(site.node)} has places of unknown rank")
         head, tail = labels.shape[:axis], labels.shape[axis + 1 :]
-        return Flow((labels.reshape((*head, *(1,) * len(shape), *tail)),), "move")
+        return OpFacts((labels.reshape((*head, *(1,) * len(shape), *tail)),), "move")
     if indices is None or indices.ndim > 1:
         return freeze(site, f"{describe(site.node)} takes channels at places that are computed or form a table")
     taken = np.take(labels, indices, axis=axis)
     if indices.ndim == 0 and axes_of(taken):
-        return Flow((_some(taken),), "move")
-    picks = (Pick(site.node.key, 1, vector),)
+        return OpFacts((_some(taken),), "move")
+    channel_indices = (ChannelIndex(site.node.key, 1, vector),)
     if indices.ndim == 0:
         why = f"{describe(site.node)} takes a single channel"
-        return Flow((None,), "select", picks=picks, frozen=(Frozen(taken, why),))
-    return Flow((_some(taken),), "select", picks=picks)
+        return OpFacts((None,), "select", channel_indices=channel_indices, frozen=(Frozen(taken, why),))
+    return OpFacts((_some(taken),), "select", channel_indices=channel_indices)
 
 
 def _some(labels: Labels) -> Labels | None:

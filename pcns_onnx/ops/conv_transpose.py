@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.graph import Array
-from pcns_onnx.ops.facts import Flow, Linear, Site, describe, freeze, spread
+from pcns_onnx.ops.facts import Linear, OpContext, OpFacts, describe, freeze, spread
 from pcns_onnx.ops.registry import rule
 from pcns_onnx.ops.sliding_window import WindowOp, alike, reads_of, unsolvable, whole_blocks
 
@@ -88,7 +88,7 @@ class TransposedOp(WindowOp):
 
 
 @rule("ConvTranspose", operands="all")
-def conv_transpose(site: Site) -> Flow:
+def conv_transpose(site: OpContext) -> OpFacts:
     """ConvTranspose: mixes channels on axis 1, in blocks where it is grouped."""
     x, shape = site.known_shape(0), site.known_shape(1)
     macs = prod(x) * prod(shape[1:]) if x and shape else 0
@@ -108,4 +108,4 @@ def conv_transpose(site: Site) -> Flow:
     writes = site.fresh(shape[1] * op.blocks)
     linear = Linear(op, weight=1, weight_axes=(1, 0), bias=2, reads=reads, writes=writes)
     ties = (*alike(reads, op.blocks, site), *alike(writes, op.blocks, site))
-    return Flow((spread(writes, 1, rank),), "reader", linear=linear, macs=macs, ties=ties)
+    return OpFacts((spread(writes, 1, rank),), "reader", linear=linear, macs=macs, ties=ties)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pcns_onnx.graph import Array
 from pcns_onnx.numerics.arrays import namespace_of
 from pcns_onnx.ops.attention import product
-from pcns_onnx.ops.facts import Flow, Labels, Linear, Site, describe, freeze, spread
+from pcns_onnx.ops.facts import Labels, Linear, OpContext, OpFacts, describe, freeze, spread
 from pcns_onnx.ops.registry import rule
 from pcns_onnx.ops.sliding_window import WindowOp, alike, form_of, reads_of, unsolvable, whole_blocks
 
@@ -114,7 +114,7 @@ def _rows(x: Any, at: NDArray[np.int64] | None) -> Any:
 
 
 @rule("Conv", operands="all")
-def conv(site: Site) -> Flow:
+def conv(site: OpContext) -> OpFacts:
     """Conv: mixes channels on axis 1, in blocks where it is grouped."""
     shape, out = site.known_shape(1), site.known_output()
     if shape is None:
@@ -131,11 +131,11 @@ def conv(site: Site) -> Flow:
     writes = site.fresh(shape[0])
     linear = Linear(op, weight=1, weight_axes=(0, 1), bias=2, reads=reads, writes=writes)
     ties = (*alike(reads, op.blocks, site), *alike(writes, op.blocks, site))
-    return Flow((spread(writes, 1, rank),), "reader", linear=linear, macs=macs, ties=ties)
+    return OpFacts((spread(writes, 1, rank),), "reader", linear=linear, macs=macs, ties=ties)
 
 
 @rule("Gemm", operands="all")
-def gemm(site: Site) -> Flow:
+def gemm(site: OpContext) -> OpFacts:
     """Gemm: alpha and the transposes are absorbed into V, beta scales the bias."""
     weight, shape, out = site.constant(1), site.known_shape(1), site.known_output()
     trans_b, trans_a = bool(site.attr("transB", 0)), bool(site.attr("transA", 0))
@@ -164,11 +164,11 @@ def gemm(site: Site) -> Flow:
         bias_scale=float(site.attr("beta", 1.0)),
         resets=(("alpha", 1.0), ("beta", 1.0)),
     )
-    return Flow((spread(writes, 1, 2),), "reader", linear=linear, macs=macs)
+    return OpFacts((spread(writes, 1, 2),), "reader", linear=linear, macs=macs)
 
 
 @rule("MatMul", operands="all")
-def matmul(site: Site) -> Flow:
+def matmul(site: OpContext) -> OpFacts:
     """MatMul by a stored matrix; a bias, if any, is the Add behind it."""
     x, shape, out = site.known_shape(0), site.known_shape(1), site.known_output()
     macs = prod(out) * x[-1] if out and x else 0
@@ -188,4 +188,4 @@ def matmul(site: Site) -> Flow:
     writes = site.fresh(shape[1])
     mixed = any(axis for axis in site.batched[0])
     linear = Linear(RowOp(False, mixed=mixed), weight=1, weight_axes=(1, 0), bias=None, reads=reads, writes=writes)
-    return Flow((spread(writes, rank - 1, rank),), "reader", linear=linear, macs=macs)
+    return OpFacts((spread(writes, rank - 1, rank),), "reader", linear=linear, macs=macs)

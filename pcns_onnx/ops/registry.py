@@ -7,9 +7,9 @@ from functools import wraps
 from typing import Literal
 
 from pcns_onnx.errors import InputError, PcnsError
-from pcns_onnx.ops.facts import Flow, Site, describe, freeze
+from pcns_onnx.ops.facts import OpContext, OpFacts, describe, freeze
 
-Rule = Callable[[Site], Flow]
+Rule = Callable[[OpContext], OpFacts]
 
 
 _RULES: dict[tuple[str, str], Rule] = {}
@@ -32,7 +32,7 @@ def rule(*ops: str, domain: str = "", operands: Literal["first", "all"] = "first
 
 def _first_only(function: Rule) -> Rule:
     @wraps(function)
-    def guarded(site: Site) -> Flow:
+    def guarded(site: OpContext) -> OpFacts:
         if any(labels is not None for labels in site.labels[1:]):
             return freeze(site, f"{describe(site.node)} takes the channels of a layer as a parameter")
         return function(site)
@@ -45,7 +45,7 @@ def rules() -> Mapping[tuple[str, str], Rule]:
     return dict(_RULES)
 
 
-def flow_of(site: Site, *, local: bool = False) -> Flow:
+def facts_of(site: OpContext, *, local: bool = False) -> OpFacts:
     """What is true of the node; an operator without a rule freezes all channels that touch it.
 
     A `local` one is a function of the model, whatever its name. Of these and of operators of other

@@ -12,35 +12,35 @@ from math import prod
 import numpy as np
 
 from pcns_onnx.ops.computed_shapes import Stored, is_followed, measured, origin, target
-from pcns_onnx.ops.facts import Flow, Labels, Site, Tie, along, axes_of, describe, freeze, spread
+from pcns_onnx.ops.facts import Labels, OpContext, OpFacts, Tie, along, axes_of, describe, freeze, spread
 from pcns_onnx.ops.normalization import is_grouped
 from pcns_onnx.ops.registry import rule
 
 
 @rule("Flatten")
-def flatten(site: Site) -> Flow:
+def flatten(site: OpContext) -> OpFacts:
     """A channel becomes H*W columns."""
     return _moved(site)
 
 
 @rule("Squeeze", "Unsqueeze")
-def squeeze(site: Site) -> Flow:
+def squeeze(site: OpContext) -> OpFacts:
     """Axes of size one come or go."""
     return _moved(site)
 
 
 @rule("Transpose")
-def transpose(site: Site) -> Flow:
+def transpose(site: OpContext) -> OpFacts:
     """Axes change places."""
     labels = site.labels[0]
     if labels is None:
-        return Flow((None,))
+        return OpFacts((None,))
     order = site.attr("perm", None) or tuple(reversed(range(labels.ndim)))
-    return Flow((np.transpose(labels, order),), "move")
+    return OpFacts((np.transpose(labels, order),), "move")
 
 
 @rule("Reshape")
-def reshape(site: Site) -> Flow:
+def reshape(site: OpContext) -> OpFacts:
     """Static or exporter-style; a stored size of an axis that carries channels is kept in step.
 
     Where channels are split over several axes they can only go in whole slices of one of these:
@@ -62,11 +62,11 @@ def reshape(site: Site) -> Flow:
         why = f"{describe(site.node)} splits its channels over several axes"
         ties = (Tie(np.broadcast_to(slices, labels.shape), labels, why),)
     sizes, frozen = target(site, place, slices)
-    return Flow((labels,), "move", sizes=sizes, ties=ties, frozen=frozen)
+    return OpFacts((labels,), "move", sizes=sizes, ties=ties, frozen=frozen)
 
 
 @rule("Expand")
-def expand(site: Site) -> Flow:
+def expand_op(site: OpContext) -> OpFacts:
     """Positions are repeated; a stored number of channels is kept in step."""
     labels = site.labels[0]
     rank = len(site.outputs[0] or ())
@@ -75,15 +75,15 @@ def expand(site: Site) -> Flow:
         return replace(held, frozen=(*held.frozen, *target(site, 1, None)[1]))
     labels = labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
     sizes, frozen = target(site, 1, labels)
-    return Flow((labels,), "linear", sizes=sizes, frozen=frozen)
+    return OpFacts((labels,), "linear", sizes=sizes, frozen=frozen)
 
 
 @rule("Tile")
-def tile(site: Site) -> Flow:
+def tile(site: OpContext) -> OpFacts:
     """Positions are repeated, or whole sets of channels."""
     labels = site.labels[0]
     if labels is None:
-        return Flow((None,))
+        return OpFacts((None,))
     repeats = {axis: origin(site, 1, axis) for axis in axes_of(labels)}
     if not repeats or len(site.node.inputs) > 2:
         return freeze(site, f"{describe(site.node)} may spread one channel over many")
@@ -92,43 +92,43 @@ def tile(site: Site) -> Flow:
             return freeze(site, f"{describe(site.node)} computes how often it repeats its channels")
         labels = np.concatenate([labels] * int(source.value), axis=axis)
     is_plain = all(isinstance(s, Stored) and s.value == 1 for s in repeats.values())
-    return Flow((labels,), "linear" if is_plain else "channelwise")
+    return OpFacts((labels,), "linear" if is_plain else "channelwise")
 
 
 @rule("DepthToSpace", "SpaceToDepth")
-def depth_to_space(site: Site) -> Flow:
+def depth_to_space(site: OpContext) -> OpFacts:
     """Channels become positions: those that stand side by side go together. Or positions become channels."""
     labels, blocks = site.labels[0], int(site.attr("blocksize", 1)) ** 2
     if labels is None:
-        return Flow((None,))
+        return OpFacts((None,))
     vector = along(labels, 1, 4)
     if vector is None or len(vector) == 1:
         return freeze(site, f"{describe(site.node)} takes its channels from another axis")
     if site.node.op == "SpaceToDepth":
-        return Flow((spread(np.tile(vector, blocks), 1, 4),), "channelwise")
+        return OpFacts((spread(np.tile(vector, blocks), 1, 4),), "channelwise")
     is_last = site.attr("mode", b"DCR") == b"CRD"
     together = vector.reshape(-1, blocks).T if is_last else vector.reshape(blocks, -1)
     why = f"{describe(site.node)} puts these channels side by side"
     ties = (Tie(np.broadcast_to(together[:1], together.shape), together, why),)
-    return Flow((spread(together[0], 1, 4),), "channelwise", ties=ties)
+    return OpFacts((spread(together[0], 1, 4),), "channelwise", ties=ties)
 
 
 @rule("Shape")
-def shape(site: Site) -> Flow:
+def shape(site: OpContext) -> OpFacts:
     """Harmless where the number of channels only becomes that of a tensor with the same channels (see `shapes`)."""
     labels = site.labels[0]
     if labels is None:
-        return Flow((None,))
+        return OpFacts((None,))
     axes, name = measured(site, site.node), site.node.outputs[0]
     if axes is None or any(labels.shape[a] > 1 and not is_followed(site, name, i) for i, a in enumerate(axes)):
         return freeze(site, f"the number of channels is read by {describe(site.node)}")
-    return Flow((None,), "move")
+    return OpFacts((None,), "move")
 
 
-def _moved(site: Site) -> Flow:
+def _moved(site: OpContext) -> OpFacts:
     labels = site.labels[0]
     if labels is None:
-        return Flow((None,) * len(site.node.outputs))
+        return OpFacts((None,) * len(site.node.outputs))
     before, after = site.known_shape(0), site.known_output()
     if before is None or after is None:
         return freeze(site, f"{describe(site.node)} has a shape that cannot be inferred")
@@ -138,7 +138,7 @@ def _moved(site: Site) -> Flow:
     for axis in axes_of(moved):
         first = np.take(moved, [0], axis=axis)
         moved = first if (moved == first).all() else moved
-    return Flow((moved,), "move")
+    return OpFacts((moved,), "move")
 
 
 def reshape_labels(labels: Labels, before: tuple[int, ...], after: tuple[int, ...]) -> Labels | None:

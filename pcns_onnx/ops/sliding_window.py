@@ -11,7 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.numerics.arrays import namespace_of
-from pcns_onnx.ops.facts import Flow, Labels, Ride, Site, Size, Tie, along, describe, freeze, spread
+from pcns_onnx.ops.facts import (
+    ChannelCount,
+    Labels,
+    OpContext,
+    OpFacts,
+    PerChannelConstant,
+    Tie,
+    along,
+    describe,
+    freeze,
+    spread,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,7 @@ class WindowOp:
     block: int | None = None
 
     @classmethod
-    def of(cls, site: Site, kernel: Sequence[int], **more: Any) -> Self:
+    def of(cls, site: OpContext, kernel: Sequence[int], **more: Any) -> Self:
         """From the attributes of the node, and what is `more` than these."""
         auto_pad = _text(site.attr("auto_pad", b"NOTSET"))
         pads = site.attr("pads", None) if auto_pad == "NOTSET" else None
@@ -139,7 +150,7 @@ class WindowOp:
         return (*small, *large) if upper else (*large, *small)
 
 
-def reads_of(site: Site, *, axis: int, rank: int, width: int) -> Labels | None:
+def reads_of(site: OpContext, *, axis: int, rank: int, width: int) -> Labels | None:
     """Labels of the `width` input channels, all -1 where the input carries none; None if they lie elsewhere."""
     labels = site.labels[0]
     if labels is None:
@@ -148,7 +159,7 @@ def reads_of(site: Site, *, axis: int, rank: int, width: int) -> Labels | None:
     return None if vector is None else np.broadcast_to(vector, (width,)).copy()
 
 
-def unsolvable(site: Site) -> str:
+def unsolvable(site: OpContext) -> str:
     """Why the weight (input 1) or the bias (input 2) of a layer cannot be solved for; '' if they can."""
     if site.constant(1) is None:
         return form_of(site, 1) or "has a weight that is computed, not stored"
@@ -157,7 +168,7 @@ def unsolvable(site: Site) -> str:
     return ""
 
 
-def form_of(site: Site, position: int) -> str:
+def form_of(site: OpContext, position: int) -> str:
     """What is special about how a weight is stored; '' if nothing is."""
     name = site.node.inputs[position]
     if site.sparse(name):
@@ -168,7 +179,7 @@ def form_of(site: Site, position: int) -> str:
     return ""
 
 
-def alike(labels: Labels, blocks: int, site: Site) -> tuple[Tie, ...]:
+def alike(labels: Labels, blocks: int, site: OpContext) -> tuple[Tie, ...]:
     """The same places of all blocks come and go together."""
     if blocks == 1:
         return ()
@@ -177,7 +188,7 @@ def alike(labels: Labels, blocks: int, site: Site) -> tuple[Tie, ...]:
     return (Tie(np.broadcast_to(rows[:1], rows.shape), rows, why),)
 
 
-def whole_blocks(site: Site, reads: Labels, width: int, macs: int) -> Flow:
+def whole_blocks(site: OpContext, reads: Labels, width: int, macs: int) -> OpFacts:
     """A grouped layer that loses whole blocks: `reads` (blocks, channels), `width` outputs of each."""
     if site.labels[0] is None:
         whose = "the model's own channels" if site.producer(site.node.inputs[0]) is None else "channels that must stay"
@@ -186,14 +197,14 @@ def whole_blocks(site: Site, reads: Labels, width: int, macs: int) -> Flow:
     first, rank = reads[:, :1], len(site.shapes[1] or ())
     outputs = np.repeat(first[:, 0], width)
     rows = np.broadcast_to(first, reads.shape).reshape(-1) if site.node.op == "ConvTranspose" else outputs
-    rides = [Ride(1, spread(rows, 0, rank))]
+    per_channel = [PerChannelConstant(1, spread(rows, 0, rank))]
     if len(site.node.inputs) > 2 and site.node.inputs[2]:
-        rides.append(Ride(2, outputs))
-    return Flow(
+        per_channel.append(PerChannelConstant(2, outputs))
+    return OpFacts(
         (spread(outputs, 1, rank),),
         "channelwise",
-        rides=tuple(rides),
-        sizes=(Size(site.node.key, "group", 0, first[:, 0]),),
+        per_channel=tuple(per_channel),
+        sizes=(ChannelCount(site.node.key, "group", 0, first[:, 0]),),
         ties=(Tie(np.broadcast_to(first, reads.shape), reads, why),) if reads.shape[1] > 1 else (),
         scales=first[:, 0],
         macs=macs,

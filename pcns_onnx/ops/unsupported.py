@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from pcns_onnx.ops.facts import Flow, Site, describe, freeze
+from pcns_onnx.ops.facts import OpContext, OpFacts, describe, freeze
 from pcns_onnx.ops.registry import rule
 
 QUANTISED = "is part of a quantised model, and quantising comes after shrinking"
@@ -27,24 +27,24 @@ _QUANTISED = (
 )  # fmt: skip
 
 
-def _recurrent(site: Site) -> int:
+def _recurrent(site: OpContext) -> int:
     """All gates at every step, in every direction."""
     x, weight, again = (site.known_shape(position) for position in range(3))
     return prod(x[:2]) * (prod(weight) + prod(again)) if x and weight and again else 0
 
 
-def _window(site: Site) -> int:
+def _window(site: OpContext) -> int:
     out = site.known_output()
     weight = site.known_shape(3 if site.node.op == "QLinearConv" else 1)
     return prod(out) * prod(weight[1:]) if out and weight else 0
 
 
-def _product(site: Site) -> int:
+def _product(site: OpContext) -> int:
     out, x = site.known_output(), site.known_shape(0)
     return prod(out) * x[-1] if out and x else 0
 
 
-def _einsum(site: Site) -> int:
+def _einsum(site: OpContext) -> int:
     """One multiply-add for every value of all indices together."""
     sizes: dict[str, int] = {}
     terms = _text(site.attr("equation", b"")).replace(" ", "").partition("->")[0].split(",")
@@ -55,11 +55,11 @@ def _einsum(site: Site) -> int:
     return prod(sizes.values())
 
 
-def _none(site: Site) -> int:
+def _none(site: OpContext) -> int:
     return 0
 
 
-INTACT: dict[str, tuple[str, Callable[[Site], int | None]]] = {
+INTACT: dict[str, tuple[str, Callable[[OpContext], int | None]]] = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), ("is a recurrent layer", _recurrent)),
     **dict.fromkeys(("If", "Loop", "Scan"), ("is control flow", _none)),
     **dict.fromkeys(("QLinearConv", "ConvInteger"), (QUANTISED, _window)),
@@ -72,20 +72,20 @@ INTACT: dict[str, tuple[str, Callable[[Site], int | None]]] = {
 
 
 @rule(*INTACT, operands="all")
-def intact(site: Site) -> Flow:
+def intact(site: OpContext) -> OpFacts:
     """Channels that enter must stay."""
     why, macs = INTACT[site.node.op]
     return freeze(site, f"{describe(site.node)} {why}", macs=macs(site))
 
 
 @rule(*_FUSED, domain="com.microsoft", operands="all")
-def fused(site: Site) -> Flow:
+def fused(site: OpContext) -> OpFacts:
     """Known to onnxruntime only."""
     return freeze(site, f"{describe(site.node)} {FUSED}", macs=_product(site) if "MatMul" in site.node.op else 0)
 
 
 @rule(*_QUANTISED, domain="com.microsoft", operands="all")
-def quantised(site: Site) -> Flow:
+def quantised(site: OpContext) -> OpFacts:
     """Known to onnxruntime only, in integers."""
     return freeze(site, f"{describe(site.node)} {QUANTISED}")
 

@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.api.options import Options
-from pcns_onnx.calibration.columns import Seen
-from pcns_onnx.calibration.shapes import census_of
+from pcns_onnx.calibration.columns import ChannelCovariance
+from pcns_onnx.calibration.shapes import dependency_graph_of
 from pcns_onnx.cost.model import RESOURCES
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.graph import Graph
 from pcns_onnx.planning.decision import Decision
-from pcns_onnx.planning.plan import Left, Plan
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.plan import Plan, SkippedLayer
+from pcns_onnx.planning.problem import Problem
 from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
 from pcns_onnx.rewrite.low_rank import ENDING, FACTORED, Factor
 from pcns_onnx.rewrite.patch import Patch, apply
@@ -38,11 +38,11 @@ GAIN = 0.1
 """Share of a layer's time that two of lower rank have to save."""
 
 
-def candidates(census: Census, options: Options, plan: Plan | None) -> dict[str, Factor]:
+def candidates(dependencies: DependencyGraph, options: Options, plan: Plan | None) -> dict[str, Factor]:
     """The layers that may be put as two, by the group that comes between: those of the plan, or all with `low_rank`."""
     found = {}
-    for layer in census.layers:
-        group, name = census.writes(layer), layer.name + ENDING
+    for layer in dependencies.layers:
+        group, name = dependencies.writes(layer), layer.name + ENDING
         alone = group.frozen is None and not group.coupled
         plain = layer.kind in FACTORED and layer.linear.op.blocks == 1 and not group.products
         if plain and not alone and layer.width >= LEAST and options.wants(layer.name):
@@ -52,59 +52,61 @@ def candidates(census: Census, options: Options, plan: Plan | None) -> dict[str,
     return found if options.low_rank else {}
 
 
-NONE = Left("low rank", f"no layer with {LEAST} outputs or more has to keep them all")
+NONE = SkippedLayer("low rank", f"no layer with {LEAST} outputs or more has to keep them all")
 
 
-def paying(work: Work, groups: Sequence[Group]) -> tuple[list[Group], dict[str, NDArray[np.int64]], list[Left]]:
+def paying(
+    problem: Problem, groups: Sequence[Group]
+) -> tuple[list[Group], dict[str, NDArray[np.int64]], list[SkippedLayer]]:
     """Groups without those in the middle of a layer that no rank makes faster; ranks that do, full rank with them."""
-    chosen, allowed, left = list[Group](), dict[str, NDArray[np.int64]](), list[Left]()
-    at, costs = RESOURCES.index("latency"), work.costs
+    chosen, allowed, left = list[Group](), dict[str, NDArray[np.int64]](), list[SkippedLayer]()
+    at, costs = RESOURCES.index("latency"), problem.costs
     for group in groups:
-        if group.name not in work.factors or costs.timings is None:
+        if group.name not in problem.factors or costs.latency_model is None:
             chosen.append(group)
             continue
         widths = np.arange(1, group.width + 1)
         saved = costs({}) - costs.along(group.name, {}, widths / group.width)
-        own = float(costs.timings.layers[group.name].at(1.0, 1.0))
+        own = float(costs.latency_model.layers[group.name].at(1.0, 1.0))
         pays = (saved[:, at] > GAIN * own) & (saved[:, RESOURCES.index("macs")] > 0)
         if pays.any():
             chosen.append(group)
             allowed[group.name] = widths[pays | (widths == group.width)]
         else:
-            left.append(Left(group.name, "two layers of any rank were measured to take as long as one"))
+            left.append(SkippedLayer(group.name, "two layers of any rank were measured to take as long as one"))
     return chosen, allowed, left
 
 
-def settled(work: Work, decision: Decision, options: Options) -> tuple[Work, Decision, Patch]:
-    """Work and decision with only those layers as two that are really narrowed between, and the edits for that."""
-    used = {name: factor for name, factor in work.factors.items() if name in decision.narrowed}
+def merge_unused_factors(problem: Problem, decision: Decision, options: Options) -> tuple[Problem, Decision, Patch]:
+    """Problem and decision with only those layers as two that are really narrowed between, and the edits for that."""
+    used = {name: factor for name, factor in problem.factors.items() if name in decision.narrowed}
     patch: Patch = tuple(used.values())
-    if len(used) == len(work.factors):
-        return work, decision, patch
-    graph, census = work.whole, work.whole_census
+    if len(used) == len(problem.factors):
+        return problem, decision, patch
+    graph, dependencies = problem.whole, problem.whole_dependencies
     if used:
         graph = apply(graph, patch)
-        census = census_of(graph, work.setup.engine, work.setup.samples.data, options)
-    gone = work.factors.keys() - used.keys()
-    names = {group.name for group in work.groups} - gone
+        dependencies = dependency_graph_of(graph, problem.calibration.engine, problem.calibration.samples.data, options)
+    gone = problem.factors.keys() - used.keys()
+    names = {group.name for group in problem.groups} - gone
     after = replace(
-        work,
+        problem,
         graph=graph,
-        census=census,
-        groups=tuple(group for group in census.groups if group.name in names),
+        dependencies=dependencies,
+        groups=tuple(group for group in dependencies.groups if group.name in names),
         factors=used,
     )
-    return after, _without(decision, gone, work.census, census), patch
+    return after, _without(decision, gone, problem.dependencies, dependencies), patch
 
 
-def _without(decision: Decision, gone: AbstractSet[str], before: Census, after: Census) -> Decision:
+def _without(decision: Decision, gone: AbstractSet[str], before: DependencyGraph, after: DependencyGraph) -> Decision:
     """The decision without these groups; what was said of their first layers is said of the whole ones."""
     labels = {group.name: group.labels for group in before.groups}, {group.name: group.labels for group in after.groups}
 
     def whole(layer: str) -> str:
         return layer.removesuffix(ENDING) if layer in gone else layer
 
-    def moved(name: str, view: Seen) -> Seen:
+    def moved(name: str, view: ChannelCovariance) -> ChannelCovariance:
         old, new = (found[name] for found in labels)
         return replace(view, classes=new[np.searchsorted(old, view.classes)])
 
@@ -114,14 +116,14 @@ def _without(decision: Decision, gone: AbstractSet[str], before: Census, after: 
         for (layer, block), views in decision.seen.items()
         if layer not in seconds
     }
-    turns = {
+    basis_changes = {
         name: tuple(replace(turn, layer=whole(turn.layer)) for turn in found)
-        for name, found in _but(decision.turns, gone).items()
+        for name, found in _but(decision.basis_changes, gone).items()
     }
     return replace(
         decision,
         seen=seen,
-        turns=turns,
+        basis_changes=basis_changes,
         full=_but(decision.full, gone),
         widths=_but(decision.widths, gone),
         errors=_but(decision.errors, gone),
@@ -134,11 +136,11 @@ def _but(by_group: Mapping[str, _Value], gone: AbstractSet[str]) -> dict[str, _V
     return {name: value for name, value in by_group.items() if name not in gone}
 
 
-def shifted(graph: Graph, census: Census, factors: Collection[str]) -> Patch:
+def shifted(graph: Graph, dependencies: DependencyGraph, factors: Collection[str]) -> Patch:
     """The first layer's bias goes into the second's: that is one addition less."""
     patch: Patch = ()
     for name in factors:
-        first, second = census.layer(name), census.layer(name.removesuffix(ENDING))
+        first, second = dependencies.layer(name), dependencies.layer(name.removesuffix(ENDING))
         if not stored_weight(graph, first).size:
             continue  # its block was dropped
         inner, outer = (layer.linear.op.matrix(stored_weight(graph, layer)) for layer in (first, second))

@@ -38,7 +38,7 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     rank_ratio: float | None = None
 
 
-class Left(msgspec.Struct, frozen=True):
+class SkippedLayer(msgspec.Struct, frozen=True):
     """A layer that was left alone."""
 
     name: str
@@ -85,6 +85,6 @@ def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
     write_atomic(path, plan_bytes(plan))
 
 
-def pairs(left: Sequence[Left]) -> tuple[tuple[str, str], ...]:
+def pairs(left: Sequence[SkippedLayer]) -> tuple[tuple[str, str], ...]:
     """Names and reasons, as errors carry them."""
     return tuple((item.name, item.reason) for item in left)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.constant_shapes import settled
+from pcns_onnx.rewrite.constant_shapes import store_constant_shapes
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
 from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
 
@@ -26,7 +26,7 @@ class Canonical:
     @classmethod
     def of(cls, original: Graph, *, folds: bool = True) -> Canonical:
         """The forms of a model; with `folds` false its norms stay as they are."""
-        start = settled(original)
+        start = store_constant_shapes(original)
         norms_folded, folded = fold_batch_norms(start) if folds else (start, ())
         typed, added = explicit_biases(norms_folded)
         return cls(original, typed, typed.as_float32(), folded, added)

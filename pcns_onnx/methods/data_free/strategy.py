@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.api.options import Options
-from pcns_onnx.calibration.columns import Places, Seen
+from pcns_onnx.calibration.columns import BlockKey, ChannelCovariance
 from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.calibration.ranking import Ranking
 from pcns_onnx.dependency.groups import Group
@@ -40,7 +40,7 @@ from pcns_onnx.numerics.ridge import Fit
 from pcns_onnx.planning.decision import Decision, within_budget
 from pcns_onnx.planning.importance import essential
 from pcns_onnx.planning.plan import Plan
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.problem import Problem
 from pcns_onnx.reconstruction.refine import Refined
 from pcns_onnx.reconstruction.sequential import refit
 from pcns_onnx.report.schema import GroupInfo
@@ -73,38 +73,38 @@ def ratio_of(method: Method, options: Options, plan: Plan | None) -> float | Non
 class Weighing:
     """One run of a data-free method; `ratio` None (or 1) leaves the weights at full rank."""
 
-    work: Work
+    problem: Problem
     method: Method
     ratio: float | None
 
     def decide(self, options: Options, plan: Plan | None) -> Decision:
         """Widths by budget or share, neurons by norm."""
         rankings = dict[str, Ranking]()
-        with self.work.setup.progress.stage("rank"):
-            reduced = apply(self.work.graph, tuple(edit for patch in self._estimates.values() for edit in patch))
-            for group in self.work.groups:
+        with self.problem.calibration.progress.stage("rank"):
+            reduced = apply(self.problem.graph, tuple(edit for patch in self._estimates.values() for edit in patch))
+            for group in self.problem.groups:
                 ranking = self._rank(group, reduced)
-                rankings[group.name] = ranking.led_by(essential(self.work.census, group, ranking))
-        readers = {group.name: len(group.readers) for group in self.work.groups}
+                rankings[group.name] = ranking.led_by(essential(self.problem.dependencies, group, ranking))
+        readers = {group.name: len(group.readers) for group in self.problem.groups}
         curves = {name: ranking.error * readers[name] for name, ranking in rankings.items()}
-        widths, keep = within_budget(self.work, options, plan, curves, rankings, options.costs)
+        widths, keep = within_budget(self.problem, options, plan, curves, rankings, options.costs)
         errors = {name: rankings[name].error[width] for name, width in widths.items()}
-        return Decision(self.method, {g.name: g.width for g in self.work.groups}, widths, errors, keep)
+        return Decision(self.method, {g.name: g.width for g in self.problem.groups}, widths, errors, keep)
 
     def solve(self, decision: Decision, options: Options) -> tuple[Patch, list[GroupInfo]]:
         """Slice, the weights that touch a narrowed group at low rank; with `options.refit`, re-fit what reads it."""
-        work, graph, census = self.work, self.work.graph, self.work.census
-        chosen = [group for group in work.groups if group.name in decision.narrowed]
+        problem, graph, dependencies = self.problem, self.problem.graph, self.problem.dependencies
+        chosen = [group for group in problem.groups if group.name in decision.narrowed]
         keep = {group.name: group.labels[decision.keep[group.name]] for group in chosen}
         touched = {name for group in chosen for name in (*group.writers, *group.readers)}
         estimates = tuple(e for name, patch in self._estimates.items() if name in touched for e in patch)
         base = apply(graph, estimates)
-        patch = estimates + narrow(base, census, keep)
+        patch = estimates + narrow(base, dependencies, keep)
         fits: Mapping[str, Fit] = {}
         refined: Mapping[str, Refined] = {}
         if options.refit:
             steps = options.steps(decision.method)
-            made = refit(work.setup, graph, apply(graph, patch), census, keep, self._seen(chosen), steps)
+            made = refit(problem.calibration, graph, apply(graph, patch), dependencies, keep, self._seen(chosen), steps)
             fits, refined, patch = made.fits, made.refined, patch + made.patch
         mine = [{name: fits[name] for name in group.readers if name in fits} for group in chosen]
         infos = [info_of(g, decision, found, None, refined) for g, found in zip(chosen, mine, strict=True)]
@@ -115,12 +115,14 @@ class Weighing:
         """Layer -> the edits that put R in the place of W, for layers that touch a group."""
         if self.ratio in (None, 1.0):
             return {}
-        touched = {name for group in self.work.groups for name in (*group.writers, *group.readers)}
-        return {layer.name: self._estimate(layer) for layer in self.work.census.layers if layer.name in touched}
+        touched = {name for group in self.problem.groups for name in (*group.writers, *group.readers)}
+        return {
+            layer.name: self._estimate(layer) for layer in self.problem.dependencies.layers if layer.name in touched
+        }
 
     def _estimate(self, layer: Layer) -> Patch:
         assert self.ratio is not None
-        graph, op = self.work.graph, layer.linear.op
+        graph, op = self.problem.graph, layer.linear.op
         matrix = np.array(op.matrix(stored_weight(graph, layer)))
         for part in layer.parts:
             matrix[part.rows] = truncated(matrix[part.rows], op.taps, self.ratio)
@@ -129,8 +131,8 @@ class Weighing:
     def _rank(self, group: Group, reduced: Graph) -> Ranking:
         """The group's neurons by |R_g|, summed over all that read them."""
         size, whole, missed = (np.zeros(group.width) for _ in range(3))
-        for layer in (self.work.census.layer(name) for name in group.readers):
-            before, after = (stored_weight(graph, layer) for graph in (self.work.graph, reduced))
+        for layer in (self.problem.dependencies.layer(name) for name in group.readers):
+            before, after = (stored_weight(graph, layer) for graph in (self.problem.graph, reduced))
             for part in layer.parts:
                 owners = part.op.owners(part.reads)
                 mine = np.isin(owners, group.labels)
@@ -140,10 +142,10 @@ class Weighing:
                     np.add.at(total, at, _squares(values))
         return by_norm(size, whole, missed)
 
-    def _seen(self, groups: list[Group]) -> dict[Places, dict[str, Seen]]:
+    def _seen(self, groups: list[Group]) -> dict[BlockKey, dict[str, ChannelCovariance]]:
         """How the readers of the groups see them, for the re-fit."""
-        found: dict[Places, dict[str, Seen]] = {}
-        for read in read_groups(self.work.setup, self.work.graph, self.work.census, groups):
+        found: dict[BlockKey, dict[str, ChannelCovariance]] = {}
+        for read in read_groups(self.problem.calibration, self.problem.graph, self.problem.dependencies, groups):
             for place, view in read.seen().items():
                 found.setdefault(place, {})[read.group.name] = view
         return found

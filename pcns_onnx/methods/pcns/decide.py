@@ -15,18 +15,18 @@ from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.decision import Decision, widths_for
 from pcns_onnx.planning.plan import Plan
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.problem import Problem
 
 
 def decide_bases(
-    work: Work, method: Method, options: Options, plan: Plan | None, budgets: Sequence[Budget]
+    problem: Problem, method: Method, options: Options, plan: Plan | None, budgets: Sequence[Budget]
 ) -> Decision:
     """Widths for a method that makes new neurons: from the eigenvalues of the groups' outputs."""
-    full = {g.name: g.width for g in work.groups}
-    found = {g.name: b for g, b, _ in bases(work.setup, work.graph, work.census, work.groups)}
-    sigmas = {g.name: activation_of(work.graph, work.census, g) for g in work.groups}
+    full = {g.name: g.width for g in problem.groups}
+    found = {g.name: b for g, b, _ in bases(problem.calibration, problem.graph, problem.dependencies, problem.groups)}
+    sigmas = {g.name: activation_of(problem.graph, problem.dependencies, g) for g in problem.groups}
     bent = {name: width_curve(b, s) for name, b in found.items() if isinstance(s := sigmas[name], Activation)}
-    wanted = widths_for(work, options, plan, bent, budgets, {}, lambda: _basis_variance(found, sigmas, options))
+    wanted = widths_for(problem, options, plan, bent, budgets, {}, lambda: _basis_variance(found, sigmas, options))
     widths = {name: _whole_pairs(width, full[name], sigmas[name]) for name, width in wanted.items()}
     return Decision(method, full, widths, {n: bent[n][w] for n, w in widths.items()}, bases=found, curves=bent)
 

@@ -22,10 +22,10 @@ from pcns_onnx.methods.registry import Method
 from pcns_onnx.methods.subset.solve import solve
 from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.decision import Decision, choose
-from pcns_onnx.planning.importance import Findings
-from pcns_onnx.planning.low_rank import settled
+from pcns_onnx.planning.importance import Importance
+from pcns_onnx.planning.low_rank import merge_unused_factors
 from pcns_onnx.planning.plan import Plan
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.problem import Problem
 from pcns_onnx.rewrite.drop_blocks import narrow_or_drop
 from pcns_onnx.rewrite.patch import Patch, apply
 
@@ -40,46 +40,46 @@ Judge = Callable[[Patch], bool]
 """Whether the model with these edits keeps all limits."""
 
 
-def measured_ratio(work: Work, decision: Decision, options: Options) -> float:
+def measured_ratio(problem: Problem, decision: Decision, options: Options) -> float:
     """Latency of the narrowed model, unsolved, against the original's."""
-    work, decision, _ = settled(work, decision, options)
-    keep = {g.name: g.labels[decision.keep[g.name]] for g in work.groups if g.name in decision.narrowed}
-    small = apply(work.graph, narrow_or_drop(work.graph, work.census, keep))
-    small.prune(work.graph)
-    samples = replace(work.setup.samples, batch=work.latency_batch, _kept=[])
-    return compare_latency(work.setup.engine, work.whole, small, samples, _SECONDS).ratio
+    problem, decision, _ = merge_unused_factors(problem, decision, options)
+    keep = {g.name: g.labels[decision.keep[g.name]] for g in problem.groups if g.name in decision.narrowed}
+    small = apply(problem.graph, narrow_or_drop(problem.graph, problem.dependencies, keep))
+    small.prune(problem.graph)
+    samples = replace(problem.calibration.samples, batch=problem.latency_batch, _kept=[])
+    return compare_latency(problem.calibration.engine, problem.whole, small, samples, _SECONDS).ratio
 
 
-def hold_latency(
-    work: Work, method: Method, found: Findings, options: Options, plan: Plan | None, budgets: Sequence[Budget]
+def meet_latency(
+    problem: Problem, method: Method, found: Importance, options: Options, plan: Plan | None, budgets: Sequence[Budget]
 ) -> Decision:
     """The best widths whose measured latency is within the budget; raises `InputError` if none are found."""
     asked = next((b.limit for b in budgets if b.resource == "latency"), None)
-    decision = choose(work, method, found, options, plan, budgets)
+    decision = choose(problem, method, found, options, plan, budgets)
     if asked is None or plan is not None:
         return decision
     reached = 1.0
     for _ in range(ROUNDS):
-        with work.setup.progress.stage("time"):
-            ratio = measured_ratio(work, decision, options) if decision.narrowed else 1.0
+        with problem.calibration.progress.stage("time"):
+            ratio = measured_ratio(problem, decision, options) if decision.narrowed else 1.0
         reached = min(reached, ratio)
         if ratio <= asked * _SLACK:
             return decision
         budgets = [replace(b, limit=b.limit * asked / ratio) if b.resource == "latency" else b for b in budgets]
-        decision = choose(work, method, found, options, plan, budgets)
+        decision = choose(problem, method, found, options, plan, budgets)
     raise InputError(f"budget latency={asked:g} is out of reach: the fastest that was measured has {reached:.3f}")
 
 
 def search(
-    work: Work, method: Method, found: Findings, options: Options, judge: Judge, budgets: Sequence[Budget]
+    problem: Problem, method: Method, found: Importance, options: Options, judge: Judge, budgets: Sequence[Budget]
 ) -> Decision:
     """The smallest model that `judge` lets pass, within the `budgets` on costs; raises `InputError` if none does."""
     trial = replace(options, refine=0)
 
     def passes(decision: Decision) -> bool:
-        return not decision.narrowed or judge(solve(work, decision, trial)[0])
+        return not decision.narrowed or judge(solve(problem, decision, trial)[0])
 
-    widest = choose(work, method, found, options, None, budgets) if budgets else None
+    widest = choose(problem, method, found, options, None, budgets) if budgets else None
     if widest is not None:
         if not passes(widest):
             wanted = ", ".join(f"{b.resource}={b.limit:g}" for b in (*budgets, *options.qualities))
@@ -91,7 +91,7 @@ def search(
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             try:
-                decision = choose(work, method, found, options, None, [Budget(resource, middle)])
+                decision = choose(problem, method, found, options, None, [Budget(resource, middle)])
             except InputError:
                 low = middle
                 continue
@@ -102,7 +102,7 @@ def search(
         return best
 
     # a model that spends its time elsewhere gets hardly faster, and can be smaller all the same
-    for resource in RESOURCES[2:] + RESOURCES[:1] if work.costs.timings is not None else RESOURCES[:1]:
+    for resource in RESOURCES[2:] + RESOURCES[:1] if problem.costs.latency_model is not None else RESOURCES[:1]:
         best = smallest(resource)
         if best is not None:
             return best

@@ -9,25 +9,25 @@ from __future__ import annotations
 from pcns_onnx.api.options import Options
 from pcns_onnx.methods.pcns.rebuild import rebuild
 from pcns_onnx.planning.decision import Decision
-from pcns_onnx.planning.low_rank import settled, shifted
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.low_rank import merge_unused_factors, shifted
+from pcns_onnx.planning.problem import Problem
 from pcns_onnx.reconstruction.sequential import refit
 from pcns_onnx.report.schema import GroupInfo
 from pcns_onnx.report.summary import info_of
-from pcns_onnx.rewrite.change_basis import turned
+from pcns_onnx.rewrite.change_basis import change_basis
 from pcns_onnx.rewrite.drop_blocks import narrow_or_drop
 from pcns_onnx.rewrite.patch import Patch, apply
 
 
-def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list[GroupInfo]]:
+def solve(problem: Problem, decision: Decision, options: Options) -> tuple[Patch, list[GroupInfo]]:
     """Narrow the decided groups and solve; returns the edits of the whole graph and what was found per group."""
-    work, decision, factored = settled(work, decision, options)
-    chosen = [g for g in work.groups if g.name in decision.narrowed]
+    problem, decision, factored = merge_unused_factors(problem, decision, options)
+    chosen = [g for g in problem.groups if g.name in decision.narrowed]
     if decision.method.family == "basis":
         _, patch, rebuilt = rebuild(
-            work.setup,
-            work.graph,
-            work.census,
+            problem.calibration,
+            problem.graph,
+            problem.dependencies,
             decision.narrowed,
             order=options.order,
             refit=options.refit is not False,
@@ -39,10 +39,12 @@ def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list
     seen = {
         place: {name: view for name, view in views.items() if name in keep} for place, views in decision.seen.items()
     }
-    base, turns = turned(work.graph, work.census, [turn for name in keep for turn in decision.turns.get(name, ())])
-    patch = narrow_or_drop(base, work.census, keep)
+    base, basis_changes = change_basis(
+        problem.graph, problem.dependencies, [turn for name in keep for turn in decision.basis_changes.get(name, ())]
+    )
+    patch = narrow_or_drop(base, problem.dependencies, keep)
     small = apply(base, patch)
-    made = refit(work.setup, base, small, work.census, keep, seen, options.steps(decision.method))
+    made = refit(problem.calibration, base, small, problem.dependencies, keep, seen, options.steps(decision.method))
     fits = {g.name: {n: made.fits[n] for n in g.readers if n in made.fits} for g in chosen}
     infos = [info_of(g, decision, fits[g.name], None, made.refined) for g in chosen]
-    return factored + turns + patch + made.patch + shifted(small, work.census, work.factors), infos
+    return factored + basis_changes + patch + made.patch + shifted(small, problem.dependencies, problem.factors), infos
