@@ -75,9 +75,9 @@ class Difference(msgspec.Struct, frozen=True):
 
 def diff(a: ModelSource, b: ModelSource, **choices: Unpack[Running]) -> Difference:
     """What changed from `a` to `b`; `shape` of `choices` says sizes that they leave open. Raises `InputError`."""
-    options = Options(**choices)
+    scope = Options.of(**choices).scope
     forms = [Canonical.of(Graph.load(source)) for source in (a, b)]
-    first, second = (build_dependency_graph(form.twin, stated_shapes(form.twin, options)) for form in forms)
+    first, second = (build_dependency_graph(form.twin, stated_shapes(form.twin, scope)) for form in forms)
     left, right = _sides(first), _sides(second)
     layers = [
         LayerChange(name, left.get(name), right.get(name), *_weights(name, forms, (first, second)))

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
-from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.cost.latency_model import LatencyModel, left
+from pcns_onnx.cost.resources import COUNTED, RESOURCES
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.graph import Graph
 from pcns_onnx.ops import Labels
 
-Resource = Literal["macs", "params", "latency"]
-RESOURCES: tuple[Resource, ...] = ("macs", "params", "latency")
 Costed = NDArray[np.float64]
 
 
@@ -42,58 +40,65 @@ class Costs:
     def __init__(
         self,
         dependencies: DependencyGraph,
-        params: int,
-        original_params: int,
+        held: Mapping[str, float],
+        original: Mapping[str, float],
         latency_model: LatencyModel | None = None,
         between: Collection[str] = (),
     ) -> None:
-        """`params` is what the surveyed graph holds, `original_params` what budgets are fractions of.
+        """`held`: what the graph holds in all of a resource, where that is more than its layers have.
 
-        `between` are the groups in the middle of layers that are put as two.
+        `original`: what budgets are fractions of, where that is not the graph's own cost. `between` are the groups in
+        the middle of layers that are put as two.
         """
         self._index = {group.name: at for at, group in enumerate(dependencies.groups)}
         self._dependencies, self.latency_model = dependencies, latency_model
-        reads, writes, weights, biases = list[Labels](), list[Labels](), [], []
-        stored = 0
-        for layer in dependencies.layers:
-            reads.append(layer.linear.reads)
-            writes.append(layer.linear.writes)
-            weights.append((layer.macs, layer.parameters - (0 if layer.bias.absent else layer.width)))
-            biases.append((0, 0 if layer.name in between else layer.width))
-            stored += layer.parameters
-        fixed = np.zeros(2)
-        for node in dependencies.unsolved:
-            if node.scales is None:
-                fixed[0] += node.macs
-                continue
-            reads.append(np.full(1, -1))
-            writes.append(node.scales)
-            weights.append((node.macs, node.parameters))
-            biases.append((0, 0))
-            stored += node.parameters
-        fixed[1] = max(params - stored, 0)
-        self._ends = reads, writes
+        counters = [counter for row in RESOURCES.values() if (counter := row.counter) is not None]
+        scaled = [node for node in dependencies.unsolved if node.scales is not None]
+        self._ends = (
+            [layer.linear.reads for layer in dependencies.layers] + [np.full(1, -1)] * len(scaled),
+            [layer.linear.writes for layer in dependencies.layers] + [n.scales for n in scaled if n.scales is not None],
+        )
         self._reads, self._writes = (self._shares(ends) for ends in self._ends)
-        self._weights, self._biases = (np.array(c, dtype=np.float64).reshape(-1, 2) for c in (weights, biases))
-        self._fixed = fixed
+        weights = [[c.weights(layer) for c in counters] for layer in dependencies.layers]
+        weights += [[c.node(node) for c in counters] for node in scaled]
+        biases = [[0 if layer.name in between else c.bias(layer) for c in counters] for layer in dependencies.layers]
+        biases += [[0] * len(counters) for _ in scaled]
+        self._weights, self._biases = (
+            np.array(values, dtype=np.float64).reshape(-1, len(counters)) for values in (weights, biases)
+        )
+        self._fixed = np.array([self._fixed_part(name, held, between) for name in COUNTED])
         seconds = {name for group in dependencies.groups if group.name in between for name in group.readers}
         self._second = np.array([*(layer.name in seconds for layer in dependencies.layers), False], dtype=np.bool_)
         if latency_model is not None:
             self._timed = [self._shares(ends) for ends in latency_model.ends(dependencies)]
         self._last: tuple[bytes, Costed] = b"", np.zeros(0)
         self.total = self({}).copy()
-        self.total[1] = original_params
+        for name, value in original.items():
+            self.total[COUNTED.index(name)] = value
+
+    def _fixed_part(self, name: str, held: Mapping[str, float], between: Collection[str]) -> float:
+        """What no width changes: what the graph holds beside its layers, or what nodes cost that carry no channels."""
+        counter, dependencies = RESOURCES[name].counter, self._dependencies
+        assert counter is not None, "asked for what adds up only"
+        if name not in held:
+            return float(sum(counter.node(node) for node in dependencies.unsolved if node.scales is None))
+        stored = sum(
+            counter.weights(layer) + (0 if layer.bias.absent else counter.bias(layer)) for layer in dependencies.layers
+        )
+        stored += sum(counter.node(node) for node in dependencies.unsolved if node.scales is not None)
+        return max(held[name] - stored, 0.0)
 
     @property
-    def resources(self) -> tuple[Resource, ...]:
+    def resources(self) -> tuple[str, ...]:
         """What is counted."""
-        return RESOURCES if self.latency_model is not None else RESOURCES[:2]
+        return tuple(RESOURCES) if self.latency_model is not None else COUNTED
 
     @property
     def untimed(self) -> Costs:
         """The same without latency, which takes most of the time to work out."""
         found = copy(self)
-        found.latency_model, found.total, found._last = None, self.total[:2], (b"", self.total)
+        counted = self.total[: len(COUNTED)]
+        found.latency_model, found.total, found._last = None, counted, (b"", self.total)
         return found
 
     def __call__(self, fractions: Mapping[str, float]) -> Costed:

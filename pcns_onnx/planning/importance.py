@@ -1,7 +1,7 @@
 """What the data says of every group: how its channels rank, and what the model loses without them.
 
-A subset method ranks the channels of each group by what its readers lose (`passes.read_groups`);
-where a budget is to be spent, the group is also probed at the model's outputs (`probing`). All of
+A subset method ranks the channels of each group by what its readers lose (`calibration.group_inputs`);
+where a budget is to be spent, the group is also probed at the model's outputs (`sensitivity`). All of
 it can be saved and used for other budgets without another look at the data.
 """
 
@@ -25,14 +25,14 @@ class Importance:
     """By group: the ranking, the error curve that widths are chosen by, how its readers see it, its best basis.
 
     `curves` are squared relative errors at the outputs where groups were probed, else of the readers;
-    those of channels that several blocks share count `streams` times as much (see `trying`).
+    those of channels that several blocks share count `stream_weight` times as much.
     """
 
     rankings: Mapping[str, Ranking]
     curves: Mapping[str, NDArray[np.float64]]
     seen: Mapping[BlockKey, Mapping[str, ChannelCovariance]]
     basis_changes: Mapping[str, tuple[BasisChange, ...]]
-    streams: float = 1.0
+    stream_weight: float = 1.0
 
 
 def essential(dependencies: DependencyGraph, group: Group, ranking: Ranking) -> list[int]:

@@ -1,4 +1,4 @@
-"""The plan is data: one width per group and, for subset methods, the channels that stay; and what budgets say."""
+"""The plan is data: one width per group and, for methods that keep a subset, the channels that stay."""
 
 from __future__ import annotations
 
@@ -46,12 +46,10 @@ class SkippedLayer(msgspec.Struct, frozen=True):
 
 
 class FrontierPoint(msgspec.Struct, frozen=True):
-    """Shares of the original's costs (latency None where no layer was timed), and the predicted relative error at the
-    outputs."""
+    """Shares of the original's `costs` by resource (those on time where layers were timed), and the predicted relative
+    error at the outputs."""
 
-    macs: float
-    params: float
-    latency: float | None
+    costs: dict[str, float]
     error: float
 
 

@@ -63,7 +63,7 @@ def save(path: str | Path, found: Importance, model: str, method: str, *, probed
         basis_changes={
             name: [(turn.layer, turn.is_row) for turn in group] for name, group in found.basis_changes.items()
         },
-        streams=found.streams,
+        streams=found.stream_weight,
         seen=seen,
     )
     held = io.BytesIO()

@@ -6,7 +6,7 @@ it and not in the model, so that the model's bytes depend on model, data, option
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import msgspec
 
@@ -133,7 +133,7 @@ class Report(msgspec.Struct, frozen=True):
     precisions: list[Precision] = []
     schema: int = SCHEMA
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, atomically; NaN becomes null."""
         write_atomic(path, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.constant_shapes import store_constant_shapes
-from pcns_onnx.rewrite.explicit_bias import explicit_biases
+from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
 from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
+from pcns_onnx.rewrite.low_rank import additions
+from pcns_onnx.rewrite.patch import Patch, apply
 
 
 @dataclass(frozen=True)
@@ -30,3 +32,11 @@ class Canonical:
         norms_folded, folded = fold_batch_norms(start) if folds else (start, ())
         typed, added = explicit_biases(norms_folded)
         return cls(original, typed, typed.as_float32(), folded, added)
+
+
+def emit(form: Canonical, patch: Patch) -> Graph:
+    """The model with these edits, in the original's storage types and without what only the solve needed."""
+    small = apply(form.typed, patch)
+    drop_zero_biases(small, form.added + additions(small, patch))
+    small.prune(form.typed)
+    return small

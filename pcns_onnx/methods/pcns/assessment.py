@@ -11,10 +11,10 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from pcns_onnx.api.options import Options
 from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.calibration.layer_outputs import bases
 from pcns_onnx.dependency.groups import Group
+from pcns_onnx.dependency.scope import Scope
 from pcns_onnx.methods.pcns.activations import Activation
 from pcns_onnx.methods.pcns.batch_size import Draw, draws
 from pcns_onnx.methods.pcns.components import neurons_for
@@ -63,9 +63,11 @@ class Outlook(msgspec.Struct, frozen=True):
     trials: list[BatchTrial]
 
 
-def assess(problem: Problem, options: Options) -> tuple[dict[str, dict[str, int]], list[Outlook]]:
+def assess(
+    problem: Problem, scope: Scope, *, variance: float | None = None, trials: int | None = None
+) -> tuple[dict[str, dict[str, int]], list[Outlook]]:
     """By layer, the principal directions of its outputs (centred over samples) for each share; and the outlooks."""
-    shares = [*SHARES, *([] if options.variance is None else [f"{options.variance:g}"])]
+    shares = [*SHARES, *([] if variance is None else [f"{variance:g}"])]
     dimensions, outlooks = dict[str, dict[str, int]](), list[Outlook]()
     for group, found, moments in bases(
         problem.calibration, problem.graph, problem.dependencies, problem.dependencies.groups
@@ -73,7 +75,11 @@ def assess(problem: Problem, options: Options) -> tuple[dict[str, dict[str, int]
         values, _ = eigh_descending(moments.covariance)
         dimensions[group.name] = {share: dimensions_for(values, float(share)) for share in SHARES[1:]}
         if group.frozen is None:
-            outlooks.append(_outlook(problem, options, group, found, list(dict.fromkeys(shares))))
+            outlook = _outlook(problem, group, found, list(dict.fromkeys(shares)))
+            if trials and outlook.reason is None and scope.wants(group.name):
+                sampled = _trials(problem, group, variance or _TRIED, trials)
+                outlook = msgspec.structs.replace(outlook, trials=sampled)
+            outlooks.append(outlook)
     return dimensions, outlooks
 
 
@@ -86,13 +92,12 @@ def spectra(problem: Problem) -> dict[str, list[float]]:
     return found
 
 
-def _outlook(problem: Problem, options: Options, group: Group, found: Basis, shares: list[str]) -> Outlook:
+def _outlook(problem: Problem, group: Group, found: Basis, shares: list[str]) -> Outlook:
     linear = problem.dependencies.layer(group.name).linear
     reason = refusal(problem.graph, problem.dependencies, group, refit=True)
     sigma = activation_of(problem.graph, problem.dependencies, group)
     values = to_numpy(found.values)
     counts = {share: found.components(float(share)) for share in shares}
-    tried = options.trials and reason is None and options.wants(group.name)
     return Outlook(
         name=group.name,
         width=len(values),
@@ -103,17 +108,19 @@ def _outlook(problem: Problem, options: Options, group: Group, found: Basis, sha
         if isinstance(sigma, str)
         else {share: min(neurons_for(count, sigma), len(values)) for share, count in counts.items()},
         reason=reason,
-        trials=_trials(problem, options, group, sigma) if tried and isinstance(sigma, Activation) else [],
+        trials=[],
     )
 
 
-def _trials(problem: Problem, options: Options, group: Group, sigma: Activation) -> list[BatchTrial]:
+def _trials(problem: Problem, group: Group, variance: float, count: int) -> list[BatchTrial]:
     """Medians over the draws of each batch size; 'close': on new rows at most a tenth worse than on its batch."""
+    sigma = activation_of(problem.graph, problem.dependencies, group)
+    assert isinstance(sigma, Activation), "refused groups are not tried"
     x, t = rows(problem.calibration, problem.graph, problem.graph, problem.dependencies, group)
     weight = augmented(problem.calibration, problem.graph, problem.dependencies.layer(group.name))
-    seed = (options.seed, 6, problem.dependencies.groups.index(group))
+    seed = (problem.calibration.seed, 6, problem.dependencies.groups.index(group))
     by_size: dict[int, list[Draw]] = {}
-    for draw in draws(x, t, weight, sigma, options.variance or _TRIED, options.trials or 1, seed):
+    for draw in draws(x, t, weight, sigma, variance, count, seed):
         by_size.setdefault(draw.rows, []).append(draw)
     return [
         BatchTrial(

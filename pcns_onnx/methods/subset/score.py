@@ -12,14 +12,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.api.options import Options
 from pcns_onnx.calibration.calibration import is_same
 from pcns_onnx.calibration.columns import BlockKey, ChannelCovariance
 from pcns_onnx.calibration.group_inputs import GroupStats, read_groups
 from pcns_onnx.calibration.ranking import Rank, Ranking
 from pcns_onnx.data.dataset import split
 from pcns_onnx.dependency.origins import Origins
-from pcns_onnx.methods.registry import Method
 from pcns_onnx.methods.subset import interpolative, obs
 from pcns_onnx.planning.importance import Importance, essential
 from pcns_onnx.planning.problem import Problem
@@ -31,47 +29,47 @@ RANK_OF: Mapping[str, Rank] = {"obs": obs.rank, "interpolative": interpolative.r
 """What ranks channels, by method."""
 
 
-def score_channels(problem: Problem, method: Method, options: Options, *, probes: bool) -> Importance:
+def score_channels(problem: Problem, method: str, *, seed: int, probes: bool) -> Importance:
     """One pass over the data, and with `probes` some forward passes more."""
     rankings: dict[str, Ranking] = {}
     curves: dict[str, NDArray[np.float64]] = {}
     seen: dict[BlockKey, dict[str, ChannelCovariance]] = {}
-    basis_changes = _Turns(problem)
-    prober = _prober(problem, options) if probes else None
+    changes = _BasisSearch(problem)
+    prober = _prober(problem, seed) if probes else None
     try:
         for read in map(
-            basis_changes.change_basis,
+            changes.in_best_basis,
             read_groups(problem.calibration, problem.graph, problem.dependencies, problem.groups),
         ):
             name = read.group.name
             with problem.calibration.progress.stage("rank"):
-                ranking = RANK_OF[method.name](read.all, read.group.width)
+                ranking = RANK_OF[method](read.all, read.group.width)
             rankings[name] = ranking = ranking.led_by(essential(problem.dependencies, read.group, ranking))
             for place, view in read.seen().items():
                 seen.setdefault(place, {})[name] = view
             curves[name] = ranking.error
             if prober is not None:
                 with problem.calibration.progress.stage("probe"):
-                    base = change_basis(problem.graph, problem.dependencies, basis_changes.by_group.get(name, ()))[0]
+                    base = change_basis(problem.graph, problem.dependencies, changes.by_group.get(name, ()))[0]
                     curves[name] = prober.curve(problem.graph, base, read, ranking)
     finally:
         if prober is not None:
             prober.close()
-    return Importance(rankings, curves, seen, basis_changes.by_group)
+    return Importance(rankings, curves, seen, changes.by_group)
 
 
-def _prober(problem: Problem, options: Options) -> Prober:
+def _prober(problem: Problem, seed: int) -> Prober:
     samples = problem.calibration.samples
     count = probe_samples(samples.count, len(problem.groups))
     least = samples.batch if samples.fixed else 1
-    some, _ = split(samples.data, holdout=0.0, seed=options.seed, samples=max(count, least))
+    some, _ = split(samples.data, holdout=0.0, seed=seed, samples=max(count, least))
     outputs = [output.name for output in problem.graph.outputs]
     return Prober(
         problem.calibration, replace(samples, data=some, _kept=[]), problem.graph, problem.dependencies, outputs
     )
 
 
-class _Turns:
+class _BasisSearch:
     """Changes of basis, group by group; each is tried on a batch, and taken only if the model stays what it was."""
 
     def __init__(self, problem: Problem) -> None:
@@ -79,7 +77,7 @@ class _Turns:
         self._origins = Origins(problem.graph, problem.dependencies) if any(g.mixable for g in problem.groups) else None
         self.by_group: dict[str, tuple[BasisChange, ...]] = {}
 
-    def change_basis(self, read: GroupStats) -> GroupStats:
+    def in_best_basis(self, read: GroupStats) -> GroupStats:
         """How the group is read in its best basis, or as it was."""
         if self._origins is None or not read.group.mixable:
             return read.without_refit()

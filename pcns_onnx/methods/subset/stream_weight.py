@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pcns_onnx.api.options import Options
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.data.dataset import split
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
-from pcns_onnx.methods.registry import Method
+from pcns_onnx.methods.strategy import Request
 from pcns_onnx.methods.subset.solve import solve
 from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.planning.budget import Budget
@@ -38,30 +37,30 @@ SAMPLES = 192
 """At most so many samples are used for a trial, a third of them to judge by."""
 
 
-def weigh_streams(problem: Problem, method: Method, found: Importance, options: Options) -> Importance:
-    """The findings with the curves of coupled groups at the weight that served best; ties go to the first."""
+def weigh_streams(problem: Problem, importance: Importance, request: Request) -> Importance:
+    """The importance with the curves of coupled groups at the weight that served best; ties go to the first."""
     if not any(group.coupled for group in problem.groups):
-        return found
-    budgets = options.costs or (REFERENCE,)
+        return importance
+    budgets = request.goal.costs or (REFERENCE,)
     offers, plans = list[Importance](), list[Decision]()
     for weight in STREAMS:
-        offer = replace(found, streams=weight)
+        offer = replace(importance, stream_weight=weight)
         try:
-            plan = choose(problem, method, offer, options, None, budgets)
+            plan = choose(problem, offer, request.goal, None, budgets)
         except InputError:  # the budget is out of reach, or is refused where it is used
             continue
         if all(plan.widths != other.widths for other in plans):
             offers.append(offer)
             plans.append(plan)
     if len(plans) < 2:
-        return offers[0] if offers else found
-    return offers[_best(problem, plans, options)]
+        return offers[0] if offers else importance
+    return offers[_best(problem, importance, plans, request)]
 
 
-def _best(problem: Problem, plans: Sequence[Decision], options: Options) -> int:
+def _best(problem: Problem, importance: Importance, plans: Sequence[Decision], request: Request) -> int:
     calibration = problem.calibration
     batch = calibration.samples.batch
-    solved, judged = split(calibration.samples.data, holdout=1 / 3, seed=options.seed, samples=max(SAMPLES, 3 * batch))
+    solved, judged = split(calibration.samples.data, holdout=1 / 3, seed=request.seed, samples=max(SAMPLES, 3 * batch))
     if judged is None:
         return 0
     some, others = (replace(calibration.samples, data=data, _kept=[]) for data in (solved, judged))
@@ -70,15 +69,17 @@ def _best(problem: Problem, plans: Sequence[Decision], options: Options) -> int:
     trial = replace(
         problem, calibration=replace(calibration, samples=some, progress=Progress(), executor=LocalExecutor())
     )
-    plain = replace(options, refine=0)
     with calibration.progress.stage("try"):
-        errors = [_error(trial.calibration, problem.graph, others, _made(trial, plan, plain)) for plan in plans]
+        errors = [
+            _error(
+                trial.calibration,
+                problem.graph,
+                others,
+                apply(problem.whole, solve(trial, plan, importance, request.scope, 0).patch),
+            )
+            for plan in plans
+        ]
     return min(range(len(plans)), key=lambda at: (errors[at], at))
-
-
-def _made(problem: Problem, plan: Decision, options: Options) -> Graph:
-    patch, _ = solve(problem, plan, options)
-    return apply(problem.whole, patch)
 
 
 def _error(calibration: Calibration, original: Graph, samples: Samples, small: Graph) -> float:
