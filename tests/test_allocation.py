@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_plan import Chain, Curves, Stream, convex_curves, curves_of, total
-from test_timing import layer_times
 
+from builders.hand_counted import Chain, Curves, Stream, convex_curves, curves_of, total
+from builders.layer_latency import layer_times
 from pcns_onnx.cost.latency_model import LatencyModel, Rest
 from pcns_onnx.cost.model import RESOURCES, Costs
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph, kept_classes

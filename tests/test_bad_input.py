@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import build
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from builders.models import build
 from pcns_onnx import InputError, UnsupportedError, inspect, shrink
 from pcns_onnx.api.options import Options
 from pcns_onnx.cli import main as cli

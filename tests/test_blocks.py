@@ -8,11 +8,11 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from conftest import relative, run
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from topologies import TOPOLOGIES
 
+from builders.models import relative, run
+from builders.topologies import TOPOLOGIES
 from pcns_onnx import InputError, shrink
 from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.dependency.residual import residual_blocks

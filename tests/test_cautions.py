@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from test_cli import mlp, rows
 
+from builders.mlp import mlp, rows
 from pcns_onnx import shrink
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,11 +16,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import MODELS, build
-from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
 import pcns_onnx
+from builders.commands import Ran
+from builders.mlp import mlp, rows, saved
+from builders.models import MODELS, build
 from pcns_onnx import Normalize, compare, inspect, shrink
 from pcns_onnx.api import shrink as pipeline
 from pcns_onnx.cli import main as cli
@@ -32,58 +32,6 @@ COMMANDS = ("inspect", "plan", "shrink", "expand", "compare", "design", "diff", 
 SCRIPT = Path(sys.executable).with_name("pcns-onnx")
 TANH = str(MODELS / "digits_mlp_tanh.onnx")
 ROWS, ROWS_TEST = str(MODELS / "digits_rows.npz"), str(MODELS / "digits_rows_test.npz")
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What one run left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """Call the command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-
-    def call(*argv: object) -> Ran:
-        capfd.readouterr()
-        code = cli.main([str(arg) for arg in argv])
-        shown = capfd.readouterr()
-        return Ran(code, shown.out, shown.err)
-
-    return call
-
-
-def mlp(batch: int | str = "N", widths: Sequence[int] = (6, 12, 8, 3), sigma: str = "Tanh") -> ModelProto:
-    """Gemm and an activation in turn, the layers named g0, g1, ..."""
-    rng = np.random.default_rng(0)
-    nodes, weights, x = [], {}, "x"
-    for i, (n, k) in enumerate(itertools.pairwise(widths)):
-        last = i == len(widths) - 2
-        weights[f"w{i}"] = (rng.standard_normal((n, k)) / n**0.5).astype(np.float32)
-        weights[f"b{i}"] = (0.1 * rng.standard_normal(k)).astype(np.float32)
-        nodes.append(helper.make_node("Gemm", [x, f"w{i}", f"b{i}"], ["y" if last else f"h{i}"], name=f"g{i}"))
-        if not last:
-            nodes.append(helper.make_node(sigma, [f"h{i}"], [f"a{i}"], name=f"t{i}"))
-        x = f"a{i}"
-    return build(nodes, weights, [batch, widths[0]])
-
-
-def rows(count: int = 300) -> NDArray[np.float32]:
-    return np.random.default_rng(1).standard_normal((count, 6)).astype(np.float32)
-
-
-def saved(folder: Path, model: ModelProto | None = None, count: int = 300) -> tuple[Path, Path]:
-    """A model and labelled data as files."""
-    onnx.save(model or mlp(), folder / "model.onnx")
-    x = rows(count)
-    np.savez(folder / "data.npz", x=x, labels=np.argmax(x[:, :3], axis=1))
-    return folder / "model.onnx", folder / "data.npz"
 
 
 def loaded(path: Path) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import Array, build, relative, run
 from ml_dtypes import bfloat16
 from onnx import TensorProto, helper, numpy_helper
 
+from builders.models import Array, build, relative, run
 from pcns_onnx import NothingToShrinkError, shrink
 from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.graph import Graph, Program

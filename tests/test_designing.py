@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from chains import node, random
-from conftest import MODELS, Array, build
-from design_table2 import GROUPED, TABLE, Conv, M, Net, alexnet, mobilenet, network, ratios, vgg
-from joins import branches
 from onnx import helper, numpy_helper
-from topologies import inverted_residual, residual
 
+from builders.chains import node, random
+from builders.joins import branches
+from builders.models import MODELS, Array, build
+from builders.topologies import inverted_residual, residual
+from design_table2 import GROUPED, TABLE, Conv, M, Net, alexnet, mobilenet, network, ratios, vgg
 from pcns_onnx import DesignResult, InputError, UnsupportedError, design, inspect, ungrouped
 from pcns_onnx.architecture.blueprint import Blueprint
 from pcns_onnx.architecture.chain import Chain

@@ -19,10 +19,10 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from conftest import build, relative, run
 from onnx import TensorProto, helper, numpy_helper
 from threadpoolctl import threadpool_limits
 
+from builders.models import build, relative, run
 from pcns_onnx import shrink
 from pcns_onnx.api.shrink import ShrinkResult
 from pcns_onnx.calibration.calibration import Calibration

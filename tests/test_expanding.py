@@ -7,26 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import joins
 import numpy as np
 import onnx
 import pytest
-import test_attention as attention
-import test_ops_norms as norms
-import topologies as t
-from conftest import MODELS, Array, build, relative, run
 from numpy.testing import assert_allclose, assert_array_equal
 from onnx import helper, numpy_helper
-from surgery import sample
-from test_cli import Ran, mlp
-from test_cli import run as command
 
+from builders import attention, joins, norms
+from builders import topologies as t
+from builders.commands import Ran
+from builders.mlp import mlp
+from builders.models import MODELS, Array, build, relative, run
+from builders.surgery import sample
 from pcns_onnx import InputError, UnsupportedError, expand, inspect
 from pcns_onnx.graph import Program
 from pcns_onnx.rewrite.channels import layout
 from pcns_onnx.runtime.engine import Engine
-
-__all__ = ["command"]
 
 METHODS = pytest.mark.parametrize("method", ["weak", "zero"])
 NETS: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -206,9 +202,9 @@ def test_a_function_that_would_change_is_not_written(tmp_path: Path) -> None:
 
 
 @METHODS
-def test_the_command(method: str, command: Any, tmp_path: Path) -> None:
+def test_the_command(method: str, run: Any, tmp_path: Path) -> None:
     model = MODELS / "digits_mlp_tanh.onnx"
-    done: Ran = command("expand", model, "--layer", "/fc1/Gemm", "--by", 1.25, "--method", method, "-o", "wide.onnx")
+    done: Ran = run("expand", model, "--layer", "/fc1/Gemm", "--by", 1.25, "--method", method, "-o", "wide.onnx")
     assert (done.code, done.err) == (0, "")
     assert "samples of noise" in done.out and done.out.endswith("wrote wide.onnx\n")
     wide, x = onnx.load(tmp_path / "wide.onnx"), np.load(MODELS / "digits_rows_test.npz")["input"]
@@ -226,7 +222,7 @@ def test_the_command(method: str, command: Any, tmp_path: Path) -> None:
     ],
     ids=["the last", "no layer", "no folder"],
 )
-def test_the_command_refuses_in_one_line(argv: tuple[str, ...], line: str, command: Any, tmp_path: Path) -> None:
-    done: Ran = command("expand", MODELS / "digits_mlp_tanh.onnx", *argv)
+def test_the_command_refuses_in_one_line(argv: tuple[str, ...], line: str, run: Any, tmp_path: Path) -> None:
+    done: Ran = run("expand", MODELS / "digits_mlp_tanh.onnx", *argv)
     assert done.code == 2 and line in done.err and done.err.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import Array, run
 
+from builders.models import Array, run
 from pcns_onnx import inspect, shrink
 from pcns_onnx.graph import Graph
 

@@ -17,10 +17,10 @@ import onnx
 import onnx_ir
 import onnxruntime
 import pytest
-from conftest import Array, build, relative, run
 from ml_dtypes import bfloat16
 from onnx import TensorProto, helper, numpy_helper
 
+from builders.models import Array, build, relative, run
 from pcns_onnx import InputError, inspect, shrink
 from pcns_onnx.graph import Graph
 from pcns_onnx.runtime.engine import Engine

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fault_kills import Bench, kill, model, too_small_a_disk, write_external
 
+from fault_kills import Bench, kill, model, too_small_a_disk, write_external
 from pcns_onnx import InputError, shrink
 from pcns_onnx import files as placing
 from pcns_onnx.files import GRACE, Scratch, staged, write_atomic

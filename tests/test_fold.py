@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import build, relative, run
 from onnx import TensorProto, helper, numpy_helper
 
+from builders.models import build, relative, run
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
 from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms

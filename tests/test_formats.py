@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MODELS, Array
 
+from builders.models import MODELS, Array
 from pcns_onnx import InputError
 from pcns_onnx.cli.main import main
 from pcns_onnx.data.dataset import open_data

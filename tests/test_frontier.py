@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from frontier.counting import cost
-from frontier.interpolative import decompose
-from frontier.matching import UnreachableError, keep, least_pruned
 from hypothesis import given
 from hypothesis import strategies as st
 
 import pcns_onnx
+from frontier.counting import cost
+from frontier.interpolative import decompose
+from frontier.matching import UnreachableError, keep, least_pruned
 
 MODELS = Path(__file__).parents[1] / "models"
 

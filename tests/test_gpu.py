@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import MODELS, relative
 
+from builders.models import MODELS, relative
 from pcns_onnx import shrink
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import array_module, to_numpy

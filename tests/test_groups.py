@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx
 import pytest
-from chains import BACKS, CHAINS, CHW, FRONTS, HALF, LAYERS, C, Chain, K, node, random
-from conftest import Array, build, relative, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from builders.chains import BACKS, CHAINS, CHW, FRONTS, HALF, LAYERS, C, Chain, K, node, random
+from builders.models import Array, build, relative, run
 from pcns_onnx import inspect, shrink
 from pcns_onnx.dependency.classes import Classes
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fuzz
 import numpy as np
 import onnx
 import pytest
-from conftest import build
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+import fuzz
+from builders.models import build
 from pcns_onnx import InputError, inspect, shrink
 from pcns_onnx.api.options import Options
 from pcns_onnx.graph import Graph

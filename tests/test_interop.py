@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import topologies as t
-from chains import MODELS as CHAINS
-from conftest import MODELS, Array, build, relative, run
-from joins import branches, dense, fire, neck, option_a
 from onnx import TensorProto, helper, numpy_helper
 
+from builders import topologies as t
+from builders.chains import MODELS as CHAINS
+from builders.joins import branches, dense, fire, neck, option_a
+from builders.models import MODELS, Array, build, relative, run
 from pcns_onnx import InputError, UnsupportedError, shrink
 
 torch = pytest.importorskip("torch")

@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import Array, relative
-from conftest import run as outputs
 from onnx import TensorProto, helper, numpy_helper
-from test_cli import Ran, mlp, rows, run, saved
-from topologies import TOPOLOGIES
 
+from builders.commands import Ran
+from builders.mlp import mlp, rows, saved
+from builders.models import Array, relative
+from builders.models import run as outputs
+from builders.topologies import TOPOLOGIES
 from pcns_onnx import InputError, shrink
 from pcns_onnx.api.plan import plan
 from pcns_onnx.planning import low_rank as ranks
 from pcns_onnx.rewrite.low_rank import ENDING
-
-__all__ = ["run"]  # the fixture
 
 WIDTH, RANK = 512, 24
 

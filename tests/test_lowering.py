@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import MODELS, Array, build
 
+from builders.models import MODELS, Array, build
 from pcns_onnx import GateError, InputError, UnsupportedError, shrink
 from pcns_onnx.cli.main import main
 from pcns_onnx.data.dataset import open_data

@@ -8,12 +8,12 @@ from typing import Any, cast
 import array_api_strict
 import numpy as np
 import pytest
-from conftest import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from threadpoolctl import threadpool_limits
 
+from builders.models import run
 from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.calibration.ranking import Rank, Ranking, ReaderStats, mixing
 from pcns_onnx.errors import InputError

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import MODELS, Array
 
+from builders.models import MODELS, Array
 from pcns_onnx import shrink
 
 NETS = ["digits_mlp_leaky", "digits_cnn"]

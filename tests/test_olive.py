@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import MODELS
 
+from builders.models import MODELS
 from pcns_onnx.graph import Graph
 
 pytestmark = pytest.mark.slow

@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from chains import LAYERS, C
-from chains import MODELS as CHAINS
-from conftest import relative, run
-from surgery import bias_of, narrowed, permuted, removed_labels, sample, taken, tensor, twins, unread, weight_of
-from topologies import TOPOLOGIES
 
+from builders.chains import LAYERS, C
+from builders.chains import MODELS as CHAINS
+from builders.models import relative, run
+from builders.surgery import (
+    bias_of,
+    narrowed,
+    permuted,
+    removed_labels,
+    sample,
+    taken,
+    tensor,
+    twins,
+    unread,
+    weight_of,
+)
+from builders.topologies import TOPOLOGIES
 from pcns_onnx import shrink
 from pcns_onnx.cost.model import Costs
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph, kept_classes

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from chains import (
+from onnx import TensorProto, helper, numpy_helper
+
+from builders.chains import (
     BATCH,
     CHW,
     FRONTS,
@@ -20,14 +22,12 @@ from chains import (
     node,
     random,
 )
-from conftest import build
-from joins import JOINS
-from onnx import TensorProto, helper, numpy_helper
-from test_kept_intact import SHRUNK
-from test_ops_norms import MIXED, PASSED
-from test_ops_transposed import LAYERS as TRANSPOSED
-from topologies import TOPOLOGIES
-
+from builders.intact import SHRUNK
+from builders.joins import JOINS
+from builders.models import build
+from builders.norms import MIXED, PASSED
+from builders.topologies import TOPOLOGIES
+from builders.transposed import LAYERS as TRANSPOSED
 from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.graph import Graph
 from pcns_onnx.ops import rules

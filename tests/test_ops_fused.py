@@ -6,12 +6,12 @@ from typing import Any
 
 import onnx
 import pytest
-from chains import C, Chain, K, node, random
-from conftest import Array, relative, run
-from contract import halved, nothing_lost, stood_in, surveyed
 from onnx import helper
-from surgery import sample
 
+from builders.chains import C, Chain, K, node, random
+from builders.contract import halved, nothing_lost, stood_in, surveyed
+from builders.models import Array, relative, run
+from builders.surgery import sample
 from pcns_onnx.graph import Program
 from pcns_onnx.ops.normalization import SEVERAL
 from pcns_onnx.ops.unsupported import FUSED as WHY

@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from chains import K, ints, node
-from conftest import MODELS, Array, relative, run
-from contract import halved, holds, surveyed
-from joins import FLOATS, JOINS, OPEN, WRITTEN, W, after, branches, one, option_a, parts, stem
 from onnx import TensorProto, helper
-from surgery import permuted, sample, twins, unread
 
+from builders.chains import K, ints, node
+from builders.contract import halved, holds, surveyed
+from builders.joins import FLOATS, JOINS, OPEN, WRITTEN, W, after, branches, one, option_a, parts, stem
+from builders.models import MODELS, Array, relative, run
+from builders.surgery import permuted, sample, twins, unread
 from pcns_onnx import inspect, shrink
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.graph import Graph, Program

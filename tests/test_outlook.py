@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import MODELS, Array, build, relative, run
 from onnx import helper
 
+from builders.models import MODELS, Array, build, relative, run
 from pcns_onnx import InputError, inspect, shrink
 from pcns_onnx.cli.main import cli
 from pcns_onnx.methods.pcns.activations import IDENTITY, Activation, activation

@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from conftest import MODELS
-from test_cli import mlp, rows
 
+from builders.mlp import mlp, rows
+from builders.models import MODELS
 from pcns_onnx import GateError, InputError, UnsupportedError, compare, shrink
 from pcns_onnx.planning.plan import SkippedLayer
 from pcns_onnx.report.html import page as page_module

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from design_table2 import M, network, vgg
 
+from design_table2 import M, network, vgg
 from pcns_onnx.architecture.fresh import initialise
 from pcns_onnx.graph import Graph, Program
 from pcns_onnx.runtime.engine import Engine

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import MODELS, build
 from onnx import ModelProto, helper, numpy_helper
-from test_cli import Ran, mlp, run, saved  # noqa: F401
 
 import pcns_onnx
+from builders.commands import Ran
+from builders.mlp import mlp, saved
+from builders.models import MODELS, build
 from pcns_onnx import diff, shrink
 from pcns_onnx.api import doctor
 from pcns_onnx.cli.terminal import bars
@@ -36,7 +37,7 @@ class Screen(io.StringIO):
 # -- voices ------------------------------------------------------------------------------------
 
 
-def test_quiet_says_nothing_and_writes_all_the_same(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_quiet_says_nothing_and_writes_all_the_same(run: Run, tmp_path: Path) -> None:
     model, data = saved(tmp_path)
     done = run("shrink", model, "--data", data, *SMALL, "-o", "small.onnx", "-q")
     assert (done.code, done.out, done.err) == (0, "", "")
@@ -44,7 +45,7 @@ def test_quiet_says_nothing_and_writes_all_the_same(run: Run, tmp_path: Path) ->
     assert run("compare", model, "small.onnx", "--data", data, "--quiet").out == ""
 
 
-def test_quiet_is_not_silent_about_errors(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_quiet_is_not_silent_about_errors(run: Run, tmp_path: Path) -> None:
     model, data = saved(tmp_path)
     done = run("shrink", model, "--data", data, *SMALL, "-o", "small.onnx", "-q", "--max-error", "1e-9")
     assert done.code == 4
@@ -53,14 +54,14 @@ def test_quiet_is_not_silent_about_errors(run: Run, tmp_path: Path) -> None:  # 
     assert len(done.err.splitlines()) == 1
 
 
-def test_quiet_and_verbose_contradict_each_other(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_quiet_and_verbose_contradict_each_other(run: Run, tmp_path: Path) -> None:
     model, data = saved(tmp_path)
     done = run("shrink", model, "--data", data, *SMALL, "-o", "small.onnx", "-q", "-v")
     assert done.code == 2
     assert "contradict" in done.err
 
 
-def test_verbose_says_what_each_stage_took(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_verbose_says_what_each_stage_took(run: Run, tmp_path: Path) -> None:
     model, data = saved(tmp_path)
     done = run("shrink", model, "--data", data, *SMALL, "-o", "small.onnx", "-v")
     assert done.code == 0
@@ -69,13 +70,13 @@ def test_verbose_says_what_each_stage_took(run: Run, tmp_path: Path) -> None:  #
     assert "passes of the original" not in run("shrink", model, "--data", data, *SMALL, "-o", "small.onnx").out
 
 
-def test_json_of_shrink_is_the_report(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_json_of_shrink_is_the_report(run: Run, tmp_path: Path) -> None:
     model, data = saved(tmp_path)
     done = run("shrink", model, "--data", data, *SMALL, "-o", "small.onnx", "--json", "--report", "report.json")
     assert json.loads(done.out) == json.loads((tmp_path / "report.json").read_text())
 
 
-def test_json_comes_from_compare_and_a_failed_gate_too(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_json_comes_from_compare_and_a_failed_gate_too(run: Run, tmp_path: Path) -> None:
     model, data = saved(tmp_path)
     run("shrink", model, "--data", data, *SMALL, "-o", "small.onnx")
     done = run("compare", model, "small.onnx", "--data", data, "--json", "-q", "--max-error", "1e-9")
@@ -85,7 +86,7 @@ def test_json_comes_from_compare_and_a_failed_gate_too(run: Run, tmp_path: Path)
     assert found["origin"]["hashes"].keys() == {"model a", "model b", "data"}
 
 
-def test_the_page_says_the_command_that_was_given(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_the_page_says_the_command_that_was_given(run: Run, tmp_path: Path) -> None:
     model, data = saved(tmp_path)
     done = run("shrink", model, "--data", data, *SMALL, "-o", "a small.onnx", "--html", "r.html")
     assert done.code == 0, done.err
@@ -132,7 +133,7 @@ def test_verbose_without_a_terminal_has_one_line_per_stage(monkeypatch: pytest.M
 # -- doctor ------------------------------------------------------------------------------------
 
 
-def test_doctor_knows_what_is_here(run: Run) -> None:  # noqa: F811
+def test_doctor_knows_what_is_here(run: Run) -> None:
     done = run("doctor", "--json")
     assert done.code == 0
     found = json.loads(done.out)
@@ -144,7 +145,7 @@ def test_doctor_knows_what_is_here(run: Run) -> None:  # noqa: F811
     assert (found["gpu"] is None) == bool(found["no_gpu"])
 
 
-def test_doctor_lists_every_extra_of_the_package(run: Run) -> None:  # noqa: F811
+def test_doctor_lists_every_extra_of_the_package(run: Run) -> None:
     project = (MODELS.parent / "pyproject.toml").read_text()
     block = project.split("[project.optional-dependencies]")[1].split("\n[")[0]
     named = set(re.findall(r"^([\w-]+) = \[", block, re.MULTILINE))
@@ -154,7 +155,7 @@ def test_doctor_lists_every_extra_of_the_package(run: Run) -> None:  # noqa: F81
     assert all(name in text for name in found)
 
 
-def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:  # noqa: F811
+def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     real = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "matplotlib" else real(name))
     text = run("doctor").out
@@ -162,7 +163,7 @@ def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch,
     assert "pip install 'pcns-onnx[plots]'" in text
 
 
-def test_doctor_fails_where_nothing_can_run(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:  # noqa: F811
+def test_doctor_fails_where_nothing_can_run(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     done = run("doctor")
     assert done.code == 2
@@ -177,7 +178,7 @@ def changes(found: pcns_onnx.Difference) -> dict[str, str]:
     return {layer.name: layer.what for layer in found.layers}
 
 
-def test_a_model_does_not_differ_from_itself(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_model_does_not_differ_from_itself(run: Run, tmp_path: Path) -> None:
     found = diff(mlp(), mlp())
     assert found.equal
     assert set(changes(found).values()) == {"the same"}
@@ -239,7 +240,7 @@ def test_diff_sees_layers_that_came_and_went() -> None:
     assert changes(back)["g2"] == "removed"
 
 
-def test_diff_lists_names_as_they_are(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_diff_lists_names_as_they_are(run: Run, tmp_path: Path) -> None:
     nodes = [helper.make_node("Gemm", ["x", "w"], ["y"], name="[red]<b>")]
     onnx.save(build(nodes, {"w": np.ones((6, 3), np.float32)}, ["N", 6]), tmp_path / "a.onnx")
     onnx.save(build(nodes, {"w": np.full((6, 3), 2, np.float32)}, ["N", 6]), tmp_path / "b.onnx")
@@ -249,7 +250,7 @@ def test_diff_lists_names_as_they_are(run: Run, tmp_path: Path) -> None:  # noqa
 
 
 @pytest.mark.parametrize("name", ["no.onnx", "text.onnx"])
-def test_diff_refuses_what_is_no_model(run: Run, tmp_path: Path, name: str) -> None:  # noqa: F811
+def test_diff_refuses_what_is_no_model(run: Run, tmp_path: Path, name: str) -> None:
     model, _ = saved(tmp_path)
     (tmp_path / "text.onnx").write_text("hello")
     done = run("diff", model, name)
@@ -257,7 +258,7 @@ def test_diff_refuses_what_is_no_model(run: Run, tmp_path: Path, name: str) -> N
     assert len(done.err.splitlines()) == 1
 
 
-def test_the_list_of_commands_says_each_in_whole(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_list_of_commands_says_each_in_whole(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     shown = run("--help").out.partition("Commands:")[2]
     assert "  shrink " in shown

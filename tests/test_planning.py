@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import Array, relative
-from conftest import run as outputs
-from test_cli import Ran, mlp, rows, run, saved
 
+from builders.commands import Ran
+from builders.mlp import mlp, rows, saved
+from builders.models import Array, relative
+from builders.models import run as outputs
 from pcns_onnx import GateError, InputError, NothingToShrinkError, ShrinkResult, shrink
 from pcns_onnx.api.options import Options
 from pcns_onnx.api.plan import plan
@@ -22,8 +23,6 @@ from pcns_onnx.planning.frontier import STEPS
 from pcns_onnx.planning.plan import FrontierPoint
 from pcns_onnx.report.frontier_figure import frontier_figure
 from pcns_onnx.report.schema import PlanReport
-
-__all__ = ["run"]  # the fixture
 
 
 def wide() -> onnx.ModelProto:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import MODELS, Array, build, run
 from ml_dtypes import bfloat16, float8_e4m3fn
 from onnx import TensorProto, helper, numpy_helper
 
+from builders.models import MODELS, Array, build, run
 from pcns_onnx.graph import Graph, Program
 from pcns_onnx.runtime.engine import Engine
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from chains import K
-from conftest import relative, run
-from contract import surveyed
 from numpy.typing import NDArray
-from surgery import narrowed, permuted, sample, twins, unread
-from topologies import Sketch
 
+from builders.chains import K
+from builders.contract import surveyed
+from builders.models import relative, run
+from builders.surgery import narrowed, permuted, sample, twins, unread
+from builders.topologies import Sketch
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.columns import BlockKey, ChannelCovariance
 from pcns_onnx.calibration.group_inputs import read_groups

@@ -6,12 +6,12 @@ import array_api_strict
 import numpy as np
 import onnx
 import pytest
-from chains import C, ints
-from conftest import Array, run
-from contract import surveyed
-from surgery import sample, tensor
-from topologies import TOPOLOGIES, Sketch
 
+from builders.chains import C, ints
+from builders.contract import surveyed
+from builders.models import Array, run
+from builders.surgery import sample, tensor
+from builders.topologies import TOPOLOGIES, Sketch
 from pcns_onnx.calibration import group_inputs as passes
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.columns import ChannelCovariance, Columns, mixed_prior

@@ -7,13 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
-import test_attention as attention
-import test_kept_intact as intact
-import test_ops_norms as norms
-import test_ops_transposed as transposed
-import topologies as t
-from joins import branches, dense, fire, neck, option_a, shuffle, unet
 
+from builders import attention, intact, norms, transposed
+from builders import topologies as t
+from builders.joins import branches, dense, fire, neck, option_a, shuffle, unet
 from pcns_onnx import inspect
 from pcns_onnx.methods.registry import EXPANSIONS, METHODS
 

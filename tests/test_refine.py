@@ -10,13 +10,13 @@ import array_api_strict
 import numpy as np
 import onnx
 import pytest
-from chains import node
-from conftest import Array, build, relative, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pieces import Hidden, cast, disturbed
-from test_windows import MODELS
 
+from builders.chains import node
+from builders.layer_pairs import MODELS
+from builders.models import Array, build, relative, run
+from builders.pieces import Hidden, cast, disturbed
 from pcns_onnx import InputError, shrink
 from pcns_onnx.numerics.arrays import namespace_of, to_numpy
 from pcns_onnx.numerics.ridge import VALID

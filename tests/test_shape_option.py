@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from chains import node
-from conftest import build
 
+from builders.chains import node
+from builders.models import build
 from pcns_onnx import InputError, inspect
 
 

@@ -12,11 +12,11 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from chains import Chain
-from conftest import Array
-from test_probing import branches, looked, rows
-from topologies import residual, swiglu
 
+from builders.chains import Chain
+from builders.importance import branches, looked, rows
+from builders.models import Array
+from builders.topologies import residual, swiglu
 from pcns_onnx import InputError, shrink
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy

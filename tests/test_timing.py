@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from chains import LAYERS, gemm_trans_a, matmul_pair, random
-from conftest import build, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
-from topologies import depthwise, grouped, residual
 
+from builders.chains import LAYERS, gemm_trans_a, matmul_pair, random
+from builders.layer_latency import layer_times
+from builders.models import build, relative
+from builders.topologies import depthwise, grouped, residual
 from pcns_onnx.cost.benchmark import Latency, compare_many, unsteady
 from pcns_onnx.cost.cache import Table
 from pcns_onnx.cost.latency_model import LatencyModel, Rest, measure_layers, step_that_pays
-from pcns_onnx.cost.layer_latency import BLOCK, LayerLatency, Measured, Sliced, widths
+from pcns_onnx.cost.layer_latency import BLOCK, LayerLatency, Sliced
 from pcns_onnx.cost.profiler import Job, take_apart, take_turns
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.dependency.dependency_graph import build_dependency_graph, kept_classes
@@ -42,18 +43,6 @@ MODELS = LAYERS | {
 
 def twin(model: onnx.ModelProto) -> Graph:
     return explicit_biases(Graph.load(model))[0].as_float32()
-
-
-def layer_times(cost: Callable[[int, int], float], full: tuple[int, int]) -> LayerLatency:
-    """As if a layer of this cost had been measured."""
-    (reads, inside_reads), (writes, inside_writes) = (widths(n) for n in full)
-    return Measured(
-        reads,
-        writes,
-        [[cost(a, b) for b in writes] for a in reads],
-        {a: cost(a, full[1]) for a in inside_reads},
-        {b: cost(full[0], b) for b in inside_writes},
-    ).times()
 
 
 def up(width: int, full: int) -> int:

@@ -8,13 +8,22 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx
 import pytest
-from chains import C, K, ints
-from conftest import Array, relative, run
-from contract import surveyed
-from surgery import permuted, sample, tensor, unread
 from threadpoolctl import threadpool_limits
-from topologies import TOPOLOGIES, Sketch, depthwise, grouped, inverted_residual, residual, squeeze_excite, two_blocks
 
+from builders.chains import C, K, ints
+from builders.contract import surveyed
+from builders.models import Array, relative, run
+from builders.surgery import permuted, sample, tensor, unread
+from builders.topologies import (
+    TOPOLOGIES,
+    Sketch,
+    depthwise,
+    grouped,
+    inverted_residual,
+    residual,
+    squeeze_excite,
+    two_blocks,
+)
 from pcns_onnx import InputError, NothingToShrinkError, inspect, shrink
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.columns import BlockKey, ChannelCovariance

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import build
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from builders.models import build
 from pcns_onnx import InputError, inspect, shrink
 from pcns_onnx.data.dataset import open_data, split
 from pcns_onnx.dependency.dependency_graph import build_dependency_graph

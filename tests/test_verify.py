@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import relative
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from builders.models import relative
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.agreement import Agreement, compare_outputs

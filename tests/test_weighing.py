@@ -10,19 +10,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import topologies
-from conftest import MODELS, Array, relative, run
 from numpy.testing import assert_allclose, assert_array_equal
 from onnx import numpy_helper
-from surgery import sample
-from test_cli import Ran, mlp
-from test_cli import run as command
 
+from builders import topologies
+from builders.commands import Ran
+from builders.mlp import mlp
+from builders.models import MODELS, Array, relative, run
+from builders.surgery import sample
 from pcns_onnx import InputError, NothingToShrinkError, shrink
 from pcns_onnx.api.options import Options
 from pcns_onnx.methods.data_free.low_rank_weights import by_norm, truncated
-
-__all__ = ["command"]
 
 METHODS = pytest.mark.parametrize("method", ["eigenremove", "min-weight"])
 CNN, MLP = MODELS / "digits_cnn.onnx", MODELS / "digits_mlp_leaky.onnx"
@@ -169,9 +167,9 @@ def test_open_sizes_are_asked_for_and_taken() -> None:
 
 
 def test_what_has_no_outgoing_weights_is_left_alone() -> None:
-    import test_attention
+    from builders import attention
 
-    model = test_attention.separate()
+    model = attention.separate()
     small = shrink(model, method="min-weight", width=0.5, multiple="1", batch=2, refine=0)
     reasons = {left.name: left.reason for left in small.report.left_alone}
     assert "there are no outgoing weights to go by" in reasons["q"]
@@ -184,8 +182,8 @@ def test_what_has_no_outgoing_weights_is_left_alone() -> None:
 
 @METHODS
 @pytest.mark.parametrize("name", ["digits_cnn", "digits_mlp_tanh", "digits_mlp_leaky"])
-def test_the_command_runs_without_data(method: str, name: str, command: Any, tmp_path: Path) -> None:
-    done: Ran = command("shrink", MODELS / f"{name}.onnx", "--method", method, "--width", 0.5, "-o", "small.onnx")
+def test_the_command_runs_without_data(method: str, name: str, run: Any, tmp_path: Path) -> None:
+    done: Ran = run("shrink", MODELS / f"{name}.onnx", "--method", method, "--width", 0.5, "-o", "small.onnx")
     assert done.code == 0 and done.err.startswith("warning: nothing was checked")
     small = onnx.load(tmp_path / "small.onnx")
     onnx.checker.check_model(small, full_check=True)

@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
-from conftest import MODELS, Array
 
+from builders.models import MODELS, Array
 from pcns_onnx import ShrinkResult, shrink
 from pcns_onnx.api.options import Choices, Options
 from pcns_onnx.data.dataset import open_data

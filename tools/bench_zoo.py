@@ -29,9 +29,9 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import onnx
 import onnxruntime
-from fresh_weights import light_models, random_feeds, write_light
 from onnx import ModelProto
 
+from fresh_weights import light_models, random_feeds, write_light
 from pcns_onnx import inspect
 
 P = ParamSpec("P")

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from eigen_figures import bars, curves, histograms, lines
-from eigen_isolation import RATIOS, Row, expansion, latency_model, removal
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
+from eigen_figures import bars, curves, histograms, lines
+from eigen_isolation import RATIOS, Row, expansion, latency_model, removal
 from pcns_onnx.files import write_atomic
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def timing_table(seconds: Mapping[str, Sequence[float]]) -> str:
 def application(args: argparse.Namespace) -> str:
     """Tables 4.1 to 4.4, the tests and the histograms, as Markdown; figures and raw rows go beside it."""
     import torch
+
     from eigen_training import METHODS, SMALL, VGG16, VGG16_ORDER, Run, train
     from eigen_training import RATIOS as SHARES
 
@@ -279,6 +280,7 @@ def loaded(paths: Sequence[str]) -> Images:
 
 def _images(x: Any, y: Any, x_test: Any, y_test: Any) -> Images:
     import torch
+
     from eigen_training import Images
 
     return Images(*(torch.from_numpy(np.ascontiguousarray(part)) for part in (x, y, x_test, y_test)))

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-import design_figures as draw
 import numpy as np
 import onnx
-from design_table2 import V16, V16_FINAL, V16_SIGNIFICANT, M, network, table, vgg
 from onnx import numpy_helper
 
+import design_figures as draw
+from design_table2 import V16, V16_FINAL, V16_SIGNIFICANT, M, network, table, vgg
 from pcns_onnx import Normalize, design
 from pcns_onnx.api.design import DesignResult
 from pcns_onnx.architecture.blueprint import Blueprint, configuration_text
@@ -174,8 +174,9 @@ def report(args: argparse.Namespace) -> Iterator[str]:
     if not args.train:
         yield from designed(vgg16(args.shared, args.images) if args.shared else digits_cnn(), args.out, suffix)
         return
-    import design_training as training
     import torch
+
+    import design_training as training
 
     torch.set_num_threads(args.threads)
     if args.shared:

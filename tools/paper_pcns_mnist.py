@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from paper_pcns_figures import curves, eigenvector_errors, runs, spectra
-from paper_training import Floats, Task, Training, digits, fresh, network, parameters_of, read, widths_of
 from torch import nn
 from torch.nn import functional as F
 
+from paper_pcns_figures import curves, eigenvector_errors, runs, spectra
+from paper_training import Floats, Task, Training, digits, fresh, network, parameters_of, read, widths_of
 from pcns_onnx import NothingToShrinkError, inspect, shrink
 from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.interop.torch import to_torch

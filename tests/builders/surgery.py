@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from chains import BATCH
-from conftest import Array, run
 from numpy.typing import NDArray
 
+from builders.chains import BATCH
+from builders.models import Array, run
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph

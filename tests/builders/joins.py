@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from chains import K, ints, node
-from conftest import Array
 from onnx import numpy_helper
-from topologies import Sketch
+
+from builders.chains import K, ints, node
+from builders.models import Array
+from builders.topologies import Sketch
 
 OPEN = np.iinfo(np.int64).max
 FLOATS = np.float32

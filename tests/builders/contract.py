@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from chains import Chain, node
-from conftest import relative, run
-from surgery import narrowed, permuted, removed_labels, sample, twins, unread, weight_of
 
+from builders.chains import Chain, node
+from builders.models import relative, run
+from builders.surgery import narrowed, permuted, removed_labels, sample, twins, unread, weight_of
 from pcns_onnx import ShrinkResult, shrink
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph
 from pcns_onnx.graph import Graph

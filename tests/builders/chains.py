@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from conftest import Array, build
 from onnx import TensorProto, helper
 
+from builders.models import Array, build
 from pcns_onnx.ops.elementwise import UNARY
 
 C, K = 8, 4

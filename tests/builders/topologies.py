@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from chains import C, K, ints, node, scalar
-from conftest import Array, build
+
+from builders.chains import C, K, ints, node, scalar
+from builders.models import Array, build
 
 IMAGE = ("N", 3, 6, 6)
 SAME: dict[str, Any] = {"pads": [1] * 4}

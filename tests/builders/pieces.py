@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from conftest import Array
 
+from builders.models import Array
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
