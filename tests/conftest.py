@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,35 @@ from threadpoolctl import threadpool_limits
 
 from builders.commands import Ran
 from pcns_onnx.cli import main as cli
+from pcns_onnx.errors import PcnsError
+from pcns_onnx.runtime.engine import choose_engine
+
+ON_DEMAND = ("slow", "gpu")
+"""Marks of tests that run only where `-m` names them."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Skip what is run on demand, and what needs a device that is not there.
+
+    A default `-m` among `addopts` would be overridden by any other on the command line, and with it what it leaves out.
+    """
+    named = set(re.findall(r"\w+", config.getoption("markexpr")))
+    reasons = {mark: f"run with -m {mark}" for mark in ON_DEMAND if mark not in named}
+    if "gpu" in named and any(item.get_closest_marker("gpu") for item in items) and (lacking := _no_cuda()):
+        reasons["gpu"] = lacking
+    for item in items:
+        for mark, reason in reasons.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=f"{mark}: {reason}"))
+
+
+def _no_cuda() -> str | None:
+    """Why nothing runs on a CUDA device here; None where it does."""
+    try:
+        choose_engine("cuda", 1)
+    except PcnsError as error:
+        return str(error)
+    return None
 
 
 @pytest.fixture
