@@ -1,5 +1,7 @@
 """Table 2 of Garg, Panda and Roy as arithmetic: what its configurations cost, beside what it says that they save.
 
+    python tools/papers/pca_design/table2.py
+
 Costs are counted as the paper's profiler does: multiply-adds of convolutions and fully connected layers; weights,
 biases, and two numbers per channel of a batch norm. `network` builds a configuration as an ONNX model, with which the
 tests check the arithmetic against what `pcns-onnx inspect` counts.
@@ -12,6 +14,7 @@ with as many as the second layer it would be 9.7X).
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -246,4 +249,5 @@ def network(net: Net, channels: int = 3) -> onnx.ModelProto:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("\n".join(table()))
