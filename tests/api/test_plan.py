@@ -132,7 +132,7 @@ def test_statistics_stand_in_for_the_data(run: Callable[..., Ran], tmp_path: Pat
     assert {n: (e["width"], e["keep"]) for n, e in one["groups"].items()} == {
         n: (e["width"], e["keep"]) for n, e in two["groups"].items()
     }
-    assert json.loads(second.out)["points"][0]["macs"] <= 0.7
+    assert json.loads(second.out)["points"][0]["costs"]["macs"] <= 0.7
     assert run(*common, "--width", 0.5, "--stats", "s.npz").code == 0
     assert (tmp_path / "s.npz").read_bytes() == seen
 
@@ -144,7 +144,9 @@ def test_the_frontier_falls_as_the_model_grows(run: Callable[..., Ran], tmp_path
     points = report["points"]
     assert 5 < len(points) <= len(STEPS)
     for point, share in zip(points, STEPS, strict=False):
-        assert 0 < point["macs"] <= share and 0 < point["params"] <= 1 and point["latency"] > 0
+        assert (
+            0 < point["costs"]["macs"] <= share and 0 < point["costs"]["params"] <= 1 and point["costs"]["latency"] > 0
+        )
     for name, descending in (("macs", True), ("error", False)):
         values = [point[name] for point in points]
         assert values == sorted(values, reverse=descending)
@@ -165,7 +167,7 @@ def test_the_frontier_is_drawn(run: Callable[..., Ran], tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
 def test_a_picture_of_every_kind(kind: str, start: bytes, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    points = [FrontierPoint(share, share, share**0.5, 1 - share) for share in (0.9, 0.5, 0.1)]
+    points = [FrontierPoint({"macs": share, "latency": share**0.5}, 1 - share) for share in (0.9, 0.5, 0.1)]
     report = PlanReport({}, points, [], {}, 1, 1, "CPUExecutionProvider")
     frontier_figure(tmp_path / f"f.{kind}")(report)
     assert (tmp_path / f"f.{kind}").read_bytes().startswith(start)
@@ -183,7 +185,9 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "no picture": (("--data", "data.npz", "--frontier", "--figure", "f.txt"), "is no picture that can be drawn"),
     "a figure nowhere": (("--data", "data.npz", "--frontier", "--figure", "none/f.svg"), "there is no folder 'none'"),
     "a figure over the model": (
-        ("--data", "data.npz", "--frontier", "--figure", "model.onnx.svg"), "it is an input or another output"),
+        ("--data", "data.npz", "--frontier", "--figure", "model.onnx.svg"),
+        "it is an input or another output",
+    ),
     "a frontier into a plan": (("--data", "data.npz", "--frontier", "-o", "p.json"), "--frontier writes no plan"),
     "a budget of another kind": (("--data", "data.npz", "--budget", "time=0.5"), "budget 'time=0.5' is not understood"),
     "batches of nothing": (("--data", "data.npz", "--width", 0.5, "--batch-latency", 0), "too small"),
@@ -218,7 +222,7 @@ def test_plan_from_python_gives_what_the_command_writes(tmp_path: Path) -> None:
 
 
 def test_qualities_are_no_costs() -> None:
-    options = Options(budget=["macs=0.5", "error=0.1", "drop=2", "latency=0.7"])
+    options = Options.of(budget=["macs=0.5", "error=0.1", "drop=2", "latency=0.7"]).goal
     assert [b.resource for b in options.costs] == ["macs", "latency"]
     assert [b.resource for b in options.qualities] == ["error", "drop"]
 

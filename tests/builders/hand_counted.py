@@ -55,7 +55,7 @@ class Chain:
     @cached_property
     def costs(self) -> Costs:
         graph = self.graph
-        return Costs(build_dependency_graph(graph), graph.parameters, graph.parameters)
+        return Costs(build_dependency_graph(graph), {"params": graph.parameters}, {"params": graph.parameters})
 
     def macs(self, hidden: Mapping[str, int]) -> int:
         """Multiply-adds by hand."""

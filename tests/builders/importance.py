@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,27 +10,27 @@ import onnx
 
 from builders.models import Array
 from builders.topologies import Sketch
+from pcns_onnx.api.inputs import run
 from pcns_onnx.api.options import Options
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.graph import Graph
-from pcns_onnx.methods.registry import method_named
 from pcns_onnx.methods.subset.score import score_channels
+from pcns_onnx.planning.grids import GridRules
 from pcns_onnx.planning.importance import Importance
 from pcns_onnx.planning.prepare import problem_for, selected
 from pcns_onnx.planning.problem import Problem
-from pcns_onnx.progress import Progress
 from pcns_onnx.rewrite.canonical import Canonical
-from pcns_onnx.runtime.engine import Engine
 
 WIDTH = 12
 
 
 def looked(model: onnx.ModelProto, x: Array, *, probes: bool = True, **choices: Any) -> tuple[Problem, Importance]:
-    options = Options(multiple="1", **choices)
-    form, method = Canonical.of(Graph.load(model)), method_named(options.method)
-    problem = problem_for(form, Engine("cpu", 1), open_data(x, form.twin.inputs), options, Progress())
-    problem, _ = selected(problem, options, method.family)
-    return problem, score_channels(problem, method, options, probes=probes)
+    options = Options.of(threads=1, device="cpu", **choices)
+    form = Canonical.of(Graph.load(model))
+    with run(options) as running:
+        problem = problem_for(form, running.calibration(open_data(x, form.twin.inputs), form.twin), options.scope)
+    problem, _ = selected(replace(problem, rules=GridRules("1")), options.scope, lambda *_: None)
+    return problem, score_channels(problem, "obs", seed=options.data.seed, probes=probes)
 
 
 def rows(count: int = 60) -> Array:

@@ -197,7 +197,9 @@ def test_the_parts_add_up_to_the_model(tmp_path: Path) -> None:
     assert latency_model.steps.keys() == {group.name for group in dependencies.groups}
     (run,) = (c["value"] for p in tmp_path.iterdir() if "; model " in (c := json.loads(p.read_bytes()))["key"])
     whole = latency_model.of_classes(dependencies, np.ones(dependencies.born + 1, dtype=np.bool_))
-    assert latency_model.fixed >= 0 and whole == pytest.approx(max(run["seconds"], whole if not latency_model.fixed else 0))
+    assert latency_model.fixed >= 0 and whole == pytest.approx(
+        max(run["seconds"], whole if not latency_model.fixed else 0)
+    )
     pools = [part for part in latency_model.rest if part.name in ("p", "g")]
     for part in pools:
         assert any(np.isin(part.labels, group.labels).all() for group in dependencies.groups)

@@ -303,9 +303,7 @@ def test_the_data_must_not_change_between_passes() -> None:
     lengths = iter([1, 4, 3])
     data = open_data(lambda: counting(next(lengths)), [IMAGE])
     assert indices(data) == [0, 1, 2, 3]
-    with pytest.raises(
-        InputError, match=r"^the data gave 4 samples and then 3: it must not change between passes$"
-    ):
+    with pytest.raises(InputError, match=r"^the data gave 4 samples and then 3: it must not change between passes$"):
         whole(data)
 
 
@@ -341,9 +339,7 @@ def test_normalize_is_per_channel(name: str) -> None:
     expected = (pixels / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
     assert got.feeds["image"].dtype == dtype
     tolerance = {"float32": 1e-6, "float64": 1e-14, "float16": 2e-3, "bfloat16": 2e-2}[name]
-    np.testing.assert_allclose(
-        got.feeds["image"].astype(np.float64), expected, rtol=tolerance, atol=tolerance
-    )
+    np.testing.assert_allclose(got.feeds["image"].astype(np.float64), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_one_value_normalises_any_rank_and_leaves_other_inputs_alone() -> None:
@@ -853,9 +849,7 @@ def test_no_damage_escapes_as_another_error(data: st.DataObject) -> None:
         ),
     ],
 )
-def test_a_normalize_that_means_nothing_is_refused(
-    mean: tuple[float, ...], std: tuple[float, ...], line: str
-) -> None:
+def test_a_normalize_that_means_nothing_is_refused(mean: tuple[float, ...], std: tuple[float, ...], line: str) -> None:
     with pytest.raises(InputError) as caught:
         Normalize(mean, std)
     assert str(caught.value) == line
@@ -883,7 +877,5 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], line: str) ->
 
 
 def test_a_batch_holds_at_least_one_sample() -> None:
-    with pytest.raises(
-        InputError, match=r"^a batch of 0 samples is impossible: give a batch size of at least 1$"
-    ):
+    with pytest.raises(InputError, match=r"^a batch of 0 samples is impossible: give a batch size of at least 1$"):
         open_data(images(), [IMAGE]).batches(0)

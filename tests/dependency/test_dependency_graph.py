@@ -82,7 +82,10 @@ def test_a_group_has_all_its_readers() -> None:
     assert (a.frozen, b.frozen) == ("it feeds the model's output 'a'", "it feeds the model's output 'b'")
     assert dependencies.shrinkable == (trunk,)
     assert (trunk.writers, trunk.unit, trunk.coupled) == (("trunk",), 1, False)
-    assert dependencies.reads(dependencies.layer("head b")) == (trunk,) and dependencies.reads(dependencies.layer("trunk")) == ()
+    assert (
+        dependencies.reads(dependencies.layer("head b")) == (trunk,)
+        and dependencies.reads(dependencies.layer("trunk")) == ()
+    )
     assert dependencies.writes(dependencies.layer("trunk")) == trunk
     labels = np.concatenate([group.labels for group in dependencies.groups])
     np.testing.assert_array_equal(labels, np.arange(H + 3 + 2))

@@ -66,7 +66,11 @@ def test_what_is_no_block_cannot_go(tmp_path: Path) -> None:
     x = sample(model, 50)
     shrink(model, x, width=0.5, refine=0, plan_out=path)
     plan = msgspec.json.decode(path.read_bytes())
-    name = next(group for group in plan["groups"] if group not in residual_blocks(Graph(model), build_dependency_graph(Graph(model))))
+    name = next(
+        group
+        for group in plan["groups"]
+        if group not in residual_blocks(Graph(model), build_dependency_graph(Graph(model)))
+    )
     plan["groups"][name].update(width=0, keep=[])
     path.write_bytes(msgspec.json.encode(plan))
     with pytest.raises(InputError, match="width 0 of"):

@@ -505,12 +505,12 @@ def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path, monkeypatch: 
 )
 def test_values_of_the_wrong_type_from_python_are_one_line(choices: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as caught:
-        Options(**choices)
+        Options.of(**choices)
     assert said in str(caught.value)
 
 
 def test_a_multiple_may_be_a_number() -> None:
-    assert Options(multiple=8) == Options(multiple="8")
+    assert Options.of(multiple=8) == Options.of(multiple="8")
 
 
 def test_a_plan_that_is_replayed_is_not_overwritten(folder: Path) -> None:

@@ -265,7 +265,7 @@ def test_sizes(text: str | int, size: int) -> None:
 @pytest.mark.parametrize("text", ["", "much", "-1GB", "4 apples", "nan", "1e9", "100MB", 0])
 def test_sizes_that_are_refused(text: str | int) -> None:
     with pytest.raises(InputError, match=r"^--memory.* is (not understood: write|too small: it must be)"):
-        Options(memory=text)
+        Options.of(memory=text)
 
 
 def test_shares_only_shrink_and_leave_room_for_the_rest() -> None:

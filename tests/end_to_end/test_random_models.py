@@ -198,7 +198,9 @@ def test_whatever_goes_together_goes_without_a_trace(seed: int) -> None:
     assert relative(run(zeroed.proto, x), run(small.proto, x)) < 1e-4
 
     after = build_dependency_graph(small)
-    costs = Costs(dependencies, graph.parameters, graph.parameters).of_classes(kept_classes(dependencies, keep))
+    costs = Costs(dependencies, {"params": graph.parameters}, {"params": graph.parameters}).of_classes(
+        kept_classes(dependencies, keep)
+    )
     counted = sum(layer.macs for layer in after.layers) + sum(node.macs for node in after.unsolved)
     assert costs[0] == pytest.approx(counted, abs=len(after.layers))
 

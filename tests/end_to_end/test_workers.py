@@ -231,7 +231,7 @@ def test_errors_of_workers_are_those_of_the_run() -> None:
 )
 def test_choices_are_checked(choices: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        Options(**choices)
+        Options.of(**choices)
 
 
 def command(*words: object) -> list[str]:

@@ -50,7 +50,9 @@ def problem(seed: int, channels: int, taps: int = 1, outputs: int = 5, rows: int
     return x - x.mean(0), normal(seed + 3, outputs, n)
 
 
-def reading(x: Array, v: Array, taps: int = 1, xp: Any = np, rows: int = MANY, places: Array | None = None) -> ReaderStats:
+def reading(
+    x: Array, v: Array, taps: int = 1, xp: Any = np, rows: int = MANY, places: Array | None = None
+) -> ReaderStats:
     return ReaderStats(xp.asarray(x.T @ x / len(x)), xp.asarray(v), taps, rows, places)
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from builders.hand_counted import Chain, Curves, Stream, convex_curves, curves_of, total
 from builders.layer_latency import layer_times
 from pcns_onnx.cost.latency_model import LatencyModel, Rest
-from pcns_onnx.cost.model import RESOURCES, Costs
+from pcns_onnx.cost.model import Costs
+from pcns_onnx.cost.resources import RESOURCES
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph, kept_classes
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
@@ -42,7 +43,7 @@ def timed(graph: Graph, step: int = 1, pool: float = 3.0) -> tuple[DependencyGra
         layers[layer.name] = layer_times(seconds, full)
     rest = (Rest("pool", pool, dependencies.layers[0].linear.writes),)
     latency_model = LatencyModel(layers, rest, 1.0, 0.5, {group.name: step for group in dependencies.groups})
-    return dependencies, Costs(dependencies, graph.parameters, graph.parameters, latency_model)
+    return dependencies, Costs(dependencies, {"params": graph.parameters}, {"params": graph.parameters}, latency_model)
 
 
 def choices(dependencies: DependencyGraph) -> Iterator[dict[str, int]]:
@@ -52,7 +53,9 @@ def choices(dependencies: DependencyGraph) -> Iterator[dict[str, int]]:
         yield dict(zip(names, widths, strict=True))
 
 
-def spent(dependencies: DependencyGraph, costs: Costs, widths: Mapping[str, int]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def spent(
+    dependencies: DependencyGraph, costs: Costs, widths: Mapping[str, int]
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     full = {group.name: group.width for group in dependencies.shrinkable}
     shares = costs({name: width / full[name] for name, width in widths.items()}) / costs.total
     return np.asarray(shares, dtype=np.float64)
@@ -70,7 +73,7 @@ def test_it_holds_all_budgets_whenever_some_widths_do_and_is_near_the_best(
 ) -> None:
     dependencies, costs = timed(chain.graph, step)
     curves = convex_curves(chain, seed)
-    limits = np.array([macs, params, latency])
+    limits = np.array([macs, params, 1.0, latency])
     budgets = [Budget(resource, limit) for resource, limit in zip(RESOURCES, limits, strict=True)]
     allowed = [w for w in choices(dependencies) if (spent(dependencies, costs, w) <= limits * (1 + 1e-9)).all()]
     try:
@@ -128,7 +131,7 @@ def test_a_latency_budget_leaves_alone_what_would_save_no_time() -> None:
     for limit in (0.9, 0.75):
         widths = chosen(dependencies, costs, curves, [Budget("latency", limit)])
         assert set(widths.values()) <= {16, 32} and min(widths.values()) == 16
-        assert spent(dependencies, costs, widths)[2] <= limit
+        assert spent(dependencies, costs, widths)[-1] <= limit
 
 
 def test_the_tightest_of_several_budgets_decides() -> None:
@@ -171,8 +174,8 @@ def test_seconds_are_those_added_up_by_hand(chain: Chain, data: st.DataObject) -
     widths = [chain.widths[0], *(hidden.get(f"g{i}", n) for i, n in enumerate(chain.widths[1:-1])), chain.widths[-1]]
     layers = sum(n * k - 0.5 for n, k in itertools.pairwise(widths))  # what starting takes is counted as fixed
     expected = 1.0 + layers + 3.0 * widths[1] / chain.widths[1]
-    assert costs(chain.fractions(hidden))[2] == pytest.approx(expected)
-    assert costs.resources == RESOURCES
+    assert costs(chain.fractions(hidden))[-1] == pytest.approx(expected)
+    assert costs.resources == tuple(RESOURCES)
 
 
 @settings(max_examples=20, deadline=None)
@@ -180,7 +183,8 @@ def test_seconds_are_those_added_up_by_hand(chain: Chain, data: st.DataObject) -
 def test_costs_by_classes_are_those_by_widths(model: Chain | Stream, data: st.DataObject) -> None:
     dependencies, costs = timed(model.graph)
     keep = {
-        g.name: g.labels[sorted(data.draw(st.sets(st.integers(0, g.width - 1), min_size=1)))] for g in dependencies.shrinkable
+        g.name: g.labels[sorted(data.draw(st.sets(st.integers(0, g.width - 1), min_size=1)))]
+        for g in dependencies.shrinkable
     }
     shares = {g.name: len(keep[g.name]) / g.width for g in dependencies.shrinkable}
     assert costs.of_classes(kept_classes(dependencies, keep)) == pytest.approx(costs(shares))

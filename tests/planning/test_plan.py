@@ -49,7 +49,7 @@ chains = st.lists(st.integers(2, 30), min_size=3, max_size=6).map(lambda widths:
     ],
 )
 def test_a_budget_is_a_resource_and_a_fraction(text: str, resource: str, fraction: float) -> None:
-    assert Budget.parse(text) == Budget(resource, fraction)  # type: ignore[arg-type]
+    assert Budget.parse(text) == Budget(resource, fraction)
 
 
 @given(st.floats(0, 1, exclude_min=True))
@@ -117,7 +117,7 @@ def test_costs_are_those_counted_by_hand(chain: Chain, data: st.DataObject) -> N
     hidden = {g.name: data.draw(st.integers(1, g.width)) for g in chain.groups}
     found = chain.costs(chain.fractions(hidden))
     assert found == pytest.approx([chain.macs(hidden), chain.parameters(hidden)])
-    assert chain.costs.total == pytest.approx([chain.macs({}), chain.parameters({})])
+    assert chain.costs.total[:2] == pytest.approx([chain.macs({}), chain.parameters({})])
 
 
 @settings(max_examples=30, deadline=None)
@@ -125,7 +125,7 @@ def test_costs_are_those_counted_by_hand(chain: Chain, data: st.DataObject) -> N
 def test_costs_along_a_group_are_the_costs(model: Chain | Stream, data: st.DataObject) -> None:
     graph = model.graph
     dependencies = build_dependency_graph(graph)
-    costs = Costs(dependencies, graph.parameters, graph.parameters)
+    costs = Costs(dependencies, {"params": graph.parameters}, {"params": graph.parameters})
     at = {g.name: data.draw(st.integers(1, g.width)) / g.width for g in dependencies.shrinkable}
     shares = np.array([0.25, 0.5, 1.0])
     for name in at:
@@ -139,17 +139,17 @@ def test_costs_of_a_shared_stream_are_those_counted_by_hand(stream: Stream, data
     graph = stream.graph
     dependencies = build_dependency_graph(graph)
     assert {g.name: g.width for g in dependencies.shrinkable} == stream.full
-    costs = Costs(dependencies, graph.parameters, graph.parameters)
+    costs = Costs(dependencies, {"params": graph.parameters}, {"params": graph.parameters})
     widths = {name: data.draw(st.integers(1, width)) for name, width in stream.full.items()}
-    found = costs({name: width / stream.full[name] for name, width in widths.items()})
+    found = costs({name: width / stream.full[name] for name, width in widths.items()})[:2]
     assert found == pytest.approx([stream.macs(widths), stream.parameters(widths)])
-    assert costs.total == pytest.approx([stream.macs({}), stream.parameters({})])
+    assert costs.total[:2] == pytest.approx([stream.macs({}), stream.parameters({})])
 
 
 def test_a_bias_that_the_solve_may_add_is_counted() -> None:
     bare = Chain((4, 6, 3), bias=False)
-    assert bare.costs({"g0": 0.5}).tolist() == [4 * 3 + 3 * 3, 4 * 3 + 3 + 3 * 3 + 3]
-    assert bare.costs.total.tolist() == [4 * 6 + 6 * 3, 4 * 6 + 6 * 3]
+    assert bare.costs({"g0": 0.5})[:2].tolist() == [4 * 3 + 3 * 3, 4 * 3 + 3 + 3 * 3 + 3]
+    assert bare.costs.total[:2].tolist() == [4 * 6 + 6 * 3, 4 * 6 + 6 * 3]
 
 
 # -- allocation ------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def test_all_budgets_hold_where_layers_read_what_they_write(
     dependencies = build_dependency_graph(graph)
     grids = {g.name: grid(g, "Gemm", "1") for g in dependencies.shrinkable}
     budgets = [Budget("macs", macs), Budget("params", params)]
-    costs = Costs(dependencies, graph.parameters, graph.parameters)
+    costs = Costs(dependencies, {"params": graph.parameters}, {"params": graph.parameters})
     narrowest = dict.fromkeys(stream.full, 1)
     try:
         widths = allocate(dependencies.shrinkable, curves_of(stream.full, seed), grids, costs, budgets)

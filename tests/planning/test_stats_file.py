@@ -54,7 +54,9 @@ def test_what_is_read_is_what_was_written(model: onnx.ModelProto, tmp_path: Path
         for name, view in views.items():
             np.testing.assert_array_equal(read.seen[place][name].classes, view.classes)
             np.testing.assert_array_equal(to_numpy(read.seen[place][name].covariance), to_numpy(view.covariance))
-    assert {name for name, group in read.basis_changes.items() if group} == {name for name, g in found.basis_changes.items() if g}
+    assert {name for name, group in read.basis_changes.items() if group} == {
+        name for name, g in found.basis_changes.items() if g
+    }
     for name, group in found.basis_changes.items():
         for mine, other in zip(group, read.basis_changes[name], strict=True):
             assert (mine.layer, mine.is_row) == (other.layer, other.is_row)

@@ -215,9 +215,7 @@ def deep() -> onnx.ModelProto:
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
     x = np.random.default_rng(0).standard_normal((100, 3, 6, 6)).astype(np.float32)
-    first, second, other = (
-        shrink(deep(), x, width=0.5, multiple="1", refine=12, seed=seed) for seed in (1, 1, 2)
-    )
+    first, second, other = (shrink(deep(), x, width=0.5, multiple="1", refine=12, seed=seed) for seed in (1, 1, 2))
     assert first.model.SerializeToString() == second.model.SerializeToString()
     assert weights_of(first.model) != weights_of(other.model)
     found = {name: info for group in first.report.groups for name, info in group.refined.items()}

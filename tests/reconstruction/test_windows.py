@@ -148,9 +148,7 @@ def two_readers() -> onnx.ModelProto:
     return s.model()
 
 
-MASKED = Chain(
-    [node("ReduceMax", "x", "s", axes=[1]), node("Relu", "h", "a"), node("Mul", "a s")]
-)
+MASKED = Chain([node("ReduceMax", "x", "s", axes=[1]), node("Relu", "h", "a"), node("Mul", "a s")])
 NO_ROUTE: dict[str, Callable[[], onnx.ModelProto]] = {
     "two readers": two_readers,
     "a stream": residual,

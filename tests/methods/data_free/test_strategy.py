@@ -215,4 +215,4 @@ def test_choices_that_do_not_go_together_are_refused(case: str) -> None:
 def test_a_share_of_variance_needs_data() -> None:
     with pytest.raises(InputError, match="--variance looks at what neurons do, 'min-weight' does not"):
         shrink(MLP, method="min-weight", variance=0.99, refine=0)
-    assert Options().rank_ratio is None
+    assert Options().goal.rank_ratio is None
