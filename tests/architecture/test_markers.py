@@ -33,12 +33,12 @@ def test_other(): pass
 def outcomes(folder: Path, *argv: str) -> tuple[set[str], dict[str, str]]:
     """Tests that passed, and the reasons of those that were skipped, by this project's own settings."""
     (folder / "test_sample.py").write_text(SAMPLE)
-    settings = ["-c", ROOT / "pyproject.toml", "-p", "conftest", "-p", "no:cacheprovider", "-vv"]
+    settings = ["-c", str(ROOT / "pyproject.toml"), "-p", "conftest", "-p", "no:cacheprovider", "-vv"]
     paths = os.pathsep.join(str(ROOT / name) for name in (".", "tests"))
     # No device is visible, whatever the machine has.
     environment = os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "-1", "COLUMNS": "300"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *settings, *argv, folder / "test_sample.py"],
+        [sys.executable, "-m", "pytest", *settings, *argv, str(folder / "test_sample.py")],
         cwd=folder, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
