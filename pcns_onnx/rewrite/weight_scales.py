@@ -19,9 +19,11 @@ networks. 7-bit weights (`reduce_range`) lose a whole bit everywhere; uint8 weig
 them whole nets took 1.1 to 1.6 times as long on AVX2. A depthwise Conv has a kernel of its own, which adds in 32
 bits, and keeps its scales. A matrix that is read along both axes gets one scale for all its elements.
 
-Every step is one rounded operation per element, so the scales do not depend on the processor either. Sources:
-Intel's reference of PMADDUBSW; onnxruntime, docs/performance/model-optimizations/quantization ("When and why
-do I need to try U8U8?") and mlas's x86 kernels; the 128 is tight and was checked there on every layer type.
+Every step is one rounded operation per element, so the scales do not depend on the processor either; the
+ranges of the activations come from running the float model, whose last bits may. Sources: Intel's reference of
+PMADDUBSW; onnxruntime's page "Quantize ONNX models" ("When and why do I need to try U8U8?") and the x86 kernels
+of its mlas. Measured on AVX2: 128 is tight, and with it every kind of layer gives the bits of the 32-bit kernels
+that the session option `session.x64quantprecision` picks.
 """
 
 from __future__ import annotations
