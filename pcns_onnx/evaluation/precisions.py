@@ -1,15 +1,7 @@
 """The shrunk model in fewer bits: int8 by static quantisation, and float16.
 
-int8 is onnxruntime's own recipe: constants folded and shapes inferred first, then QuantizeLinear
-and DequantizeLinear around every layer, with
-
-    q = clip(round(x / s) + z)      activations: 0..255, range (min, max) over the calibration samples
-                                    weights: -127..127, z = 0, one s per output channel
-
-after which its kernels compute in integers. Scales per channel need opset 13: an older model is
-converted. float16 keeps inputs and outputs as they are. The bits are onnxruntime's work; here they
-are asked for, checked and timed like the shrunk model itself. Source: onnxruntime.quantization and
-onnxruntime.transformers.float16, both of which this module alone imports.
+How they are made is told in `rewrite.quantize`; here they are asked for, checked and timed like the
+shrunk model itself.
 """
 
 from __future__ import annotations
