@@ -72,7 +72,7 @@ class Propagation:
         for node in self.graph.nodes:
             if self.graph.is_constant(node.key):
                 continue
-            flow = facts_of(self._site(node), local=(node.domain, node.op) in self.graph.functions)
+            flow = facts_of(self._context(node), local=(node.domain, node.op) in self.graph.functions)
             self.flows.append((node, flow))
             for name, labels in zip(node.outputs, flow.outputs, strict=False):
                 if name and labels is not None:
@@ -106,7 +106,7 @@ class Propagation:
         sizes = zip(self.shapes.get(name, ()), self.larger.get(name, ()), strict=False)
         return tuple(axis for axis, (one, more) in enumerate(sizes) if one != more)
 
-    def _site(self, node: Node) -> OpContext:
+    def _context(self, node: Node) -> OpContext:
         graph = self.graph
         names = node.inputs
         return OpContext(

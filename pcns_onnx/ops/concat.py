@@ -29,36 +29,36 @@ from pcns_onnx.ops.registry import rule
 
 
 @rule("Concat", operands="all")
-def concat(site: OpContext) -> OpFacts:
+def concat(context: OpContext) -> OpFacts:
     """Channels one after the other, or, along another axis, tied."""
-    carried = [labels for labels in site.labels if labels is not None]
+    carried = [labels for labels in context.labels if labels is not None]
     if not carried:
         return OpFacts((None,))
     rank = carried[0].ndim
-    axis = site.attr("axis", 1) % rank
+    axis = context.attr("axis", 1) % rank
     coupled = tuple(carried) if len(carried) > 1 else ()
     if any(a != axis for labels in carried for a in axes_of(labels)):
         if any(labels.shape[axis] > 1 for labels in carried):
-            return freeze(site, f"{describe(site.node)} joins channels that lie on several axes")
-        return _side_by_side(site, carried, coupled)
+            return freeze(context, f"{describe(context.node)} joins channels that lie on several axes")
+        return _side_by_side(context, carried, coupled)
     pieces = []
-    for labels, shape in zip(site.labels, site.shapes, strict=True):
+    for labels, shape in zip(context.labels, context.shapes, strict=True):
         vector = np.full(1, -1, dtype=np.int64) if labels is None else labels.reshape(-1)
         size = len(vector) if len(vector) > 1 else None if shape is None else shape[axis]
         if size is None:
-            return freeze(site, f"{describe(site.node)} joins a tensor of unknown size to its channels")
+            return freeze(context, f"{describe(context.node)} joins a tensor of unknown size to its channels")
         pieces.append(np.broadcast_to(vector, (size,)))
     return OpFacts((spread(np.concatenate(pieces), axis, rank),), "move", coupled=coupled)
 
 
-def _side_by_side(site: OpContext, carried: Sequence[Labels], coupled: tuple[Labels, ...]) -> OpFacts:
+def _side_by_side(context: OpContext, carried: Sequence[Labels], coupled: tuple[Labels, ...]) -> OpFacts:
     """Tensors with the same channels; a constant one is sliced along, any other without channels holds them fast."""
     whole = np.broadcast_shapes(*(labels.shape for labels in carried))
     rows = [np.broadcast_to(labels, whole) for labels in carried]
     labels = np.max(np.stack(rows), axis=0)
-    why = f"{describe(site.node)} joins its channels with a tensor's that must stay"
-    others = [position for position, mine in enumerate(site.labels) if mine is None]
-    is_fixed = any(site.constant(position) is None for position in others)
+    why = f"{describe(context.node)} joins its channels with a tensor's that must stay"
+    others = [position for position, mine in enumerate(context.labels) if mine is None]
+    is_fixed = any(context.constant(position) is None for position in others)
     return OpFacts(
         (labels,),
         "channelwise" if others else "move",
@@ -70,48 +70,48 @@ def _side_by_side(site: OpContext, carried: Sequence[Labels], coupled: tuple[Lab
 
 
 @rule("Split")
-def split(site: OpContext) -> OpFacts:
+def split(context: OpContext) -> OpFacts:
     """Pieces of the channels, their sizes written out; or all of them in every output."""
-    labels, count = site.labels[0], len(site.node.outputs)
+    labels, count = context.labels[0], len(context.node.outputs)
     if labels is None:
         return OpFacts((None,) * count)
-    axis = site.attr("axis", 0) % labels.ndim
+    axis = context.attr("axis", 0) % labels.ndim
     vector = counted(labels, axis)
     if vector is None:
         return OpFacts((labels,) * count, "move")
-    sizes = _piece_sizes(site, len(vector), count)
+    sizes = _piece_sizes(context, len(vector), count)
     if sizes is None:
-        return freeze(site, f"{describe(site.node)} computes how many channels it takes")
-    place: int | str = 1 if site.opset >= 13 or len(site.node.inputs) > 1 else "split"
+        return freeze(context, f"{describe(context.node)} computes how many channels it takes")
+    place: int | str = 1 if context.opset >= 13 or len(context.node.inputs) > 1 else "split"
     cuts = np.cumsum(sizes)[:-1]
     outputs = tuple(_some(piece) for piece in np.split(labels, cuts, axis=axis))
     counts = np.split(vector, cuts)
-    facts = (ChannelCount(site.node.key, place, i, piece, replaces="num_outputs") for i, piece in enumerate(counts))
+    facts = (ChannelCount(context.node.key, place, i, piece, replaces="num_outputs") for i, piece in enumerate(counts))
     return OpFacts(outputs, "select", sizes=tuple(facts))
 
 
-def _piece_sizes(site: OpContext, width: int, count: int) -> list[int] | None:
+def _piece_sizes(context: OpContext, width: int, count: int) -> list[int] | None:
     """Sizes of the pieces, equal ones (the last may be smaller) if the model says nothing; None: computed."""
-    if len(site.node.inputs) > 1 and site.node.inputs[1]:
-        stored = site.constant(1)
+    if len(context.node.inputs) > 1 and context.node.inputs[1]:
+        stored = context.constant(1)
         return None if stored is None else [int(size) for size in stored]
-    given = site.attr("split", None)
+    given = context.attr("split", None)
     chunk = -(-width // count)
     return list(given) if given else [max(min(chunk, width - chunk * i), 0) for i in range(count)]
 
 
 @rule("Slice")
-def cut(site: OpContext) -> OpFacts:
+def cut(context: OpContext) -> OpFacts:
     """A run of channels, every n-th one, or all in reverse; along other axes all of them."""
-    labels = site.labels[0]
+    labels = context.labels[0]
     if labels is None:
         return OpFacts((None,))
-    taken = windows(site, site.node)
+    taken = windows(context, context.node)
     touched = set(axes_of(labels)) if taken.axes is None else {a % labels.ndim for a in taken.axes} & {*axes_of(labels)}
     if not touched:
         return OpFacts((labels,), "move")
     if taken.axes is None or taken.starts is None or taken.ends is None or taken.steps is None:
-        return freeze(site, f"{describe(site.node)} computes which channels it takes")
+        return freeze(context, f"{describe(context.node)} computes which channels it takes")
     sizes, ties = list[ChannelCount](), list[Tie]()
     for i, (axis, step) in enumerate(zip((a % labels.ndim for a in taken.axes), taken.steps, strict=True)):
         vector = counted(labels, axis)
@@ -121,47 +121,47 @@ def cut(site: OpContext) -> OpFacts:
         start, end, _ = slice(taken.starts[i], taken.ends[i], step).indices(width)
         if step < 0:
             if (step, start, end) != (-1, width - 1, -1):
-                return freeze(site, f"{describe(site.node)} takes some of its channels backwards")
+                return freeze(context, f"{describe(context.node)} takes some of its channels backwards")
         else:
             for place, literal, at in zip(taken.places, (taken.starts[i], taken.ends[i]), (start, end), strict=True):
                 if at and -width <= literal <= width:
                     sizes.append(
-                        ChannelCount(site.node.key, place, i, vector[:at], along=vector if literal < 0 else None)
+                        ChannelCount(context.node.key, place, i, vector[:at], along=vector if literal < 0 else None)
                     )
-            ties += _strides(site, vector[start:], step)
+            ties += _strides(context, vector[start:], step)
         labels = np.take(labels, np.arange(width)[slice(start, None if end < 0 else end, step)], axis=axis)
     return OpFacts((_some(labels),), "select", sizes=tuple(sizes), ties=tuple(ties))
 
 
-def _strides(site: OpContext, vector: Labels, step: int) -> list[Tie]:
+def _strides(context: OpContext, vector: Labels, step: int) -> list[Tie]:
     """Where every n-th channel is taken, n of them go together."""
-    why = f"{describe(site.node)} takes every {step}th of these channels"
+    why = f"{describe(context.node)} takes every {step}th of these channels"
     first = np.repeat(vector[::step], step)[: len(vector)]
     return [Tie(first, vector, why)] if step > 1 else []
 
 
 @rule("Gather")
-def gather(site: OpContext) -> OpFacts:
+def gather(context: OpContext) -> OpFacts:
     """Channels at stored places; along another axis all of them."""
-    labels, indices = site.labels[0], site.constant(1)
+    labels, indices = context.labels[0], context.constant(1)
     if labels is None:
         return OpFacts((None,))
-    axis = site.attr("axis", 0) % labels.ndim
+    axis = context.attr("axis", 0) % labels.ndim
     vector = counted(labels, axis)
-    shape = site.shapes[1]
+    shape = context.shapes[1]
     if vector is None:
         if shape is None:
-            return freeze(site, f"{describe(site.node)} has places of unknown rank")
+            return freeze(context, f"{describe(context.node)} has places of unknown rank")
         head, tail = labels.shape[:axis], labels.shape[axis + 1 :]
         return OpFacts((labels.reshape((*head, *(1,) * len(shape), *tail)),), "move")
     if indices is None or indices.ndim > 1:
-        return freeze(site, f"{describe(site.node)} takes channels at places that are computed or form a table")
+        return freeze(context, f"{describe(context.node)} takes channels at places that are computed or form a table")
     taken = np.take(labels, indices, axis=axis)
     if indices.ndim == 0 and axes_of(taken):
         return OpFacts((_some(taken),), "move")
-    channel_indices = (ChannelIndex(site.node.key, 1, vector),)
+    channel_indices = (ChannelIndex(context.node.key, 1, vector),)
     if indices.ndim == 0:
-        why = f"{describe(site.node)} takes a single channel"
+        why = f"{describe(context.node)} takes a single channel"
         return OpFacts((None,), "select", channel_indices=channel_indices, frozen=(Frozen(taken, why),))
     return OpFacts((_some(taken),), "select", channel_indices=channel_indices)
 

@@ -253,10 +253,10 @@ class OpContext:
         return _complete(self.outputs[position])
 
 
-def freeze(site: OpContext, reason: str, *, macs: int | None = None) -> OpFacts:
+def freeze(context: OpContext, reason: str, *, macs: int | None = None) -> OpFacts:
     """All channels that enter the node must stay; its outputs carry none."""
-    frozen = tuple(Frozen(labels, reason) for labels in site.labels if labels is not None)
-    return OpFacts(outputs=(None,) * len(site.node.outputs), frozen=frozen, macs=macs, reason=reason)
+    frozen = tuple(Frozen(labels, reason) for labels in context.labels if labels is not None)
+    return OpFacts(outputs=(None,) * len(context.node.outputs), frozen=frozen, macs=macs, reason=reason)
 
 
 def describe(node: Node) -> str:

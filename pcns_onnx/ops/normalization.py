@@ -34,15 +34,15 @@ _BETWEEN = ("Add", "Div", "Sqrt", "Pow", "Clip", "Max", "Reciprocal", "Expand", 
 
 
 @rule("InstanceNormalization")
-def instance_normalization(site: OpContext) -> OpFacts:
+def instance_normalization(context: OpContext) -> OpFacts:
     """Every channel (axis 1) over its positions, then a scale and a shift per channel."""
-    labels = site.labels[0]
+    labels = context.labels[0]
     if labels is None:
         return OpFacts((None,))
     if any(axis != 1 for axis in axes_of(labels)):
-        return freeze(site, f"{describe(site.node)} {SEVERAL}")
-    if any(site.constant(position) is None for position in (1, 2)):
-        return freeze(site, f"{describe(site.node)} scales its channels by computed values")
+        return freeze(context, f"{describe(context.node)} {SEVERAL}")
+    if any(context.constant(position) is None for position in (1, 2)):
+        return freeze(context, f"{describe(context.node)} scales its channels by computed values")
     vector = labels.reshape(-1)
     return OpFacts((labels,), "channelwise", per_channel=(PerChannelConstant(1, vector), PerChannelConstant(2, vector)))
 
@@ -51,44 +51,44 @@ _LAYER_NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormal
 
 
 @rule(*_LAYER_NORMS)
-def layer_normalization(site: OpContext) -> OpFacts:
+def layer_normalization(context: OpContext) -> OpFacts:
     """From one axis to the last."""
-    labels = site.labels[0]
+    labels = context.labels[0]
     if labels is None:
-        return OpFacts((None,) * len(site.node.outputs))
-    first = int(site.attr("axis", -1)) % labels.ndim
-    return _normalised(site, range(first, labels.ndim))
+        return OpFacts((None,) * len(context.node.outputs))
+    first = int(context.attr("axis", -1)) % labels.ndim
+    return _normalised(context, range(first, labels.ndim))
 
 
 @rule("MeanVarianceNormalization")
-def mean_variance_normalization(site: OpContext) -> OpFacts:
+def mean_variance_normalization(context: OpContext) -> OpFacts:
     """Over the given axes."""
-    return _normalised(site, site.attr("axes", (0, 2, 3)))
+    return _normalised(context, context.attr("axes", (0, 2, 3)))
 
 
 @rule("LpNormalization")
-def lp_normalization(site: OpContext) -> OpFacts:
+def lp_normalization(context: OpContext) -> OpFacts:
     """Over one axis."""
-    return _normalised(site, (int(site.attr("axis", -1)),))
+    return _normalised(context, (int(context.attr("axis", -1)),))
 
 
 @rule("LRN")
-def local_response(site: OpContext) -> OpFacts:
+def local_response(context: OpContext) -> OpFacts:
     """Over neighbours on axis 1."""
-    return _normalised(site, (1,))
+    return _normalised(context, (1,))
 
 
 @rule("GroupNormalization")
-def group_normalization(site: OpContext) -> OpFacts:
+def group_normalization(context: OpContext) -> OpFacts:
     """Over equal groups of channels (axis 1): whole groups can go."""
-    labels, shape = site.labels[0], site.shapes[0]
+    labels, shape = context.labels[0], context.shapes[0]
     if labels is None:
         return OpFacts((None,))
-    vector, groups = along(labels, 1, labels.ndim), int(site.attr("num_groups", 1))
+    vector, groups = along(labels, 1, labels.ndim), int(context.attr("num_groups", 1))
     if vector is None or groups == 1 or shape is None or shape[1] is None or shape[1] % groups:
-        return freeze(site, f"{describe(site.node)} {SEVERAL}")
-    if any(site.constant(position) is None for position in (1, 2)):
-        return freeze(site, f"{describe(site.node)} scales its channels by computed values")
+        return freeze(context, f"{describe(context.node)} {SEVERAL}")
+    if any(context.constant(position) is None for position in (1, 2)):
+        return freeze(context, f"{describe(context.node)} scales its channels by computed values")
     rows = np.broadcast_to(vector, (shape[1],)).reshape(groups, -1)
     first = np.broadcast_to(rows[:, :1], rows.shape)
     whole = first.reshape(-1)
@@ -96,48 +96,48 @@ def group_normalization(site: OpContext) -> OpFacts:
         (spread(whole, 1, labels.ndim),),
         "channelwise",
         per_channel=(PerChannelConstant(1, whole), PerChannelConstant(2, whole)),
-        sizes=(ChannelCount(site.node.key, "num_groups", 0, first[:, 0]),),
-        ties=(Tie(first, rows, f"{describe(site.node)} normalises its channels with some that must stay"),),
+        sizes=(ChannelCount(context.node.key, "num_groups", 0, first[:, 0]),),
+        ties=(Tie(first, rows, f"{describe(context.node)} normalises its channels with some that must stay"),),
     )
 
 
-def is_grouped(site: OpContext) -> bool:
+def is_grouped(context: OpContext) -> bool:
     """Whether a Reshape stands in front of an InstanceNormalization, which takes axis 1 for its channels."""
-    return {reader.op for reader in site.readers(site.node.outputs[0])} == {"InstanceNormalization"}
+    return {reader.op for reader in context.readers(context.node.outputs[0])} == {"InstanceNormalization"}
 
 
 @rule("LayerNormalization", "GroupNorm", "SkipGroupNorm", "EmbedLayerNormalization", domain="com.microsoft")
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft", operands="all")
-def several(site: OpContext) -> OpFacts:
+def several(context: OpContext) -> OpFacts:
     """Always over channels."""
-    return freeze(site, f"{describe(site.node)} {SEVERAL}")
+    return freeze(context, f"{describe(context.node)} {SEVERAL}")
 
 
-def _normalised(site: OpContext, axes: Iterable[int]) -> OpFacts:
+def _normalised(context: OpContext, axes: Iterable[int]) -> OpFacts:
     """Normalised over `axes`; what is stored beside lies along these."""
-    labels = site.labels[0]
-    nothing = (None,) * len(site.node.outputs)
+    labels = context.labels[0]
+    nothing = (None,) * len(context.node.outputs)
     if labels is None:
         return OpFacts(nothing)
     if {axis % labels.ndim for axis in axes}.intersection(axes_of(labels)):
-        return freeze(site, f"{describe(site.node)} {SEVERAL}")
+        return freeze(context, f"{describe(context.node)} {SEVERAL}")
     per_channel = []
-    for position, shape in enumerate(site.shapes[1:], start=1):
+    for position, shape in enumerate(context.shapes[1:], start=1):
         ride = None if shape is None else per_channel_constant(labels, len(shape), tuple(shape))
-        if shape is None or (ride is not None and site.constant(position) is None):
-            return freeze(site, f"{describe(site.node)} scales its channels by computed values")
+        if shape is None or (ride is not None and context.constant(position) is None):
+            return freeze(context, f"{describe(context.node)} scales its channels by computed values")
         per_channel += [] if ride is None else [PerChannelConstant(position, ride)]
     return OpFacts((labels,) * len(nothing), "channelwise", per_channel=tuple(per_channel))
 
 
-def is_norm_of(site: OpContext) -> bool:
+def is_norm_of(context: OpContext) -> bool:
     """Whether what is reduced here meets its own mean or size again: it is part of a norm."""
-    source = site.node.inputs[0]
-    maker = site.producer(source)
+    source = context.node.inputs[0]
+    maker = context.producer(source)
     whole = {source, *(maker.inputs if maker is not None and maker.op in _SQUARES else ())}
-    front = {site.node.outputs[0]}
+    front = {context.node.outputs[0]}
     for _ in range(6):
-        readers = [reader for name in front for reader in site.readers(name)]
+        readers = [reader for name in front for reader in context.readers(name)]
         if any(reader.op in ("Sub", "Div", "Mul") and whole.intersection(reader.inputs) for reader in readers):
             return True
         front = {reader.outputs[0] for reader in readers if reader.op in _BETWEEN}

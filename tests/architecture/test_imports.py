@@ -41,7 +41,8 @@ DOORS = {
 }
 """The folders through which these come in, and why there."""
 
-FLOORS = 40
+FLOORS = 12
+"""Rooms on top of one another: as many as a newcomer can keep in mind."""
 
 LIMIT = 300
 """Non-blank lines that a file may have."""

@@ -62,7 +62,7 @@ def test_every_fraction_is_a_budget(fraction: float) -> None:
     ["", "macs", "macs=", "macs=abc", "macs=0.5x", "macs=50%", "=0.5", "foo=0.5", "MACS=0.5", "macs=0.5,params=0.5"],
 )
 def test_text_that_is_no_budget(text: str) -> None:
-    line = rf"^budget '{text}' is not understood: write macs=0\.5, params=0\.4 or latency=0\.6"
+    line = rf"^budget '{text}' is not understood: write macs=0\.5, params=0\.4, size=0\.5 or latency=0\.6"
     with pytest.raises(InputError, match=line):
         Budget.parse(text)
 
@@ -116,7 +116,7 @@ def test_snapping_takes_the_nearest_and_the_smaller_of_two(wanted: float, got: i
 def test_costs_are_those_counted_by_hand(chain: Chain, data: st.DataObject) -> None:
     hidden = {g.name: data.draw(st.integers(1, g.width)) for g in chain.groups}
     found = chain.costs(chain.fractions(hidden))
-    assert found == pytest.approx([chain.macs(hidden), chain.parameters(hidden)])
+    assert found[:2] == pytest.approx([chain.macs(hidden), chain.parameters(hidden)])
     assert chain.costs.total[:2] == pytest.approx([chain.macs({}), chain.parameters({})])
 
 
@@ -142,7 +142,7 @@ def test_costs_of_a_shared_stream_are_those_counted_by_hand(stream: Stream, data
     costs = Costs(dependencies, {"params": graph.parameters}, {"params": graph.parameters})
     widths = {name: data.draw(st.integers(1, width)) for name, width in stream.full.items()}
     found = costs({name: width / stream.full[name] for name, width in widths.items()})[:2]
-    assert found == pytest.approx([stream.macs(widths), stream.parameters(widths)])
+    assert found[:2] == pytest.approx([stream.macs(widths), stream.parameters(widths)])
     assert costs.total[:2] == pytest.approx([stream.macs({}), stream.parameters({})])
 
 

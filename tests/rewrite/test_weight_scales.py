@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import Array, build
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import helper, numpy_helper
 
+from conftest import Array, build
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.quantize import in_precision

@@ -31,8 +31,7 @@ from builders.transposed import LAYERS as TRANSPOSED
 from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.graph import Graph
 from pcns_onnx.ops import rules
-from pcns_onnx.ops.barriers import BARRIERS
-from pcns_onnx.ops.unsupported import INTACT
+from pcns_onnx.ops.unsupported import BARRIERS, INTACT
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
 from pcns_onnx.runtime.engine import Engine
 
