@@ -18,6 +18,7 @@ import click
 from pcns_onnx.api.options import FIELDS, flag_of, kind_of, takes_many
 from pcns_onnx.cli.console import Command
 from pcns_onnx.errors import InputError
+from pcns_onnx.methods.registry import CHOICES
 
 DATA_HELP = "Samples: .npz, .npy, tables, images, texts, or module:function."
 
@@ -49,6 +50,8 @@ def _option(one: Field[Any], command: str) -> Callable[[Command], Command]:
         return click.option(flag, one.name, nargs=2, **facts)
     if takes_many(one):
         return click.option(flag, one.name, multiple=True, **facts)
+    if one.name == "method" and command not in one.metadata["metavar"]:
+        facts["metavar"] = "|".join(CHOICES)  # planning, which has the field, does not know the methods
     if "choices" in one.metadata and facts["metavar"] is None:
         facts["metavar"] = "|".join(one.metadata["choices"])
     return click.option(flag, one.name, type=kind if kind in (int, float) else str, **facts)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pcns_onnx.ops.computed_shapes import counted, windows
+from pcns_onnx.ops.computed_shapes import counted, slice_bounds
 from pcns_onnx.ops.facts import (
     ChannelCount,
     ChannelIndex,
@@ -70,7 +70,7 @@ def _side_by_side(context: OpContext, carried: Sequence[Labels], coupled: tuple[
 
 
 @rule("Split")
-def split(context: OpContext) -> OpFacts:
+def split_op(context: OpContext) -> OpFacts:
     """Pieces of the channels, their sizes written out; or all of them in every output."""
     labels, count = context.labels[0], len(context.node.outputs)
     if labels is None:
@@ -84,8 +84,8 @@ def split(context: OpContext) -> OpFacts:
         return freeze(context, f"{describe(context.node)} computes how many channels it takes")
     place: int | str = 1 if context.opset >= 13 or len(context.node.inputs) > 1 else "split"
     cuts = np.cumsum(sizes)[:-1]
-    outputs = tuple(_some(piece) for piece in np.split(labels, cuts, axis=axis))
-    counts = np.split(vector, cuts)
+    outputs = tuple(_some(piece) for piece in np.split_op(labels, cuts, axis=axis))
+    counts = np.split_op(vector, cuts)
     facts = (ChannelCount(context.node.key, place, i, piece, replaces="num_outputs") for i, piece in enumerate(counts))
     return OpFacts(outputs, "select", sizes=tuple(facts))
 
@@ -106,7 +106,7 @@ def cut(context: OpContext) -> OpFacts:
     labels = context.labels[0]
     if labels is None:
         return OpFacts((None,))
-    taken = windows(context, context.node)
+    taken = slice_bounds(context, context.node)
     touched = set(axes_of(labels)) if taken.axes is None else {a % labels.ndim for a in taken.axes} & {*axes_of(labels)}
     if not touched:
         return OpFacts((labels,), "move")

@@ -18,7 +18,9 @@ from pcns_onnx.numerics.arrays import to_numpy
 
 Array = Any
 BACKENDS = pytest.mark.parametrize("xp", [np, array_api_strict], ids=["numpy", "strict"])
-RANKS = pytest.mark.parametrize("rank", [obs.rank, interpolative.rank], ids=["obs", "interpolative"])
+RANKS = pytest.mark.parametrize(
+    "rank", [obs.rank_by_surgeon, interpolative.rank_by_pivots], ids=["obs", "interpolative"]
+)
 QUICK = settings(max_examples=12, deadline=None)
 MANY = 10**9  # rows: the damping is then its least
 
@@ -130,7 +132,7 @@ READERS = pytest.mark.parametrize("taps", [(1,), (3,), (1, 1), (1, 4)], ids=str)
 @QUICK
 def test_the_curve_of_obs_is_the_least_squares_residual(xp: Any, taps: Sequence[int], seed: int) -> None:
     problems = several(seed, 6, taps)
-    ranking = rank_all(obs.rank, problems, xp)
+    ranking = rank_all(obs.rank_by_surgeon, problems, xp)
     assert sorted(ranking.order) == list(range(6))
     expected = [lost_all(problems, ranking.order[:m]) for m in range(1, 7)]
     np.testing.assert_allclose(ranking.error[1:], expected, atol=2e-4)
@@ -141,7 +143,7 @@ def test_the_curve_of_obs_is_the_least_squares_residual(xp: Any, taps: Sequence[
 @READERS
 def test_obs_removes_the_cheapest_at_every_step(taps: Sequence[int]) -> None:
     problems = several(5, 6, taps)
-    order = rank_all(obs.rank, problems).order
+    order = rank_all(obs.rank_by_surgeon, problems).order
     for left in range(6, 1, -1):
         kept = order[:left]
         costs = {int(g): lost_all(problems, kept[kept != g]) for g in kept}
@@ -164,7 +166,7 @@ def partial(seed: int) -> list[tuple[Array, Array, int, Array]]:
 def test_readers_of_some_channels_lose_only_these(xp: Any, seed: int) -> None:
     """The mean over all readers of what each of them misses; one that is left with nothing misses all."""
     problems = partial(seed)
-    ranking = obs.rank([reading(x, v, t, xp, places=p) for x, v, t, p in problems], 7)
+    ranking = obs.rank_by_surgeon([reading(x, v, t, xp, places=p) for x, v, t, p in problems], 7)
     assert sorted(ranking.order) == list(range(7))
     for width in range(2, 8):
         kept = np.sort(ranking.order[:width])
@@ -183,7 +185,9 @@ def test_readers_of_some_channels_are_the_same_in_any_array_namespace(rank: Rank
 
 def test_places_of_all_channels_say_nothing_new() -> None:
     problems = several(5, 6, (1, 3))
-    plain, placed = (obs.rank([reading(x, v, t, places=p) for x, v, t in problems], 6) for p in (None, np.arange(6)))
+    plain, placed = (
+        obs.rank_by_surgeon([reading(x, v, t, places=p) for x, v, t in problems], 6) for p in (None, np.arange(6))
+    )
     np.testing.assert_array_equal(plain.order, placed.order)
     np.testing.assert_allclose(plain.error, placed.error)
 
@@ -191,7 +195,7 @@ def test_places_of_all_channels_say_nothing_new() -> None:
 @BACKENDS
 def test_the_curve_of_the_interpolative_subset_is_its_residual_trace(xp: Any) -> None:
     (x, v, _) = problems = (*problem(6, 7), 1)
-    ranking = rank_all(interpolative.rank, [problems], xp)
+    ranking = rank_all(interpolative.rank_by_pivots, [problems], xp)
     weighted = x * np.sqrt((v * v).sum(0))
     for m in range(1, 8):
         kept = weighted[:, ranking.order[:m]]
@@ -257,8 +261,8 @@ def test_obs_loses_less_than_other_subsets() -> None:
     for seed in range(20):
         x, v = problem(100 + 7 * seed, 16)
         seen = reading(x, v)
-        shares["obs"].append(lost(x, v, 1, obs.rank([seen], 16).order[:8]))
-        shares["interpolative"].append(lost(x, v, 1, interpolative.rank([seen], 16).order[:8]))
+        shares["obs"].append(lost(x, v, 1, obs.rank_by_surgeon([seen], 16).order[:8]))
+        shares["interpolative"].append(lost(x, v, 1, interpolative.rank_by_pivots([seen], 16).order[:8]))
         shares["random"].append(lost(x, v, 1, generator.choice(16, 8, replace=False)))
     mean = {name: float(np.mean(values)) for name, values in shares.items()}
     assert mean["obs"] <= mean["interpolative"] < mean["random"]
@@ -270,9 +274,9 @@ def test_blocks_agree_with_one_by_one(taps: Sequence[int], monkeypatch: pytest.M
     channels = 130
     problems = [(*problem(20 + i, channels, t, outputs=24, rows=1200), t) for i, t in enumerate(taps)]
     assert channels * max(taps) > obs._SMALL
-    blocks = rank_all(obs.rank, problems)
+    blocks = rank_all(obs.rank_by_surgeon, problems)
     monkeypatch.setattr(obs, "_SMALL", 10**9)
-    single = rank_all(obs.rank, problems)
+    single = rank_all(obs.rank_by_surgeon, problems)
     assert sorted(blocks.order) == list(range(channels))
     np.testing.assert_allclose(blocks.error, single.error, rtol=0.02, atol=1e-4)
     assert len(set(blocks.order[:65]) & set(single.order[:65])) >= 60

@@ -306,7 +306,9 @@ def test_a_second_budget_on_the_same_resource_tightens_the_first() -> None:
 
 def test_what_cannot_be_reached_is_refused_with_what_can() -> None:
     chain = Chain((10, 10, 10, 10))
-    with pytest.raises(InputError, match=r"^budget macs=0.05 is out of reach: .* macs=0.070, params=0.\d+$"):
+    with pytest.raises(
+        InputError, match=r"^budget macs=0.05 is out of reach: .* macs=0.070, params=0.\d+, size=0.\d+$"
+    ):
         chain.allocate(convex_curves(chain, 0), "macs=0.05")
 
 
