@@ -84,8 +84,8 @@ def split_op(context: OpContext) -> OpFacts:
         return freeze(context, f"{describe(context.node)} computes how many channels it takes")
     place: int | str = 1 if context.opset >= 13 or len(context.node.inputs) > 1 else "split"
     cuts = np.cumsum(sizes)[:-1]
-    outputs = tuple(_some(piece) for piece in np.split_op(labels, cuts, axis=axis))
-    counts = np.split_op(vector, cuts)
+    outputs = tuple(_some(piece) for piece in np.split(labels, cuts, axis=axis))
+    counts = np.split(vector, cuts)
     facts = (ChannelCount(context.node.key, place, i, piece, replaces="num_outputs") for i, piece in enumerate(counts))
     return OpFacts(outputs, "select", sizes=tuple(facts))
 
