@@ -1,64 +1,69 @@
-"""Small real models, built by hand, and sessions to run them."""
+"""Fixtures that all tests share, and what holds around every test."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from threadpoolctl import threadpool_limits
 
-from pcns_onnx.graph import Program
-from pcns_onnx.runtime.engine import Engine
+from builders.commands import Ran
+from pcns_onnx.cli import main as cli
+from pcns_onnx.errors import PcnsError
+from pcns_onnx.runtime.engine import choose_engine
 
-Array = NDArray[Any]
-MODELS = Path(__file__).parent.parent / "models"
-
-
-def build(
-    nodes: Sequence[onnx.NodeProto],
-    weights: Mapping[str, Array],
-    input_shape: Sequence[int | str],
-    *,
-    output: str = "y",
-    opset: int = 17,
-    ir_version: int = 8,
-) -> onnx.ModelProto:
-    """A checked model with one float input `x` and one output."""
-    graph = helper.make_graph(
-        list(nodes),
-        "test",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(input_shape))],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
-    # The checker wants a shape on every output.
-    model.graph.output[0].CopyFrom(onnx.shape_inference.infer_shapes(model).graph.output[0])
-    onnx.checker.check_model(model)
-    return model
+ON_DEMAND = ("slow", "gpu")
+"""Marks of tests that run only where `-m` names them."""
 
 
-def run(model: onnx.ModelProto, x: Array) -> Array:
-    """The first output of a model in onnxruntime."""
-    outputs = Engine().session(Program(model.SerializeToString())).run({"x": x})
-    return np.asarray(next(iter(outputs.values())))
+def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Skip what is run on demand, and what needs a device that is not there.
+
+    A default `-m` among `addopts` would be overridden by any other on the command line, and with it what it leaves out.
+    """
+    named = set(re.findall(r"\w+", config.getoption("markexpr")))
+    reasons = {mark: f"run with -m {mark}" for mark in ON_DEMAND if mark not in named}
+    if "gpu" in named and any(item.get_closest_marker("gpu") for item in items) and (lacking := _no_cuda()):
+        reasons["gpu"] = lacking
+    for item in items:
+        for mark, reason in reasons.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=f"{mark}: {reason}"))
 
 
-def relative(a: Array, b: Array) -> float:
-    """Relative L2 distance of b from a."""
-    return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-30))
+def _no_cuda() -> str | None:
+    """Why nothing runs on a CUDA device here; None where it does."""
+    try:
+        choose_engine("cuda", 1)
+    except PcnsError as error:
+        return str(error)
+    return None
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     """Seeded randomness."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """Call the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def call(*argv: object) -> Ran:
+        capfd.readouterr()
+        code = cli.main([str(arg) for arg in argv])
+        shown = capfd.readouterr()
+        return Ran(code, shown.out, shown.err)
+
+    return call
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from pcns_onnx.api.inputs import opened
+from pcns_onnx.api.inputs import run
 from pcns_onnx.api.options import Choices, Options
-from pcns_onnx.calibration.shapes import census_of
 from pcns_onnx.cost.benchmark import unsteady
-from pcns_onnx.cost.model import size_of
-from pcns_onnx.data.dataset import split
+from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.agreement import time_both, verify
 from pcns_onnx.evaluation.gates import gates_of
 from pcns_onnx.evaluation.metric import load_metric
-from pcns_onnx.evaluation.provenance import library_versions, origin_of
+from pcns_onnx.evaluation.provenance import library_versions, provenance_of
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.graph.queries import names_of
@@ -24,8 +22,6 @@ from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
 from pcns_onnx.report.writer import finish
 from pcns_onnx.rewrite.canonical import Canonical
-from pcns_onnx.runtime.engine import choose_engine
-from pcns_onnx.runtime.samples import samples_of
 
 
 def compare(
@@ -40,37 +36,45 @@ def compare(
 
     Raises `GateError`, with the report, if a limit in `choices` is exceeded.
     """
-    options, progress = Options(**choices), progress or Progress()
-    check_targets((a, b, data), options.report, options.html)
-    check_page(options.html)
-    metric = load_metric(options.metric)
-    engine = choose_engine(options.device, options.threads, options.libraries)
-    forms = [Canonical.of(Graph.load(source)) for source in (a, b)]
-    first, second = (form.original for form in forms)
-    check_targets((*first.files, *second.files), options.report, options.html)
-    if [s.name for s in first.inputs] != [s.name for s in second.inputs]:
-        raise InputError(f"the models have different inputs: {names_of(first)} and {names_of(second)}")
-    dataset, _ = split(opened(forms[0], data, options), holdout=0.0, seed=options.seed, samples=options.samples)
-    if options.max_drop is not None and metric is None and not dataset.has_labels:
-        raise InputError("--max-drop needs labels in the data, or --metric")
-    samples = samples_of(dataset, options, first, second)
-    agreement, warnings = verify(engine, first, second, samples, metric, progress)
-    sizes = [size_of(form.original, census_of(form.twin, engine, dataset, options)) for form in forms]
-    latency = time_both(engine, first, second, samples, progress)
+    options = Options.of(**choices)
+    outputs = options.outputs
+    check_targets((a, b, data), outputs.report, outputs.html)
+    check_page(outputs.html)
+    metric = load_metric(options.gates.metric)
+    with run(options, progress) as running:
+        forms = [Canonical.of(Graph.load(source)) for source in (a, b)]
+        first, second = (form.original for form in forms)
+        check_targets((*first.files, *second.files), outputs.report, outputs.html)
+        if [s.name for s in first.inputs] != [s.name for s in second.inputs]:
+            raise InputError(f"the models have different inputs: {names_of(first)} and {names_of(second)}")
+        dataset = running.all_of(running.opened(forms[0], data))
+        if options.gates.max_drop is not None and metric is None and not dataset.has_labels:
+            raise InputError("--max-drop needs labels in the data, or --metric")
+        samples = running.samples(dataset, first, second)
+        agreement, warnings = verify(running.engine, first, second, samples, metric, running.progress)
+        sizes = [model_size(form.original, running.dependencies(form.twin, dataset)) for form in forms]
+        latency = time_both(running.engine, first, second, samples, running.progress)
     report = Report(
         options=options.described(),
         before=sizes[0],
         after=sizes[1],
         agreement=agreement,
         latency=latency,
-        gates=gates_of(options, agreement),
+        gates=gates_of(options.gates, agreement),
         groups=[],
         left_alone=[],
         folded=[],
         stages={},
         warnings=warnings + unsteady(latency),
         versions=library_versions(),
-        origin=origin_of(options, engine, {"model a": (a, first), "model b": (b, second)}, {"data": data}),
+        origin=provenance_of(
+            outputs.command,
+            options.runtime.device,
+            options.data.seed,
+            running.engine,
+            {"model a": (a, first), "model b": (b, second)},
+            {"data": data},
+        ),
     )
-    finish(report, options)
+    finish(report, outputs.report, outputs.html)
     return report

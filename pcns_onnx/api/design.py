@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
+from pcns_onnx.api.inputs import run
 from pcns_onnx.api.options import Options
 from pcns_onnx.architecture.blueprint import Architecture, Blueprint, DesignedLayer
 from pcns_onnx.architecture.chain import Chain, sequence
 from pcns_onnx.architecture.depth import Rule, rule_named
 from pcns_onnx.architecture.fresh import initialise, ungroup
 from pcns_onnx.architecture.spectra import ENOUGH, Spectrum, eigenfilters, preactivation, samples_needed, spectra
-from pcns_onnx.calibration.calibration import Setup
-from pcns_onnx.cost.model import RESOURCES
+from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.data.conform import Normalize
 from pcns_onnx.data.dataset import open_data, split
 from pcns_onnx.data.sources import DataSource
@@ -34,7 +33,6 @@ from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.plan import fingerprint
 from pcns_onnx.progress import Progress
 from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
-from pcns_onnx.runtime.engine import choose_engine
 from pcns_onnx.runtime.samples import Samples
 
 if TYPE_CHECKING:
@@ -43,6 +41,8 @@ if TYPE_CHECKING:
 VARIANCE = 0.999
 """The paper's threshold: half a point to a point of accuracy for 'a considerable gain' (section IV-E)."""
 DEPTH = "monotone"
+_COUNTED = ("macs", "params")
+"""What a draft is counted in."""
 
 
 class DesignChoices(TypedDict, total=False):
@@ -95,28 +95,26 @@ def design(
     """
     if variance is not None and budget:
         raise InputError("--variance and --budget each say how small: give one of them")
-    options = Options(**choices) if variance is None else Options(variance=variance, **choices)
-    budgets = [Budget.parse(text) for text in Options(budget=budget).budgets]
-    if any(b.resource not in RESOURCES[:2] for b in budgets):
+    options = Options.of(budget=budget, **({} if variance is None else {"variance": variance}), **choices)
+    budgets = [Budget.parse(text) for text in options.goal.budgets]
+    if any(b.resource not in _COUNTED for b in budgets):
         raise InputError("a design is drawn up for --budget macs=F or params=F")
     rule = rule_named(depth)
-    progress = progress or Progress()
     check_targets((model, data), output, config)
-    engine = choose_engine(options.device, options.threads, options.libraries)
-    with threadpool_limits(options.threads or None):
+    with run(options, progress) as running:
         original = Graph.load(model)
         check_targets(tuple(original.files), output, config)
         samples, chain = _opened(original, data, options)
-        setup = Setup(engine, samples, options.seed, progress, options.shares)
-        found = spectra(setup, chain.graph.as_float32(), chain.census, chain.hidden)
+        calibration = Calibration(running.engine, samples, options.data.seed, running.progress, options.runtime.budget)
+        found = spectra(calibration, chain.graph.as_float32(), chain.dependencies, chain.hidden)
         drafts = _Drafts(chain, found, rule)
-        share = options.variance or VARIANCE
+        share = options.goal.variance or VARIANCE
         if budgets:
-            with progress.stage("budget"):
+            with running.progress.stage("budget"):
                 share = drafts.largest_share(budgets)
         widths = drafts.widths(share)
-        new = chain.made(widths, options.seed)
-        blueprint = _blueprint(original, drafts, share, widths, budgets, depth, samples, options)
+        new = chain.made(widths, options.data.seed)
+        blueprint = _blueprint(original, drafts, share, widths, budgets, depth, samples, options.data.seed)
     new.set_metadata("pcns_onnx", _provenance(blueprint))
     new.check(full=original.passes_full_check())
     if config is not None:
@@ -140,7 +138,7 @@ def ungrouped(
     names = ungroup(graph)
     if not names:
         raise InputError("--ungroup found no grouped Conv: design from this model as it is")
-    initialise(graph, Options(seed=seed).seed)
+    initialise(graph, Options.of(seed=seed).data.seed)
     graph.prune()
     graph.check(full=original.passes_full_check())
     if output is not None:
@@ -189,7 +187,7 @@ class _Drafts:
         to expand.
         """
         original = self.chain.costs({layer.name: layer.width for layer in self.chain.hidden})
-        limits = [(RESOURCES.index(b.resource), b.limit) for b in budgets]
+        limits = [(_COUNTED.index(b.resource), b.limit) for b in budgets]
         points = np.unique(np.concatenate([[VARIANCE], *(s.explained for s in self.found.values())]))
         seen = None
         for share in points[points <= VARIANCE][::-1]:
@@ -200,22 +198,22 @@ class _Drafts:
             if all(cost[at] <= fraction * original[at] for at, fraction in limits):
                 return float(share)
         assert seen is not None, "there is a point at 0.999"
-        least = ", ".join(f"{r}={c / o:.3g}" for r, c, o in zip(RESOURCES[:2], self.costs(seen), original, strict=True))
+        least = ", ".join(f"{r}={c / o:.3g}" for r, c, o in zip(_COUNTED, self.costs(seen), original, strict=True))
         raise InputError(f"the budget is out of reach: the smallest design has {least}")
 
 
 def _opened(original: Graph, data: DataSource, options: Options) -> tuple[Samples, Chain]:
     """The samples that are looked at, enough of them, and the chain as it is on such samples."""
     inputs = original.as_float32().inputs
-    everything = open_data(data, inputs, normalize=options.normalize, preprocess=options.preparing())
-    feeds = {name: array.shape for name, array in next(everything.batches(1)).feeds.items()} | options.shapes()
+    everything = open_data(data, inputs, normalize=options.data.normalize, preprocess=options.data.preparing())
+    feeds = {name: array.shape for name, array in next(everything.batches(1)).feeds.items()} | options.scope.shapes()
     chain = Chain.of(original, feeds)
     fixed = next((spec.shape[0] for spec in inputs if spec.shape and spec.shape[0] is not None), None)
-    needed = samples_needed(chain.census, chain.hidden)
+    needed = samples_needed(chain.dependencies, chain.hidden)
     if fixed is not None:
         needed = -(-needed // fixed) * fixed
-    chosen, _ = split(everything, holdout=0.0, seed=options.seed, samples=options.samples or needed)
-    samples = Samples(chosen, fixed or options.batch, fixed is not None)
+    chosen, _ = split(everything, holdout=0.0, seed=options.data.seed, samples=options.data.samples or needed)
+    samples = Samples(chosen, fixed or options.data.batch, fixed is not None)
     if samples.count == 0:
         raise InputError(f"the model takes batches of exactly {fixed} samples and the data holds fewer: give more")
     return samples, chain
@@ -229,7 +227,7 @@ def _blueprint(
     budgets: Sequence[Budget],
     depth: str,
     samples: Samples,
-    options: Options,
+    seed: int,
 ) -> Blueprint:
     chain, dimensions = drafts.chain, drafts.significant(share)
     names = [layer.name for layer in chain.hidden]
@@ -252,10 +250,10 @@ def _blueprint(
     return Blueprint(
         model=fingerprint(original),
         variance=share,
-        budget=[f"{b.resource}={b.limit:g}" for b in budgets],
+        budget=[str(b) for b in budgets],
         depth=depth,
         samples=samples.count,
-        seed=options.seed,
+        seed=seed,
         initial=rows[0],
         significant=rows[1],
         final=rows[2],
@@ -278,7 +276,7 @@ def _few(chain: Chain, layers: Sequence[DesignedLayer], samples: Samples) -> Ite
         yield (
             f"few samples: {len(few)} of {len(layers)} layers have D/M under {ENOUGH} (least: '{worst.name}' with "
             f"{worst.rows_per_filter:.1f}), so their significant dimensions come out low; "
-            f"{samples_needed(chain.census, chain.hidden):,} samples would do, here are {samples.count:,}"
+            f"{samples_needed(chain.dependencies, chain.hidden):,} samples would do, here are {samples.count:,}"
         )
 
 
@@ -306,7 +304,7 @@ def _first_eigenfilters(chain: Chain, found: Mapping[str, Spectrum]) -> NDArray[
     """Those of the first layer, its norm folded in where that stands in front of the activation."""
     layer = chain.layers[0]
     folded, _ = fold_batch_norms(chain.graph)
-    end = folded.producers[preactivation(chain.graph, chain.census, layer)]
+    end = folded.producers[preactivation(chain.graph, chain.dependencies, layer)]
     node = end if end.op == layer.kind else folded.node(layer.key)
     weight = folded.constant(node.inputs[layer.linear.weight])
     assert weight is not None, "a layer has a stored weight"

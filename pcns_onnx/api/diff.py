@@ -15,8 +15,8 @@ import numpy as np
 
 from pcns_onnx.api.options import Options, Running
 from pcns_onnx.calibration.shapes import stated_shapes
-from pcns_onnx.cost.model import Size
-from pcns_onnx.dependency.dependency_graph import Census, survey
+from pcns_onnx.cost.model import ModelSize
+from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph
 from pcns_onnx.graph import Graph, ModelSource, Node, TensorSpec
 from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.rewrite.layer_weights import stored_bias, stored_weight
@@ -68,16 +68,16 @@ class Difference(msgspec.Struct, frozen=True):
     operators: dict[str, tuple[int, int]]
     nodes: dict[str, str]
     interface: list[str]
-    before: Size
-    after: Size
+    before: ModelSize
+    after: ModelSize
     equal: bool
 
 
 def diff(a: ModelSource, b: ModelSource, **choices: Unpack[Running]) -> Difference:
     """What changed from `a` to `b`; `shape` of `choices` says sizes that they leave open. Raises `InputError`."""
-    options = Options(**choices)
+    scope = Options.of(**choices).scope
     forms = [Canonical.of(Graph.load(source)) for source in (a, b)]
-    first, second = (survey(form.twin, stated_shapes(form.twin, options)) for form in forms)
+    first, second = (build_dependency_graph(form.twin, stated_shapes(form.twin, scope)) for form in forms)
     left, right = _sides(first), _sides(second)
     layers = [
         LayerChange(name, left.get(name), right.get(name), *_weights(name, forms, (first, second)))
@@ -99,24 +99,26 @@ def _resized(what: str, before: int, after: int) -> list[str]:
     return [] if before == after or not (before and after) else [f"{what} {before} to {after}"]
 
 
-def _sides(census: Census) -> dict[str, LayerSide]:
+def _sides(dependencies: DependencyGraph) -> dict[str, LayerSide]:
     found = {
         layer.name: LayerSide(layer.kind, len(layer.linear.reads), layer.width, layer.macs, layer.parameters)
-        for layer in census.layers
+        for layer in dependencies.layers
     }
-    return found | {n.name: LayerSide(n.kind, 0, n.width, n.macs, n.parameters) for n in census.unsolved}
+    return found | {n.name: LayerSide(n.kind, 0, n.width, n.macs, n.parameters) for n in dependencies.unsolved}
 
 
-def _solved(form: Canonical, census: Census) -> set[str]:
+def _solved(form: Canonical, dependencies: DependencyGraph) -> set[str]:
     """Names of the nodes that are layers."""
-    return {form.twin.node(layer.key).label for layer in census.layers}
+    return {form.twin.node(layer.key).label for layer in dependencies.layers}
 
 
-def _weights(name: str, forms: list[Canonical], both: tuple[Census, Census]) -> tuple[float | None, float | None]:
+def _weights(
+    name: str, forms: list[Canonical], both: tuple[DependencyGraph, DependencyGraph]
+) -> tuple[float | None, float | None]:
     """Relative change of a layer's weight and of its bias."""
-    if not all(any(layer.name == name for layer in census.layers) for census in both):
+    if not all(any(layer.name == name for layer in dependencies.layers) for dependencies in both):
         return None, None
-    layers = [census.layer(name) for census in both]
+    layers = [dependencies.layer(name) for dependencies in both]
     weights = [stored_weight(form.twin, layer) for form, layer in zip(forms, layers, strict=True)]
     biases = [stored_bias(form.twin, layer) for form, layer in zip(forms, layers, strict=True)]
     return _change(*weights), _change(*biases)
@@ -128,9 +130,9 @@ def _change(a: Any, b: Any) -> float | None:
     return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-30))
 
 
-def _size(graph: Graph, census: Census) -> Size:
-    macs = sum(layer.macs for layer in census.layers) + sum(node.macs for node in census.unsolved)
-    return Size(macs, graph.parameters, graph.nbytes)
+def _size(graph: Graph, dependencies: DependencyGraph) -> ModelSize:
+    macs = sum(layer.macs for layer in dependencies.layers) + sum(node.macs for node in dependencies.unsolved)
+    return ModelSize(macs, graph.parameters, graph.nbytes)
 
 
 def _operators(a: Graph, b: Graph) -> dict[str, tuple[int, int]]:

@@ -26,13 +26,11 @@ from typing import TYPE_CHECKING, Unpack
 
 import msgspec
 
-from pcns_onnx.api.inputs import opened, stand_in
+from pcns_onnx.api.inputs import run, stand_in
 from pcns_onnx.api.options import Options, Running
-from pcns_onnx.calibration.shapes import census_of
-from pcns_onnx.cost.model import size_of
-from pcns_onnx.data.dataset import split
+from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.sources import DataSource
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.errors import InputError, UnsupportedError
@@ -45,8 +43,8 @@ from pcns_onnx.progress import Progress
 from pcns_onnx.report.schema import Expansion
 from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
-from pcns_onnx.runtime.engine import Engine, choose_engine
-from pcns_onnx.runtime.samples import Samples, samples_of
+from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.samples import Samples
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -80,29 +78,28 @@ def expand(
     those fields of `Options` that say how to run.
     Raises `InputError` (nothing matches, cannot be widened), `UnsupportedError` (the outputs would change).
     """
-    options, progress, kind = Options(**running), progress or Progress(), expansion_named(method)
+    options, kind = Options.of(**running), expansion_named(method)
     if isinstance(by, bool) or not isinstance(by, int | float) or not 1 < by < 1e4:
         raise InputError(f"--by {by} is out of range: it is a factor above 1, as in 1.5")
     check_targets((model, data), output)
-    engine = choose_engine(options.device, options.threads, options.libraries)
-    form = Canonical.of(Graph.load(model), folds=False)
-    check_targets(tuple(form.original.files), output)
-    given = stand_in(form.original, options) if data is None else opened(form, data, options)
-    dataset, _ = split(given, holdout=0.0, seed=options.seed, samples=options.samples)
-    census = census_of(form.twin, engine, dataset, options)
-    groups, left = _chosen(form.twin, census, (layer,) if isinstance(layer, str) else tuple(layer))
-    widths = {group.name: round(by * group.width) for group in groups}
-    copies, rows = shared_out(form.twin, census, groups, widths)
-    wide = widened(form.typed, census, copies, groups, zero=kind.name == "zero")
-    drop_zero_biases(wide, form.added)
-    wide.prune()
-    wide.set_metadata("pcns_onnx", _provenance(kind.name, rows))
-    wide.check(full=form.original.passes_full_check())
-    samples = samples_of(dataset, options, form.original)
-    agreement, warnings = _proven(engine, form.original, wide, samples, progress)
-    after = census_of(explicit_biases(wide)[0].as_float32(), engine, dataset, options)
-    sizes = size_of(form.original, census), size_of(wide, after)
-    report = Expansion(kind.name, rows, sizes[0], sizes[1], agreement, data is None, left + warnings)
+    with run(options, progress) as current:
+        form = Canonical.of(Graph.load(model), folds=False)
+        check_targets(tuple(form.original.files), output)
+        dataset = current.all_of(stand_in(form.original, options) if data is None else current.opened(form, data))
+        dependencies = current.dependencies(form.twin, dataset)
+        groups, warnings = _chosen(form.twin, dependencies, (layer,) if isinstance(layer, str) else tuple(layer))
+        widths = {group.name: round(by * group.width) for group in groups}
+        copies, rows = shared_out(form.twin, dependencies, groups, widths)
+        wide = widened(form.typed, dependencies, copies, groups, zero=kind.name == "zero")
+        drop_zero_biases(wide, form.added)
+        wide.prune()
+        wide.set_metadata("pcns_onnx", _provenance(kind.name, rows))
+        wide.check(full=form.original.passes_full_check())
+        samples = current.samples(dataset, form.original)
+        agreement, more = _proven(current.engine, form.original, wide, samples, current.progress)
+        after = current.dependencies(explicit_biases(wide)[0].as_float32(), dataset)
+    sizes = model_size(form.original, dependencies), model_size(wide, after)
+    report = Expansion(kind.name, rows, sizes[0], sizes[1], agreement, data is None, warnings + more)
     if output is not None:
         wide.save(output)
     return ExpandResult(wide.proto, report)
@@ -125,14 +122,16 @@ def _proven(
     return agreement, warnings
 
 
-def _chosen(graph: Graph, census: Census, patterns: Sequence[str]) -> tuple[list[Group], list[str]]:
+def _chosen(graph: Graph, dependencies: DependencyGraph, patterns: Sequence[str]) -> tuple[list[Group], list[str]]:
     """The groups that have a writer of such a name, and what is said of those that must stay.
 
     Raises `InputError`, with a reason, where all that a pattern matches must stay.
     """
     found, left = list[Group](), list[str]()
     for pattern in patterns:
-        mine = [g for g in census.groups if any(_is_called(graph, census.layer(n), pattern) for n in g.writers)]
+        mine = [
+            g for g in dependencies.groups if any(_is_called(graph, dependencies.layer(n), pattern) for n in g.writers)
+        ]
         if not mine:
             raise InputError(f"'{pattern}' matches no layer: `pcns-onnx inspect` lists their names")
         refused = {group.name: reason for group in mine if (reason := _refusal(group)) is not None}

@@ -5,23 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Unpack
 
-from threadpoolctl import threadpool_limits
-
-from pcns_onnx.api.inputs import opened
+from pcns_onnx.api.inputs import run
 from pcns_onnx.api.options import Choices, Options
-from pcns_onnx.calibration.shapes import heads_of, stated_shapes
-from pcns_onnx.data.dataset import split
+from pcns_onnx.calibration.shapes import stated_shapes
 from pcns_onnx.data.sources import DataSource
-from pcns_onnx.dependency.dependency_graph import survey
+from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.graph import Graph, ModelSource
-from pcns_onnx.methods.pcns.assessment import Outlook, look
-from pcns_onnx.planning.prepare import work_for
+from pcns_onnx.methods.pcns.assessment import Outlook, assess
+from pcns_onnx.planning.prepare import problem_for
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.inspection import group_rows, layer_rows, shrinkable_share
 from pcns_onnx.report.schema import Inspection
 from pcns_onnx.report.warnings import few_samples, samples_per_neuron
 from pcns_onnx.rewrite.canonical import Canonical
-from pcns_onnx.runtime.engine import choose_engine
 
 
 def inspect(
@@ -32,22 +28,23 @@ def inspect(
     **choices: Unpack[Choices],
 ) -> Inspection:
     """Every linear layer of `model`: its cost, whether it can shrink and, with data, what it uses."""
-    options, progress = Options(**choices), progress or Progress()
-    form = Canonical.of(Graph.load(model))
-    census = survey(form.twin, stated_shapes(form.twin, options), heads=heads_of(options))
+    options, form = Options.of(**choices), Canonical.of(Graph.load(model))
+    stated = stated_shapes(form.twin, options.scope)
+    dependencies = build_dependency_graph(form.twin, stated, heads=options.scope.heads)
     dimensions, per_neuron, warnings = dict[str, dict[str, int]](), dict[str, float](), list[str]()
     outlooks = list[Outlook]()
     if data is not None:
-        engine = choose_engine(options.device, options.threads, options.libraries)
-        everything, _ = split(opened(form, data, options), holdout=0.0, seed=options.seed, samples=options.samples)
-        work = work_for(form, engine, everything, options, progress)
-        census = work.census
-        with threadpool_limits(options.threads or None):
-            dimensions, outlooks = look(work, options)
-        per_neuron = {layer.name: samples_per_neuron(work, layer.name) for layer in census.layers}
-        warnings = few_samples(replace(work, groups=census.groups))
-    layers = layer_rows(census, dimensions, per_neuron)
-    if any(layer.macs == 0 for layer in census.layers):
+        with run(options, progress) as running:
+            everything = running.all_of(running.opened(form, data))
+            problem = problem_for(form, running.calibration(everything, form.twin), options.scope)
+            dimensions, outlooks = assess(
+                problem, options.scope, variance=options.goal.variance, trials=options.data.trials
+            )
+        dependencies = problem.dependencies
+        per_neuron = {layer.name: samples_per_neuron(problem, layer.name) for layer in dependencies.layers}
+        warnings = few_samples(replace(problem, groups=dependencies.groups))
+    layers = layer_rows(dependencies, dimensions, per_neuron)
+    if any(layer.macs == 0 for layer in dependencies.layers):
         warnings.append("sizes that the model leaves open hide some costs: give --data, or --shape NAME=1x3x224x224")
-    macs, share = sum(layer.macs for layer in layers), shrinkable_share(census)
-    return Inspection(layers, macs, form.original.parameters, share, warnings, group_rows(census), outlooks)
+    macs, share = sum(layer.macs for layer in layers), shrinkable_share(dependencies)
+    return Inspection(layers, macs, form.original.parameters, share, warnings, group_rows(dependencies), outlooks)

@@ -11,28 +11,34 @@ import os
 from dataclasses import dataclass, replace
 from typing import Unpack
 
-from threadpoolctl import threadpool_limits
-
-from pcns_onnx.api.inputs import datasets
+from pcns_onnx.api.inputs import datasets, run
 from pcns_onnx.api.options import Choices, Options
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.methods.registry import method_named
-from pcns_onnx.methods.subset.decide import findings_of
-from pcns_onnx.methods.subset.search import hold_latency
+from pcns_onnx.methods.strategy import Request
+from pcns_onnx.methods.subset.search import meet_measured
+from pcns_onnx.methods.subset.strategy import SubsetStrategy
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.frontier import fractions_of, point_of, points
-from pcns_onnx.planning.low_rank import settled
-from pcns_onnx.planning.plan import SCHEMA, FrontierPoint, GroupPlan, Left, Plan, fingerprint, pairs, write_plan
-from pcns_onnx.planning.prepare import selected, work_for
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.grids import GridRules
+from pcns_onnx.planning.plan import (
+    SCHEMA,
+    FrontierPoint,
+    GroupPlan,
+    Plan,
+    SkippedLayer,
+    fingerprint,
+    pairs,
+    write_plan,
+)
+from pcns_onnx.planning.prepare import problem_for, selected
+from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.schema import PlanReport
 from pcns_onnx.rewrite.canonical import Canonical
-from pcns_onnx.runtime.dask_executor import hired
-from pcns_onnx.runtime.engine import choose_engine
 
 
 @dataclass(frozen=True)
@@ -57,69 +63,82 @@ def plan(
     With `stats` of an earlier run no data is needed. With `output` the plan is written, for
     `shrink --plan`. Raises `InputError`, or `NothingToShrinkError` with the reasons.
     """
-    options, progress = Options(**choices), progress or Progress()
-    _check(options, frontier, data, output)
-    check_targets((model, data), output, stats=options.stats)
-    engine = choose_engine(options.device, options.threads, options.libraries)
-    method = method_named(options.method)
-    with (
-        threadpool_limits(options.threads or None),
-        hired(options.workers, options.scheduler) as crew,
-        progress.stage("total"),
-    ):
+    options = Options.of(**choices)
+    strategy = _accepted(options, frontier=frontier, has_data=data is not None, writes=output is not None)
+    check_targets((model, data), output, stats=options.goal.stats)
+    with run(replace(options, data=replace(options.data, holdout=0.0)), progress) as running:
         form = Canonical.of(Graph.load(model))
-        train, _ = datasets(form, data, replace(options, holdout=0.0), solves=True)
-        work = work_for(form, engine, train, options, progress, times=True, crew=crew)
-        work, left = selected(work, options, method.family)
-        if not work.groups:
-            raise NothingToShrinkError("nothing can be shrunk: every layer has a reason to stay", pairs(left))
-        found = findings_of(form, work, method, options, probes=True)
+        train, _ = datasets(running, form, data, solves=True)
+        problem = problem_for(
+            form,
+            running.calibration(train, form.twin),
+            options.scope,
+            batch_latency=options.runtime.batch_latency,
+            times=True,
+        )
+        drops = options.scope.depth and strategy.request.method.drops_blocks
+        problem = replace(problem, rules=GridRules(str(options.goal.multiple), drops=drops))
+        problem, skipped = selected(problem, options.scope, strategy.refuses)
+        if not problem.groups:
+            raise NothingToShrinkError("nothing can be shrunk: every layer has a reason to stay", pairs(skipped))
+        importance = strategy.importance(problem, probes=True)
         if frontier:
-            return PlanResult(None, _report(work, {}, list(points(work, method, found, options)), left))
-        decision = hold_latency(work, method, found, options, None, options.costs)
-        _, decision, _ = settled(work, decision, options)
-        made = Plan(SCHEMA, fingerprint(form.original), method.name, _with_savings(work, decision))
+            drawn = list(points(problem, importance, options.goal))
+            return PlanResult(None, _report(problem, {}, drawn, skipped))
+        decision = meet_measured(problem, importance, strategy.request)
+        _, decision = strategy.settle(problem, decision)
+        groups = _with_savings(problem, decision)
+        plan = Plan(SCHEMA, fingerprint(form.original), strategy.request.method.name, groups)
     if output is not None:
-        write_plan(made, output)
-    return PlanResult(made, _report(work, made.groups, [point_of(work, decision)], left))
+        write_plan(plan, output)
+    return PlanResult(plan, _report(problem, plan.groups, [point_of(problem, decision)], skipped))
 
 
-def _check(options: Options, frontier: bool, data: DataSource | None, output: str | os.PathLike[str] | None) -> None:
-    if data is None and (options.stats is None or not os.path.exists(options.stats)):
+def _accepted(options: Options, *, frontier: bool, has_data: bool, writes: bool) -> SubsetStrategy:
+    """The strategy of the method; raises `InputError` where there is no plan to be made of the choices."""
+    goal, method = options.goal, method_named(options.goal.method)
+    if not has_data and (goal.stats is None or not os.path.exists(goal.stats)):
         raise InputError("a plan needs to see what neurons do: give --data, or --stats of an earlier run")
-    if method_named(options.method).family != "subset":
+    if not method.plans:
         raise InputError("plan is for methods obs and interpolative: `shrink --plan-out` writes plans of the others")
-    if options.qualities:
+    if goal.qualities:
         raise InputError("budgets error and drop need solved models: give them to `shrink --plan-out`")
-    if frontier and (options.budgets or options.width is not None):
+    if frontier and (goal.budgets or goal.width is not None):
         raise InputError("--frontier draws all budgets: leave --budget and --width out")
-    if frontier and output is not None:
+    if frontier and writes:
         raise InputError("--frontier writes no plan: leave -o out, or choose a budget")
-    if not frontier and not options.budgets and options.width is None:
+    if not frontier and not goal.budgets and goal.width is None:
         raise InputError("plan takes --budget or --width, or --frontier")
     if not frontier:
-        options.goal()
+        goal.given()
+    strategy = SubsetStrategy(Request(method, goal, options.scope, options.solving, options.data.seed))
+    refusal = strategy.accepts()
+    if refusal is not None:
+        raise InputError(refusal)
+    return strategy
 
 
-def _with_savings(work: Work, decision: Decision) -> dict[str, GroupPlan]:
+def _with_savings(problem: Problem, decision: Decision) -> dict[str, GroupPlan]:
     """The plan's groups, each with the shares of the original that the model would cost more without it."""
     fractions = fractions_of(decision)
-    now, planned = work.costs(fractions), decision.planned()
+    now, planned = problem.costs(fractions), decision.planned()
     for name, entry in planned.items():
-        more = (work.costs({**fractions, name: 1.0}) - now) / work.costs.total
-        entry.saves = {r: round(float(m), 6) for r, m in zip(work.costs.resources, more, strict=True)}
+        more = (problem.costs({**fractions, name: 1.0}) - now) / problem.costs.total
+        entry.saves = {r: round(float(m), 6) for r, m in zip(problem.costs.resources, more, strict=True)}
     return planned
 
 
-def _report(work: Work, groups: dict[str, GroupPlan], drawn: list[FrontierPoint], left: list[Left]) -> PlanReport:
-    timings = work.costs.timings
-    assert timings is not None, "a plan times the layers"
+def _report(
+    problem: Problem, groups: dict[str, GroupPlan], drawn: list[FrontierPoint], left: list[SkippedLayer]
+) -> PlanReport:
+    latency_model = problem.costs.latency_model
+    assert latency_model is not None, "a plan times the layers"
     return PlanReport(
         groups=groups,
         points=drawn,
         left_alone=left,
-        steps={group.name: timings.steps[group.name] for group in work.groups},
-        batch=work.latency_batch,
-        threads=work.setup.engine.threads,
-        provider=work.setup.engine.provider,
+        steps={group.name: latency_model.steps[group.name] for group in problem.groups},
+        batch=problem.latency_batch,
+        threads=problem.calibration.engine.threads,
+        provider=problem.calibration.engine.provider,
     )

@@ -14,14 +14,14 @@ from functools import cached_property
 
 import numpy as np
 
-from pcns_onnx.architecture.fresh import Feeds, initialise, is_grouped
-from pcns_onnx.dependency.dependency_graph import Census, survey
+from pcns_onnx.architecture.fresh import Feeds, conv_groups, initialise
+from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.errors import UnsupportedError
 from pcns_onnx.graph import Graph, Node
 from pcns_onnx.rewrite.channels import narrow
-from pcns_onnx.rewrite.constant_shapes import settled
+from pcns_onnx.rewrite.constant_shapes import store_constant_shapes
 from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
 from pcns_onnx.rewrite.layer_weights import stored
 from pcns_onnx.rewrite.patch import apply
@@ -42,7 +42,7 @@ class Chain:
     """
 
     graph: Graph
-    census: Census
+    dependencies: DependencyGraph
     added: tuple[str, ...]
     feeds: Feeds | None
 
@@ -50,25 +50,25 @@ class Chain:
     def of(cls, model: Graph, feeds: Feeds | None = None) -> Chain:
         """The chain in `model`; raises `UnsupportedError` with the reason where there is none."""
         _refuse_groups(model)
-        graph, added = explicit_biases(settled(model))
-        census = survey(graph, feeds)
-        _refuse_others(graph, census)
-        return cls(graph, census, added, feeds)
+        graph, added = explicit_biases(store_constant_shapes(model))
+        dependencies = build_dependency_graph(graph, feeds)
+        _refuse_others(graph, dependencies)
+        return cls(graph, dependencies, added, feeds)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """All layers, in order."""
-        return self.census.layers
+        return self.dependencies.layers
 
     @property
     def hidden(self) -> tuple[Layer, ...]:
         """All but the last."""
-        return self.census.layers[:-1]
+        return self.dependencies.layers[:-1]
 
     @cached_property
     def groups(self) -> Mapping[str, Group]:
         """The channels that each layer makes, by its name."""
-        return {layer.name: self.census.writes(layer) for layer in self.layers}
+        return {layer.name: self.dependencies.writes(layer) for layer in self.layers}
 
     def configuration(self, widths: Mapping[str, int]) -> list[Item]:
         """The vector of Table 2: filters of every hidden layer in `widths`, 'M' for a maxpool, 'A' for an average.
@@ -111,7 +111,7 @@ class Chain:
         found = {
             layer.name: 0 if layer.bias.absent or layer.bias.key in self.added else layer.width for layer in self.layers
         }
-        for key, ride in self.census.rides:
+        for key, ride in self.dependencies.per_channel:
             owner = next((n for n, g in self.groups.items() if np.isin(ride.labels, g.labels).any()), None)
             if owner is not None and key not in biases:
                 found[owner] += stored(self.graph, key, ride.position).size
@@ -125,7 +125,7 @@ class Chain:
         what follows sees maps of the same size. `seed` None: all weights zero.
         """
         keep = {g.name: g.labels[: widths[name]] for name, g in self.groups.items() if name in widths}
-        graph = apply(self.graph, narrow(self.graph, self.census, keep))
+        graph = apply(self.graph, narrow(self.graph, self.dependencies, keep))
         conv: Layer | None = None
         for layer in self.layers:
             if layer.name not in widths and layer is not self.layers[-1]:
@@ -153,11 +153,11 @@ class Chain:
     def _goes(self, key: str) -> bool:
         """Whether a node belongs to the layer in front of it: norms and activations do, pools and reshapes do not."""
         is_norm = self.graph.node(key).op.endswith("Normalization")
-        return is_norm or self.census.kinds[key] in ("pointwise", "scaling", "affine")
+        return is_norm or self.dependencies.kinds[key] in ("pointwise", "scaling", "affine")
 
     def _let_flatten(self, graph: Graph) -> None:
         """Reshapes to one row per sample, of a stored length, take the length that there is, in place."""
-        shapes = self.census.shapes
+        shapes = self.dependencies.shapes
         for node in graph.nodes:
             target = graph.constant(node.inputs[1]) if node.op == "Reshape" and not node.domain else None
             if target is not None and target.size == 2:
@@ -177,7 +177,7 @@ class Chain:
 
 def _refuse_groups(graph: Graph) -> None:
     """Raise `UnsupportedError` if a Conv is grouped."""
-    grouped = [node.label for node in graph.nodes if is_grouped(node) > 1]
+    grouped = [node.label for node in graph.nodes if conv_groups(node) > 1]
     if grouped:
         raise UnsupportedError(
             f"Conv '{grouped[0]}' is grouped ({len(grouped)} are): its filters read different channels, so they span "
@@ -185,15 +185,15 @@ def _refuse_groups(graph: Graph) -> None:
         )
 
 
-def _refuse_others(graph: Graph, census: Census) -> None:
+def _refuse_others(graph: Graph, dependencies: DependencyGraph) -> None:
     """Raise `UnsupportedError` unless every layer reads what the one in front of it makes, and nothing else."""
-    if census.unsolved:
-        node = census.unsolved[0]
+    if dependencies.unsolved:
+        node = dependencies.unsolved[0]
         raise UnsupportedError(f"{node.kind} '{node.name}' is no layer of a chain of Conv and Gemm: {node.reason}")
-    if len(census.layers) < 2:
+    if len(dependencies.layers) < 2:
         raise UnsupportedError("there is nothing to design: the model has fewer than two layers with stored weights")
-    for layer, following in zip(census.layers, census.layers[1:], strict=False):
-        group = census.writes(layer)
+    for layer, following in zip(dependencies.layers, dependencies.layers[1:], strict=False):
+        group = dependencies.writes(layer)
         others = [name for name in (*group.writers, *group.readers) if name not in (layer.name, following.name)]
         if others or len(group.writers) > 1 or group.coupled:
             raise UnsupportedError(_SHORTCUT.format(layer.name, next(iter(others), following.name)))
@@ -201,7 +201,7 @@ def _refuse_others(graph: Graph, census: Census) -> None:
             raise UnsupportedError(f"the channels of '{layer.name}' are multiplied with others: it is no chain")
         if group.frozen is not None and group.width > 1:
             raise UnsupportedError(f"the width of '{layer.name}' cannot be chosen: {group.frozen}")
-        if following.name not in group.readers or len(census.reads(following)) > 1:
+        if following.name not in group.readers or len(dependencies.reads(following)) > 1:
             raise UnsupportedError(_SHORTCUT.format(layer.name, following.name))
 
 

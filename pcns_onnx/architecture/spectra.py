@@ -25,8 +25,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.calibration.calibration import Setup
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.calibration.calibration import Calibration
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
@@ -72,35 +72,39 @@ class Spectrum:
         return float(2.0 * np.sum(1.0 - self.explained[:-1]) / (len(self.values) - 1))
 
 
-def preactivation(graph: Graph, census: Census, layer: Layer) -> str:
+def preactivation(graph: Graph, dependencies: DependencyGraph, layer: Layer) -> str:
     """The tensor that a layer's activation reads: its output, behind per-channel constants (a norm's)."""
     name = layer.output
     while True:
         readers = graph.consumers.get(name, ())
-        if len(readers) != 1 or census.kinds[readers[0].key] != "affine":
+        if len(readers) != 1 or dependencies.kinds[readers[0].key] != "affine":
             return name
         name = readers[0].key
 
 
-def positions_of(census: Census, layer: Layer) -> int:
+def positions_of(dependencies: DependencyGraph, layer: Layer) -> int:
     """Rows that one sample gives."""
-    shape = tuple(int(size or 1) for size in census.shapes[layer.output])
+    shape = tuple(int(size or 1) for size in dependencies.shapes[layer.output])
     return max(layer.linear.op.positions_of(shape), 1)
 
 
-def samples_needed(census: Census, layers: Sequence[Layer]) -> int:
+def samples_needed(dependencies: DependencyGraph, layers: Sequence[Layer]) -> int:
     """Samples that give every layer `ENOUGH` rows per filter."""
-    return max(-(-ENOUGH * layer.width // positions_of(census, layer)) for layer in layers)
+    return max(-(-ENOUGH * layer.width // positions_of(dependencies, layer)) for layer in layers)
 
 
-def spectra(setup: Setup, graph: Graph, census: Census, layers: Sequence[Layer]) -> dict[str, Spectrum]:
+def spectra(
+    calibration: Calibration, graph: Graph, dependencies: DependencyGraph, layers: Sequence[Layer]
+) -> dict[str, Spectrum]:
     """The spectrum of every layer's pre-activations, by layer name, from one pass over the samples."""
-    names = {layer.name: preactivation(graph, census, layer) for layer in layers}
-    count = setup.samples.count
-    moments = {layer.name: Moments(layer.width, 0, setup.engine.xp) for layer in layers}
-    places = {layer.name: Positions(MOST * layer.width, count, (setup.seed, 6, at)) for at, layer in enumerate(layers)}
-    batches = run_batches(setup.engine, graph, setup.samples, list(dict.fromkeys(names.values())))
-    for index, tensors in enumerate(setup.progress.track(batches, "eigenvalues", setup.samples.batches)):
+    names = {layer.name: preactivation(graph, dependencies, layer) for layer in layers}
+    count = calibration.samples.count
+    moments = {layer.name: Moments(layer.width, 0, calibration.engine.xp) for layer in layers}
+    places = {
+        layer.name: Positions(MOST * layer.width, count, (calibration.seed, 6, at)) for at, layer in enumerate(layers)
+    }
+    batches = run_batches(calibration.engine, graph, calibration.samples, list(dict.fromkeys(names.values())))
+    for index, tensors in enumerate(calibration.progress.track(batches, "eigenvalues", calibration.samples.batches)):
         for layer in layers:
             y, op = tensors[names[layer.name]], layer.linear.op
             moments[layer.name].update(op.outputs(y, places[layer.name].draw(index, op.positions_of(y.shape))))

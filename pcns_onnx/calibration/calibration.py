@@ -7,14 +7,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from pcns_onnx.calibration.columns import COLUMNS
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
 from pcns_onnx.progress import Progress
-from pcns_onnx.runtime.activations import Stop, run_batches
+from pcns_onnx.runtime.activations import Cut, run_batches
 from pcns_onnx.runtime.engine import Engine
-from pcns_onnx.runtime.executor import Alone, Crew, G, Tapes
-from pcns_onnx.runtime.memory import Shares
+from pcns_onnx.runtime.executor import ActivationStreams, Executor, G, LocalExecutor
+from pcns_onnx.runtime.memory import MemoryBudget
 from pcns_onnx.runtime.samples import Positions, Samples
 
 ROWS_PER_COLUMN = (40, 20)
@@ -22,41 +22,44 @@ ROWS_PER_COLUMN = (40, 20)
 
 
 @dataclass(frozen=True)
-class Setup:
+class Calibration:
     """What every pass needs to know: where to run, on which samples, with which seed, in how much memory, by whom."""
 
     engine: Engine
     samples: Samples
     seed: int
     progress: Progress
-    shares: Shares = field(default_factory=Shares)
-    crew: Crew = field(default_factory=Alone)
+    shares: MemoryBudget = field(default_factory=MemoryBudget)
+    executor: Executor = field(default_factory=LocalExecutor)
 
-    def tapes(self, count: int) -> Tapes:
-        """Tapes over the samples, side by side, from the inputs on."""
-        return self.crew.tapes(self.engine, self.samples, self.progress, self.shares.tape, count)
+    def streams(self, count: int) -> ActivationStreams:
+        """ActivationStreams over the samples, side by side, from the inputs on."""
+        return self.executor.streams(self.engine, self.samples, self.progress, self.shares.stream, count)
 
-    def gather(self, ends: Sequence[Stop], into: G, title: str | None = None) -> G:
+    def gather(self, ends: Sequence[Cut], into: G, title: str | None = None) -> G:
         """Run graphs over all samples, each to its end, and gather what is wanted there into `into`."""
-        with closing(self.tapes(len(ends))) as tapes:
-            return tapes.advance(ends, into, title)
+        with closing(self.streams(len(ends))) as streams:
+            return streams.advance(ends, into, title)
 
     def scattered(self, columns: int) -> Positions:
         """Sampled positions of a tensor that no layer reads."""
         return Positions(columns * ROWS_PER_COLUMN[0], self.samples.count, (self.seed, 5))
 
-    def positions(self, census: Census, layer: Layer, stage: int) -> Positions:
+    def positions(self, dependencies: DependencyGraph, layer: Layer, stage: int) -> Positions:
         """Sampled output positions of a layer, drawn anew for each stage."""
         columns = len(layer.linear.reads) // layer.linear.op.blocks * layer.linear.op.taps
         columns = min(columns, COLUMNS) if stage == 0 else columns
         rows = columns * ROWS_PER_COLUMN[columns > 1024]
-        seed = (self.seed, stage, census.layers.index(layer))
+        seed = (self.seed, stage, dependencies.layers.index(layer))
         return Positions(rows, self.samples.count, seed)
 
 
-def is_same(setup: Setup, a: Graph, b: Graph, names: Sequence[str]) -> bool:
+def is_same(calibration: Calibration, a: Graph, b: Graph, names: Sequence[str]) -> bool:
     """Whether two graphs agree, up to the rounding of float32, on these tensors for the first batch."""
-    both = (next(run_batches(setup.engine, graph, setup.samples, list(dict.fromkeys(names)))) for graph in (a, b))
-    xp, (left, right) = setup.engine.xp, both
+    both = (
+        next(run_batches(calibration.engine, graph, calibration.samples, list(dict.fromkeys(names))))
+        for graph in (a, b)
+    )
+    xp, (left, right) = calibration.engine.xp, both
     miss = [float(xp.max(xp.abs(left[n] - right[n]))) - 1e-3 * float(xp.max(xp.abs(left[n]))) for n in names]
     return all(found <= 0 for found in miss)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.calibration.ranking import mixing
-from pcns_onnx.dependency.layers import Part
+from pcns_onnx.dependency.layers import ConvGroup
 from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.ops import Labels
 
@@ -30,7 +30,7 @@ class Columns:
     index: NDArray[np.int64]
 
     @classmethod
-    def of(cls, part: Part, labels: Labels) -> Columns:
+    def of(cls, part: ConvGroup, labels: Labels) -> Columns:
         """The columns of a block that read one of the classes `labels`."""
         owners = part.op.owners(part.reads)
         mine = np.argsort(owners, kind="stable")
@@ -51,14 +51,16 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ChannelCovariance:
     """How the `classes` (n,) of a group that a block reads vary together: (n, n), averaged over taps."""
 
     classes: Labels
     covariance: Array
 
 
-def mixed_prior(matrix: Array, part: Part, seen: Mapping[str, Seen], keep: Mapping[str, Labels]) -> Array:
+def mixed_prior(
+    matrix: Array, part: ConvGroup, seen: Mapping[str, ChannelCovariance], keep: Mapping[str, Labels]
+) -> Array:
     """V (K, n') of a block over the columns that stay, what goes replaced by its mixture of what stays.
 
     `matrix` is the block's V; `seen` and `keep` are by group.
@@ -90,5 +92,5 @@ def mixed_matrix(matrix: Array, columns: Columns, mix: Array, places: NDArray[np
     return xp.take(xp.concat([matrix, mixed], axis=1), xp.asarray(source), axis=1)
 
 
-Places = tuple[str, int]
+BlockKey = tuple[str, int]
 """A layer's name and the number of one of its blocks."""

@@ -12,47 +12,47 @@ from functools import partial
 
 import numpy as np
 
-from pcns_onnx.calibration.calibration import Setup
-from pcns_onnx.calibration.columns import COLUMNS, Columns, Places, Seen
-from pcns_onnx.calibration.layer_inputs import View
-from pcns_onnx.calibration.product_inputs import ProductView
-from pcns_onnx.calibration.ranking import Reading
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.calibration.calibration import Calibration
+from pcns_onnx.calibration.columns import COLUMNS, BlockKey, ChannelCovariance, Columns
+from pcns_onnx.calibration.layer_inputs import InputObserver
+from pcns_onnx.calibration.product_inputs import ProductObserver
+from pcns_onnx.calibration.ranking import ReaderStats
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import Array, namespace_of
-from pcns_onnx.runtime.activations import Stop
+from pcns_onnx.runtime.activations import Cut
 from pcns_onnx.runtime.engine import Tensors
 from pcns_onnx.runtime.executor import Sides
 
 
 @dataclass(frozen=True)
-class GroupReadings:
+class GroupStats:
     """How a group is read: by each block of each reader (layer name, block), by each head of each product."""
 
     group: Group
-    layers: Mapping[Places, Reading]
-    products: Mapping[str, list[Reading]]
+    layers: Mapping[BlockKey, ReaderStats]
+    products: Mapping[str, list[ReaderStats]]
 
     @property
-    def all(self) -> list[Reading]:
+    def all(self) -> list[ReaderStats]:
         """Every reading, in a fixed order."""
         return [*self.layers.values(), *(reading for heads in self.products.values() for reading in heads)]
 
-    def without_refit(self) -> GroupReadings:
+    def without_refit(self) -> GroupStats:
         """Products as they are where no change of basis can make up for what goes: every channel for itself."""
         return replace(self, products={key: [_alone(r) for r in heads] for key, heads in self.products.items()})
 
-    def seen(self) -> dict[Places, Seen]:
+    def seen(self) -> dict[BlockKey, ChannelCovariance]:
         """What the re-fit of the readers needs of it."""
         labels = self.group.labels
         return {
-            place: Seen(labels[reading.among(len(labels))], reading.channel_covariance())
+            place: ChannelCovariance(labels[reading.among(len(labels))], reading.channel_covariance())
             for place, reading in self.layers.items()
         }
 
 
-def _alone(reading: Reading) -> Reading:
+def _alone(reading: ReaderStats) -> ReaderStats:
     """A product's reading without the correlations between channels."""
     xp = namespace_of(reading.covariance)
     energy = xp.sum(reading.matrix * reading.matrix, axis=0)
@@ -60,15 +60,17 @@ def _alone(reading: Reading) -> Reading:
     return replace(reading, covariance=eye * xp.linalg.diagonal(reading.covariance), matrix=eye * xp.sqrt(energy))
 
 
-class _Views:
+class GroupObserver:
     """How some groups are read: by blocks of layers, and by products."""
 
-    def __init__(self, setup: Setup, graph: Graph, census: Census, groups: Sequence[Group]) -> None:
-        layers = [layer for layer in census.layers if any(layer.name in group.readers for group in groups)]
-        self._layers = [(layer, setup.positions(census, layer, 0)) for layer in layers]
+    def __init__(
+        self, calibration: Calibration, graph: Graph, dependencies: DependencyGraph, groups: Sequence[Group]
+    ) -> None:
+        layers = [layer for layer in dependencies.layers if any(layer.name in group.readers for group in groups)]
+        self._layers = [(layer, calibration.positions(dependencies, layer, 0)) for layer in layers]
         self._views = {
             (layer.name, block): {
-                group.name: View(graph, group, layer, part, setup.engine.xp)
+                group.name: InputObserver(graph, group, layer, part, calibration.engine.xp)
                 for group in groups
                 if np.isin(part.reads, group.labels).any()
             }
@@ -76,7 +78,7 @@ class _Views:
             for block, part in enumerate(layer.parts)
         }
         self._products = {
-            (g.name, p.key): (p.names, setup.scattered(len(p.labels)), ProductView(p, setup.engine.xp))
+            (g.name, p.key): (p.names, calibration.scattered(len(p.labels)), ProductObserver(p, calibration.engine.xp))
             for g in groups
             for p in g.products
         }
@@ -101,7 +103,7 @@ class _Views:
         for (q, k), positions, product in self._products.values():
             product.update(tensors[q], tensors[k], partial(positions.draw, index))
 
-    def merge(self, other: _Views) -> None:
+    def merge(self, other: GroupObserver) -> None:
         """Add what was seen of later batches."""
         for place, views in self._views.items():
             for name, view in views.items():
@@ -109,13 +111,13 @@ class _Views:
         for key, (_, _, product) in self._products.items():
             product.merge(other._products[key][2])
 
-    def readings(self, group: Group) -> GroupReadings:
+    def readings(self, group: Group) -> GroupStats:
         """What was seen of a group; can be asked for once."""
         mine = {place: views.pop(group.name).reading() for place, views in self._views.items() if group.name in views}
         heads = {p.key: self._products[group.name, p.key][2].readings(group) for p in group.products}
-        return GroupReadings(group, mine, heads)
+        return GroupStats(group, mine, heads)
 
-    def _rows(self, index: int, tensors: Tensors) -> Iterator[tuple[View, Array]]:
+    def _rows(self, index: int, tensors: Tensors) -> Iterator[tuple[InputObserver, Array]]:
         """The views with their blocks' input rows in a batch."""
         for layer, positions in self._layers:
             x = tensors[layer.source]
@@ -126,22 +128,24 @@ class _Views:
                     yield view, rows
 
 
-def read_groups(setup: Setup, graph: Graph, census: Census, groups: Sequence[Group]) -> Iterator[GroupReadings]:
+def read_groups(
+    calibration: Calibration, graph: Graph, dependencies: DependencyGraph, groups: Sequence[Group]
+) -> Iterator[GroupStats]:
     """Pass one: how each group is read in `graph`; as many at once as memory allows."""
-    for chunk in _chunks(census, groups, setup.shares.statistics):
-        views = _Views(setup, graph, census, chunk)
-        setup.gather([Stop(graph, views.wanted)], views, "capture")
+    for chunk in _chunks(dependencies, groups, calibration.shares.statistics):
+        views = GroupObserver(calibration, graph, dependencies, chunk)
+        calibration.gather([Cut(graph, views.wanted)], views, "capture")
         for group in chunk:
             yield views.readings(group)
 
 
-def _chunks(census: Census, groups: Sequence[Group], room: int) -> Iterator[list[Group]]:
+def _chunks(dependencies: DependencyGraph, groups: Sequence[Group], room: int) -> Iterator[list[Group]]:
     """Groups whose second moments fit into `room` bytes together; the others take another pass."""
     chunk: list[Group] = []
     used = 0
     for group in groups:
         size = 0
-        for part in (part for name in group.readers for part in census.layer(name).parts):
+        for part in (part for name in group.readers for part in dependencies.layer(name).parts):
             channels, taps = Columns.of(part, group.labels).index.shape
             size += 8 * max(channels, min(channels * taps, COLUMNS)) ** 2
         if chunk and used + size > room:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from pcns_onnx.calibration.columns import COLUMNS, Columns
-from pcns_onnx.calibration.ranking import Reading
+from pcns_onnx.calibration.ranking import ReaderStats
 from pcns_onnx.dependency.groups import Group
-from pcns_onnx.dependency.layers import Layer, Part
+from pcns_onnx.dependency.layers import ConvGroup, Layer
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.numerics.linalg import eigh_descending
@@ -22,7 +22,7 @@ from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.rewrite.layer_weights import stored_weight
 
 
-class View:
+class InputObserver:
     """Second moments of a block's input over at most `COLUMNS` columns.
 
     Where all taps of all classes would be more, the taps are rotated onto their leading principal
@@ -30,7 +30,7 @@ class View:
     tap. Rows are gathered tap-major, as Conv has them.
     """
 
-    def __init__(self, graph: Graph, group: Group, layer: Layer, part: Part, xp: Any) -> None:
+    def __init__(self, graph: Graph, group: Group, layer: Layer, part: ConvGroup, xp: Any) -> None:
         columns, matrix = Columns.of(part, group.labels), part.op.matrix(stored_weight(graph, layer))
         self.columns, self._places = columns, np.searchsorted(group.labels, columns.classes)
         self._channels, self._taps = len(columns.classes), columns.taps
@@ -64,12 +64,12 @@ class View:
         rows = self._pick(rows)
         self._moments.update(rows if self._basis is None else self._turn(rows, self._basis))
 
-    def merge(self, other: View) -> None:
+    def merge(self, other: InputObserver) -> None:
         """Add what another view, of the same beginning, has seen."""
         self._basis = other._basis
         self._moments.merge(other._moments)
 
-    def reading(self) -> Reading:
+    def reading(self) -> ReaderStats:
         """What was seen, channel-major."""
         xp = namespace_of(self._matrix)
         n, t, matrix = self._channels, self._kept, self._matrix
@@ -78,7 +78,7 @@ class View:
         covariance = xp.reshape(self._moments.covariance, (t, n, t, n))
         covariance = xp.reshape(xp.permute_dims(covariance, (1, 0, 3, 2)), (n * t, n * t))
         matrix = xp.reshape(xp.permute_dims(xp.reshape(matrix, (-1, t, n)), (0, 2, 1)), (-1, n * t))
-        return Reading(covariance, matrix, t, self._moments.rows, None if self._all else self._places)
+        return ReaderStats(covariance, matrix, t, self._moments.rows, None if self._all else self._places)
 
     def _pick(self, rows: Array) -> Array:
         if self._whole:

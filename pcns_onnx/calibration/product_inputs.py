@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.calibration.ranking import Reading
+from pcns_onnx.calibration.ranking import ReaderStats
 from pcns_onnx.dependency.groups import Group, Product
 from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.numerics.linalg import eigh_descending
 from pcns_onnx.numerics.moments import Moments
 
 
-class ProductView:
+class ProductObserver:
     """How a product of two computed tensors sums over a group's channels: sum_j q_j k_j in every head.
 
     It loses E|q_j k_j|² when channel j goes: the same as a layer that reads q with V = C_k^½, C_k
@@ -39,12 +39,12 @@ class ProductView:
             for head, found in enumerate(moments):
                 found.update(xp.reshape(rows[:, head], (-1, int(rows.shape[-1]))))
 
-    def merge(self, other: ProductView) -> None:
+    def merge(self, other: ProductObserver) -> None:
         """Add what another view has seen."""
         for mine, found in zip((*self._q, *self._k), (*other._q, *other._k), strict=True):
             mine.merge(found)
 
-    def readings(self, group: Group) -> list[Reading]:
+    def readings(self, group: Group) -> list[ReaderStats]:
         """One reading per head: its covariance is the second moment of q, its matrix C_k^½."""
         found = []
         places = np.searchsorted(group.labels, self._product.labels)
@@ -53,5 +53,5 @@ class ProductView:
             second = q.covariance + q.mean_x[:, None] * q.mean_x[None, :]
             values, vectors = eigh_descending(k.covariance)
             root = xp.sqrt(xp.where(values > 0, values, 0.0))[:, None] * vectors.T
-            found.append(Reading(second, root, 1, q.rows, places))
+            found.append(ReaderStats(second, root, 1, q.rows, places))
         return found

@@ -13,7 +13,7 @@ from pcns_onnx.numerics.linalg import add_ridge, solve_spd
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReaderStats:
     """How one layer reads a group of N channels.
 
     `covariance` (n, n) float64 of the reader's input columns, `matrix` V (K, n) float64.
@@ -78,11 +78,11 @@ class Ranking:
         return Ranking(np.concatenate([np.asarray(channels, dtype=np.int64), rest]), self.error, len(channels))
 
 
-Rank = Callable[[Sequence[Reading], int], Ranking]
+Rank = Callable[[Sequence[ReaderStats], int], Ranking]
 """From the readings of a group and its number of channels to a ranking."""
 
 
-def damping(reading: Reading) -> float:
+def damping(reading: ReaderStats) -> float:
     """Relative ridge for a covariance of n columns from R rows: 1e-7, and 3 % of (n/R)² where rows are few."""
     return 1e-7 + 3e-2 * min(int(reading.covariance.shape[0]) / max(reading.rows, 1), 10.0) ** 2
 

@@ -23,7 +23,7 @@ EXIT_CODES = "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrun
 
 
 @dataclass(frozen=True)
-class Voice:
+class Console:
     """What a run may say. `quiet`: errors only, `verbose`: also what each stage took, `as_json`: records as JSON."""
 
     quiet: bool = False
@@ -80,8 +80,8 @@ class Voice:
             raise
 
 
-def voiced(command: Command) -> Command:
-    """Give a command --quiet and --verbose; it is called with the `voice` that they (and --json) make."""
+def with_console(command: Command) -> Command:
+    """Give a command --quiet and --verbose; it is called with the `console` that they (and --json) make."""
 
     @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors (and JSON that was asked for).")
     @click.option("-v", "--verbose", is_flag=True, help="Say also what each stage took.")
@@ -89,6 +89,6 @@ def voiced(command: Command) -> Command:
     def speaking(quiet: bool, verbose: bool, as_json: bool = False, **given: Any) -> None:
         if quiet and verbose:
             raise InputError("--quiet and --verbose contradict each other: give one of the two")
-        command(voice=Voice(quiet, verbose, as_json), **given)
+        command(console=Console(quiet, verbose, as_json), **given)
 
     return speaking

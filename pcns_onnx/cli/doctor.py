@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pcns_onnx.cli.console import EXIT_CODES, Voice, voiced
+from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
+from pcns_onnx.cli.options import as_json
 from pcns_onnx.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -15,17 +16,17 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog=EXIT_CODES)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-@voiced
-def doctor(voice: Voice) -> None:
+@as_json
+@with_console
+def doctor(console: Console) -> None:
     """Say what is here to run with, and what is missing. Exit code 2 where it cannot run at all."""
     from pcns_onnx.api.doctor import examine
 
     found = examine()
-    if voice.as_json:
-        voice.record(found)
+    if console.as_json:
+        console.record(found)
     else:
-        voice.show(_tables(found), found.problems)
+        console.show(_tables(found), found.problems)
     if not found.can_run:
         raise UnsupportedError(found.problems[0])
 

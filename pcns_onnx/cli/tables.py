@@ -9,9 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from pcns_onnx.architecture.blueprint import Blueprint, configuration_text
+from pcns_onnx.cost.resources import COUNTED, RESOURCES, TIMED
 from pcns_onnx.evaluation.agreement import Agreement
 from pcns_onnx.methods.pcns.assessment import Outlook
-from pcns_onnx.planning.plan import Left
+from pcns_onnx.planning.plan import SkippedLayer
 from pcns_onnx.report.schema import Expansion, GroupRow, Inspection, PlanReport, Report
 
 _BAR = 40
@@ -91,7 +92,7 @@ def _outlooks(found: list[Outlook]) -> Iterator[Table]:
     yield table
 
 
-def _left_alone(items: Sequence[Left]) -> Table:
+def _left_alone(items: Sequence[SkippedLayer]) -> Table:
     """What stayed as it was, and why."""
     table = plain_table("left alone", "because")
     for item in items:
@@ -210,7 +211,9 @@ def _precisions(report: Report) -> Table:
 def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
     """Tables for `plan`."""
     if report.groups:
-        table = plain_table("layer", right=("width", "kept", "step", "predicted error", "saves MACs", "saves latency"))
+        shown = (COUNTED[0], *TIMED)
+        saved = (f"saves {RESOURCES[name].label}" for name in shown)
+        table = plain_table("layer", right=("width", "kept", "step", "predicted error", *saved))
         for name, entry in report.groups.items():
             saves = entry.saves or {}
             table.add_row(
@@ -219,19 +222,18 @@ def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
                 str(entry.width),
                 str(report.steps[name]),
                 f"{entry.error:.2%}",
-                f"{saves.get('macs', 0.0):.1%}",
-                f"{saves.get('latency', 0.0):.1%}",
+                *(f"{saves.get(resource, 0.0):.1%}" for resource in shown),
             )
         yield table
     where = f"batch {report.batch}, {_threads(report.threads)}, {report.provider}"
-    table = plain_table(right=("MACs", "parameters", "latency", "predicted error"))
+    table = plain_table(right=(*(row.label for row in RESOURCES.values()), "predicted error"))
     table.add_column("")
     most = max((point.error for point in report.points), default=0.0) or 1.0
     for point in report.points:
         # A bar by itself says nothing.
         bar = "█" * max(1, round(_BAR * point.error / most)) if len(report.points) > 1 else ""
-        latency = "" if point.latency is None else f"{point.latency:.3f}"
-        table.add_row(f"{point.macs:.3f}", f"{point.params:.3f}", latency, f"{point.error:.3f}", bar)
+        shares = (f"{point.costs[name]:.3f}" if name in point.costs else "" for name in RESOURCES)
+        table.add_row(*shares, f"{point.error:.3f}", bar)
     yield Group(f"latency: {where}", table)
     if report.left_alone:
         yield _left_alone(report.left_alone)

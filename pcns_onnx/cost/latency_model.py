@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.cost.cache import Table
-from pcns_onnx.cost.layer_latency import BLOCK, Floats, LayerTimes, Measured, Sliced
+from pcns_onnx.cost.layer_latency import BLOCK, Floats, LayerLatency, Measured, Sliced
 from pcns_onnx.cost.profiler import Job, noise, take_apart
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph, Node, Shape
@@ -50,23 +50,23 @@ class Rest:
 
 
 @dataclass(frozen=True)
-class Timings:
+class LatencyModel:
     """What a run takes: every layer by its name, `rest` that scales, and `fixed` seconds.
 
     Of each layer's seconds `start` are counted as fixed. `steps` is, by group, the multiple of
     channels that pays on this machine. Vectors are in the order of `layers`, then `rest`.
     """
 
-    layers: Mapping[str, LayerTimes]
+    layers: Mapping[str, LayerLatency]
     rest: tuple[Rest, ...]
     fixed: float
     start: float
     steps: Mapping[str, int]
 
-    def ends(self, census: Census) -> tuple[list[Labels], list[Labels]]:
+    def ends(self, dependencies: DependencyGraph) -> tuple[list[Labels], list[Labels]]:
         """The classes that each part reads and writes; what is no layer reads none (-1)."""
-        reads = [census.layer(name).linear.reads for name in self.layers]
-        writes = [census.layer(name).linear.writes for name in self.layers]
+        reads = [dependencies.layer(name).linear.reads for name in self.layers]
+        writes = [dependencies.layer(name).linear.writes for name in self.layers]
         return reads + [np.full(1, -1)] * len(self.rest), writes + [part.labels for part in self.rest]
 
     def parts(self, read: Floats, written: Floats) -> Floats:
@@ -88,12 +88,12 @@ class Timings:
         """Seconds of the whole model, from the fractions as in `parts`."""
         return self.fixed + float(self.parts(read, written).sum())
 
-    def of_classes(self, census: Census, kept: NDArray[np.bool_]) -> float:
+    def of_classes(self, dependencies: DependencyGraph, kept: NDArray[np.bool_]) -> float:
         """Seconds of the whole model when these classes stay (the last element answers for -1)."""
-        return self.total(*(left(ends, kept) for ends in self.ends(census)))
+        return self.total(*(left(ends, kept) for ends in self.ends(dependencies)))
 
     @cached_property
-    def _timed(self) -> list[LayerTimes]:
+    def _timed(self) -> list[LayerLatency]:
         return list(self.layers.values())
 
     @cached_property
@@ -109,37 +109,39 @@ def left(ends: Sequence[Labels], kept: NDArray[np.bool_]) -> Floats:
 def measure_layers(
     engine: Engine,
     graph: Graph,
-    census: Census,
+    dependencies: DependencyGraph,
     batch: int,
     *,
     feeds: Mapping[str, Array] | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
-) -> Timings:
+) -> LatencyModel:
     """Time every layer of the float32 twin `graph` for batches of `batch` samples.
 
     `feeds` is a batch for the whole model; where it is None, one is made up. Layers of equal shape are
     measured once, and never again on this machine while the table in the folder `cache` lasts (None:
     the user's). Raises `InputError` where onnxruntime cannot run the model.
     """
-    table, shapes = Table(engine, cache), graph.shapes(census.feeds, batch=batch)
-    shrinkable = np.append([group.frozen is None for group in census.groups], False)
-    layers: dict[str, LayerTimes] = {}
-    for layer in (progress or Progress()).track(census.layers, "time", len(census.layers)):
-        free = tuple(bool(shrinkable[census.owner[ends]].any()) for ends in (layer.linear.reads, layer.linear.writes))
+    table, shapes = Table(engine, cache), graph.shapes(dependencies.feeds, batch=batch)
+    shrinkable = np.append([group.frozen is None for group in dependencies.groups], False)
+    layers: dict[str, LayerLatency] = {}
+    for layer in (progress or Progress()).track(dependencies.layers, "time", len(dependencies.layers)):
+        free = tuple(
+            bool(shrinkable[dependencies.owner[ends]].any()) for ends in (layer.linear.reads, layer.linear.writes)
+        )
         sliced = Sliced(engine, graph, layer, _known(layer.source, shapes), free)
         layers[layer.name] = table.look_up(sliced.key, Measured, sliced.measure).times()
     whole = _Whole(engine, graph, feeds or _made_up(engine, graph, shapes))
     run = table.look_up(whole.key, _Run, whole.measure)
-    within = _seconds_within(graph, census, run)
+    within = _seconds_within(graph, dependencies, run)
     alone = {name: float(times.at(1.0, 1.0)) for name, times in layers.items()}
     pace = sum(within.values()) / sum(alone[name] for name in within) if within else 1.0
     layers = {name: times.scaled(within.get(name, pace * alone[name]) / alone[name]) for name, times in layers.items()}
-    steps = {group.name: _step(census, group, layers) for group in census.groups}
+    steps = {group.name: _step(dependencies, group, layers) for group in dependencies.groups}
     start = min((seconds for *_, seconds in run.kernels), default=0.0)
-    timings = Timings(layers, tuple(_rest(graph, census, run, start)), 0.0, start, steps)
-    parts = timings.parts(*np.ones((2, len(layers) + len(timings.rest))))
-    return replace(timings, fixed=max(run.seconds - float(parts.sum()), 0.0))
+    latency_model = LatencyModel(layers, tuple(_rest(graph, dependencies, run, start)), 0.0, start, steps)
+    parts = latency_model.parts(*np.ones((2, len(layers) + len(latency_model.rest))))
+    return replace(latency_model, fixed=max(run.seconds - float(parts.sum()), 0.0))
 
 
 class _Run(msgspec.Struct, frozen=True):
@@ -178,9 +180,9 @@ def _known(name: str, shapes: Mapping[str, Shape]) -> tuple[int, ...]:
     return tuple(size for size in shape if size is not None)
 
 
-def _seconds_within(graph: Graph, census: Census, run: _Run) -> dict[str, float]:
+def _seconds_within(graph: Graph, dependencies: DependencyGraph, run: _Run) -> dict[str, float]:
     """Seconds of each layer within the whole model, of those that can be found in its profile."""
-    names, found = {layer.key: layer.name for layer in census.layers}, dict[str, float]()
+    names, found = {layer.key: layer.name for layer in dependencies.layers}, dict[str, float]()
     for name, op, seconds in run.kernels:
         node = _node(graph, name)
         while node is not None and node.key not in names and node.op != op:  # named after what is fused to it
@@ -190,15 +192,15 @@ def _seconds_within(graph: Graph, census: Census, run: _Run) -> dict[str, float]
     return found
 
 
-def _rest(graph: Graph, census: Census, run: _Run, start: float) -> Iterator[Rest]:
+def _rest(graph: Graph, dependencies: DependencyGraph, run: _Run, start: float) -> Iterator[Rest]:
     """Kernels of nodes that are no layers, but carry channels."""
-    keys = {layer.key for layer in census.layers}
-    scales = {node.name: node.scales for node in census.unsolved if node.scales is not None}
+    keys = {layer.key for layer in dependencies.layers}
+    scales = {node.name: node.scales for node in dependencies.unsolved if node.scales is not None}
     for name, op, seconds in run.kernels:
         node = _node(graph, name)
         if node is None or node.key in keys or node.op != op:
             continue
-        carried = (scales.get(node.label), *(census.labels.get(tensor) for tensor in (node.key, *node.inputs)))
+        carried = (scales.get(node.label), *(dependencies.labels.get(tensor) for tensor in (node.key, *node.inputs)))
         labels = next((found for found in carried if found is not None), None)
         if labels is not None and seconds > start:
             yield Rest(node.key, seconds - start, labels.reshape(-1))
@@ -233,11 +235,11 @@ def step_that_pays(seconds: Sequence[float] | Floats) -> int:
     return coarsest
 
 
-def _step(census: Census, group: Group, layers: Mapping[str, LayerTimes]) -> int:
+def _step(dependencies: DependencyGraph, group: Group, layers: Mapping[str, LayerLatency]) -> int:
     count = group.width * group.unit
     gone = 1 - np.arange(1, count + 1) / count
     total = np.zeros(count)
-    for layer in census.layers:
+    for layer in dependencies.layers:
         read, written = (
             1 - float(np.isin(ends, group.labels).mean()) * gone for ends in (layer.linear.reads, layer.linear.writes)
         )

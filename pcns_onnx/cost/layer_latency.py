@@ -45,7 +45,7 @@ _TABLED = 1 << 20
 
 
 @dataclass(frozen=True)
-class LayerTimes:
+class LayerLatency:
     """Seconds of one layer by the channels that it reads and writes (of one block, if it is grouped).
 
     `seconds` (a, b) is measured at the widths `reads` (a,) and `writes` (b,), ascending, the last
@@ -58,7 +58,7 @@ class LayerTimes:
     read_shares: Floats
     write_shares: Floats
 
-    def scaled(self, factor: float) -> LayerTimes:
+    def scaled(self, factor: float) -> LayerLatency:
         """All times multiplied."""
         return replace(self, seconds=self.seconds * factor)
 
@@ -95,11 +95,11 @@ class Measured(msgspec.Struct, frozen=True):
     read_inside: dict[int, float]
     write_inside: dict[int, float]
 
-    def times(self) -> LayerTimes:
+    def times(self) -> LayerLatency:
         """The measurements, filled in at all widths."""
         reads, writes = np.array(self.reads), np.array(self.writes)
         seconds = np.array(self.seconds)
-        return LayerTimes(
+        return LayerLatency(
             reads,
             writes,
             seconds,

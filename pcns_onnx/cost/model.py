@@ -12,23 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
-from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.cost.latency_model import Timings, left
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.cost.latency_model import LatencyModel, left
+from pcns_onnx.cost.resources import COUNTED, RESOURCES
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.graph import Graph
 from pcns_onnx.ops import Labels
 
-Resource = Literal["macs", "params", "latency"]
-RESOURCES: tuple[Resource, ...] = ("macs", "params", "latency")
 Costed = NDArray[np.float64]
 
 
-class Size(msgspec.Struct, frozen=True):
+class ModelSize(msgspec.Struct, frozen=True):
     """Cost of one model."""
 
     macs: int
@@ -41,59 +39,66 @@ class Costs:
 
     def __init__(
         self,
-        census: Census,
-        params: int,
-        original_params: int,
-        timings: Timings | None = None,
+        dependencies: DependencyGraph,
+        held: Mapping[str, float],
+        original: Mapping[str, float],
+        latency_model: LatencyModel | None = None,
         between: Collection[str] = (),
     ) -> None:
-        """`params` is what the surveyed graph holds, `original_params` what budgets are fractions of.
+        """`held`: what the graph holds in all of a resource, where that is more than its layers have.
 
-        `between` are the groups in the middle of layers that are put as two.
+        `original`: what budgets are fractions of, where that is not the graph's own cost. `between` are the groups in
+        the middle of layers that are put as two.
         """
-        self._index = {group.name: at for at, group in enumerate(census.groups)}
-        self._census, self.timings = census, timings
-        reads, writes, weights, biases = list[Labels](), list[Labels](), [], []
-        stored = 0
-        for layer in census.layers:
-            reads.append(layer.linear.reads)
-            writes.append(layer.linear.writes)
-            weights.append((layer.macs, layer.parameters - (0 if layer.bias.absent else layer.width)))
-            biases.append((0, 0 if layer.name in between else layer.width))
-            stored += layer.parameters
-        fixed = np.zeros(2)
-        for node in census.unsolved:
-            if node.scales is None:
-                fixed[0] += node.macs
-                continue
-            reads.append(np.full(1, -1))
-            writes.append(node.scales)
-            weights.append((node.macs, node.parameters))
-            biases.append((0, 0))
-            stored += node.parameters
-        fixed[1] = max(params - stored, 0)
-        self._ends = reads, writes
+        self._index = {group.name: at for at, group in enumerate(dependencies.groups)}
+        self._dependencies, self.latency_model = dependencies, latency_model
+        counters = [counter for row in RESOURCES.values() if (counter := row.counter) is not None]
+        scaled = [node for node in dependencies.unsolved if node.scales is not None]
+        self._ends = (
+            [layer.linear.reads for layer in dependencies.layers] + [np.full(1, -1)] * len(scaled),
+            [layer.linear.writes for layer in dependencies.layers] + [n.scales for n in scaled if n.scales is not None],
+        )
         self._reads, self._writes = (self._shares(ends) for ends in self._ends)
-        self._weights, self._biases = (np.array(c, dtype=np.float64).reshape(-1, 2) for c in (weights, biases))
-        self._fixed = fixed
-        seconds = {name for group in census.groups if group.name in between for name in group.readers}
-        self._second = np.array([*(layer.name in seconds for layer in census.layers), False], dtype=np.bool_)
-        if timings is not None:
-            self._timed = [self._shares(ends) for ends in timings.ends(census)]
+        weights = [[c.weights(layer) for c in counters] for layer in dependencies.layers]
+        weights += [[c.node(node) for c in counters] for node in scaled]
+        biases = [[0 if layer.name in between else c.bias(layer) for c in counters] for layer in dependencies.layers]
+        biases += [[0] * len(counters) for _ in scaled]
+        self._weights, self._biases = (
+            np.array(values, dtype=np.float64).reshape(-1, len(counters)) for values in (weights, biases)
+        )
+        self._fixed = np.array([self._fixed_part(name, held, between) for name in COUNTED])
+        seconds = {name for group in dependencies.groups if group.name in between for name in group.readers}
+        self._second = np.array([*(layer.name in seconds for layer in dependencies.layers), False], dtype=np.bool_)
+        if latency_model is not None:
+            self._timed = [self._shares(ends) for ends in latency_model.ends(dependencies)]
         self._last: tuple[bytes, Costed] = b"", np.zeros(0)
         self.total = self({}).copy()
-        self.total[1] = original_params
+        for name, value in original.items():
+            self.total[COUNTED.index(name)] = value
+
+    def _fixed_part(self, name: str, held: Mapping[str, float], between: Collection[str]) -> float:
+        """What no width changes: what the graph holds beside its layers, or what nodes cost that carry no channels."""
+        counter, dependencies = RESOURCES[name].counter, self._dependencies
+        assert counter is not None, "asked for what adds up only"
+        if name not in held:
+            return float(sum(counter.node(node) for node in dependencies.unsolved if node.scales is None))
+        stored = sum(
+            counter.weights(layer) + (0 if layer.bias.absent else counter.bias(layer)) for layer in dependencies.layers
+        )
+        stored += sum(counter.node(node) for node in dependencies.unsolved if node.scales is not None)
+        return max(held[name] - stored, 0.0)
 
     @property
-    def resources(self) -> tuple[Resource, ...]:
+    def resources(self) -> tuple[str, ...]:
         """What is counted."""
-        return RESOURCES if self.timings is not None else RESOURCES[:2]
+        return tuple(RESOURCES) if self.latency_model is not None else COUNTED
 
     @property
     def untimed(self) -> Costs:
         """The same without latency, which takes most of the time to work out."""
         found = copy(self)
-        found.timings, found.total, found._last = None, self.total[:2], (b"", self.total)
+        counted = self.total[: len(COUNTED)]
+        found.latency_model, found.total, found._last = None, counted, (b"", self.total)
         return found
 
     def __call__(self, fractions: Mapping[str, float]) -> Costed:
@@ -105,7 +110,9 @@ class Costs:
 
     def _of(self, f: Costed) -> Costed:
         counted = self._counted(self._reads @ f, self._writes @ f)
-        return counted if self.timings is None else self._with_seconds(counted, *(ends @ f for ends in self._timed))
+        return (
+            counted if self.latency_model is None else self._with_seconds(counted, *(ends @ f for ends in self._timed))
+        )
 
     def along(self, name: str, fractions: Mapping[str, float], shares: Costed) -> Costed:
         """(n, resources): costs as group `name` keeps each of these `shares` (n,), the others as in `fractions`."""
@@ -118,30 +125,30 @@ class Costs:
         w = written[mine] + change[:, None] * self._writes[mine, at]
         more = (r * w - self._read(read[mine], mine) * written[mine]) @ self._weights[mine]
         more += (w - written[mine]) @ self._biases[mine]
-        if self.timings is None:
+        if self.latency_model is None:
             return np.asarray(now + more, dtype=np.float64)
         return np.asarray(now + np.column_stack([more, self._seconds_along(at, f, change)]), dtype=np.float64)
 
     def _seconds_along(self, at: int, f: Costed, change: Costed) -> Costed:
-        assert self.timings is not None, "asked for where there are timings only"
+        assert self.latency_model is not None, "asked for where there are timings only"
         (reads, writes), total = self._timed, np.zeros(len(change))
         read, written = reads @ f, writes @ f
         for part in np.flatnonzero((reads[:, at] > 0) | (writes[:, at] > 0)):
             r, w = self._read(read[part] + change * reads[part, at], part), written[part] + change * writes[part, at]
-            before = self.timings.part(int(part), self._read(read[part], part), written[part])
-            total += self.timings.part(int(part), r, w) - before
+            before = self.latency_model.part(int(part), self._read(read[part], part), written[part])
+            total += self.latency_model.part(int(part), r, w) - before
         return total
 
     def of_classes(self, kept: NDArray[np.bool_]) -> Costed:
         """Costs when these classes stay (the last element answers for -1)."""
         counted = self._counted(*(left(ends, kept) for ends in self._ends))
-        if self.timings is None:
+        if self.latency_model is None:
             return counted
-        return self._with_seconds(counted, *(left(ends, kept) for ends in self.timings.ends(self._census)))
+        return self._with_seconds(counted, *(left(ends, kept) for ends in self.latency_model.ends(self._dependencies)))
 
     def _with_seconds(self, counted: Costed, read: Costed, written: Costed) -> Costed:
-        assert self.timings is not None, "asked for where there are timings only"
-        return np.append(counted, self.timings.total(self._read(read), written))
+        assert self.latency_model is not None, "asked for where there are timings only"
+        return np.append(counted, self.latency_model.total(self._read(read), written))
 
     def _read(self, read: Costed, at: NDArray[np.int64] | np.int64 | None = None) -> Costed:
         """Shares that rows `at` read, 0 where there is one layer still in the place of two."""
@@ -156,7 +163,7 @@ class Costs:
     def _shares(self, ends: Sequence[Labels]) -> Costed:
         """By layer the share of each group among its labels; the last is that of what belongs to none."""
         wide = len(self._index) + 1
-        found = [np.bincount(self._census.owner[labels], minlength=wide) / max(len(labels), 1) for labels in ends]
+        found = [np.bincount(self._dependencies.owner[labels], minlength=wide) / max(len(labels), 1) for labels in ends]
         return np.array(found, dtype=np.float64).reshape(-1, wide)
 
     def _vector(self, fractions: Mapping[str, float]) -> Costed:
@@ -166,7 +173,7 @@ class Costs:
         return f
 
 
-def size_of(graph: Graph, census: Census) -> Size:
-    """Cost of a model whose layers `census` lists."""
-    macs = sum(layer.macs for layer in census.layers) + sum(node.macs for node in census.unsolved)
-    return Size(macs, graph.parameters, graph.nbytes)
+def model_size(graph: Graph, dependencies: DependencyGraph) -> ModelSize:
+    """Cost of a model whose layers `dependencies` lists."""
+    macs = sum(layer.macs for layer in dependencies.layers) + sum(node.macs for node in dependencies.unsolved)
+    return ModelSize(macs, graph.parameters, graph.nbytes)

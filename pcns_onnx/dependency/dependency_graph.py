@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 
 from pcns_onnx.dependency.groups import Group, form_groups
 from pcns_onnx.dependency.layers import Layer, Unsolved, find_layers, find_unsolved
-from pcns_onnx.dependency.propagation import Walk
+from pcns_onnx.dependency.propagation import Propagation
 from pcns_onnx.graph import Graph, Shape
-from pcns_onnx.ops import Heads, Kind, Labels, Pick, Ride, Size, Window
+from pcns_onnx.ops import ChannelCount, ChannelIndex, Heads, Kind, Labels, PerChannelConstant, Window
 
 
 @dataclass(frozen=True)
-class Census:
+class DependencyGraph:
     """Everything that was found. `born` is the number of labels; classes are the smallest of theirs."""
 
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
-    rides: tuple[tuple[str, Ride], ...]
-    sizes: tuple[Size, ...]
-    picks: tuple[Pick, ...]
+    per_channel: tuple[tuple[str, PerChannelConstant], ...]
+    sizes: tuple[ChannelCount, ...]
+    channel_indices: tuple[ChannelIndex, ...]
     kinds: Mapping[str, Kind]
     labels: Mapping[str, Labels]
     shapes: Mapping[str, Shape]
@@ -75,36 +75,42 @@ class Census:
         return tuple(g for g in self.groups if g.frozen is None)
 
 
-def survey(graph: Graph, feeds: Mapping[str, Sequence[int]] | None = None, *, heads: Heads = "width") -> Census:
-    """Walk `graph`; `feeds` gives the shape of each input where the model leaves it open."""
-    walk = Walk.over(graph, feeds, heads=heads)
-    layers = tuple(find_layers(walk))
-    see, classes = walk.classes.compact, walk.classes.of
-    flows = walk.flows
-    return Census(
+def build_dependency_graph(
+    graph: Graph, feeds: Mapping[str, Sequence[int]] | None = None, *, heads: Heads = "width"
+) -> DependencyGraph:
+    """Propagation `graph`; `feeds` gives the shape of each input where the model leaves it open."""
+    propagation = Propagation.over(graph, feeds, heads=heads)
+    layers = tuple(find_layers(propagation))
+    see, classes = propagation.classes.compact, propagation.classes.of
+    flows = propagation.flows
+    return DependencyGraph(
         layers=layers,
-        groups=tuple(form_groups(walk, layers)),
-        rides=tuple((n.key, replace(ride, labels=see(ride.labels))) for n, flow in flows for ride in flow.rides),
+        groups=tuple(form_groups(propagation, layers)),
+        per_channel=tuple(
+            (n.key, replace(ride, labels=see(ride.labels))) for n, flow in flows for ride in flow.per_channel
+        ),
         sizes=tuple(
             replace(s, labels=classes(s.labels), along=classes(s.labels if s.along is None else s.along))
             for _, flow in flows
             for s in flow.sizes
         ),
-        picks=tuple(replace(pick, labels=classes(pick.labels)) for _, flow in flows for pick in flow.picks),
+        channel_indices=tuple(
+            replace(pick, labels=classes(pick.labels)) for _, flow in flows for pick in flow.channel_indices
+        ),
         kinds={node.key: flow.kind for node, flow in flows},
-        labels={name: see(labels) for name, labels in walk.labels.items()},
-        shapes=walk.shapes,
-        unsolved=tuple(find_unsolved(walk)),
+        labels={name: see(labels) for name, labels in propagation.labels.items()},
+        shapes=propagation.shapes,
+        unsolved=tuple(find_unsolved(propagation)),
         largest={node.key: flow.largest for node, flow in flows if flow.largest is not None},
-        born=walk.classes.born,
+        born=propagation.classes.born,
         feeds=feeds,
     )
 
 
-def kept_classes(census: Census, keep: Mapping[str, Labels]) -> NDArray[np.bool_]:
+def kept_classes(dependencies: DependencyGraph, keep: Mapping[str, Labels]) -> NDArray[np.bool_]:
     """Whether each class stays; the last element answers for -1, which always does."""
-    kept = np.ones(census.born + 1, dtype=np.bool_)
-    for group in census.groups:
+    kept = np.ones(dependencies.born + 1, dtype=np.bool_)
+    for group in dependencies.groups:
         if group.name in keep:
             kept[group.labels] = False
             kept[keep[group.name]] = True

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pcns_onnx.dependency.layers import Layer
-from pcns_onnx.dependency.propagation import Walk
+from pcns_onnx.dependency.propagation import Propagation
 from pcns_onnx.graph import Shape
 from pcns_onnx.ops import Bilinear, Labels
 
@@ -62,10 +62,10 @@ class Group:
         return len(self.labels)
 
 
-def form_groups(walk: Walk, layers: Sequence[Layer]) -> Iterator[Group]:
+def form_groups(propagation: Propagation, layers: Sequence[Layer]) -> Iterator[Group]:
     """Layers that write to a common class, together; those of which all classes must stay likewise."""
     written = [set(np.unique(layer.linear.writes).tolist()) for layer in layers]
-    free = [classes - walk.frozen.keys() for classes in written]
+    free = [classes - propagation.frozen.keys() for classes in written]
     left = dict(enumerate(a or b for a, b in zip(free, written, strict=True)))
     while left:
         first, classes = next(iter(left.items()))
@@ -75,23 +75,23 @@ def form_groups(walk: Walk, layers: Sequence[Layer]) -> Iterator[Group]:
             classes = classes.union(*(left[i] for i in more))
         for i in members:
             del left[i]
-        yield _group(walk, [layers[i] for i in sorted(members)], classes, layers)
+        yield _group(propagation, [layers[i] for i in sorted(members)], classes, layers)
 
 
-def _group(walk: Walk, writers: Sequence[Layer], classes: set[int], layers: Sequence[Layer]) -> Group:
+def _group(propagation: Propagation, writers: Sequence[Layer], classes: set[int], layers: Sequence[Layer]) -> Group:
     labels = np.array(sorted(classes), dtype=np.int64)
     readers = tuple(layer.name for layer in layers if np.isin(layer.linear.reads, labels).any())
-    products = tuple(_products(walk, labels))
-    coupled = not walk.coupled.isdisjoint(classes)
-    frozen = next((walk.frozen[c] for c in sorted(classes) if c in walk.frozen), None)
+    products = tuple(_products(propagation, labels))
+    coupled = not propagation.coupled.isdisjoint(classes)
+    frozen = next((propagation.frozen[c] for c in sorted(classes) if c in propagation.frozen), None)
     if frozen is None and not readers and not products:
         frozen = "no linear layer reads it"
     if frozen is None and len(labels) < 2:
         single = all(layer.width < 2 for layer in writers)
         frozen = "it has a single channel" if single else "its channels can only go all at once"
     unit = max(int(np.unique(layer.linear.writes, return_counts=True)[1].max()) for layer in writers)
-    activation, path = _path(walk, writers, classes)
-    kinds = {node.key: flow.kind for node, flow in walk.flows}
+    activation, path = _path(propagation, writers, classes)
+    kinds = {node.key: flow.kind for node, flow in propagation.flows}
     return Group(
         name=writers[0].name,
         labels=labels,
@@ -107,16 +107,16 @@ def _group(walk: Walk, writers: Sequence[Layer], classes: set[int], layers: Sequ
     )
 
 
-def _products(walk: Walk, labels: Labels) -> Iterator[Product]:
-    for node, flow in walk.flows:
+def _products(propagation: Propagation, labels: Labels) -> Iterator[Product]:
+    for node, flow in propagation.flows:
         found: Bilinear | None = flow.bilinear
         if found is None:
             continue
-        classes = walk.classes.of(found.a.reshape(-1, found.a.shape[-1])[0])
+        classes = propagation.classes.of(found.a.reshape(-1, found.a.shape[-1])[0])
         if np.isin(classes, labels).all():
             names = (node.inputs[0], node.inputs[1])
-            blocks = [_blocks(walk.shapes.get(name, ())) for name in names]
-            heads = blocks[0] // walk.batch if blocks[0] == blocks[1] else 1
+            blocks = [_blocks(propagation.shapes.get(name, ())) for name in names]
+            heads = blocks[0] // propagation.batch if blocks[0] == blocks[1] else 1
             yield Product(node.key, names, found.axes, classes, max(heads, 1))
 
 
@@ -125,28 +125,28 @@ def _blocks(shape: Shape) -> int:
     return int(np.prod([size or 0 for size in shape[:-2]]))
 
 
-def _path(walk: Walk, writers: Sequence[Layer], mine: set[int]) -> tuple[str, tuple[str, ...]]:
+def _path(propagation: Propagation, writers: Sequence[Layer], mine: set[int]) -> tuple[str, tuple[str, ...]]:
     """The tensor after the activation, and the keys of all nodes between writers and readers.
 
     The activation ends where the pointwise nodes behind the layer come back to a single tensor
     (x * sigmoid(x) does); where they do not, it is the layer's own output.
     """
-    carries = {name for name, classes in walk.carried.items() if not mine.isdisjoint(classes)}
+    carries = {name for name, classes in propagation.carried.items() if not mine.isdisjoint(classes)}
     biases = {layer.output for layer in writers}
     between = [
         (node, flow)
-        for node, flow in walk.flows
+        for node, flow in propagation.flows
         if flow.linear is None and node.key not in biases and carries.intersection(node.inputs)
     ]
     inside = {writers[0].output}
     for node, flow in between:
         if flow.kind in ("pointwise", "scaling") and inside.issuperset(carries.intersection(node.inputs)):
             inside.update(node.outputs)
-    consumers = walk.graph.consumers
+    consumers = propagation.graph.consumers
     exits = [
         name
         for name in sorted(inside)
-        if name in walk.exposed or any(reader.key not in inside for reader in consumers.get(name, ()))
+        if name in propagation.exposed or any(reader.key not in inside for reader in consumers.get(name, ()))
     ]
     activation = exits[0] if len(exits) == 1 else writers[0].output
     return activation, tuple(node.key for node, _ in between)

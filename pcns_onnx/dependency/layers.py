@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 
-from pcns_onnx.dependency.propagation import Walk
+from pcns_onnx.dependency.propagation import Propagation
 from pcns_onnx.graph import Array, Graph, Node
 from pcns_onnx.graph.queries import bias_add
 from pcns_onnx.ops import Labels, Linear, LinearOp
@@ -25,7 +25,7 @@ class Bias:
 
 
 @dataclass(frozen=True)
-class Part:
+class ConvGroup:
     """A block of a layer that sees its own channels only: V's `rows`, the classes it reads and writes."""
 
     op: LinearOp
@@ -54,13 +54,14 @@ class Layer:
         return len(self.linear.writes)
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[ConvGroup, ...]:
         """The blocks of V; one for all but grouped convolutions."""
         blocks = self.linear.op.blocks
         reads, writes = np.split(self.linear.reads, blocks), np.split(self.linear.writes, blocks)
         step = self.width // blocks
         return tuple(
-            Part(self.linear.op.part(b), reads[b], writes[b], slice(b * step, (b + 1) * step)) for b in range(blocks)
+            ConvGroup(self.linear.op.part(b), reads[b], writes[b], slice(b * step, (b + 1) * step))
+            for b in range(blocks)
         )
 
 
@@ -81,17 +82,17 @@ class Unsolved:
     scales: Labels | None = None
 
 
-def find_layers(walk: Walk) -> Iterator[Layer]:
+def find_layers(propagation: Propagation) -> Iterator[Layer]:
     """Every layer that is solved for, in topological order, under a name of its own."""
-    graph = walk.graph
+    graph = propagation.graph
     taken: set[str] = set()
-    for node, flow in walk.flows:
+    for node, flow in propagation.flows:
         if flow.linear is None:
             continue
-        classes = walk.classes.of
+        classes = propagation.classes.of
         linear = replace(flow.linear, reads=classes(flow.linear.reads), writes=classes(flow.linear.writes))
         bias = _bias(graph, node, linear)
-        size = int(np.prod([d or 1 for d in walk.shapes[node.inputs[linear.weight]]]))
+        size = int(np.prod([d or 1 for d in propagation.shapes[node.inputs[linear.weight]]]))
         name = next(n for n in _names(node.name, bias.key) if n not in taken)
         taken.add(name)
         yield Layer(
@@ -102,7 +103,7 @@ def find_layers(walk: Walk) -> Iterator[Layer]:
             output=bias.key,
             linear=linear,
             bias=bias,
-            macs=(flow.macs or 0) // walk.batch,
+            macs=(flow.macs or 0) // propagation.batch,
             parameters=size + (0 if bias.absent else len(linear.writes)),
         )
 
@@ -125,15 +126,15 @@ def _bias(graph: Graph, node: Node, linear: Linear) -> Bias:
     return Bias(add.key, 1 - list(add.inputs).index(node.key), 1.0, absent=False)
 
 
-def find_unsolved(walk: Walk) -> Iterator[Unsolved]:
+def find_unsolved(propagation: Propagation) -> Iterator[Unsolved]:
     """Every other node with multiply-adds."""
-    for node, flow in walk.flows:
+    for node, flow in propagation.flows:
         if flow.macs is not None and flow.linear is None:
-            weights: list[Array] = [c for n in node.inputs if (c := walk.graph.constant(n)) is not None]
-            shape = walk.shapes.get(node.key, ())
+            weights: list[Array] = [c for n in node.inputs if (c := propagation.graph.constant(n)) is not None]
+            shape = propagation.shapes.get(node.key, ())
             axis = 1 if node.op.startswith("Conv") else -1
             width = shape[axis] if len(shape) > 1 else None
             parameters = sum(int(w.size) for w in weights)
-            scales = None if flow.scales is None else walk.classes.of(flow.scales)
-            macs = flow.macs // walk.batch
+            scales = None if flow.scales is None else propagation.classes.of(flow.scales)
+            macs = flow.macs // propagation.batch
             yield Unsolved(node.label, node.op, flow.reason, width or 0, macs, parameters, scales)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pcns_onnx.dependency.dependency_graph import Census
-from pcns_onnx.dependency.propagation import Walk
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
+from pcns_onnx.dependency.propagation import Propagation
 from pcns_onnx.graph import Graph
 
 Maker = tuple[str, int]
@@ -13,10 +13,10 @@ Maker = tuple[str, int]
 class Origins:
     """Which row of which layer made a channel: from a walk that leaves ties out of account."""
 
-    def __init__(self, graph: Graph, census: Census) -> None:
-        walk = Walk.over(graph, census.feeds, tied=False)
-        flows = {node.key: flow for node, flow in walk.flows}
-        linear = {layer.name: flows[layer.key].linear for layer in census.layers}
+    def __init__(self, graph: Graph, dependencies: DependencyGraph) -> None:
+        propagation = Propagation.over(graph, dependencies.feeds, tied=False)
+        flows = {node.key: flow for node, flow in propagation.flows}
+        linear = {layer.name: flows[layer.key].linear for layer in dependencies.layers}
         self._reads = {name: found.reads for name, found in linear.items() if found is not None}
         self._made = {
             int(label): (name, row)

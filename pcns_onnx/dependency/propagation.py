@@ -15,11 +15,11 @@ import numpy as np
 
 from pcns_onnx.dependency.classes import Classes
 from pcns_onnx.graph import Graph, Node, Shape
-from pcns_onnx.ops import Flow, Heads, Labels, Site, axes_of, flow_of
+from pcns_onnx.ops import Heads, Labels, OpContext, OpFacts, axes_of, facts_of
 
 
 @dataclass
-class Walk:
+class Propagation:
     """The walk's state and, once `run`, its findings; with `tied` false, ties are left out of account."""
 
     graph: Graph
@@ -30,19 +30,19 @@ class Walk:
     tied: bool = True
     classes: Classes = field(default_factory=Classes)
     labels: dict[str, Labels] = field(default_factory=dict)
-    flows: list[tuple[Node, Flow]] = field(default_factory=list)
+    flows: list[tuple[Node, OpFacts]] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def over(
         cls, graph: Graph, feeds: Mapping[str, Sequence[int]] | None, *, heads: Heads = "width", tied: bool = True
-    ) -> Walk:
-        """Walk `graph`; `feeds` gives the shape of each input where the model leaves it open."""
+    ) -> Propagation:
+        """Propagation `graph`; `feeds` gives the shape of each input where the model leaves it open."""
         batch = next((s.shape[0] for s in graph.inputs if s.shape and s.shape[0] is not None), 2)
         shapes = graph.shapes(feeds, batch=batch)
-        walk = cls(graph, shapes, graph.shapes(feeds, batch=batch + 1), batch, heads, tied)
-        walk._run()
-        return walk
+        propagation = cls(graph, shapes, graph.shapes(feeds, batch=batch + 1), batch, heads, tied)
+        propagation._run()
+        return propagation
 
     @cached_property
     def exposed(self) -> frozenset[str]:
@@ -72,7 +72,7 @@ class Walk:
         for node in self.graph.nodes:
             if self.graph.is_constant(node.key):
                 continue
-            flow = flow_of(self._site(node), local=(node.domain, node.op) in self.graph.functions)
+            flow = facts_of(self._context(node), local=(node.domain, node.op) in self.graph.functions)
             self.flows.append((node, flow))
             for name, labels in zip(node.outputs, flow.outputs, strict=False):
                 if name and labels is not None:
@@ -106,10 +106,10 @@ class Walk:
         sizes = zip(self.shapes.get(name, ()), self.larger.get(name, ()), strict=False)
         return tuple(axis for axis, (one, more) in enumerate(sizes) if one != more)
 
-    def _site(self, node: Node) -> Site:
+    def _context(self, node: Node) -> OpContext:
         graph = self.graph
         names = node.inputs
-        return Site(
+        return OpContext(
             node=node,
             labels=tuple(self._seen(name) for name in names),
             shapes=tuple(self.shapes.get(name) for name in names),

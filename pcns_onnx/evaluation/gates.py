@@ -1,12 +1,15 @@
-"""The proof: agreement, latency, cost and gates of two models, put into a report."""
+"""Limits, and what was measured against them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
-from pcns_onnx.api.options import Options
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.agreement import Agreement
+from pcns_onnx.evaluation.options import GateOptions
+from pcns_onnx.planning.budget import Budget
 
 
 class Gate(msgspec.Struct, frozen=True):
@@ -22,7 +25,7 @@ class Gate(msgspec.Struct, frozen=True):
         return self.value <= self.limit
 
 
-def gates_of(options: Options, agreement: Agreement) -> list[Gate]:
+def gates_of(options: GateOptions, agreement: Agreement) -> list[Gate]:
     """The limits that the caller set, with what was measured."""
     gates = []
     if options.max_error is not None:
@@ -34,10 +37,10 @@ def gates_of(options: Options, agreement: Agreement) -> list[Gate]:
     return gates
 
 
-def quality_gates(options: Options, agreement: Agreement) -> list[Gate]:
+def quality_gates(budgets: Iterable[Budget], agreement: Agreement) -> list[Gate]:
     """The budgets on what may be lost, with what was measured."""
     gates = []
-    for budget in options.qualities:
+    for budget in budgets:
         value = agreement.error if budget.resource == "error" else agreement.drop
         if value is None:
             raise InputError("budget drop needs an output of shape (N, classes) and one label per sample, or --metric")

@@ -1,36 +1,29 @@
 """The shrunk model in fewer bits: int8 by static quantisation, and float16.
 
-int8 is onnxruntime's own recipe: constants folded and shapes inferred first, then QuantizeLinear
-and DequantizeLinear around every layer, with
-
-    q = clip(round(x / s) + z)      activations: 0..255, range (min, max) over the calibration samples
-                                    weights: -127..127, z = 0, one s per output channel
-
-after which its kernels compute in integers. Scales per channel need opset 13: an older model is
-converted. float16 keeps inputs and outputs as they are. The bits are onnxruntime's work; here they
-are asked for, checked and timed like the shrunk model itself. Source: onnxruntime.quantization and
-onnxruntime.transformers.float16, both of which this module alone imports.
+How they are made is told in `rewrite.quantize`; here they are asked for, checked and timed like the
+shrunk model itself.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from pcns_onnx.api.options import Options
 from pcns_onnx.cost.benchmark import Latency, compare_many
 from pcns_onnx.errors import UnsupportedError
 from pcns_onnx.evaluation.agreement import Agreement, time_both, verify
 from pcns_onnx.evaluation.gates import Gate, gates_of
 from pcns_onnx.evaluation.metric import Metric
+from pcns_onnx.evaluation.options import GateOptions
 from pcns_onnx.graph import Graph
 from pcns_onnx.progress import Progress
 from pcns_onnx.rewrite.quantize import in_precision
 from pcns_onnx.runtime.engine import Engine
-from pcns_onnx.runtime.samples import Samples, at_latency_batch
+from pcns_onnx.runtime.samples import Samples
 
 
 class Precision(msgspec.Struct, frozen=True):
@@ -44,7 +37,7 @@ class Precision(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Lowered:
+class QuantizedModel:
     """One model in fewer bits, what is reported of it, what the gates say, and what it warns of."""
 
     graph: Graph
@@ -53,42 +46,43 @@ class Lowered:
     warnings: list[str]
 
 
-def beside(output: str | os.PathLike[str] | None, kind: str) -> Path | None:
+def precision_path(output: str | os.PathLike[str] | None, kind: str) -> Path | None:
     """Where the model of a precision goes: 'small.onnx' -> 'small.int8.onnx'."""
     return None if output is None else Path(output).with_suffix(f".{kind}{Path(output).suffix}")
 
 
-def check_precisions(original: Graph, options: Options) -> None:
+def check_precisions(original: Graph, kinds: Sequence[str]) -> None:
     """Raise `UnsupportedError` before any work where the model cannot be lowered."""
-    if options.precisions and original.storage != "float32":
+    if kinds and original.storage != "float32":
         raise UnsupportedError(
-            f"--{options.precisions[0]} starts from float32, the model holds {original.storage}: export it in float32"
+            f"--{kinds[0]} starts from float32, the model holds {original.storage}: export it in float32"
         )
 
 
-def lower(
+def quantize(
     engine: Engine,
     original: Graph,
     small: Graph,
+    kinds: Sequence[str],
     calibration: Samples,
     checked: Samples,
+    timed: Samples,
     metric: Metric | None,
-    options: Options,
+    limits: GateOptions,
     progress: Progress,
-) -> list[Lowered]:
-    """The precisions of `options`, each compared with `original` on `checked` and timed against it and `small`."""
-    found = []
-    for kind in options.precisions:
+) -> list[QuantizedModel]:
+    """`small` in fewer bits: each of `kinds` compared with `original` on `checked`, timed against both on `timed`."""
+    quantized = []
+    for kind in kinds:
         with progress.stage(kind):
             graph, warnings = in_precision(kind, small, calibration)
         agreement, more = verify(engine, original, graph, checked, metric, progress)
-        timed = at_latency_batch(checked, options)
         latency = time_both(engine, original, graph, timed, progress)
         (on_top,) = compare_many(engine, small, [graph], timed)
-        gates = [_named(gate, kind) for gate in gates_of(options, agreement)]
+        gates = [_named(gate, kind) for gate in gates_of(limits, agreement)]
         precision = Precision(kind, graph.nbytes, agreement, latency, on_top)
-        found.append(Lowered(graph, precision, gates, [f"{kind}: {text}" for text in (*warnings, *more)]))
-    return found
+        quantized.append(QuantizedModel(graph, precision, gates, [f"{kind}: {text}" for text in (*warnings, *more)]))
+    return quantized
 
 
 def _named(gate: Gate, kind: str) -> Gate:

@@ -15,7 +15,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from pcns_onnx.api.options import Options
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph, ModelSource
@@ -23,7 +22,7 @@ from pcns_onnx.planning.plan import Plan, plan_bytes
 from pcns_onnx.runtime.engine import Engine, versions
 
 
-class Origin(msgspec.Struct, frozen=True):
+class Provenance(msgspec.Struct, frozen=True):
     """Where a result comes from: what was run, on what, and the SHA-256 of every file that went in.
 
     `hashes` of files are those of `sha256sum`; the plan's is that of the file `--plan-out` writes.
@@ -37,13 +36,15 @@ class Origin(msgspec.Struct, frozen=True):
     hashes: dict[str, str]
 
 
-def origin_of(
-    options: Options,
+def provenance_of(
+    command: str | None,
+    device: str,
+    seed: int,
     engine: Engine,
     models: Mapping[str, tuple[ModelSource, Graph]],
     data: Mapping[str, DataSource | None],
     plan: Plan | None = None,
-) -> Origin:
+) -> Provenance:
     """Hashes by name; data that is no file and no numbers has none. Raises `InputError`."""
     hashes = dict[str, str]()
     for name, (source, graph) in models.items():
@@ -56,7 +57,7 @@ def origin_of(
             hashes[name] = found
     if plan is not None:
         hashes["plan"] = hashlib.sha256(plan_bytes(plan)).hexdigest()
-    return Origin(options.command, options.device, engine.provider, engine.threads, options.seed, hashes)
+    return Provenance(command, device, engine.provider, engine.threads, seed, hashes)
 
 
 def _of_data(data: DataSource | None) -> str | None:
@@ -92,14 +93,14 @@ def _lines(files: Iterable[Path]) -> Iterator[str]:
         yield f"{_of_path(file)}  {file.name}\n"
 
 
-def provenance(plan: Plan, options: Options) -> str:
+def provenance_note(plan: Plan, seed: int) -> str:
     """What the shrunk model says about itself: JSON that depends on model, data and options only."""
     widths = {name: [entry.width, entry.of] for name, entry in plan.groups.items()}
     said: dict[str, object] = {
         "version": metadata.version("pcns-onnx"),
         "method": plan.method,
         "model": plan.model,
-        "seed": options.seed,
+        "seed": seed,
         "widths": widths,
     }
     if plan.rank_ratio is not None:

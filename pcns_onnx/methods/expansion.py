@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.errors import InputError
@@ -32,10 +32,12 @@ class Expanded(msgspec.Struct, frozen=True):
 Copies = NDArray[np.int64]
 
 
-def widened(graph: Graph, census: Census, copies: Copies, groups: Sequence[Group], *, zero: bool) -> Graph:
+def widened(
+    graph: Graph, dependencies: DependencyGraph, copies: Copies, groups: Sequence[Group], *, zero: bool
+) -> Graph:
     """A copy of `graph` in which class c is there copies[c] times, readers weighted so that nothing changes."""
-    result = apply(graph, repeat(graph, census, copies))
-    for layer in census.layers:
+    result = apply(graph, repeat(graph, dependencies, copies))
+    for layer in dependencies.layers:
         writes = any(layer.name in group.writers for group in groups)
         reads = any(layer.name in group.readers for group in groups)
         result = apply(result, _weighted(graph, result, layer, copies, zero=zero) if writes or reads else ())
@@ -43,16 +45,16 @@ def widened(graph: Graph, census: Census, copies: Copies, groups: Sequence[Group
 
 
 def shared_out(
-    graph: Graph, census: Census, groups: Sequence[Group], widths: dict[str, int]
+    graph: Graph, dependencies: DependencyGraph, groups: Sequence[Group], widths: dict[str, int]
 ) -> tuple[Copies, list[Expanded]]:
     """How often each class is there (one more element, 1, answers for -1), and how many were split by group."""
-    copies, rows = np.ones(census.born + 1, dtype=np.int64), list[Expanded]()
+    copies, rows = np.ones(dependencies.born + 1, dtype=np.int64), list[Expanded]()
     for group in groups:
         width = widths[group.name]
         if width <= group.width:
             raise InputError(f"'{group.name}' would keep its {group.width} channels: give a larger factor with --by")
         each, more = divmod(width, group.width)
-        strongest = np.argsort(-strength(graph, census, group), kind="stable")
+        strongest = np.argsort(-strength(graph, dependencies, group), kind="stable")
         counts = np.full(group.width, each)
         counts[strongest[:more]] += 1
         copies[group.labels] = counts
@@ -61,10 +63,10 @@ def shared_out(
     return copies, rows
 
 
-def strength(graph: Graph, census: Census, group: Group) -> NDArray[np.float64]:
+def strength(graph: Graph, dependencies: DependencyGraph, group: Group) -> NDArray[np.float64]:
     """Mean of each channel's outgoing weights, over all layers that read the group, (N,)."""
     total, count = np.zeros(group.width), np.zeros(group.width)
-    for layer in (census.layer(name) for name in group.readers):
+    for layer in (dependencies.layer(name) for name in group.readers):
         weight = stored_weight(graph, layer)
         for part in layer.parts:
             owners, matrix = part.op.owners(part.reads), np.asarray(part.op.matrix(weight))

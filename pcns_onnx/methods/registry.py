@@ -17,6 +17,8 @@ class Method:
 
     A 'subset' method looks at the data, keeps some neurons as they are and re-fits their readers; a 'basis'
     method makes new neurons; a 'weights' method looks at the weights only; an 'expansion' adds neurons.
+    `has_rank_ratio`: it takes --rank-ratio; `drops_blocks`: budgets may take residual blocks out as a whole;
+    `plans`: its widths can be chosen without solving (`plan`).
     """
 
     name: str
@@ -26,6 +28,9 @@ class Method:
     exact: str
     cost: str
     source: str
+    has_rank_ratio: bool = False
+    drops_blocks: bool = False
+    plans: bool = False
 
     @property
     def row(self) -> str:
@@ -55,6 +60,8 @@ METHODS: dict[str, Method] = {
             exact=_REDUNDANT,
             cost="one sweep of N downdates of an n x n inverse per group (n = N * taps)",
             source="Hassibi & Stork 1993, in blocks",
+            drops_blocks=True,
+            plans=True,
         ),
         Method(
             name="interpolative",
@@ -64,6 +71,8 @@ METHODS: dict[str, Method] = {
             exact=_REDUNDANT,
             cost="N³/3 per group",
             source="interpolative decomposition by column-pivoted QR",
+            drops_blocks=True,
+            plans=True,
         ),
         Method(
             name="pcns",
@@ -82,6 +91,7 @@ METHODS: dict[str, Method] = {
             exact="what has no outgoing weights, where the weights have that rank; min-weight at --rank-ratio 1",
             cost="two eigenproblems of a layer's channels, one of the smaller side for Gemm and MatMul",
             source="Graham 2019, listing 6.1",
+            has_rank_ratio=True,
         ),
         Method(
             name="min-weight",

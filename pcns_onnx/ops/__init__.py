@@ -7,25 +7,25 @@ from pkgutil import iter_modules
 
 from pcns_onnx.ops.facts import (
     Bilinear,
-    Flow,
+    ChannelCount,
+    ChannelIndex,
     Heads,
     Kind,
     Labels,
     Linear,
     LinearOp,
-    Pick,
-    Ride,
-    Site,
-    Size,
+    OpContext,
+    OpFacts,
+    PerChannelConstant,
     Window,
     axes_of,
 )
-from pcns_onnx.ops.registry import flow_of, rules
+from pcns_onnx.ops.registry import facts_of, rules
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
-    "Bilinear", "Flow", "Heads", "Kind", "Labels", "Linear", "LinearOp", "Pick", "Ride", "Site", "Size",
-    "Window", "axes_of", "flow_of", "rules",
+    "Bilinear", "ChannelCount", "ChannelIndex", "Heads", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts",
+    "PerChannelConstant", "Window", "axes_of", "facts_of", "rules",
 ]  # fmt: skip

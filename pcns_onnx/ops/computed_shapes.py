@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from pcns_onnx.graph import Node
-from pcns_onnx.ops.facts import Frozen, Labels, Site, Size, describe
+from pcns_onnx.ops.facts import ChannelCount, Frozen, Labels, OpContext, describe
 
 SHAPED = {"Reshape": 1, "Expand": 1, "Resize": 3}
 """Operators whose rules ask `target` where the numbers of a target shape come from, and the input that holds it."""
@@ -38,24 +38,24 @@ class Dim:
     axis: int
 
 
-def origin(site: Site, place: int | str, element: int) -> Stored | Dim | None:
+def origin(context: OpContext, place: int | str, element: int) -> Stored | Dim | None:
     """Where number `element` of an input or attribute of the node comes from; None if it is computed otherwise."""
-    node, plain = site.node, True
+    node, plain = context.node, True
     if isinstance(place, str):
         return Stored(node.attrs[place][element], plain) if place in node.attrs else None
     while place < len(node.inputs):
         name = node.inputs[place]
-        value = site.value(name)
+        value = context.value(name)
         if value is not None:
             flat = value.reshape(-1)
             return Stored(flat[element].item(), plain) if element < flat.size else None
-        maker = site.producer(name)
+        maker = context.producer(name)
         if maker is None or maker.domain:
             return None
         if maker.op == "Shape":
-            axes = measured(site, maker)
+            axes = measured(context, maker)
             return None if axes is None else Dim(maker.inputs[0], axes[element])
-        sources = _sources(site, maker)
+        sources = _sources(context, maker)
         if sources is None or element >= len(sources):
             return None
         plain = plain and maker.op not in ("Gather", "Slice")
@@ -63,56 +63,58 @@ def origin(site: Site, place: int | str, element: int) -> Stored | Dim | None:
     return None
 
 
-def measured(site: Site, node: Node) -> list[int] | None:
+def measured(context: OpContext, node: Node) -> list[int] | None:
     """The axes whose sizes a Shape puts out; None where the rank is not known."""
-    shape = site.size(node.inputs[0])
+    shape = context.size(node.inputs[0])
     axes = None if shape is None else list(range(len(shape)))
     return None if axes is None else axes[node.attrs.get("start", 0) : node.attrs.get("end", None)]
 
 
-def is_followed(site: Site, name: str, element: int) -> bool:
+def is_followed(context: OpContext, name: str, element: int) -> bool:
     """Whether number `element` of tensor `name` ends in target shapes only, all of whose numbers are looked at."""
-    if site.leaves(name):
+    if context.leaves(name):
         return False
-    for node in site.readers(name):
+    for node in context.readers(name):
         places = [place for place, given in enumerate(node.inputs) if given == name]
         if node.domain or not places:
             return False
-        if places == [SHAPED.get(node.op)] and _count(site, name) is not None:
+        if places == [SHAPED.get(node.op)] and _count(context, name) is not None:
             continue
-        sources = _sources(site, node)
+        sources = _sources(context, node)
         if sources is None or (node.op != "Concat" and places != [0]):
             return False
         for moved, (place, taken) in enumerate(sources):
-            if place in places and taken == element and not is_followed(site, node.outputs[0], moved):
+            if place in places and taken == element and not is_followed(context, node.outputs[0], moved):
                 return False
     return True
 
 
 def target(
-    site: Site, place: int | str, labels: Labels | None, axes: Sequence[int] | None = None
-) -> tuple[tuple[Size, ...], tuple[Frozen, ...]]:
+    context: OpContext, place: int | str, labels: Labels | None, axes: Sequence[int] | None = None
+) -> tuple[tuple[ChannelCount, ...], tuple[Frozen, ...]]:
     """What a target shape says of the output's `labels`: sizes to keep in step, and what must stay.
 
     It stands at an input or attribute; its numbers belong to `axes` of the output, the last ones if not given.
     """
-    sizes, frozen = list[Size](), list[Frozen]()
-    count = len(site.node.attrs[place]) if isinstance(place, str) else _count(site, site.node.inputs[place]) or 0
+    sizes, frozen = list[ChannelCount](), list[Frozen]()
+    count = (
+        len(context.node.attrs[place]) if isinstance(place, str) else _count(context, context.node.inputs[place]) or 0
+    )
     for element in range(count):
         axis = element - count if axes is None else axes[element]
         mine = counted(labels, axis)
-        source = origin(site, place, element)
+        source = origin(context, place, element)
         if isinstance(source, Dim):
-            theirs = counted(site.carried(source.tensor), source.axis)
+            theirs = counted(context.carried(source.tensor), source.axis)
             if not _same(mine, theirs):
-                why = f"the number of channels is read by {describe(site.node)}"
+                why = f"the number of channels is read by {describe(context.node)}"
                 frozen += [Frozen(channels, why) for channels in (mine, theirs) if channels is not None]
-        elif mine is not None and not _stands_for_itself(site, source, element, mine):
+        elif mine is not None and not _stands_for_itself(context, source, element, mine):
             why = _refusal(source, len(mine))
             if why or source is None:
-                frozen.append(Frozen(mine, f"{describe(site.node)} {why}"))
+                frozen.append(Frozen(mine, f"{describe(context.node)} {why}"))
             else:
-                sizes.append(Size(site.node.key, place, element, mine))
+                sizes.append(ChannelCount(context.node.key, place, element, mine))
     return tuple(sizes), tuple(frozen)
 
 
@@ -125,7 +127,7 @@ def counted(labels: Labels | None, axis: int) -> Labels | None:
 
 
 @dataclass(frozen=True)
-class Windows:
+class SliceBounds:
     """What a Slice takes: `starts`, `ends` and `steps` along `axes`; None where they are computed.
 
     `places` are where starts and ends are stored.
@@ -138,19 +140,19 @@ class Windows:
     places: tuple[int | str, int | str]
 
 
-def windows(site: Site, node: Node) -> Windows:
+def slice_bounds(context: OpContext, node: Node) -> SliceBounds:
     """What a Slice takes, from attributes or inputs."""
     if len(node.inputs) == 1:
         starts, ends = list(node.attrs["starts"]), list(node.attrs["ends"])
         axes = list(node.attrs.get("axes", range(len(starts))))
-        return Windows(axes, starts, ends, [1] * len(starts), ("starts", "ends"))
-    count = _count(site, node.inputs[1])
+        return SliceBounds(axes, starts, ends, [1] * len(starts), ("starts", "ends"))
+    count = _count(context, node.inputs[1])
     given = list[list[int] | None]()
     for place, default in enumerate((None, None, None if count is None else range(count), [1] * (count or 0)), start=1):
         name = node.inputs[place] if place < len(node.inputs) else ""
-        value = site.value(name) if name else default
+        value = context.value(name) if name else default
         given.append(None if value is None else [int(v) for v in np.asarray(value).reshape(-1)])
-    return Windows(given[2], given[0], given[1], given[3], (1, 2))
+    return SliceBounds(given[2], given[0], given[1], given[3], (1, 2))
 
 
 def _refusal(source: Stored | None, count: int) -> str:
@@ -162,14 +164,14 @@ def _refusal(source: Stored | None, count: int) -> str:
     return "" if source.plain else "computes the size of the channel axis"
 
 
-def _stands_for_itself(site: Site, source: Stored | None, element: int, mine: Labels) -> bool:
+def _stands_for_itself(context: OpContext, source: Stored | None, element: int, mine: Labels) -> bool:
     """Whether a stored number says that the axis is as large as the input's, or as what is left."""
-    if source is None or site.node.op not in ("Reshape", "Expand"):
+    if source is None or context.node.op not in ("Reshape", "Expand"):
         return False
-    if site.node.op == "Expand":
+    if context.node.op == "Expand":
         return source.value == 1
-    copies = source.value == 0 and not site.attr("allowzero", 0)
-    before = site.labels[0]
+    copies = source.value == 0 and not context.attr("allowzero", 0)
+    before = context.labels[0]
     is_copy = copies and before is not None and element < before.ndim and _same(counted(before, element), mine)
     return is_copy or source.value == -1
 
@@ -180,17 +182,17 @@ def _same(a: Labels | None, b: Labels | None) -> bool:
     return np.array_equal(np.sort(a), np.sort(b))
 
 
-def _count(site: Site, name: str) -> int | None:
+def _count(context: OpContext, name: str) -> int | None:
     """How many numbers a tensor holds."""
-    shape = site.size(name)
+    shape = context.size(name)
     return None if shape is None or None in shape else prod(d or 0 for d in shape)
 
 
-def _sources(site: Site, node: Node) -> list[tuple[int, int]] | None:
+def _sources(context: OpContext, node: Node) -> list[tuple[int, int]] | None:
     """(input, element) of each number that a node puts out; None if it does more than move numbers about."""
     if node.domain:
         return None
-    counts = [_count(site, name) for name in node.inputs]
+    counts = [_count(context, name) for name in node.inputs]
     if node.op == "Concat" and None not in counts:
         return [(place, element) for place, count in enumerate(counts) for element in range(count or 0)]
     if not counts or counts[0] is None:
@@ -198,10 +200,10 @@ def _sources(site: Site, node: Node) -> list[tuple[int, int]] | None:
     whole = range(counts[0])
     if node.op in _MOVING or (node.op == "Cast" and node.attrs["to"] in _INTEGERS):
         return [(0, element) for element in whole]
-    if node.op == "Gather" and (indices := site.value(node.inputs[1])) is not None:
+    if node.op == "Gather" and (indices := context.value(node.inputs[1])) is not None:
         return [(0, whole[int(i)]) for i in indices.reshape(-1)]
     if node.op == "Slice":
-        taken = windows(site, node)
+        taken = slice_bounds(context, node)
         starts, ends, steps = taken.starts or [], taken.ends or [], taken.steps or []
         if taken.axes in ([0], [-1]) and starts and ends and steps:
             return [(0, element) for element in whole[slice(starts[0], ends[0], steps[0])]]

@@ -10,46 +10,59 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pcns_onnx.ops.computed_shapes import counted, windows
-from pcns_onnx.ops.facts import Flow, Frozen, Labels, Pick, Ride, Site, Size, Tie, axes_of, describe, freeze, spread
+from pcns_onnx.ops.computed_shapes import counted, slice_bounds
+from pcns_onnx.ops.facts import (
+    ChannelCount,
+    ChannelIndex,
+    Frozen,
+    Labels,
+    OpContext,
+    OpFacts,
+    PerChannelConstant,
+    Tie,
+    axes_of,
+    describe,
+    freeze,
+    spread,
+)
 from pcns_onnx.ops.registry import rule
 
 
 @rule("Concat", operands="all")
-def concat(site: Site) -> Flow:
+def concat(context: OpContext) -> OpFacts:
     """Channels one after the other, or, along another axis, tied."""
-    carried = [labels for labels in site.labels if labels is not None]
+    carried = [labels for labels in context.labels if labels is not None]
     if not carried:
-        return Flow((None,))
+        return OpFacts((None,))
     rank = carried[0].ndim
-    axis = site.attr("axis", 1) % rank
+    axis = context.attr("axis", 1) % rank
     coupled = tuple(carried) if len(carried) > 1 else ()
     if any(a != axis for labels in carried for a in axes_of(labels)):
         if any(labels.shape[axis] > 1 for labels in carried):
-            return freeze(site, f"{describe(site.node)} joins channels that lie on several axes")
-        return _side_by_side(site, carried, coupled)
+            return freeze(context, f"{describe(context.node)} joins channels that lie on several axes")
+        return _side_by_side(context, carried, coupled)
     pieces = []
-    for labels, shape in zip(site.labels, site.shapes, strict=True):
+    for labels, shape in zip(context.labels, context.shapes, strict=True):
         vector = np.full(1, -1, dtype=np.int64) if labels is None else labels.reshape(-1)
         size = len(vector) if len(vector) > 1 else None if shape is None else shape[axis]
         if size is None:
-            return freeze(site, f"{describe(site.node)} joins a tensor of unknown size to its channels")
+            return freeze(context, f"{describe(context.node)} joins a tensor of unknown size to its channels")
         pieces.append(np.broadcast_to(vector, (size,)))
-    return Flow((spread(np.concatenate(pieces), axis, rank),), "move", coupled=coupled)
+    return OpFacts((spread(np.concatenate(pieces), axis, rank),), "move", coupled=coupled)
 
 
-def _side_by_side(site: Site, carried: Sequence[Labels], coupled: tuple[Labels, ...]) -> Flow:
+def _side_by_side(context: OpContext, carried: Sequence[Labels], coupled: tuple[Labels, ...]) -> OpFacts:
     """Tensors with the same channels; a constant one is sliced along, any other without channels holds them fast."""
     whole = np.broadcast_shapes(*(labels.shape for labels in carried))
     rows = [np.broadcast_to(labels, whole) for labels in carried]
     labels = np.max(np.stack(rows), axis=0)
-    why = f"{describe(site.node)} joins its channels with a tensor's that must stay"
-    others = [position for position, mine in enumerate(site.labels) if mine is None]
-    is_fixed = any(site.constant(position) is None for position in others)
-    return Flow(
+    why = f"{describe(context.node)} joins its channels with a tensor's that must stay"
+    others = [position for position, mine in enumerate(context.labels) if mine is None]
+    is_fixed = any(context.constant(position) is None for position in others)
+    return OpFacts(
         (labels,),
         "channelwise" if others else "move",
-        rides=() if is_fixed else tuple(Ride(position, labels) for position in others),
+        per_channel=() if is_fixed else tuple(PerChannelConstant(position, labels) for position in others),
         ties=tuple(Tie(labels, row, why) for row in rows if not np.array_equal(row, labels)),
         coupled=coupled,
         frozen=(Frozen(labels, why),) if is_fixed else (),
@@ -57,49 +70,49 @@ def _side_by_side(site: Site, carried: Sequence[Labels], coupled: tuple[Labels, 
 
 
 @rule("Split")
-def split(site: Site) -> Flow:
+def split_op(context: OpContext) -> OpFacts:
     """Pieces of the channels, their sizes written out; or all of them in every output."""
-    labels, count = site.labels[0], len(site.node.outputs)
+    labels, count = context.labels[0], len(context.node.outputs)
     if labels is None:
-        return Flow((None,) * count)
-    axis = site.attr("axis", 0) % labels.ndim
+        return OpFacts((None,) * count)
+    axis = context.attr("axis", 0) % labels.ndim
     vector = counted(labels, axis)
     if vector is None:
-        return Flow((labels,) * count, "move")
-    sizes = _piece_sizes(site, len(vector), count)
+        return OpFacts((labels,) * count, "move")
+    sizes = _piece_sizes(context, len(vector), count)
     if sizes is None:
-        return freeze(site, f"{describe(site.node)} computes how many channels it takes")
-    place: int | str = 1 if site.opset >= 13 or len(site.node.inputs) > 1 else "split"
+        return freeze(context, f"{describe(context.node)} computes how many channels it takes")
+    place: int | str = 1 if context.opset >= 13 or len(context.node.inputs) > 1 else "split"
     cuts = np.cumsum(sizes)[:-1]
     outputs = tuple(_some(piece) for piece in np.split(labels, cuts, axis=axis))
     counts = np.split(vector, cuts)
-    facts = (Size(site.node.key, place, i, piece, replaces="num_outputs") for i, piece in enumerate(counts))
-    return Flow(outputs, "select", sizes=tuple(facts))
+    facts = (ChannelCount(context.node.key, place, i, piece, replaces="num_outputs") for i, piece in enumerate(counts))
+    return OpFacts(outputs, "select", sizes=tuple(facts))
 
 
-def _piece_sizes(site: Site, width: int, count: int) -> list[int] | None:
+def _piece_sizes(context: OpContext, width: int, count: int) -> list[int] | None:
     """Sizes of the pieces, equal ones (the last may be smaller) if the model says nothing; None: computed."""
-    if len(site.node.inputs) > 1 and site.node.inputs[1]:
-        stored = site.constant(1)
+    if len(context.node.inputs) > 1 and context.node.inputs[1]:
+        stored = context.constant(1)
         return None if stored is None else [int(size) for size in stored]
-    given = site.attr("split", None)
+    given = context.attr("split", None)
     chunk = -(-width // count)
     return list(given) if given else [max(min(chunk, width - chunk * i), 0) for i in range(count)]
 
 
 @rule("Slice")
-def cut(site: Site) -> Flow:
+def cut(context: OpContext) -> OpFacts:
     """A run of channels, every n-th one, or all in reverse; along other axes all of them."""
-    labels = site.labels[0]
+    labels = context.labels[0]
     if labels is None:
-        return Flow((None,))
-    taken = windows(site, site.node)
+        return OpFacts((None,))
+    taken = slice_bounds(context, context.node)
     touched = set(axes_of(labels)) if taken.axes is None else {a % labels.ndim for a in taken.axes} & {*axes_of(labels)}
     if not touched:
-        return Flow((labels,), "move")
+        return OpFacts((labels,), "move")
     if taken.axes is None or taken.starts is None or taken.ends is None or taken.steps is None:
-        return freeze(site, f"{describe(site.node)} computes which channels it takes")
-    sizes, ties = list[Size](), list[Tie]()
+        return freeze(context, f"{describe(context.node)} computes which channels it takes")
+    sizes, ties = list[ChannelCount](), list[Tie]()
     for i, (axis, step) in enumerate(zip((a % labels.ndim for a in taken.axes), taken.steps, strict=True)):
         vector = counted(labels, axis)
         if vector is None:
@@ -108,47 +121,49 @@ def cut(site: Site) -> Flow:
         start, end, _ = slice(taken.starts[i], taken.ends[i], step).indices(width)
         if step < 0:
             if (step, start, end) != (-1, width - 1, -1):
-                return freeze(site, f"{describe(site.node)} takes some of its channels backwards")
+                return freeze(context, f"{describe(context.node)} takes some of its channels backwards")
         else:
             for place, literal, at in zip(taken.places, (taken.starts[i], taken.ends[i]), (start, end), strict=True):
                 if at and -width <= literal <= width:
-                    sizes.append(Size(site.node.key, place, i, vector[:at], along=vector if literal < 0 else None))
-            ties += _strides(site, vector[start:], step)
+                    sizes.append(
+                        ChannelCount(context.node.key, place, i, vector[:at], along=vector if literal < 0 else None)
+                    )
+            ties += _strides(context, vector[start:], step)
         labels = np.take(labels, np.arange(width)[slice(start, None if end < 0 else end, step)], axis=axis)
-    return Flow((_some(labels),), "select", sizes=tuple(sizes), ties=tuple(ties))
+    return OpFacts((_some(labels),), "select", sizes=tuple(sizes), ties=tuple(ties))
 
 
-def _strides(site: Site, vector: Labels, step: int) -> list[Tie]:
+def _strides(context: OpContext, vector: Labels, step: int) -> list[Tie]:
     """Where every n-th channel is taken, n of them go together."""
-    why = f"{describe(site.node)} takes every {step}th of these channels"
+    why = f"{describe(context.node)} takes every {step}th of these channels"
     first = np.repeat(vector[::step], step)[: len(vector)]
     return [Tie(first, vector, why)] if step > 1 else []
 
 
 @rule("Gather")
-def gather(site: Site) -> Flow:
+def gather(context: OpContext) -> OpFacts:
     """Channels at stored places; along another axis all of them."""
-    labels, indices = site.labels[0], site.constant(1)
+    labels, indices = context.labels[0], context.constant(1)
     if labels is None:
-        return Flow((None,))
-    axis = site.attr("axis", 0) % labels.ndim
+        return OpFacts((None,))
+    axis = context.attr("axis", 0) % labels.ndim
     vector = counted(labels, axis)
-    shape = site.shapes[1]
+    shape = context.shapes[1]
     if vector is None:
         if shape is None:
-            return freeze(site, f"{describe(site.node)} has places of unknown rank")
+            return freeze(context, f"{describe(context.node)} has places of unknown rank")
         head, tail = labels.shape[:axis], labels.shape[axis + 1 :]
-        return Flow((labels.reshape((*head, *(1,) * len(shape), *tail)),), "move")
+        return OpFacts((labels.reshape((*head, *(1,) * len(shape), *tail)),), "move")
     if indices is None or indices.ndim > 1:
-        return freeze(site, f"{describe(site.node)} takes channels at places that are computed or form a table")
+        return freeze(context, f"{describe(context.node)} takes channels at places that are computed or form a table")
     taken = np.take(labels, indices, axis=axis)
     if indices.ndim == 0 and axes_of(taken):
-        return Flow((_some(taken),), "move")
-    picks = (Pick(site.node.key, 1, vector),)
+        return OpFacts((_some(taken),), "move")
+    channel_indices = (ChannelIndex(context.node.key, 1, vector),)
     if indices.ndim == 0:
-        why = f"{describe(site.node)} takes a single channel"
-        return Flow((None,), "select", picks=picks, frozen=(Frozen(taken, why),))
-    return Flow((_some(taken),), "select", picks=picks)
+        why = f"{describe(context.node)} takes a single channel"
+        return OpFacts((None,), "select", channel_indices=channel_indices, frozen=(Frozen(taken, why),))
+    return OpFacts((_some(taken),), "select", channel_indices=channel_indices)
 
 
 def _some(labels: Labels) -> Labels | None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.graph import Array
-from pcns_onnx.ops.facts import Flow, Linear, Site, describe, freeze, spread
+from pcns_onnx.ops.facts import Linear, OpContext, OpFacts, describe, freeze, spread
 from pcns_onnx.ops.registry import rule
 from pcns_onnx.ops.sliding_window import WindowOp, alike, reads_of, unsolvable, whole_blocks
 
@@ -88,24 +88,24 @@ class TransposedOp(WindowOp):
 
 
 @rule("ConvTranspose", operands="all")
-def conv_transpose(site: Site) -> Flow:
+def conv_transpose(context: OpContext) -> OpFacts:
     """ConvTranspose: mixes channels on axis 1, in blocks where it is grouped."""
-    x, shape = site.known_shape(0), site.known_shape(1)
+    x, shape = context.known_shape(0), context.known_shape(1)
     macs = prod(x) * prod(shape[1:]) if x and shape else 0
     if shape is None:
-        return freeze(site, f"{describe(site.node)} has a weight of unknown shape", macs=macs)
-    if why := unsolvable(site):
-        return freeze(site, f"{describe(site.node)} {why}", macs=macs)
+        return freeze(context, f"{describe(context.node)} has a weight of unknown shape", macs=macs)
+    if why := unsolvable(context):
+        return freeze(context, f"{describe(context.node)} {why}", macs=macs)
     rank, spatial = len(shape), len(shape) - 2
-    given = site.attr("output_shape", ())[-spatial:]
-    extra = site.attr("output_padding", (0,) * spatial)
-    op = TransposedOp.of(site, shape[2:], extra=tuple(extra), size=tuple(given))
-    reads = reads_of(site, axis=1, rank=rank, width=shape[0])
+    given = context.attr("output_shape", ())[-spatial:]
+    extra = context.attr("output_padding", (0,) * spatial)
+    op = TransposedOp.of(context, shape[2:], extra=tuple(extra), size=tuple(given))
+    reads = reads_of(context, axis=1, rank=rank, width=shape[0])
     if reads is None:
-        return freeze(site, f"{describe(site.node)} reads channels along another axis", macs=macs)
+        return freeze(context, f"{describe(context.node)} reads channels along another axis", macs=macs)
     if op.blocks > shape[0] // op.blocks:
-        return whole_blocks(site, reads.reshape(op.blocks, -1), shape[1], macs)
-    writes = site.fresh(shape[1] * op.blocks)
+        return whole_blocks(context, reads.reshape(op.blocks, -1), shape[1], macs)
+    writes = context.fresh(shape[1] * op.blocks)
     linear = Linear(op, weight=1, weight_axes=(1, 0), bias=2, reads=reads, writes=writes)
-    ties = (*alike(reads, op.blocks, site), *alike(writes, op.blocks, site))
-    return Flow((spread(writes, 1, rank),), "reader", linear=linear, macs=macs, ties=ties)
+    ties = (*alike(reads, op.blocks, context), *alike(writes, op.blocks, context))
+    return OpFacts((spread(writes, 1, rank),), "reader", linear=linear, macs=macs, ties=ties)

@@ -12,7 +12,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from pcns_onnx.graph import Shape
-from pcns_onnx.ops.facts import Flow, Frozen, Kind, Labels, Ride, Site, Tie, axes_of, describe, freeze
+from pcns_onnx.ops.facts import (
+    Frozen,
+    Kind,
+    Labels,
+    OpContext,
+    OpFacts,
+    PerChannelConstant,
+    Tie,
+    axes_of,
+    describe,
+    freeze,
+)
 from pcns_onnx.ops.registry import rule
 
 UNARY = (
@@ -30,96 +41,107 @@ GATES = ("Mul", "Div", "Pow", "PRelu", "Clip", "Where", "Mod")
 
 
 @rule("Identity", "Neg")
-def scaling(site: Site) -> Flow:
+def scaling(context: OpContext) -> OpFacts:
     """One factor for all channels."""
-    return Flow((site.labels[0],), "scaling")
+    return OpFacts((context.labels[0],), "scaling")
 
 
 @rule(*UNARY)
 @rule("Gelu", "QuickGelu", domain="com.microsoft")
-def unary(site: Site) -> Flow:
+def unary(context: OpContext) -> OpFacts:
     """One input, one output."""
-    return Flow((site.labels[0],), "pointwise")
+    return OpFacts((context.labels[0],), "pointwise")
 
 
 @rule("CastLike", operands="all")
-def cast_like(site: Site) -> Flow:
+def cast_like(context: OpContext) -> OpFacts:
     """The values of the first operand; of the second only the type."""
-    return Flow((site.labels[0],), "pointwise")
+    return OpFacts((context.labels[0],), "pointwise")
 
 
 @rule("Dropout")
-def dropout(site: Site) -> Flow:
+def dropout(context: OpContext) -> OpFacts:
     """At inference the identity, and a mask of the same shape."""
-    training = site.constant(2)
-    if len(site.node.inputs) > 2 and site.node.inputs[2] and (training is None or training.any()):
-        return freeze(site, f"{describe(site.node)} may be in training mode")
-    return Flow((site.labels[0],) * len(site.node.outputs), "pointwise")
+    training = context.constant(2)
+    if len(context.node.inputs) > 2 and context.node.inputs[2] and (training is None or training.any()):
+        return freeze(context, f"{describe(context.node)} may be in training mode")
+    return OpFacts((context.labels[0],) * len(context.node.outputs), "pointwise")
 
 
 @rule(*BINARY, operands="all")
 @rule("BiasGelu", "FastGelu", domain="com.microsoft", operands="all")
-def binary(site: Site) -> Flow:
+def binary(context: OpContext) -> OpFacts:
     """Operands broadcast against each other: computed ones tie their channels, constants are sliced."""
-    ranks = [len(s) if s is not None else 0 for s in site.shapes]
-    rank = max([*ranks, *(lab.ndim for lab in site.labels if lab is not None)], default=0)
-    carried = [_align(lab, rank) for lab in site.labels if lab is not None]
+    ranks = [len(s) if s is not None else 0 for s in context.shapes]
+    rank = max([*ranks, *(lab.ndim for lab in context.labels if lab is not None)], default=0)
+    carried = [_align(lab, rank) for lab in context.labels if lab is not None]
     if not carried:
-        return Flow((None,))
+        return OpFacts((None,))
     whole = np.broadcast_shapes(*(lab.shape for lab in carried))
-    sizes = [s for s, lab in zip(site.shapes, site.labels, strict=True) if lab is not None]
+    sizes = [s for s, lab in zip(context.shapes, context.labels, strict=True) if lab is not None]
     alone = [_is_spread(lab, whole, size) for lab, size in zip(carried, sizes, strict=True)]
     frozen = tuple(
-        Frozen(lab, f"{describe(site.node)} spreads it over the channels of another layer")
+        Frozen(lab, f"{describe(context.node)} spreads it over the channels of another layer")
         for lab, spread in zip(carried, alone, strict=True)
         if spread
     )
     tied = [np.broadcast_to(lab, whole) for lab, spread in zip(carried, alone, strict=True) if not spread]
     if not tied:
-        return freeze(site, f"{describe(site.node)} spreads channels over one another")
+        return freeze(context, f"{describe(context.node)} spreads channels over one another")
     labels = np.max(np.stack(tied), axis=0)
-    why = f"{describe(site.node)} joins its channels with a tensor's that must stay"
+    why = f"{describe(context.node)} joins its channels with a tensor's that must stay"
     ties = tuple(Tie(labels, lab, why) for lab in tied if not np.array_equal(lab, labels))
-    rides = []
-    for position, name in enumerate(site.node.inputs):
-        if not name or site.labels[position] is not None:
+    per_channel = []
+    for position, name in enumerate(context.node.inputs):
+        if not name or context.labels[position] is not None:
             continue
-        shape = site.shapes[position]
+        shape = context.shapes[position]
         if shape is None:
-            return freeze(site, f"{describe(site.node)} has an operand of unknown shape")
-        ride = ride_of(labels, len(shape), tuple(shape))
+            return freeze(context, f"{describe(context.node)} has an operand of unknown shape")
+        ride = per_channel_constant(labels, len(shape), tuple(shape))
         if ride is None:
             continue
-        if site.constant(position) is None:
-            return freeze(site, why)
-        rides.append(Ride(position, ride))
-    coupled = (labels,) if ties and site.node.op not in GATES else ()
-    return Flow((labels,), _kind(site, carried, rides), rides=tuple(rides), ties=ties, coupled=coupled, frozen=frozen)
+        if context.constant(position) is None:
+            return freeze(context, why)
+        per_channel.append(PerChannelConstant(position, ride))
+    coupled = (labels,) if ties and context.node.op not in GATES else ()
+    return OpFacts(
+        (labels,),
+        _kind(context, carried, per_channel),
+        per_channel=tuple(per_channel),
+        ties=ties,
+        coupled=coupled,
+        frozen=frozen,
+    )
 
 
-def _kind(site: Site, carried: Sequence[Labels], rides: Sequence[Ride]) -> Kind:
-    if len(carried) == 1 and not rides and (site.node.op == "Mul" or (site.node.op == "Div" and _is_first(site))):
+def _kind(context: OpContext, carried: Sequence[Labels], per_channel: Sequence[PerChannelConstant]) -> Kind:
+    if (
+        len(carried) == 1
+        and not per_channel
+        and (context.node.op == "Mul" or (context.node.op == "Div" and _is_first(context)))
+    ):
         return "scaling"
-    return "affine" if rides and site.node.op != "PRelu" else "pointwise"
+    return "affine" if per_channel and context.node.op != "PRelu" else "pointwise"
 
 
-def _is_first(site: Site) -> bool:
-    return site.labels[0] is not None
+def _is_first(context: OpContext) -> bool:
+    return context.labels[0] is not None
 
 
 @rule("BatchNormalization")
-def batch_normalization(site: Site) -> Flow:
+def batch_normalization(context: OpContext) -> OpFacts:
     """At inference a scale and a shift per channel (axis 1)."""
-    labels = site.labels[0]
-    rest = (None,) * (len(site.node.outputs) - 1)
+    labels = context.labels[0]
+    rest = (None,) * (len(context.node.outputs) - 1)
     if labels is None:
-        return Flow((None, *rest))
-    if site.attr("training_mode", 0) or len([o for o in site.node.outputs if o]) > 1:
-        return freeze(site, f"{describe(site.node)} is in training mode")
-    if any(axis != 1 for axis in axes_of(labels)) or any(site.constant(i) is None for i in range(1, 5)):
-        return freeze(site, f"{describe(site.node)} does not normalise the channels by stored values")
+        return OpFacts((None, *rest))
+    if context.attr("training_mode", 0) or len([o for o in context.node.outputs if o]) > 1:
+        return freeze(context, f"{describe(context.node)} is in training mode")
+    if any(axis != 1 for axis in axes_of(labels)) or any(context.constant(i) is None for i in range(1, 5)):
+        return freeze(context, f"{describe(context.node)} does not normalise the channels by stored values")
     vector = labels.reshape(-1)
-    return Flow((labels, *rest), "affine", rides=tuple(Ride(i, vector) for i in range(1, 5)))
+    return OpFacts((labels, *rest), "affine", per_channel=tuple(PerChannelConstant(i, vector) for i in range(1, 5)))
 
 
 def _is_spread(labels: Labels, whole: tuple[int, ...], size: Shape | None) -> bool:
@@ -132,7 +154,7 @@ def _align(labels: Labels, rank: int) -> Labels:
     return labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
 
 
-def ride_of(labels: Labels, rank: int, shape: tuple[int | None, ...]) -> Labels | None:
+def per_channel_constant(labels: Labels, rank: int, shape: tuple[int | None, ...]) -> Labels | None:
     """Labels of an operand of `shape`: None if it has one value for all channels."""
     tail = labels.shape[labels.ndim - rank :] if rank else ()
     varying = [axis for axis, (size, dim) in enumerate(zip(tail, shape, strict=True)) if size > 1 and dim != 1]

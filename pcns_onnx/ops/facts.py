@@ -10,7 +10,7 @@ Labels that must come and go together are *tied* (the two sides of an Add, the s
 every block of a grouped Conv). `groups` merges tied labels into one class while it walks, and
 shows rules one label per class, so an axis along which a class does not vary has size 1.
 
-A rule looks at one node (`Site`) and returns what is true of it (`Flow`). It never walks the
+A rule looks at one node (`OpContext`) and returns what is true of it (`OpFacts`). It never walks the
 graph and never edits it: `groups` walks, `rewrite` edits.
 """
 
@@ -116,7 +116,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Ride:
+class PerChannelConstant:
     """Constant input `position` of the node has these labels: it is sliced along with them."""
 
     position: int
@@ -124,7 +124,7 @@ class Ride:
 
 
 @dataclass(frozen=True)
-class Size:
+class ChannelCount:
     """A number in the model that counts these labels: the length of an axis, a number of blocks.
 
     It is element `element` of what node `key` holds at `place`: a constant input (by position) or
@@ -141,7 +141,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Pick:
+class ChannelIndex:
     """Constant input `position` of node `key` holds places along an axis with these labels."""
 
     key: str
@@ -179,7 +179,7 @@ class Frozen:
 
 
 @dataclass(frozen=True)
-class Flow:
+class OpFacts:
     """Everything a rule states about one node.
 
     `ties` merge labels, `coupled` are labels that several layers share (a sum, a concatenation).
@@ -191,9 +191,9 @@ class Flow:
 
     outputs: tuple[Labels | None, ...] = ()
     kind: Kind = "opaque"
-    rides: tuple[Ride, ...] = ()
-    sizes: tuple[Size, ...] = ()
-    picks: tuple[Pick, ...] = ()
+    per_channel: tuple[PerChannelConstant, ...] = ()
+    sizes: tuple[ChannelCount, ...] = ()
+    channel_indices: tuple[ChannelIndex, ...] = ()
     ties: tuple[Tie, ...] = ()
     coupled: tuple[Labels, ...] = ()
     frozen: tuple[Frozen, ...] = ()
@@ -206,7 +206,7 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class Site:
+class OpContext:
     """One node with what is known of its surroundings.
 
     Per input: `labels` (None: carries no channels), `shapes` (None: not inferred), `constants`
@@ -253,10 +253,10 @@ class Site:
         return _complete(self.outputs[position])
 
 
-def freeze(site: Site, reason: str, *, macs: int | None = None) -> Flow:
+def freeze(context: OpContext, reason: str, *, macs: int | None = None) -> OpFacts:
     """All channels that enter the node must stay; its outputs carry none."""
-    frozen = tuple(Frozen(labels, reason) for labels in site.labels if labels is not None)
-    return Flow(outputs=(None,) * len(site.node.outputs), frozen=frozen, macs=macs, reason=reason)
+    frozen = tuple(Frozen(labels, reason) for labels in context.labels if labels is not None)
+    return OpFacts(outputs=(None,) * len(context.node.outputs), frozen=frozen, macs=macs, reason=reason)
 
 
 def describe(node: Node) -> str:

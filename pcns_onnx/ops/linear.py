@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pcns_onnx.graph import Array
 from pcns_onnx.numerics.arrays import namespace_of
 from pcns_onnx.ops.attention import product
-from pcns_onnx.ops.facts import Flow, Labels, Linear, Site, describe, freeze, spread
+from pcns_onnx.ops.facts import Labels, Linear, OpContext, OpFacts, describe, freeze, spread
 from pcns_onnx.ops.registry import rule
 from pcns_onnx.ops.sliding_window import WindowOp, alike, form_of, reads_of, unsolvable, whole_blocks
 
@@ -114,78 +114,78 @@ def _rows(x: Any, at: NDArray[np.int64] | None) -> Any:
 
 
 @rule("Conv", operands="all")
-def conv(site: Site) -> Flow:
+def conv(context: OpContext) -> OpFacts:
     """Conv: mixes channels on axis 1, in blocks where it is grouped."""
-    shape, out = site.known_shape(1), site.known_output()
+    shape, out = context.known_shape(1), context.known_output()
     if shape is None:
-        return freeze(site, f"{describe(site.node)} has a weight of unknown shape", macs=0)
+        return freeze(context, f"{describe(context.node)} has a weight of unknown shape", macs=0)
     macs = prod(out) * prod(shape[1:]) if out else 0
-    if why := unsolvable(site):
-        return freeze(site, f"{describe(site.node)} {why}", macs=macs)
-    op, rank = ConvOp.of(site, shape[2:]), len(shape)
-    reads = reads_of(site, axis=1, rank=rank, width=shape[1] * op.blocks)
+    if why := unsolvable(context):
+        return freeze(context, f"{describe(context.node)} {why}", macs=macs)
+    op, rank = ConvOp.of(context, shape[2:]), len(shape)
+    reads = reads_of(context, axis=1, rank=rank, width=shape[1] * op.blocks)
     if reads is None:
-        return freeze(site, f"{describe(site.node)} reads channels along another axis", macs=macs)
+        return freeze(context, f"{describe(context.node)} reads channels along another axis", macs=macs)
     if op.blocks > shape[1]:
-        return whole_blocks(site, reads.reshape(op.blocks, -1), shape[0] // op.blocks, macs)
-    writes = site.fresh(shape[0])
+        return whole_blocks(context, reads.reshape(op.blocks, -1), shape[0] // op.blocks, macs)
+    writes = context.fresh(shape[0])
     linear = Linear(op, weight=1, weight_axes=(0, 1), bias=2, reads=reads, writes=writes)
-    ties = (*alike(reads, op.blocks, site), *alike(writes, op.blocks, site))
-    return Flow((spread(writes, 1, rank),), "reader", linear=linear, macs=macs, ties=ties)
+    ties = (*alike(reads, op.blocks, context), *alike(writes, op.blocks, context))
+    return OpFacts((spread(writes, 1, rank),), "reader", linear=linear, macs=macs, ties=ties)
 
 
 @rule("Gemm", operands="all")
-def gemm(site: Site) -> Flow:
+def gemm(context: OpContext) -> OpFacts:
     """Gemm: alpha and the transposes are absorbed into V, beta scales the bias."""
-    weight, shape, out = site.constant(1), site.known_shape(1), site.known_output()
-    trans_b, trans_a = bool(site.attr("transB", 0)), bool(site.attr("transA", 0))
+    weight, shape, out = context.constant(1), context.known_shape(1), context.known_output()
+    trans_b, trans_a = bool(context.attr("transB", 0)), bool(context.attr("transA", 0))
     k = shape[0 if trans_b else 1] if shape else 0
     c = shape[1 if trans_b else 0] if shape else 0
     macs = prod(out) * c if out else 0
     if weight is None or shape is None:
-        why = form_of(site, 1) or "multiplies two computed matrices"
-        return freeze(site, f"{describe(site.node)} {why}", macs=macs)
-    reads = reads_of(site, axis=0 if trans_a else 1, rank=2, width=c)
+        why = form_of(context, 1) or "multiplies two computed matrices"
+        return freeze(context, f"{describe(context.node)} {why}", macs=macs)
+    reads = reads_of(context, axis=0 if trans_a else 1, rank=2, width=c)
     if reads is None:
-        return freeze(site, f"{describe(site.node)} reads channels along its rows", macs=macs)
-    has_bias = len(site.node.inputs) > 2 and bool(site.node.inputs[2])
-    bias = site.constant(2)
+        return freeze(context, f"{describe(context.node)} reads channels along its rows", macs=macs)
+    has_bias = len(context.node.inputs) > 2 and bool(context.node.inputs[2])
+    bias = context.constant(2)
     if has_bias and (bias is None or bias.size not in (1, k) or (bias.ndim == 2 and bias.shape[0] not in (1,))):
-        return freeze(site, f"{describe(site.node)} has a bias that is not one value per neuron", macs=macs)
-    writes = site.fresh(k)
+        return freeze(context, f"{describe(context.node)} has a bias that is not one value per neuron", macs=macs)
+    writes = context.fresh(k)
     axes = (0, 1) if trans_b else (1, 0)
     linear = Linear(
-        RowOp(trans_b, float(site.attr("alpha", 1.0)), rows_first=not trans_a),
+        RowOp(trans_b, float(context.attr("alpha", 1.0)), rows_first=not trans_a),
         weight=1,
         weight_axes=axes,
         bias=2,
         reads=reads,
         writes=writes,
-        bias_scale=float(site.attr("beta", 1.0)),
+        bias_scale=float(context.attr("beta", 1.0)),
         resets=(("alpha", 1.0), ("beta", 1.0)),
     )
-    return Flow((spread(writes, 1, 2),), "reader", linear=linear, macs=macs)
+    return OpFacts((spread(writes, 1, 2),), "reader", linear=linear, macs=macs)
 
 
 @rule("MatMul", operands="all")
-def matmul(site: Site) -> Flow:
+def matmul(context: OpContext) -> OpFacts:
     """MatMul by a stored matrix; a bias, if any, is the Add behind it."""
-    x, shape, out = site.known_shape(0), site.known_shape(1), site.known_output()
+    x, shape, out = context.known_shape(0), context.known_shape(1), context.known_output()
     macs = prod(out) * x[-1] if out and x else 0
-    weight = site.constant(1)
-    if weight is None and (why := form_of(site, 1)):
-        return freeze(site, f"{describe(site.node)} {why}", macs=macs)
-    if weight is None and site.constant(0) is None:
-        return product(site, macs)
+    weight = context.constant(1)
+    if weight is None and (why := form_of(context, 1)):
+        return freeze(context, f"{describe(context.node)} {why}", macs=macs)
+    if weight is None and context.constant(0) is None:
+        return product(context, macs)
     if weight is None or weight.ndim != 2 or shape is None:
-        return freeze(site, f"{describe(site.node)} does not multiply by one stored matrix", macs=macs)
-    if site.shapes[0] is None:
-        return freeze(site, f"{describe(site.node)} has an input of unknown rank", macs=macs)
-    rank = len(site.shapes[0])
-    reads = reads_of(site, axis=rank - 1, rank=rank, width=shape[0])
+        return freeze(context, f"{describe(context.node)} does not multiply by one stored matrix", macs=macs)
+    if context.shapes[0] is None:
+        return freeze(context, f"{describe(context.node)} has an input of unknown rank", macs=macs)
+    rank = len(context.shapes[0])
+    reads = reads_of(context, axis=rank - 1, rank=rank, width=shape[0])
     if reads is None or rank < 2:
-        return freeze(site, f"{describe(site.node)} reads channels along another axis", macs=macs)
-    writes = site.fresh(shape[1])
-    mixed = any(axis for axis in site.batched[0])
+        return freeze(context, f"{describe(context.node)} reads channels along another axis", macs=macs)
+    writes = context.fresh(shape[1])
+    mixed = any(axis for axis in context.batched[0])
     linear = Linear(RowOp(False, mixed=mixed), weight=1, weight_axes=(1, 0), bias=None, reads=reads, writes=writes)
-    return Flow((spread(writes, rank - 1, rank),), "reader", linear=linear, macs=macs)
+    return OpFacts((spread(writes, rank - 1, rank),), "reader", linear=linear, macs=macs)

@@ -4,7 +4,7 @@ Taking a channel out of a LayerNormalization changes all the others, so its chan
 also write such norms in pieces, as x - mean(x) and x / sqrt(mean(x²) + e): `is_norm_of` knows these.
 
 A GroupNormalization can lose whole groups, which leaves the others as they were. In pieces it is an
-InstanceNormalization between two Reshapes: `is_grouped` knows the first of these.
+InstanceNormalization between two Reshapes: `is_group_norm` knows the first of these.
 """
 
 from __future__ import annotations
@@ -13,8 +13,19 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pcns_onnx.ops.elementwise import ride_of
-from pcns_onnx.ops.facts import Flow, Ride, Site, Size, Tie, along, axes_of, describe, freeze, spread
+from pcns_onnx.ops.elementwise import per_channel_constant
+from pcns_onnx.ops.facts import (
+    ChannelCount,
+    OpContext,
+    OpFacts,
+    PerChannelConstant,
+    Tie,
+    along,
+    axes_of,
+    describe,
+    freeze,
+    spread,
+)
 from pcns_onnx.ops.registry import rule
 
 SEVERAL = "normalises over several channels: removing some changes the others"
@@ -23,110 +34,110 @@ _BETWEEN = ("Add", "Div", "Sqrt", "Pow", "Clip", "Max", "Reciprocal", "Expand", 
 
 
 @rule("InstanceNormalization")
-def instance_normalization(site: Site) -> Flow:
+def instance_normalization(context: OpContext) -> OpFacts:
     """Every channel (axis 1) over its positions, then a scale and a shift per channel."""
-    labels = site.labels[0]
+    labels = context.labels[0]
     if labels is None:
-        return Flow((None,))
+        return OpFacts((None,))
     if any(axis != 1 for axis in axes_of(labels)):
-        return freeze(site, f"{describe(site.node)} {SEVERAL}")
-    if any(site.constant(position) is None for position in (1, 2)):
-        return freeze(site, f"{describe(site.node)} scales its channels by computed values")
+        return freeze(context, f"{describe(context.node)} {SEVERAL}")
+    if any(context.constant(position) is None for position in (1, 2)):
+        return freeze(context, f"{describe(context.node)} scales its channels by computed values")
     vector = labels.reshape(-1)
-    return Flow((labels,), "channelwise", rides=(Ride(1, vector), Ride(2, vector)))
+    return OpFacts((labels,), "channelwise", per_channel=(PerChannelConstant(1, vector), PerChannelConstant(2, vector)))
 
 
 _LAYER_NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 
 
 @rule(*_LAYER_NORMS)
-def layer_normalization(site: Site) -> Flow:
+def layer_normalization(context: OpContext) -> OpFacts:
     """From one axis to the last."""
-    labels = site.labels[0]
+    labels = context.labels[0]
     if labels is None:
-        return Flow((None,) * len(site.node.outputs))
-    first = int(site.attr("axis", -1)) % labels.ndim
-    return _normalised(site, range(first, labels.ndim))
+        return OpFacts((None,) * len(context.node.outputs))
+    first = int(context.attr("axis", -1)) % labels.ndim
+    return _normalised(context, range(first, labels.ndim))
 
 
 @rule("MeanVarianceNormalization")
-def mean_variance_normalization(site: Site) -> Flow:
+def mean_variance_normalization(context: OpContext) -> OpFacts:
     """Over the given axes."""
-    return _normalised(site, site.attr("axes", (0, 2, 3)))
+    return _normalised(context, context.attr("axes", (0, 2, 3)))
 
 
 @rule("LpNormalization")
-def lp_normalization(site: Site) -> Flow:
+def lp_normalization(context: OpContext) -> OpFacts:
     """Over one axis."""
-    return _normalised(site, (int(site.attr("axis", -1)),))
+    return _normalised(context, (int(context.attr("axis", -1)),))
 
 
 @rule("LRN")
-def local_response(site: Site) -> Flow:
+def local_response(context: OpContext) -> OpFacts:
     """Over neighbours on axis 1."""
-    return _normalised(site, (1,))
+    return _normalised(context, (1,))
 
 
 @rule("GroupNormalization")
-def group_normalization(site: Site) -> Flow:
+def group_normalization(context: OpContext) -> OpFacts:
     """Over equal groups of channels (axis 1): whole groups can go."""
-    labels, shape = site.labels[0], site.shapes[0]
+    labels, shape = context.labels[0], context.shapes[0]
     if labels is None:
-        return Flow((None,))
-    vector, groups = along(labels, 1, labels.ndim), int(site.attr("num_groups", 1))
+        return OpFacts((None,))
+    vector, groups = along(labels, 1, labels.ndim), int(context.attr("num_groups", 1))
     if vector is None or groups == 1 or shape is None or shape[1] is None or shape[1] % groups:
-        return freeze(site, f"{describe(site.node)} {SEVERAL}")
-    if any(site.constant(position) is None for position in (1, 2)):
-        return freeze(site, f"{describe(site.node)} scales its channels by computed values")
+        return freeze(context, f"{describe(context.node)} {SEVERAL}")
+    if any(context.constant(position) is None for position in (1, 2)):
+        return freeze(context, f"{describe(context.node)} scales its channels by computed values")
     rows = np.broadcast_to(vector, (shape[1],)).reshape(groups, -1)
     first = np.broadcast_to(rows[:, :1], rows.shape)
     whole = first.reshape(-1)
-    return Flow(
+    return OpFacts(
         (spread(whole, 1, labels.ndim),),
         "channelwise",
-        rides=(Ride(1, whole), Ride(2, whole)),
-        sizes=(Size(site.node.key, "num_groups", 0, first[:, 0]),),
-        ties=(Tie(first, rows, f"{describe(site.node)} normalises its channels with some that must stay"),),
+        per_channel=(PerChannelConstant(1, whole), PerChannelConstant(2, whole)),
+        sizes=(ChannelCount(context.node.key, "num_groups", 0, first[:, 0]),),
+        ties=(Tie(first, rows, f"{describe(context.node)} normalises its channels with some that must stay"),),
     )
 
 
-def is_grouped(site: Site) -> bool:
+def is_group_norm(context: OpContext) -> bool:
     """Whether a Reshape stands in front of an InstanceNormalization, which takes axis 1 for its channels."""
-    return {reader.op for reader in site.readers(site.node.outputs[0])} == {"InstanceNormalization"}
+    return {reader.op for reader in context.readers(context.node.outputs[0])} == {"InstanceNormalization"}
 
 
 @rule("LayerNormalization", "GroupNorm", "SkipGroupNorm", "EmbedLayerNormalization", domain="com.microsoft")
 @rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft", operands="all")
-def several(site: Site) -> Flow:
+def several(context: OpContext) -> OpFacts:
     """Always over channels."""
-    return freeze(site, f"{describe(site.node)} {SEVERAL}")
+    return freeze(context, f"{describe(context.node)} {SEVERAL}")
 
 
-def _normalised(site: Site, axes: Iterable[int]) -> Flow:
+def _normalised(context: OpContext, axes: Iterable[int]) -> OpFacts:
     """Normalised over `axes`; what is stored beside lies along these."""
-    labels = site.labels[0]
-    nothing = (None,) * len(site.node.outputs)
+    labels = context.labels[0]
+    nothing = (None,) * len(context.node.outputs)
     if labels is None:
-        return Flow(nothing)
+        return OpFacts(nothing)
     if {axis % labels.ndim for axis in axes}.intersection(axes_of(labels)):
-        return freeze(site, f"{describe(site.node)} {SEVERAL}")
-    rides = []
-    for position, shape in enumerate(site.shapes[1:], start=1):
-        ride = None if shape is None else ride_of(labels, len(shape), tuple(shape))
-        if shape is None or (ride is not None and site.constant(position) is None):
-            return freeze(site, f"{describe(site.node)} scales its channels by computed values")
-        rides += [] if ride is None else [Ride(position, ride)]
-    return Flow((labels,) * len(nothing), "channelwise", rides=tuple(rides))
+        return freeze(context, f"{describe(context.node)} {SEVERAL}")
+    per_channel = []
+    for position, shape in enumerate(context.shapes[1:], start=1):
+        ride = None if shape is None else per_channel_constant(labels, len(shape), tuple(shape))
+        if shape is None or (ride is not None and context.constant(position) is None):
+            return freeze(context, f"{describe(context.node)} scales its channels by computed values")
+        per_channel += [] if ride is None else [PerChannelConstant(position, ride)]
+    return OpFacts((labels,) * len(nothing), "channelwise", per_channel=tuple(per_channel))
 
 
-def is_norm_of(site: Site) -> bool:
+def is_norm_of(context: OpContext) -> bool:
     """Whether what is reduced here meets its own mean or size again: it is part of a norm."""
-    source = site.node.inputs[0]
-    maker = site.producer(source)
+    source = context.node.inputs[0]
+    maker = context.producer(source)
     whole = {source, *(maker.inputs if maker is not None and maker.op in _SQUARES else ())}
-    front = {site.node.outputs[0]}
+    front = {context.node.outputs[0]}
     for _ in range(6):
-        readers = [reader for name in front for reader in site.readers(name)]
+        readers = [reader for name in front for reader in context.readers(name)]
         if any(reader.op in ("Sub", "Div", "Mul") and whole.intersection(reader.inputs) for reader in readers):
             return True
         front = {reader.outputs[0] for reader in readers if reader.op in _BETWEEN}

@@ -7,9 +7,9 @@ from functools import wraps
 from typing import Literal
 
 from pcns_onnx.errors import InputError, PcnsError
-from pcns_onnx.ops.facts import Flow, Site, describe, freeze
+from pcns_onnx.ops.facts import OpContext, OpFacts, describe, freeze
 
-Rule = Callable[[Site], Flow]
+Rule = Callable[[OpContext], OpFacts]
 
 
 _RULES: dict[tuple[str, str], Rule] = {}
@@ -32,10 +32,10 @@ def rule(*ops: str, domain: str = "", operands: Literal["first", "all"] = "first
 
 def _first_only(function: Rule) -> Rule:
     @wraps(function)
-    def guarded(site: Site) -> Flow:
-        if any(labels is not None for labels in site.labels[1:]):
-            return freeze(site, f"{describe(site.node)} takes the channels of a layer as a parameter")
-        return function(site)
+    def guarded(context: OpContext) -> OpFacts:
+        if any(labels is not None for labels in context.labels[1:]):
+            return freeze(context, f"{describe(context.node)} takes the channels of a layer as a parameter")
+        return function(context)
 
     return guarded
 
@@ -45,21 +45,21 @@ def rules() -> Mapping[tuple[str, str], Rule]:
     return dict(_RULES)
 
 
-def flow_of(site: Site, *, local: bool = False) -> Flow:
+def facts_of(context: OpContext, *, local: bool = False) -> OpFacts:
     """What is true of the node; an operator without a rule freezes all channels that touch it.
 
     A `local` one is a function of the model, whatever its name. Of these and of operators of other
     domains, those that have weights are named.
     """
-    known = _RULES.get((site.node.domain, site.node.op))
+    known = _RULES.get((context.node.domain, context.node.op))
     if known is not None and not local:
         try:
-            return known(site)
+            return known(context)
         except PcnsError:
             raise
         except Exception as error:  # rules take for granted what the operator's specification demands
             why = f"{type(error).__name__}: {error}"
-            raise InputError(f"{describe(site.node)} is not as its operator demands ({why}): check it") from error
-    named = (local or bool(site.node.domain)) and any(c is not None and c.size > 1 for c in site.constants)
+            raise InputError(f"{describe(context.node)} is not as its operator demands ({why}): check it") from error
+    named = (local or bool(context.node.domain)) and any(c is not None and c.size > 1 for c in context.constants)
     why = "is a function of the model, which is left as it is" if local else "is not understood"
-    return freeze(site, f"{describe(site.node)} {why}", macs=0 if named else None)
+    return freeze(context, f"{describe(context.node)} {why}", macs=0 if named else None)

@@ -12,133 +12,133 @@ from math import prod
 import numpy as np
 
 from pcns_onnx.ops.computed_shapes import Stored, is_followed, measured, origin, target
-from pcns_onnx.ops.facts import Flow, Labels, Site, Tie, along, axes_of, describe, freeze, spread
-from pcns_onnx.ops.normalization import is_grouped
+from pcns_onnx.ops.facts import Labels, OpContext, OpFacts, Tie, along, axes_of, describe, freeze, spread
+from pcns_onnx.ops.normalization import is_group_norm
 from pcns_onnx.ops.registry import rule
 
 
 @rule("Flatten")
-def flatten(site: Site) -> Flow:
+def flatten(context: OpContext) -> OpFacts:
     """A channel becomes H*W columns."""
-    return _moved(site)
+    return _moved(context)
 
 
 @rule("Squeeze", "Unsqueeze")
-def squeeze(site: Site) -> Flow:
+def squeeze(context: OpContext) -> OpFacts:
     """Axes of size one come or go."""
-    return _moved(site)
+    return _moved(context)
 
 
 @rule("Transpose")
-def transpose(site: Site) -> Flow:
+def transpose(context: OpContext) -> OpFacts:
     """Axes change places."""
-    labels = site.labels[0]
+    labels = context.labels[0]
     if labels is None:
-        return Flow((None,))
-    order = site.attr("perm", None) or tuple(reversed(range(labels.ndim)))
-    return Flow((np.transpose(labels, order),), "move")
+        return OpFacts((None,))
+    order = context.attr("perm", None) or tuple(reversed(range(labels.ndim)))
+    return OpFacts((np.transpose(labels, order),), "move")
 
 
 @rule("Reshape")
-def reshape(site: Site) -> Flow:
+def reshape(context: OpContext) -> OpFacts:
     """Static or exporter-style; a stored size of an axis that carries channels is kept in step.
 
     Where channels are split over several axes they can only go in whole slices of one of these:
     the last one (the same place in every group of a shuffle, the same dimension of every head),
     or the one before where whole heads are to go, or the groups that a norm takes together.
     """
-    flow = _moved(site)
-    place: int | str = 1 if len(site.node.inputs) > 1 else "shape"
+    flow = _moved(context)
+    place: int | str = 1 if len(context.node.inputs) > 1 else "shape"
     labels = flow.outputs[0]
     if labels is None:
-        return replace(flow, frozen=(*flow.frozen, *target(site, place, None)[1]))
+        return replace(flow, frozen=(*flow.frozen, *target(context, place, None)[1]))
     axes = axes_of(labels)
     slices, ties = labels, tuple[Tie, ...]()
     if len(axes) > 1:
-        is_heads = site.heads == "whole" and axes[-1] == labels.ndim - 1
-        kept = 1 if 1 in axes and is_grouped(site) else axes[-2] if is_heads else axes[-1]
+        is_heads = context.heads == "whole" and axes[-1] == labels.ndim - 1
+        kept = 1 if 1 in axes and is_group_norm(context) else axes[-2] if is_heads else axes[-1]
         for axis in axes:
             slices = slices if axis == kept else np.take(slices, [0], axis=axis)
-        why = f"{describe(site.node)} splits its channels over several axes"
+        why = f"{describe(context.node)} splits its channels over several axes"
         ties = (Tie(np.broadcast_to(slices, labels.shape), labels, why),)
-    sizes, frozen = target(site, place, slices)
-    return Flow((labels,), "move", sizes=sizes, ties=ties, frozen=frozen)
+    sizes, frozen = target(context, place, slices)
+    return OpFacts((labels,), "move", sizes=sizes, ties=ties, frozen=frozen)
 
 
 @rule("Expand")
-def expand(site: Site) -> Flow:
+def expand_op(context: OpContext) -> OpFacts:
     """Positions are repeated; a stored number of channels is kept in step."""
-    labels = site.labels[0]
-    rank = len(site.outputs[0] or ())
+    labels = context.labels[0]
+    rank = len(context.outputs[0] or ())
     if labels is None or not axes_of(labels) or rank < labels.ndim:
-        held = freeze(site, f"{describe(site.node)} may spread one channel over many")
-        return replace(held, frozen=(*held.frozen, *target(site, 1, None)[1]))
+        held = freeze(context, f"{describe(context.node)} may spread one channel over many")
+        return replace(held, frozen=(*held.frozen, *target(context, 1, None)[1]))
     labels = labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
-    sizes, frozen = target(site, 1, labels)
-    return Flow((labels,), "linear", sizes=sizes, frozen=frozen)
+    sizes, frozen = target(context, 1, labels)
+    return OpFacts((labels,), "linear", sizes=sizes, frozen=frozen)
 
 
 @rule("Tile")
-def tile(site: Site) -> Flow:
+def tile(context: OpContext) -> OpFacts:
     """Positions are repeated, or whole sets of channels."""
-    labels = site.labels[0]
+    labels = context.labels[0]
     if labels is None:
-        return Flow((None,))
-    repeats = {axis: origin(site, 1, axis) for axis in axes_of(labels)}
-    if not repeats or len(site.node.inputs) > 2:
-        return freeze(site, f"{describe(site.node)} may spread one channel over many")
+        return OpFacts((None,))
+    repeats = {axis: origin(context, 1, axis) for axis in axes_of(labels)}
+    if not repeats or len(context.node.inputs) > 2:
+        return freeze(context, f"{describe(context.node)} may spread one channel over many")
     for axis, source in repeats.items():
         if not isinstance(source, Stored) or source.value < 1:
-            return freeze(site, f"{describe(site.node)} computes how often it repeats its channels")
+            return freeze(context, f"{describe(context.node)} computes how often it repeats its channels")
         labels = np.concatenate([labels] * int(source.value), axis=axis)
     is_plain = all(isinstance(s, Stored) and s.value == 1 for s in repeats.values())
-    return Flow((labels,), "linear" if is_plain else "channelwise")
+    return OpFacts((labels,), "linear" if is_plain else "channelwise")
 
 
 @rule("DepthToSpace", "SpaceToDepth")
-def depth_to_space(site: Site) -> Flow:
+def depth_to_space(context: OpContext) -> OpFacts:
     """Channels become positions: those that stand side by side go together. Or positions become channels."""
-    labels, blocks = site.labels[0], int(site.attr("blocksize", 1)) ** 2
+    labels, blocks = context.labels[0], int(context.attr("blocksize", 1)) ** 2
     if labels is None:
-        return Flow((None,))
+        return OpFacts((None,))
     vector = along(labels, 1, 4)
     if vector is None or len(vector) == 1:
-        return freeze(site, f"{describe(site.node)} takes its channels from another axis")
-    if site.node.op == "SpaceToDepth":
-        return Flow((spread(np.tile(vector, blocks), 1, 4),), "channelwise")
-    is_last = site.attr("mode", b"DCR") == b"CRD"
+        return freeze(context, f"{describe(context.node)} takes its channels from another axis")
+    if context.node.op == "SpaceToDepth":
+        return OpFacts((spread(np.tile(vector, blocks), 1, 4),), "channelwise")
+    is_last = context.attr("mode", b"DCR") == b"CRD"
     together = vector.reshape(-1, blocks).T if is_last else vector.reshape(blocks, -1)
-    why = f"{describe(site.node)} puts these channels side by side"
+    why = f"{describe(context.node)} puts these channels side by side"
     ties = (Tie(np.broadcast_to(together[:1], together.shape), together, why),)
-    return Flow((spread(together[0], 1, 4),), "channelwise", ties=ties)
+    return OpFacts((spread(together[0], 1, 4),), "channelwise", ties=ties)
 
 
 @rule("Shape")
-def shape(site: Site) -> Flow:
+def shape(context: OpContext) -> OpFacts:
     """Harmless where the number of channels only becomes that of a tensor with the same channels (see `shapes`)."""
-    labels = site.labels[0]
+    labels = context.labels[0]
     if labels is None:
-        return Flow((None,))
-    axes, name = measured(site, site.node), site.node.outputs[0]
-    if axes is None or any(labels.shape[a] > 1 and not is_followed(site, name, i) for i, a in enumerate(axes)):
-        return freeze(site, f"the number of channels is read by {describe(site.node)}")
-    return Flow((None,), "move")
+        return OpFacts((None,))
+    axes, name = measured(context, context.node), context.node.outputs[0]
+    if axes is None or any(labels.shape[a] > 1 and not is_followed(context, name, i) for i, a in enumerate(axes)):
+        return freeze(context, f"the number of channels is read by {describe(context.node)}")
+    return OpFacts((None,), "move")
 
 
-def _moved(site: Site) -> Flow:
-    labels = site.labels[0]
+def _moved(context: OpContext) -> OpFacts:
+    labels = context.labels[0]
     if labels is None:
-        return Flow((None,) * len(site.node.outputs))
-    before, after = site.known_shape(0), site.known_output()
+        return OpFacts((None,) * len(context.node.outputs))
+    before, after = context.known_shape(0), context.known_output()
     if before is None or after is None:
-        return freeze(site, f"{describe(site.node)} has a shape that cannot be inferred")
+        return freeze(context, f"{describe(context.node)} has a shape that cannot be inferred")
     moved = reshape_labels(labels, before, after)
     if moved is None:
-        return freeze(site, f"{describe(site.node)} regroups channels in a way that is not understood")
+        return freeze(context, f"{describe(context.node)} regroups channels in a way that is not understood")
     for axis in axes_of(moved):
         first = np.take(moved, [0], axis=axis)
         moved = first if (moved == first).all() else moved
-    return Flow((moved,), "move")
+    return OpFacts((moved,), "move")
 
 
 def reshape_labels(labels: Labels, before: tuple[int, ...], after: tuple[int, ...]) -> Labels | None:

@@ -11,7 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.numerics.arrays import namespace_of
-from pcns_onnx.ops.facts import Flow, Labels, Ride, Site, Size, Tie, along, describe, freeze, spread
+from pcns_onnx.ops.facts import (
+    ChannelCount,
+    Labels,
+    OpContext,
+    OpFacts,
+    PerChannelConstant,
+    Tie,
+    along,
+    describe,
+    freeze,
+    spread,
+)
 
 
 @dataclass(frozen=True)
@@ -27,17 +38,17 @@ class WindowOp:
     block: int | None = None
 
     @classmethod
-    def of(cls, site: Site, kernel: Sequence[int], **more: Any) -> Self:
+    def of(cls, context: OpContext, kernel: Sequence[int], **more: Any) -> Self:
         """From the attributes of the node, and what is `more` than these."""
-        auto_pad = _text(site.attr("auto_pad", b"NOTSET"))
-        pads = site.attr("pads", None) if auto_pad == "NOTSET" else None
+        auto_pad = _text(context.attr("auto_pad", b"NOTSET"))
+        pads = context.attr("pads", None) if auto_pad == "NOTSET" else None
         return cls(
             kernel=tuple(kernel),
-            strides=tuple(site.attr("strides", (1,) * len(kernel))),
-            dilations=tuple(site.attr("dilations", (1,) * len(kernel))),
+            strides=tuple(context.attr("strides", (1,) * len(kernel))),
+            dilations=tuple(context.attr("dilations", (1,) * len(kernel))),
             pads=tuple(pads) if pads else None,
             auto_pad=auto_pad,
-            blocks=int(site.attr("group", 1)),
+            blocks=int(context.attr("group", 1)),
             **more,
         )
 
@@ -139,61 +150,65 @@ class WindowOp:
         return (*small, *large) if upper else (*large, *small)
 
 
-def reads_of(site: Site, *, axis: int, rank: int, width: int) -> Labels | None:
+def reads_of(context: OpContext, *, axis: int, rank: int, width: int) -> Labels | None:
     """Labels of the `width` input channels, all -1 where the input carries none; None if they lie elsewhere."""
-    labels = site.labels[0]
+    labels = context.labels[0]
     if labels is None:
         return np.full(width, -1, dtype=np.int64)
     vector = along(labels, axis, rank)
     return None if vector is None else np.broadcast_to(vector, (width,)).copy()
 
 
-def unsolvable(site: Site) -> str:
+def unsolvable(context: OpContext) -> str:
     """Why the weight (input 1) or the bias (input 2) of a layer cannot be solved for; '' if they can."""
-    if site.constant(1) is None:
-        return form_of(site, 1) or "has a weight that is computed, not stored"
-    if len(site.node.inputs) > 2 and site.node.inputs[2] and site.constant(2) is None:
+    if context.constant(1) is None:
+        return form_of(context, 1) or "has a weight that is computed, not stored"
+    if len(context.node.inputs) > 2 and context.node.inputs[2] and context.constant(2) is None:
         return "has a bias that is computed, not stored"
     return ""
 
 
-def form_of(site: Site, position: int) -> str:
+def form_of(context: OpContext, position: int) -> str:
     """What is special about how a weight is stored; '' if nothing is."""
-    name = site.node.inputs[position]
-    if site.sparse(name):
+    name = context.node.inputs[position]
+    if context.sparse(name):
         return "has a sparse weight"
-    maker = site.producer(name)
+    maker = context.producer(name)
     if maker is not None and maker.op == "DequantizeLinear":
         return "has a quantised weight, and quantising comes after shrinking"
     return ""
 
 
-def alike(labels: Labels, blocks: int, site: Site) -> tuple[Tie, ...]:
+def alike(labels: Labels, blocks: int, context: OpContext) -> tuple[Tie, ...]:
     """The same places of all blocks come and go together."""
     if blocks == 1:
         return ()
     rows = labels.reshape(blocks, -1)
-    why = f"{describe(site.node)} has blocks that must stay equal"
+    why = f"{describe(context.node)} has blocks that must stay equal"
     return (Tie(np.broadcast_to(rows[:1], rows.shape), rows, why),)
 
 
-def whole_blocks(site: Site, reads: Labels, width: int, macs: int) -> Flow:
+def whole_blocks(context: OpContext, reads: Labels, width: int, macs: int) -> OpFacts:
     """A grouped layer that loses whole blocks: `reads` (blocks, channels), `width` outputs of each."""
-    if site.labels[0] is None:
-        whose = "the model's own channels" if site.producer(site.node.inputs[0]) is None else "channels that must stay"
-        return freeze(site, f"{describe(site.node)} filters {whose} one by one", macs=macs)
-    why = f"{describe(site.node)} takes these channels as one block"
-    first, rank = reads[:, :1], len(site.shapes[1] or ())
+    if context.labels[0] is None:
+        whose = (
+            "the model's own channels"
+            if context.producer(context.node.inputs[0]) is None
+            else "channels that must stay"
+        )
+        return freeze(context, f"{describe(context.node)} filters {whose} one by one", macs=macs)
+    why = f"{describe(context.node)} takes these channels as one block"
+    first, rank = reads[:, :1], len(context.shapes[1] or ())
     outputs = np.repeat(first[:, 0], width)
-    rows = np.broadcast_to(first, reads.shape).reshape(-1) if site.node.op == "ConvTranspose" else outputs
-    rides = [Ride(1, spread(rows, 0, rank))]
-    if len(site.node.inputs) > 2 and site.node.inputs[2]:
-        rides.append(Ride(2, outputs))
-    return Flow(
+    rows = np.broadcast_to(first, reads.shape).reshape(-1) if context.node.op == "ConvTranspose" else outputs
+    per_channel = [PerChannelConstant(1, spread(rows, 0, rank))]
+    if len(context.node.inputs) > 2 and context.node.inputs[2]:
+        per_channel.append(PerChannelConstant(2, outputs))
+    return OpFacts(
         (spread(outputs, 1, rank),),
         "channelwise",
-        rides=tuple(rides),
-        sizes=(Size(site.node.key, "group", 0, first[:, 0]),),
+        per_channel=tuple(per_channel),
+        sizes=(ChannelCount(context.node.key, "group", 0, first[:, 0]),),
         ties=(Tie(np.broadcast_to(first, reads.shape), reads, why),) if reads.shape[1] > 1 else (),
         scales=first[:, 0],
         macs=macs,

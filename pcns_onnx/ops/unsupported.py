@@ -1,6 +1,8 @@
-"""Operators with weights of their own that are not solved for: named, counted where that is easy, left intact.
+"""Operators that are recognised and left alone: what ties their channels, or that they have weights of their own.
 
-What enters them stays; the rest of the model shrinks around them.
+A row here turns "is not understood" into a reason that a reader can act on; operators with weights are named and,
+where that is easy, counted. What enters them stays; the rest of the model shrinks around them. An operator leaves
+this module when it gets a rule of its own.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from pcns_onnx.ops.facts import Flow, Site, describe, freeze
+from pcns_onnx.ops.facts import OpContext, OpFacts, describe, freeze
 from pcns_onnx.ops.registry import rule
 
 QUANTISED = "is part of a quantised model, and quantising comes after shrinking"
@@ -27,44 +29,44 @@ _QUANTISED = (
 )  # fmt: skip
 
 
-def _recurrent(site: Site) -> int:
+def _recurrent(context: OpContext) -> int:
     """All gates at every step, in every direction."""
-    x, weight, again = (site.known_shape(position) for position in range(3))
+    x, weight, again = (context.known_shape(position) for position in range(3))
     return prod(x[:2]) * (prod(weight) + prod(again)) if x and weight and again else 0
 
 
-def _window(site: Site) -> int:
-    out = site.known_output()
-    weight = site.known_shape(3 if site.node.op == "QLinearConv" else 1)
+def _window(context: OpContext) -> int:
+    out = context.known_output()
+    weight = context.known_shape(3 if context.node.op == "QLinearConv" else 1)
     return prod(out) * prod(weight[1:]) if out and weight else 0
 
 
-def _product(site: Site) -> int:
-    out, x = site.known_output(), site.known_shape(0)
+def _product(context: OpContext) -> int:
+    out, x = context.known_output(), context.known_shape(0)
     return prod(out) * x[-1] if out and x else 0
 
 
-def _einsum(site: Site) -> int:
+def _einsum(context: OpContext) -> int:
     """One multiply-add for every value of all indices together."""
     sizes: dict[str, int] = {}
-    terms = _text(site.attr("equation", b"")).replace(" ", "").partition("->")[0].split(",")
-    for term, shape in zip(terms, site.shapes, strict=False):
+    terms = _text(context.attr("equation", b"")).replace(" ", "").partition("->")[0].split(",")
+    for term, shape in zip(terms, context.shapes, strict=False):
         if "." in term or shape is None or None in shape:
             return 0
         sizes.update({index: int(size or 0) for index, size in zip(term, shape, strict=True)})
     return prod(sizes.values())
 
 
-def _none(site: Site) -> int:
+def _none(context: OpContext) -> int:
     return 0
 
 
-INTACT: dict[str, tuple[str, Callable[[Site], int | None]]] = {
+INTACT: dict[str, tuple[str, Callable[[OpContext], int | None]]] = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), ("is a recurrent layer", _recurrent)),
     **dict.fromkeys(("If", "Loop", "Scan"), ("is control flow", _none)),
     **dict.fromkeys(("QLinearConv", "ConvInteger"), (QUANTISED, _window)),
     **dict.fromkeys(("QLinearMatMul", "MatMulInteger"), (QUANTISED, _product)),
-    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"), (QUANTISED, lambda site: None)),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"), (QUANTISED, lambda context: None)),
     "Einsum": ("mixes channels in a way that is not supported yet", _einsum),
     "DeformConv": ("bends its windows, which is not supported yet", _window),
 }
@@ -72,23 +74,41 @@ INTACT: dict[str, tuple[str, Callable[[Site], int | None]]] = {
 
 
 @rule(*INTACT, operands="all")
-def intact(site: Site) -> Flow:
+def intact(context: OpContext) -> OpFacts:
     """Channels that enter must stay."""
-    why, macs = INTACT[site.node.op]
-    return freeze(site, f"{describe(site.node)} {why}", macs=macs(site))
+    why, macs = INTACT[context.node.op]
+    return freeze(context, f"{describe(context.node)} {why}", macs=macs(context))
 
 
 @rule(*_FUSED, domain="com.microsoft", operands="all")
-def fused(site: Site) -> Flow:
+def fused(context: OpContext) -> OpFacts:
     """Known to onnxruntime only."""
-    return freeze(site, f"{describe(site.node)} {FUSED}", macs=_product(site) if "MatMul" in site.node.op else 0)
+    return freeze(
+        context, f"{describe(context.node)} {FUSED}", macs=_product(context) if "MatMul" in context.node.op else 0
+    )
 
 
 @rule(*_QUANTISED, domain="com.microsoft", operands="all")
-def quantised(site: Site) -> Flow:
+def quantised(context: OpContext) -> OpFacts:
     """Known to onnxruntime only, in integers."""
-    return freeze(site, f"{describe(site.node)} {QUANTISED}")
+    return freeze(context, f"{describe(context.node)} {QUANTISED}")
 
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
+
+
+BARRIERS = {
+    "takes some of the channels": ("GatherElements", "GatherND", "ScatterND", "TopK"),
+    "looks for the largest or smallest channel": ("ArgMax", "ArgMin"),
+    "mixes channels in a way that is not supported yet": ("Attention",),
+}  # fmt: skip
+"""What an operator does to channels -> the operators that do it."""
+
+_WHY = {op: why for why, ops in BARRIERS.items() for op in ops}
+
+
+@rule(*_WHY, operands="all")
+def barrier(context: OpContext) -> OpFacts:
+    """Channels that enter must stay."""
+    return freeze(context, f"{describe(context.node)} {_WHY[context.node.op]}")

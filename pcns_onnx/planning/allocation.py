@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.cost.model import RESOURCES, Costs
+from pcns_onnx.cost.model import Costs
+from pcns_onnx.cost.resources import COUNTED
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.errors import InputError
 from pcns_onnx.planning.budget import Budget
@@ -35,14 +36,14 @@ def allocate(
     """Widths that meet all budgets; `curves[name][w]` is the error at width w. Raises `InputError` if none do."""
     limits = np.full(len(costs.resources), np.inf)
     for budget in budgets:
-        at = RESOURCES.index(budget.resource)
+        at = costs.resources.index(budget.resource)
         limits[at] = min(limits[at], budget.limit)
-    limited = costs if np.isfinite(limits[2:]).any() else costs.untimed
+    limited = costs if np.isfinite(limits[len(COUNTED) :]).any() else costs.untimed
     state = _Allocation(groups, curves, grids, limited, limits[: len(limited.resources)])
     state.take_least()
     if not state.holds():
         reached = costs(state.fractions()) / costs.total
-        wanted = ", ".join(f"{b.resource}={b.limit:g}" for b in budgets)
+        wanted = ", ".join(map(str, budgets))
         least = ", ".join(f"{r}={x:.3f}" for r, x in zip(costs.resources, reached, strict=True))
         raise InputError(f"budget {wanted} is out of reach: the narrowest model that can be made has {least}")
     found = [dict(state.widths)]

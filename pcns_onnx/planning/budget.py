@@ -1,17 +1,15 @@
-"""What a caller allows: limits on costs, and on what may be lost."""
+"""How small: the goal that a caller sets, and the budgets that it may be made of."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from pcns_onnx.cost.model import RESOURCES, Resource
+from pcns_onnx.cost.resources import QUALITIES, RESOURCES, Resource
 from pcns_onnx.errors import InputError
 
-Quality = Literal["error", "drop"]
-
-
-QUALITIES: tuple[Quality, ...] = ("error", "drop")
+_KINDS = {**RESOURCES, **QUALITIES}
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Budget:
     'drop', the points of accuracy (or metric) that may be lost.
     """
 
-    resource: Resource | Quality
+    resource: str
     limit: float
 
     @classmethod
@@ -34,15 +32,158 @@ class Budget:
             limit = float(value)
         except ValueError:
             limit = float("nan")
-        resource = next((r for r in (*RESOURCES, *QUALITIES) if r == name), None)
-        if resource is None or not 0 < limit <= (100 if resource in QUALITIES else 1):
+        if name not in _KINDS or not 0 < limit <= _KINDS[name].most:
+            costs, qualities = ([r.example for r in rows.values()] for rows in (RESOURCES, QUALITIES))
             raise InputError(
-                f"budget '{text}' is not understood: write macs=0.5, params=0.4 or latency=0.6, fractions in (0, 1], "
-                "error=0.1 (relative) or drop=1 (points)"
+                f"budget '{text}' is not understood: write {', '.join(costs[:-1])} or {costs[-1]}, fractions in "
+                f"(0, 1], {' or '.join(qualities)}"
             )
-        return cls(resource, limit)
+        return cls(name, limit)
+
+    @property
+    def kind(self) -> Resource:
+        """The row of what is limited."""
+        return _KINDS[self.resource]
 
     @property
     def is_cost(self) -> bool:
         """Whether it limits a cost, not the quality."""
-        return self.resource in RESOURCES
+        return self.kind.is_cost
+
+    def __str__(self) -> str:
+        return f"{self.resource}={self.limit:g}"
+
+
+def _metavar(rows: dict[str, Resource], letter: str) -> str:
+    return "|".join(f"{name}={letter}" for name in rows)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How small, by which method, on which grid of widths.
+
+    Exactly one of `budget` ('macs=0.5', 'params=0.4' or a list: all must hold), `width` (fraction of every hidden
+    width), `variance` (share of the activations' variance to keep) and `plan` (a file made by `plan_out`) says how
+    small. `rank_ratio` in (0, 1]: the share of each rank that 'eigenremove' keeps. `stats`: a file that keeps what was
+    seen of the data, for other budgets.
+    """
+
+    method: str = field(
+        default="auto",
+        metadata={
+            "commands": "shrink plan",
+            "metavar": {"": "NAME", "plan": "obs|interpolative"},
+            "help": {
+                "": "How to choose and solve (auto: obs); see below.",
+                "plan": "How channels are chosen: obs (auto) or interpolative.",
+            },
+        },
+    )
+    budget: str | Sequence[str] = field(
+        default=(),
+        metadata={
+            "commands": "shrink plan",
+            "metavar": {
+                "": f"{_metavar(RESOURCES, 'F')}|error=E|drop=P",
+                "plan": _metavar(RESOURCES, "F"),
+            },
+            "help": {
+                "": "What may be left of a cost (a fraction of the original), or be lost: relative error of an output, "
+                "points of accuracy. Repeatable, all must hold.",
+                "plan": "Fraction that may be left.",
+            },
+        },
+    )
+    width: float | None = field(
+        default=None,
+        metadata={
+            "commands": "shrink plan",
+            "interval": "(0, 1]",
+            "help": "Fraction of every hidden width to keep.",
+        },
+    )
+    variance: float | None = field(
+        default=None,
+        metadata={
+            "commands": "inspect shrink",
+            "interval": "(0, 1]",
+            "help": {
+                "": "Share of every layer's variance to keep, 0.999 say.",
+                "inspect": "Count the eigenvectors that reach this share of the variance, too.",
+            },
+        },
+    )
+    plan: str | Path | None = field(
+        default=None, metadata={"commands": "shrink", "metavar": "PLAN.json", "help": "Replay a plan."}
+    )
+    multiple: str | int = field(
+        default="auto",
+        metadata={
+            "commands": "shrink plan",
+            "metavar": "auto|N",
+            "help": {
+                "": "Widths are multiples of N (auto: what onnxruntime's kernels like).",
+                "plan": "Widths are multiples of N (auto: as timed on this machine).",
+            },
+        },
+    )
+    rank_ratio: float | None = field(
+        default=None,
+        metadata={
+            "commands": "shrink",
+            "interval": "(0, 1]",
+            "help": "eigenremove: the share of each rank that is kept, 0.75 by default (1 is min-weight). Graham's "
+            "rules of thumb: above 0.5 for small changes, late in training or after it; below 0.5 for drastic ones "
+            "with training to follow (about how often, the thesis says both).",
+        },
+    )
+    stats: str | Path | None = field(
+        default=None,
+        metadata={
+            "commands": "shrink plan",
+            "metavar": "FILE",
+            "help": "Keep what was seen of the data, for other budgets.",
+            "described": False,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        for text in self.budgets:
+            Budget.parse(text)
+        object.__setattr__(self, "multiple", str(self.multiple))
+        if self.multiple != "auto" and not (str(self.multiple).isdecimal() and int(self.multiple) > 0):
+            raise InputError(f"--multiple {self.multiple} is not understood: write auto or a whole number from 1")
+
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """The budgets as a tuple of texts."""
+        return tuple(self.budget)
+
+    @property
+    def costs(self) -> tuple[Budget, ...]:
+        """The budgets that limit a cost."""
+        return tuple(b for b in map(Budget.parse, self.budgets) if b.is_cost)
+
+    @property
+    def qualities(self) -> tuple[Budget, ...]:
+        """The budgets that limit what is lost."""
+        return tuple(b for b in map(Budget.parse, self.budgets) if not b.is_cost)
+
+    @property
+    def needs_times(self) -> bool:
+        """Whether layers have to be timed: a budget is on what is timed, or the fastest model is sought."""
+        return any(b.kind.is_timed for b in self.costs) or bool(self.qualities)
+
+    def given(self) -> str:
+        """Which of the four ways says how small; raises `InputError` unless exactly one does."""
+        ways = {
+            "--budget": bool(self.budgets),
+            "--width": self.width is not None,
+            "--variance": self.variance is not None,
+            "--plan": self.plan is not None,
+        }
+        chosen = [name for name, is_given in ways.items() if is_given]
+        if len(chosen) != 1:
+            problem = "nothing says" if not chosen else " and ".join(chosen) + " both say"
+            raise InputError(f"{problem} how small to make the model: give one of {', '.join(ways)}")
+        return chosen[0]

@@ -8,44 +8,32 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.api.options import Options
-from pcns_onnx.calibration.columns import Places, Seen
-from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.calibration.layer_outputs import bases
 from pcns_onnx.calibration.ranking import Ranking
-from pcns_onnx.cost.model import RESOURCES
-from pcns_onnx.dependency.dependency_graph import Census, kept_classes
+from pcns_onnx.dependency.dependency_graph import DependencyGraph, kept_classes
 from pcns_onnx.errors import InputError
-from pcns_onnx.methods.registry import Method, method_named
 from pcns_onnx.numerics.linalg import dimensions_for, eigh_descending
 from pcns_onnx.ops import Labels
 from pcns_onnx.planning.allocation import allocate
-from pcns_onnx.planning.budget import Budget
-from pcns_onnx.planning.grids import grid, snap
-from pcns_onnx.planning.importance import Findings
-from pcns_onnx.planning.plan import FrontierPoint, GroupPlan, Plan
-from pcns_onnx.planning.problem import Work
-from pcns_onnx.rewrite.change_basis import Turn
+from pcns_onnx.planning.budget import Budget, Goal
+from pcns_onnx.planning.grids import snap
+from pcns_onnx.planning.importance import Importance
+from pcns_onnx.planning.plan import GroupPlan, Plan
+from pcns_onnx.planning.problem import Problem
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Widths by group, the errors predicted for them, and what the solve needs from pass one.
+    """Widths by group, the errors predicted for them, and the channels that stay (indices, ascending).
 
-    `loss` adds up the `curves` that the widths were chosen by; `frontier` is what other budgets would have given.
+    `full` are the widths there were; `loss` adds up the curves that the widths were chosen by.
     """
 
-    method: Method
     full: Mapping[str, int]
     widths: Mapping[str, int]
     errors: Mapping[str, float]
     keep: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
-    seen: Mapping[Places, Mapping[str, Seen]] = field(default_factory=dict)
-    turns: Mapping[str, tuple[Turn, ...]] = field(default_factory=dict)
-    bases: Mapping[str, Basis] | None = None
     loss: float = 0.0
-    curves: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    frontier: tuple[FrontierPoint, ...] = ()
 
     def planned(self) -> dict[str, GroupPlan]:
         """The plan's groups, those at full width included."""
@@ -66,20 +54,22 @@ class Decision:
 
 
 def choose(
-    work: Work, method: Method, found: Findings, options: Options, plan: Plan | None, budgets: Sequence[Budget]
+    problem: Problem, importance: Importance, goal: Goal, plan: Plan | None, budgets: Sequence[Budget]
 ) -> Decision:
     """The plan's widths and channels, or the best that meet the budgets or the wanted width or variance."""
-    curves = {g.name: found.curves[g.name] * (found.streams if g.coupled else 1.0) for g in work.groups}
-    widths, keep = within_budget(work, options, plan, curves, found.rankings, budgets)
-    errors = {name: found.rankings[name].error[width] for name, width in widths.items()}
-    full = {g.name: g.width for g in work.groups}
-    loss = sum(float(found.curves[name][width]) for name, width in widths.items())
-    return Decision(method, full, widths, errors, keep, found.seen, found.turns, loss=loss, curves=found.curves)
+    curves = {
+        g.name: importance.curves[g.name] * (importance.stream_weight if g.coupled else 1.0) for g in problem.groups
+    }
+    widths, keep = within_budget(problem, goal, plan, curves, importance.rankings, budgets)
+    errors = {name: importance.rankings[name].error[width] for name, width in widths.items()}
+    full = {g.name: g.width for g in problem.groups}
+    loss = sum(float(importance.curves[name][width]) for name, width in widths.items())
+    return Decision(full, widths, errors, keep, loss)
 
 
 def within_budget(
-    work: Work,
-    options: Options,
+    problem: Problem,
+    goal: Goal,
     plan: Plan | None,
     curves: Mapping[str, NDArray[np.float64]],
     rankings: Mapping[str, Ranking],
@@ -89,34 +79,32 @@ def within_budget(
     the cost: budgets are tightened until the channels themselves meet them."""
     asked, least = list(budgets), {name: ranking.least for name, ranking in rankings.items()}
     while True:
-        widths = widths_for(work, options, plan, curves, budgets, least, lambda: _subset_variance(work, options))
+        widths = widths_for(problem, goal, plan, curves, budgets, least, lambda: _subset_variance(problem, goal))
         keep = {name: _kept(rankings[name], width, plan, name) for name, width in widths.items()}
-        left = {g.name: g.labels[keep[g.name]] for g in work.groups}
+        left = {g.name: g.labels[keep[g.name]] for g in problem.groups}
         if plan is not None:
-            _check_left(work.census, left, work.blocks)
+            _check_left(problem.dependencies, left, problem.residual_blocks)
             return widths, keep
-        spent = work.costs.of_classes(kept_classes(work.census, left)) / work.costs.total
-        over = [float(spent[RESOURCES.index(b.resource)]) / b.limit for b in asked]
+        spent = problem.costs.of_classes(kept_classes(problem.dependencies, left)) / problem.costs.total
+        over = [float(spent[problem.costs.resources.index(b.resource)]) / b.limit for b in asked]
         if all(ratio <= 1 + 1e-9 for ratio in over):
             return widths, keep
         budgets = [replace(b, limit=b.limit / max(ratio, 1.0)) for b, ratio in zip(budgets, over, strict=True)]
 
 
-def _check_left(census: Census, left: Mapping[str, Labels], removable: Container[str]) -> None:
+def _check_left(dependencies: DependencyGraph, left: Mapping[str, Labels], removable: Container[str]) -> None:
     """Raise `InputError` if some tensor would have no channels left, of blocks that cannot go as a whole."""
-    kept = kept_classes(census, {name: labels for name, labels in left.items() if len(labels) or name not in removable})
-    empty = next((name for name, labels in census.labels.items() if labels.size and not kept[labels].any()), None)
+    kept = kept_classes(
+        dependencies, {name: labels for name, labels in left.items() if len(labels) or name not in removable}
+    )
+    empty = next((name for name, labels in dependencies.labels.items() if labels.size and not kept[labels].any()), None)
     if empty is not None:
         raise InputError(f"the plan's lists of channels to keep leave none of '{empty}'")
 
 
-INT8_LEAST = 16
-"""Channels that a Conv keeps where int8 follows: onnxruntime's integer kernel takes longer for 8 or 12 than for 16."""
-
-
 def widths_for(
-    work: Work,
-    options: Options,
+    problem: Problem,
+    goal: Goal,
     plan: Plan | None,
     curves: Mapping[str, NDArray[np.float64]],
     budgets: Sequence[Budget],
@@ -124,36 +112,29 @@ def widths_for(
     by_variance: Callable[[], dict[str, int]],
 ) -> dict[str, int]:
     """Widths on the groups' grids, none below its `least`."""
-    kinds = {g.name: work.census.layer(g.name).kind for g in work.groups}
-    steps = {} if work.costs.timings is None else work.costs.timings.steps
-    grids = {g.name: grid(g, kinds[g.name], str(options.multiple), steps.get(g.name)) for g in work.groups}
-    if options.int8 and options.multiple == "auto":
-        convs = [g for g in work.groups if kinds[g.name].startswith("Conv")]
-        grids |= {g.name: grids[g.name][grids[g.name] >= min(INT8_LEAST // g.unit, g.width)] for g in convs}
-    grids |= {name: grids[name][np.isin(grids[name], ranks)] for name, ranks in work.ranks.items()}
-    grids = {name: widths[widths >= least.get(name, 1)] for name, widths in grids.items()}
     if plan is not None:
-        return _planned(work, plan, least)
+        return _planned(problem, plan, least)
+    grids = problem.grids(least)
     if budgets:
-        if options.depth and method_named(options.method).family == "subset":
-            grids |= {name: np.append(0, grids[name]) for name in work.blocks}
-        return allocate(work.groups, curves, grids, work.costs, budgets)
-    if options.width is not None:
-        return {g.name: snap(options.width * g.width, grids[g.name]) for g in work.groups}
+        if problem.rules.drops:
+            grids |= {name: np.append(0, grids[name]) for name in problem.residual_blocks}
+        return allocate(problem.groups, curves, grids, problem.costs, budgets)
+    if goal.width is not None:
+        return {g.name: snap(goal.width * g.width, grids[g.name]) for g in problem.groups}
     needed = by_variance()
-    return {g.name: _at_least(needed[g.name], grids[g.name]) for g in work.groups}
+    return {g.name: _at_least(needed[g.name], grids[g.name]) for g in problem.groups}
 
 
 def _at_least(width: int, widths: NDArray[np.int64]) -> int:
     return int(widths[min(int(np.searchsorted(widths, width)), len(widths) - 1)])
 
 
-def _planned(work: Work, plan: Plan, least: Mapping[str, int]) -> dict[str, int]:
-    full = {g.name: g.width for g in work.groups}
+def _planned(problem: Problem, plan: Plan, least: Mapping[str, int]) -> dict[str, int]:
+    full = {g.name: g.width for g in problem.groups}
     for name, entry in plan.groups.items():
         if name not in full:
             raise InputError(f"the plan narrows '{name}', which cannot be narrowed here")
-        if entry.width == 0 and name in work.blocks:
+        if entry.width == 0 and name in problem.residual_blocks:
             continue
         if entry.of != full[name] or not 1 <= entry.width <= entry.of:
             raise InputError(f"the plan's width {entry.width} of {entry.of} for '{name}' does not fit its {full[name]}")
@@ -176,9 +157,9 @@ def _kept(ranking: Ranking, width: int, plan: Plan | None, name: str) -> NDArray
     return keep
 
 
-def _subset_variance(work: Work, options: Options) -> dict[str, int]:
-    share = options.variance or 1.0
+def _subset_variance(problem: Problem, goal: Goal) -> dict[str, int]:
+    share = goal.variance or 1.0
     return {
         group.name: -(-dimensions_for(eigh_descending(moments.covariance)[0], share) // group.unit)
-        for group, _, moments in bases(work.setup, work.graph, work.census, work.groups)
+        for group, _, moments in bases(problem.calibration, problem.graph, problem.dependencies, problem.groups)
     }

@@ -1,40 +1,39 @@
 """Error against cost: the widths that every share of the multiply-adds would have given.
 
 Predicted errors are relative L2 errors at the outputs, the square root of the sum of the probed
-curves (`probing`); costs are shares of the original's.
+curves (`planning.sensitivity`); costs are shares of the original's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pcns_onnx.api.options import Options
 from pcns_onnx.errors import InputError
-from pcns_onnx.methods.registry import Method
-from pcns_onnx.planning.budget import Budget
+from pcns_onnx.planning.budget import Budget, Goal
 from pcns_onnx.planning.decision import Decision, choose
-from pcns_onnx.planning.importance import Findings
+from pcns_onnx.planning.importance import Importance
 from pcns_onnx.planning.plan import FrontierPoint
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.problem import Problem
 
 STEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
 """Shares of the multiply-adds at which the frontier is drawn."""
 
 
-def points(work: Work, method: Method, found: Findings, options: Options) -> Iterator[FrontierPoint]:
+def points(problem: Problem, importance: Importance, goal: Goal) -> Iterator[FrontierPoint]:
     """The frontier, from the largest model down to the narrowest that can be made."""
     for share in STEPS:
         try:
-            decision = choose(work, method, found, options, None, [Budget("macs", share)])
+            decision = choose(problem, importance, goal, None, [Budget("macs", share)])
         except InputError:
             return  # narrower than it can be made
-        yield point_of(work, decision)
+        yield point_of(problem, decision)
 
 
-def point_of(work: Work, decision: Decision) -> FrontierPoint:
+def point_of(problem: Problem, decision: Decision) -> FrontierPoint:
     """Where a decision lies on it."""
-    macs, params, *latency = (float(share) for share in work.costs(fractions_of(decision)) / work.costs.total)
-    return FrontierPoint(macs, params, latency[0] if latency else None, float(decision.loss) ** 0.5)
+    shares = problem.costs(fractions_of(decision)) / problem.costs.total
+    costs = {name: float(share) for name, share in zip(problem.costs.resources, shares, strict=True)}
+    return FrontierPoint(costs, float(decision.loss) ** 0.5)
 
 
 def fractions_of(decision: Decision) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
@@ -10,10 +11,30 @@ from numpy.typing import NDArray
 from pcns_onnx.dependency.groups import Group
 
 
+@dataclass(frozen=True)
+class GridRules:
+    """What holds for the grids of all groups.
+
+    Widths are multiples of `multiple` ('auto': as the machine or its kernels like them), a Conv keeps `least_conv`
+    channels, and with `drops` a residual block may go as a whole.
+    """
+
+    multiple: str = "auto"
+    least_conv: int = 1
+    drops: bool = False
+
+    def widths(self, group: Group, kind: str, step: int | None = None) -> NDArray[np.int64]:
+        """The grid of a group, whose first writer is a `kind`; `step` is the multiple that pays on this machine."""
+        widths = grid(group, kind, self.multiple, step)
+        if not kind.startswith("Conv"):
+            return widths
+        return widths[widths >= min(self.least_conv // group.unit, group.width)]
+
+
 def grid(group: Group, kind: str, multiple: str, step: int | None = None) -> NDArray[np.int64]:
     """Widths (numbers of classes) that a group may take, ascending, its own included.
 
-    'auto' is what this machine likes (`step`, see `timing`) where that was measured, and else what
+    'auto' is what this machine likes (`step`, see `cost.latency_model`) where that was measured, and else what
     onnxruntime's CPU kernels like: Conv channels in sixteens (eights or fours in narrow layers),
     any width for Gemm and MatMul.
     """

@@ -1,7 +1,7 @@
 """What the data says of every group: how its channels rank, and what the model loses without them.
 
-A subset method ranks the channels of each group by what its readers lose (`passes.read_groups`);
-where a budget is to be spent, the group is also probed at the model's outputs (`probing`). All of
+A subset method ranks the channels of each group by what its readers lose (`calibration.group_inputs`);
+where a budget is to be spent, the group is also probed at the model's outputs (`sensitivity`). All of
 it can be saved and used for other budgets without another look at the data.
 """
 
@@ -13,34 +13,34 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.calibration.columns import Places, Seen
+from pcns_onnx.calibration.columns import BlockKey, ChannelCovariance
 from pcns_onnx.calibration.ranking import Ranking
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
-from pcns_onnx.rewrite.change_basis import Turn
+from pcns_onnx.rewrite.change_basis import BasisChange
 
 
 @dataclass(frozen=True)
-class Findings:
+class Importance:
     """By group: the ranking, the error curve that widths are chosen by, how its readers see it, its best basis.
 
     `curves` are squared relative errors at the outputs where groups were probed, else of the readers;
-    those of channels that several blocks share count `streams` times as much (see `trying`).
+    those of channels that several blocks share count `stream_weight` times as much.
     """
 
     rankings: Mapping[str, Ranking]
     curves: Mapping[str, NDArray[np.float64]]
-    seen: Mapping[Places, Mapping[str, Seen]]
-    turns: Mapping[str, tuple[Turn, ...]]
-    streams: float = 1.0
+    seen: Mapping[BlockKey, Mapping[str, ChannelCovariance]]
+    basis_changes: Mapping[str, tuple[BasisChange, ...]]
+    stream_weight: float = 1.0
 
 
-def essential(census: Census, group: Group, ranking: Ranking) -> list[int]:
+def essential(dependencies: DependencyGraph, group: Group, ranking: Ranking) -> list[int]:
     """The best channel of every tensor that carries some of the group: none may be left without any."""
     place = np.empty(group.width, dtype=np.int64)
     place[ranking.order] = np.arange(group.width)
     best: set[int] = set()
-    for mine in census.carriers[group.name]:
+    for mine in dependencies.carriers[group.name]:
         at = np.searchsorted(group.labels, mine)
         best.add(int(at[np.argmin(place[at])]))
     return sorted(best, key=lambda channel: int(place[channel]))

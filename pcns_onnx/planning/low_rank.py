@@ -16,16 +16,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.api.options import Options
-from pcns_onnx.calibration.columns import Seen
-from pcns_onnx.calibration.shapes import census_of
-from pcns_onnx.cost.model import RESOURCES
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.calibration.columns import ChannelCovariance
+from pcns_onnx.calibration.shapes import dependency_graph_of
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
+from pcns_onnx.dependency.scope import Scope
 from pcns_onnx.graph import Graph
 from pcns_onnx.planning.decision import Decision
-from pcns_onnx.planning.plan import Left, Plan
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.importance import Importance
+from pcns_onnx.planning.plan import Plan, SkippedLayer
+from pcns_onnx.planning.problem import Problem
 from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
 from pcns_onnx.rewrite.low_rank import ENDING, FACTORED, Factor
 from pcns_onnx.rewrite.patch import Patch, apply
@@ -38,95 +38,106 @@ GAIN = 0.1
 """Share of a layer's time that two of lower rank have to save."""
 
 
-def candidates(census: Census, options: Options, plan: Plan | None) -> dict[str, Factor]:
+def candidates(dependencies: DependencyGraph, scope: Scope, plan: Plan | None) -> dict[str, Factor]:
     """The layers that may be put as two, by the group that comes between: those of the plan, or all with `low_rank`."""
     found = {}
-    for layer in census.layers:
-        group, name = census.writes(layer), layer.name + ENDING
+    for layer in dependencies.layers:
+        group, name = dependencies.writes(layer), layer.name + ENDING
         alone = group.frozen is None and not group.coupled
         plain = layer.kind in FACTORED and layer.linear.op.blocks == 1 and not group.products
-        if plain and not alone and layer.width >= LEAST and options.wants(layer.name):
+        if plain and not alone and layer.width >= LEAST and scope.wants(layer.name):
             found[name] = Factor(layer.key)
     if plan is not None:
         return {name: factor for name, factor in found.items() if name in plan.groups}
-    return found if options.low_rank else {}
+    return found if scope.low_rank else {}
 
 
-NONE = Left("low rank", f"no layer with {LEAST} outputs or more has to keep them all")
+NONE = SkippedLayer("low rank", f"no layer with {LEAST} outputs or more has to keep them all")
 
 
-def paying(work: Work, groups: Sequence[Group]) -> tuple[list[Group], dict[str, NDArray[np.int64]], list[Left]]:
+def paying(
+    problem: Problem, groups: Sequence[Group]
+) -> tuple[list[Group], dict[str, NDArray[np.int64]], list[SkippedLayer]]:
     """Groups without those in the middle of a layer that no rank makes faster; ranks that do, full rank with them."""
-    chosen, allowed, left = list[Group](), dict[str, NDArray[np.int64]](), list[Left]()
-    at, costs = RESOURCES.index("latency"), work.costs
+    chosen, allowed, left = list[Group](), dict[str, NDArray[np.int64]](), list[SkippedLayer]()
+    costs = problem.costs
+    resources = costs.resources
     for group in groups:
-        if group.name not in work.factors or costs.timings is None:
+        if group.name not in problem.factors or costs.latency_model is None:
             chosen.append(group)
             continue
         widths = np.arange(1, group.width + 1)
         saved = costs({}) - costs.along(group.name, {}, widths / group.width)
-        own = float(costs.timings.layers[group.name].at(1.0, 1.0))
-        pays = (saved[:, at] > GAIN * own) & (saved[:, RESOURCES.index("macs")] > 0)
+        own = float(costs.latency_model.layers[group.name].at(1.0, 1.0))
+        pays = (saved[:, resources.index("latency")] > GAIN * own) & (saved[:, resources.index("macs")] > 0)
         if pays.any():
             chosen.append(group)
             allowed[group.name] = widths[pays | (widths == group.width)]
         else:
-            left.append(Left(group.name, "two layers of any rank were measured to take as long as one"))
+            left.append(SkippedLayer(group.name, "two layers of any rank were measured to take as long as one"))
     return chosen, allowed, left
 
 
-def settled(work: Work, decision: Decision, options: Options) -> tuple[Work, Decision, Patch]:
-    """Work and decision with only those layers as two that are really narrowed between, and the edits for that."""
-    used = {name: factor for name, factor in work.factors.items() if name in decision.narrowed}
+def merge_unused_factors(
+    problem: Problem, decision: Decision, importance: Importance, scope: Scope
+) -> tuple[Problem, Decision, Importance, Patch]:
+    """All of it with only those layers as two that are really narrowed between, and the edits that put them so."""
+    used = {name: factor for name, factor in problem.factors.items() if name in decision.narrowed}
     patch: Patch = tuple(used.values())
-    if len(used) == len(work.factors):
-        return work, decision, patch
-    graph, census = work.whole, work.whole_census
+    if problem.undivided is None or len(used) == len(problem.factors):
+        return problem, decision, importance, patch
+    graph, dependencies = problem.whole, problem.whole_dependencies
     if used:
         graph = apply(graph, patch)
-        census = census_of(graph, work.setup.engine, work.setup.samples.data, options)
-    gone = work.factors.keys() - used.keys()
-    names = {group.name for group in work.groups} - gone
+        dependencies = dependency_graph_of(graph, problem.calibration.engine, problem.calibration.samples.data, scope)
+    gone = problem.factors.keys() - used.keys()
+    names = {group.name for group in problem.groups} - gone
     after = replace(
-        work,
+        problem,
         graph=graph,
-        census=census,
-        groups=tuple(group for group in census.groups if group.name in names),
-        factors=used,
+        dependencies=dependencies,
+        groups=tuple(group for group in dependencies.groups if group.name in names),
+        undivided=replace(problem.undivided, factors=used),
     )
-    return after, _without(decision, gone, work.census, census), patch
+    chosen = replace(
+        decision,
+        full=_but(decision.full, gone),
+        widths=_but(decision.widths, gone),
+        errors=_but(decision.errors, gone),
+        keep=_but(decision.keep, gone),
+    )
+    return after, chosen, _without(importance, gone, problem.dependencies, dependencies), patch
 
 
-def _without(decision: Decision, gone: AbstractSet[str], before: Census, after: Census) -> Decision:
-    """The decision without these groups; what was said of their first layers is said of the whole ones."""
+def _without(
+    importance: Importance, gone: AbstractSet[str], before: DependencyGraph, after: DependencyGraph
+) -> Importance:
+    """The importance without these groups; what was said of their first layers is said of the whole ones."""
     labels = {group.name: group.labels for group in before.groups}, {group.name: group.labels for group in after.groups}
 
     def whole(layer: str) -> str:
         return layer.removesuffix(ENDING) if layer in gone else layer
 
-    def moved(name: str, view: Seen) -> Seen:
-        old, new = (found[name] for found in labels)
-        return replace(view, classes=new[np.searchsorted(old, view.classes)])
+    def moved(name: str, covariance: ChannelCovariance) -> ChannelCovariance:
+        old, new = (by_group[name] for by_group in labels)
+        return replace(covariance, classes=new[np.searchsorted(old, covariance.classes)])
 
     seconds = {whole(name) for name in gone}
     seen = {
-        (whole(layer), block): {name: moved(name, view) for name, view in views.items()}
-        for (layer, block), views in decision.seen.items()
+        (whole(layer), block): {name: moved(name, covariance) for name, covariance in by_group.items()}
+        for (layer, block), by_group in importance.seen.items()
         if layer not in seconds
     }
-    turns = {
-        name: tuple(replace(turn, layer=whole(turn.layer)) for turn in found)
-        for name, found in _but(decision.turns, gone).items()
+    basis_changes = {
+        name: tuple(replace(change, layer=whole(change.layer)) for change in changes)
+        for name, changes in _but(importance.basis_changes, gone).items()
     }
     return replace(
-        decision,
+        importance,
+        rankings=_but(importance.rankings, gone),
+        curves=_but(importance.curves, gone),
         seen=seen,
-        turns=turns,
-        full=_but(decision.full, gone),
-        widths=_but(decision.widths, gone),
-        errors=_but(decision.errors, gone),
-        keep=_but(decision.keep, gone),
-        curves=_but(decision.curves, gone),
+        basis_changes=basis_changes,
     )
 
 
@@ -134,11 +145,11 @@ def _but(by_group: Mapping[str, _Value], gone: AbstractSet[str]) -> dict[str, _V
     return {name: value for name, value in by_group.items() if name not in gone}
 
 
-def shifted(graph: Graph, census: Census, factors: Collection[str]) -> Patch:
+def shifted(graph: Graph, dependencies: DependencyGraph, factors: Collection[str]) -> Patch:
     """The first layer's bias goes into the second's: that is one addition less."""
     patch: Patch = ()
     for name in factors:
-        first, second = census.layer(name), census.layer(name.removesuffix(ENDING))
+        first, second = dependencies.layer(name), dependencies.layer(name.removesuffix(ENDING))
         if not stored_weight(graph, first).size:
             continue  # its block was dropped
         inner, outer = (layer.linear.op.matrix(stored_weight(graph, layer)) for layer in (first, second))

@@ -1,4 +1,4 @@
-"""The plan is data: one width per group and, for subset methods, the channels that stay; and what budgets say."""
+"""The plan is data: one width per group and, for methods that keep a subset, the channels that stay."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     rank_ratio: float | None = None
 
 
-class Left(msgspec.Struct, frozen=True):
+class SkippedLayer(msgspec.Struct, frozen=True):
     """A layer that was left alone."""
 
     name: str
@@ -46,12 +46,10 @@ class Left(msgspec.Struct, frozen=True):
 
 
 class FrontierPoint(msgspec.Struct, frozen=True):
-    """Shares of the original's costs (latency None where no layer was timed), and the predicted relative error at the
-    outputs."""
+    """Shares of the original's `costs` by resource (those on time where layers were timed), and the predicted relative
+    error at the outputs."""
 
-    macs: float
-    params: float
-    latency: float | None
+    costs: dict[str, float]
     error: float
 
 
@@ -85,6 +83,6 @@ def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
     write_atomic(path, plan_bytes(plan))
 
 
-def pairs(left: Sequence[Left]) -> tuple[tuple[str, str], ...]:
+def pairs(left: Sequence[SkippedLayer]) -> tuple[tuple[str, str], ...]:
     """Names and reasons, as errors carry them."""
     return tuple((item.name, item.reason) for item in left)

@@ -15,13 +15,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.calibration.calibration import Setup
-from pcns_onnx.calibration.columns import Seen, mixed_prior
-from pcns_onnx.calibration.group_inputs import GroupReadings
-from pcns_onnx.calibration.ranking import Ranking, Reading, mixing
-from pcns_onnx.dependency.dependency_graph import Census, kept_classes
+from pcns_onnx.calibration.calibration import Calibration
+from pcns_onnx.calibration.columns import ChannelCovariance, mixed_prior
+from pcns_onnx.calibration.group_inputs import GroupStats
+from pcns_onnx.calibration.ranking import Ranking, ReaderStats, mixing
+from pcns_onnx.dependency.dependency_graph import DependencyGraph, kept_classes
 from pcns_onnx.dependency.groups import Group
-from pcns_onnx.dependency.residual import Block, blocks
+from pcns_onnx.dependency.residual import ResidualBlock, residual_blocks
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.ops import Labels
@@ -29,7 +29,7 @@ from pcns_onnx.rewrite.channels import narrow
 from pcns_onnx.rewrite.drop_blocks import constant_for
 from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
 from pcns_onnx.rewrite.patch import Patch, apply
-from pcns_onnx.runtime.activations import Stop, Tape
+from pcns_onnx.runtime.activations import ActivationStream, Cut
 from pcns_onnx.runtime.engine import Session, Tensors
 from pcns_onnx.runtime.samples import Samples
 
@@ -52,30 +52,39 @@ def probe_samples(count: int, groups: int) -> int:
 class Prober:
     """Probes groups one after the other, in topological order of their first writers."""
 
-    def __init__(self, setup: Setup, samples: Samples, graph: Graph, census: Census, outputs: Sequence[str]) -> None:
-        self._setup, self._census, self._outputs = setup, census, list(outputs)
-        self._tape = Tape(setup.engine, samples, setup.shares.tape)
+    def __init__(
+        self,
+        calibration: Calibration,
+        samples: Samples,
+        graph: Graph,
+        dependencies: DependencyGraph,
+        outputs: Sequence[str],
+    ) -> None:
+        self._calibration, self._dependencies, self._outputs = calibration, dependencies, list(outputs)
+        self._stream = ActivationStream(calibration.engine, samples, calibration.shares.stream)
         self._expected: list[Tensors] = []
-        self._blocks = blocks(graph, census)
+        self._blocks = residual_blocks(graph, dependencies)
 
     def close(self) -> None:
         """Remove what the tape holds."""
-        self._tape.close()
+        self._stream.close()
 
-    def curve(self, graph: Graph, base: Graph, read: GroupReadings, ranking: Ranking) -> NDArray[np.float64]:
+    def curve(self, graph: Graph, base: Graph, read: GroupStats, ranking: Ranking) -> NDArray[np.float64]:
         """(N+1,): squared relative error of the outputs at every width of the group.
 
         `graph` is the original, `base` the same with this group in the basis that `ranking` is of.
         """
         block = self._blocks.get(read.group.name)
         widths = _widths(ranking)
-        first = min((self._census.layer(name) for name in read.group.writers), key=self._census.layers.index)
-        live = self._tape.live(graph, first.key, self._outputs)
+        first = min(
+            (self._dependencies.layer(name) for name in read.group.writers), key=self._dependencies.layers.index
+        )
+        live = self._stream.live(graph, first.key, self._outputs)
         sessions: list[Session] = []
         full = None if self._expected else self._session(base, live)
         miss, size = np.zeros(len(widths) + (block is not None)), 0.0
-        stop = Stop(graph, live, first.key, self._outputs, finite=False)
-        for index, cut in enumerate(self._tape.advance(stop)):
+        stop = Cut(graph, live, first.key, self._outputs, finite=False)
+        for index, cut in enumerate(self._stream.advance(stop)):
             if full is not None:
                 self._expected.append(full.run(cut))
             if not sessions:
@@ -99,24 +108,22 @@ class Prober:
         curve[0] = loss[-1] if loss[-1] > _ROUNDING else 0.0
         return curve
 
-    def _without(self, base: Graph, block: Block, means: dict[tuple[str, int], Array]) -> Graph:
+    def _without(self, base: Graph, block: ResidualBlock, means: dict[tuple[str, int], Array]) -> Graph:
         """The model with a constant, the mean of what its last layer makes, in a block's place."""
         matrix = block.layer.linear.op.matrix(stored_weight(base, block.layer))
         mean = matrix @ to_numpy(means[block.layer.name, 0]) + stored_bias(base, block.layer)
-        return apply(base, (constant_for(block, self._census, mean),))
+        return apply(base, (constant_for(block, self._dependencies, mean),))
 
     def _session(self, graph: Graph, live: Sequence[str]) -> Session:
-        return self._setup.engine.session(graph.extract(live, self._outputs).program())
+        return self._calibration.engine.session(graph.extract(live, self._outputs).program())
 
-    def _means(
-        self, base: Graph, live: Sequence[str], cut: Tensors, read: GroupReadings
-    ) -> dict[tuple[str, int], Array]:
+    def _means(self, base: Graph, live: Sequence[str], cut: Tensors, read: GroupStats) -> dict[tuple[str, int], Array]:
         """Mean of each reading block's input rows."""
-        layers = [self._census.layer(name) for name in read.group.readers]
+        layers = [self._dependencies.layer(name) for name in read.group.readers]
         sources = [layer.source for layer in layers]
         computed = [name for name in dict.fromkeys(sources) if name not in live]
-        made = self._setup.engine.session(base.extract(live, computed).program()).run(cut) if computed else {}
-        xp, found = self._setup.engine.xp, {}
+        made = self._calibration.engine.session(base.extract(live, computed).program()).run(cut) if computed else {}
+        xp, found = self._calibration.engine.xp, {}
         for layer in layers:
             x = xp.asarray(made[layer.source] if layer.source in made else cut[layer.source])
             for block, part in enumerate(layer.parts):
@@ -127,7 +134,7 @@ class Prober:
     def _narrowed(
         self,
         base: Graph,
-        read: GroupReadings,
+        read: GroupStats,
         ranking: Ranking,
         widths: Sequence[int],
         means: dict[tuple[str, int], Array],
@@ -136,7 +143,7 @@ class Prober:
         seen = read.seen()
         for width in widths:
             keep = {read.group.name: read.group.labels[ranking.keep(width)]}
-            small = apply(base, narrow(base, self._census, keep))
+            small = apply(base, narrow(base, self._dependencies, keep))
             yield apply(small, self._readers(base, small, read.group, keep, seen, means))
 
     def _readers(
@@ -145,16 +152,16 @@ class Prober:
         small: Graph,
         group: Group,
         keep: dict[str, Labels],
-        seen: dict[tuple[str, int], Seen],
+        seen: dict[tuple[str, int], ChannelCovariance],
         means: dict[tuple[str, int], Array],
     ) -> Patch:
-        xp, kept = self._setup.engine.xp, kept_classes(self._census, keep)
+        xp, kept = self._calibration.engine.xp, kept_classes(self._dependencies, keep)
         patch: Patch = ()
         for name in group.readers:
-            layer = self._census.layer(name)
+            layer = self._dependencies.layer(name)
             matrix = xp.asarray(layer.linear.op.matrix(stored_weight(base, layer)))
             bias = stored_bias(base, layer)
-            blocks, shifts = [], []
+            residual_blocks, shifts = [], []
             for block, part in enumerate(layer.parts):
                 view, own = seen.get((name, block)), matrix[part.rows, :]
                 rows = np.flatnonzero(kept[part.writes])
@@ -163,9 +170,9 @@ class Prober:
                 if view is not None:
                     mean, owners = means[name, block], part.op.owners(part.reads)
                     shift = own @ mean - prior @ xp.take(mean, xp.asarray(np.flatnonzero(kept[owners])), axis=0)
-                blocks.append(to_numpy(prior)[rows])
+                residual_blocks.append(to_numpy(prior)[rows])
                 shifts.append((bias[part.rows] + to_numpy(shift))[rows])
-            patch += set_layer(small, layer, np.concatenate(blocks), np.concatenate(shifts))
+            patch += set_layer(small, layer, np.concatenate(residual_blocks), np.concatenate(shifts))
         return patch
 
 
@@ -190,7 +197,7 @@ def _share(expected: Array, found: Array) -> float:
     return float(xp.sum(miss * miss)) / max(size, 1e-30)
 
 
-def _applied(read: GroupReadings, kept: NDArray[np.int64]) -> float:
+def _applied(read: GroupStats, kept: NDArray[np.int64]) -> float:
     """The readers' mean lost share with the mixture in place of what went; 0 where something else is done."""
     if read.products:
         return 0.0
@@ -201,7 +208,7 @@ def _applied(read: GroupReadings, kept: NDArray[np.int64]) -> float:
     return float(np.mean(losses)) if losses else 0.0
 
 
-def _lost(reading: Reading, places: NDArray[np.int64]) -> float:
+def _lost(reading: ReaderStats, places: NDArray[np.int64]) -> float:
     """tr(D C D') for D what V loses when the channels at other places follow those at `places`."""
     xp = namespace_of(reading.covariance)
     n, t = reading.channels, reading.taps

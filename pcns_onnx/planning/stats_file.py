@@ -1,4 +1,4 @@
-"""Findings on disk: what was seen of the data, reused for other budgets without touching the data again.
+"""Importance on disk: what was seen of the data, reused for other budgets without touching the data again.
 
 One .npz without pickles: arrays under names with running numbers, and a JSON index that says what
 they are and which model, method and groups they belong to.
@@ -14,14 +14,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pcns_onnx.calibration.columns import Seen
+from pcns_onnx.calibration.columns import ChannelCovariance
 from pcns_onnx.calibration.ranking import Ranking
 from pcns_onnx.errors import InputError
 from pcns_onnx.files import write_atomic
 from pcns_onnx.numerics.arrays import to_numpy
-from pcns_onnx.planning.importance import Findings
-from pcns_onnx.planning.problem import Work
-from pcns_onnx.rewrite.change_basis import Turn
+from pcns_onnx.planning.importance import Importance
+from pcns_onnx.planning.problem import Problem
+from pcns_onnx.rewrite.change_basis import BasisChange
 
 SCHEMA = 1
 
@@ -35,12 +35,12 @@ class _Index(msgspec.Struct, forbid_unknown_fields=True):
     probed: bool
     widths: dict[str, int]
     least: dict[str, int]
-    turns: dict[str, list[tuple[str, bool]]]
+    basis_changes: dict[str, list[tuple[str, bool]]]
     streams: float
     seen: list[tuple[str, int, str]]
 
 
-def save(path: str | Path, found: Findings, model: str, method: str, *, probed: bool) -> None:
+def save(path: str | Path, found: Importance, model: str, method: str, *, probed: bool) -> None:
     """Write findings, atomically."""
     arrays: dict[str, Any] = {}
     for name, ranking in found.rankings.items():
@@ -50,8 +50,8 @@ def save(path: str | Path, found: Findings, model: str, method: str, *, probed: 
     for at, (layer, block, group) in enumerate(seen):
         view = found.seen[layer, block][group]
         arrays |= {f"classes{at}": view.classes, f"covariance{at}": to_numpy(view.covariance)}
-    turns = [turn for group in found.turns.values() for turn in group]
-    for at, turn in enumerate(turns):
+    basis_changes = [turn for group in found.basis_changes.values() for turn in group]
+    for at, turn in enumerate(basis_changes):
         arrays |= {f"places{at}": turn.places, f"by{at}": to_numpy(turn.by)}
     index = _Index(
         schema=SCHEMA,
@@ -60,8 +60,10 @@ def save(path: str | Path, found: Findings, model: str, method: str, *, probed: 
         probed=probed,
         widths={name: len(ranking.order) for name, ranking in found.rankings.items()},
         least={name: ranking.least for name, ranking in found.rankings.items()},
-        turns={name: [(turn.layer, turn.is_row) for turn in group] for name, group in found.turns.items()},
-        streams=found.streams,
+        basis_changes={
+            name: [(turn.layer, turn.is_row) for turn in group] for name, group in found.basis_changes.items()
+        },
+        streams=found.stream_weight,
         seen=seen,
     )
     held = io.BytesIO()
@@ -69,7 +71,7 @@ def save(path: str | Path, found: Findings, model: str, method: str, *, probed: 
     write_atomic(path, held.getvalue())
 
 
-def load(path: str | Path, work: Work, model: str, method: str) -> Findings:
+def load(path: str | Path, problem: Problem, model: str, method: str) -> Importance:
     """Read findings; raises `InputError` if they are malformed or of another model, method or choice of layers."""
     try:
         arrays = _arrays(path)
@@ -78,10 +80,10 @@ def load(path: str | Path, work: Work, model: str, method: str) -> Findings:
             raise InputError(
                 f"statistics '{path}' are of another model, method or version: make them again with --stats"
             )
-        if index.widths != {group.name: group.width for group in work.groups} or not index.probed:
+        if index.widths != {group.name: group.width for group in problem.groups} or not index.probed:
             raise InputError(f"statistics '{path}' are of other layers or options: make them again with --stats")
-        found = _findings(index, arrays, work)
-        _check(found, work)
+        found = _findings(index, arrays, problem)
+        _check(found, problem)
     except InputError:
         raise
     except OSError as error:
@@ -100,11 +102,11 @@ def _arrays(path: str | Path) -> dict[str, Any]:
         return {name: held[name] for name in held.files}
 
 
-def _check(found: Findings, work: Work) -> None:
+def _check(found: Importance, problem: Problem) -> None:
     """Raise where the arrays are not of the shapes, places and numbers that the groups and layers allow."""
-    groups = {group.name: group for group in work.groups}
-    layers = {layer.name: layer for layer in work.census.layers}
-    if found.rankings.keys() != groups.keys() or not found.turns.keys() <= groups.keys():
+    groups = {group.name: group for group in problem.groups}
+    layers = {layer.name: layer for layer in problem.dependencies.layers}
+    if found.rankings.keys() != groups.keys() or not found.basis_changes.keys() <= groups.keys():
         raise ValueError("other groups")
     for name, ranking in found.rankings.items():
         width = groups[name].width
@@ -118,7 +120,7 @@ def _check(found: Findings, work: Work) -> None:
             _require(classes.dtype.kind == "i")
             _require(np.array_equal(classes, np.unique(classes)) and bool(np.isin(classes, groups[group].labels).all()))
             _require(_is_sound(to_numpy(view.covariance), (len(classes), len(classes))))
-    for turn in (turn for turns in found.turns.values() for turn in turns):
+    for turn in (turn for basis_changes in found.basis_changes.values() for turn in basis_changes):
         linear = layers[turn.layer].linear
         count = len(linear.writes) if turn.is_row else len(linear.reads) * linear.op.taps
         size = len(turn.places)
@@ -135,21 +137,21 @@ def _is_sound(array: Any, shape: tuple[int, ...]) -> bool:
     return array.dtype == np.float64 and array.shape == shape and bool(np.isfinite(array).all())
 
 
-def _findings(index: _Index, arrays: dict[str, Any], work: Work) -> Findings:
-    xp = work.setup.engine.xp
+def _findings(index: _Index, arrays: dict[str, Any], problem: Problem) -> Importance:
+    xp = problem.calibration.engine.xp
     rankings, curves = {}, {}
     for at, (name, least) in enumerate(index.least.items()):
         rankings[name] = Ranking(arrays[f"order{at}"], arrays[f"error{at}"], least)
         curves[name] = arrays[f"curve{at}"]
-    seen: dict[tuple[str, int], dict[str, Seen]] = {}
+    seen: dict[tuple[str, int], dict[str, ChannelCovariance]] = {}
     for at, (layer, block, group) in enumerate(index.seen):
-        view = Seen(arrays[f"classes{at}"], xp.asarray(arrays[f"covariance{at}"]))
+        view = ChannelCovariance(arrays[f"classes{at}"], xp.asarray(arrays[f"covariance{at}"]))
         seen.setdefault((layer, block), {})[group] = view
-    turns, at = {}, 0
-    for name, members in index.turns.items():
-        turns[name] = tuple(
-            Turn(layer, arrays[f"places{at + i}"], arrays[f"by{at + i}"], is_row)
+    basis_changes, at = {}, 0
+    for name, members in index.basis_changes.items():
+        basis_changes[name] = tuple(
+            BasisChange(layer, arrays[f"places{at + i}"], arrays[f"by{at + i}"], is_row)
             for i, (layer, is_row) in enumerate(members)
         )
         at += len(members)
-    return Findings(rankings, curves, seen, turns, index.streams)
+    return Importance(rankings, curves, seen, basis_changes, index.streams)

@@ -178,7 +178,7 @@ def refine(
     best = weights = start
     if first < ENOUGH:
         return Refined(start, first, first)
-    steps = min(steps, int(WORK / max(_work(start, train), 1)))
+    steps = min(steps, int(WORK / max(_problem(start, train), 1)))
     adam, rate, order = Adam(), RATE * min(first, 1.0) ** 0.5, list[int]()
     generator = np.random.default_rng(seed)
     every, failed = max(1, steps // CHECKS), 0
@@ -230,7 +230,7 @@ def kept_aside(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
     return valid, train
 
 
-def _work(weights: Weights, pieces: Sequence[Piece]) -> float:
+def _problem(weights: Weights, pieces: Sequence[Piece]) -> float:
     """Multiply-adds of a step: two matrices forward, and twice as much back."""
     rows = max(int(piece.x.shape[0]) * int(piece.x.shape[1]) for piece in pieces)
     targets = max(int(piece.y.shape[0]) * int(piece.y.shape[1]) for piece in pieces)

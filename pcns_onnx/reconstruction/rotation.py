@@ -25,47 +25,47 @@ from typing import Any
 import numpy as np
 
 from pcns_onnx.calibration.columns import Columns
-from pcns_onnx.calibration.group_inputs import GroupReadings
-from pcns_onnx.calibration.ranking import Reading
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.calibration.group_inputs import GroupStats
+from pcns_onnx.calibration.ranking import ReaderStats
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.origins import Maker, Origins
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import namespace_of, to_numpy
 from pcns_onnx.numerics.linalg import add_ridge
 from pcns_onnx.ops import Labels
-from pcns_onnx.rewrite.change_basis import Indices, Matrix, Turn
+from pcns_onnx.rewrite.change_basis import BasisChange, Indices, Matrix
 
 _RIDGE = 1e-6
 
 
 def rotations(
-    graph: Graph, census: Census, read: GroupReadings, origins: Origins
-) -> tuple[tuple[Turn, ...], GroupReadings]:
+    graph: Graph, dependencies: DependencyGraph, read: GroupStats, origins: Origins
+) -> tuple[tuple[BasisChange, ...], GroupStats]:
     """The best basis for a group, and how it is read in that basis; no turns where it has to stay as it is."""
     group = read.group
     try:
-        turns: list[Turn] = []
+        basis_changes: list[BasisChange] = []
         layers = dict(read.layers)
         products = dict(read.products)
         if read.layers:
-            turned, layers = _between_layers(census, read, origins)
-            turns += turned
+            turned, layers = _between_layers(dependencies, read, origins)
+            basis_changes += turned
         for product in group.products:
-            turned, products[product.key] = _inside_product(census, origins, product.key, products[product.key])
-            turns += turned
+            turned, products[product.key] = _inside_product(dependencies, origins, product.key, products[product.key])
+            basis_changes += turned
     except _Unfit:
         return (), read
-    rows = [(turn.layer, int(row)) for turn in turns if turn.is_row for row in turn.places]
+    rows = [(turn.layer, int(row)) for turn in basis_changes if turn.is_row for row in turn.places]
     if len(set(rows)) != len(rows):
         return (), read
     xp = namespace_of(read.all[0].covariance)
     layers = {place: _on_device(reading, xp) for place, reading in layers.items()}
     products = {key: [_on_device(reading, xp) for reading in heads] for key, heads in products.items()}
-    return tuple(turns), replace(read, layers=layers, products=products)
+    return tuple(basis_changes), replace(read, layers=layers, products=products)
 
 
-def _on_device(reading: Reading, xp: Any) -> Reading:
+def _on_device(reading: ReaderStats, xp: Any) -> ReaderStats:
     return replace(reading, covariance=xp.asarray(reading.covariance), matrix=xp.asarray(reading.matrix))
 
 
@@ -73,11 +73,11 @@ class _Unfit(Exception):
     """A group whose basis cannot be changed."""
 
 
-def _rows(census: Census, makers: Sequence[Maker | None]) -> tuple[str, Indices]:
+def _rows(dependencies: DependencyGraph, makers: Sequence[Maker | None]) -> tuple[str, Indices]:
     """The layer and its rows that made the channels of one head."""
     found = [maker for maker in makers if maker is not None]
     names = {name for name, _ in found}
-    if len(found) != len(makers) or len(names) != 1 or census.layer(found[0][0]).linear.op.blocks != 1:
+    if len(found) != len(makers) or len(names) != 1 or dependencies.layer(found[0][0]).linear.op.blocks != 1:
         raise _Unfit
     return names.pop(), np.array([row for _, row in found], dtype=np.int64)
 
@@ -92,21 +92,23 @@ def _heads_of(labels: Labels) -> Indices:
 
 
 def _between_layers(
-    census: Census, read: GroupReadings, origins: Origins
-) -> tuple[list[Turn], dict[tuple[str, int], Reading]]:
+    dependencies: DependencyGraph, read: GroupStats, origins: Origins
+) -> tuple[list[BasisChange], dict[tuple[str, int], ReaderStats]]:
     """Writers and linear readers: PCA of what the readers use, head by head."""
     group = read.group
-    columns = {place: list(_columns(census, group, origins, place[0])) for place in read.layers}
+    columns = {place: list(_columns(dependencies, group, origins, place[0])) for place in read.layers}
     heads = len(next(iter(columns.values())))
     if any(len(found) != heads for found in columns.values()):
         raise _Unfit
-    turns, maps = [], []
+    basis_changes, maps = [], []
     for head in range(heads):
         made = [found[head][0] for found in columns.values()]
         name, rows = made[0]
         if any(other != name or not np.array_equal(at, rows) for other, at in made):
             raise _Unfit  # one of them reads other channels than the rest
-        seen = [_of_head(census, group, read.layers[place], place[0], columns[place][head][1]) for place in columns]
+        seen = [
+            _of_head(dependencies, group, read.layers[place], place[0], columns[place][head][1]) for place in columns
+        ]
         covariance = np.mean([c for c, _ in seen], axis=0)
         lower = np.linalg.cholesky(add_ridge(covariance, _RIDGE))
         _, axes = np.linalg.eigh(lower.T @ np.sum([g for _, g in seen], axis=0) @ lower)
@@ -114,22 +116,22 @@ def _between_layers(
         scale = np.linalg.norm(ahead, axis=1)
         ahead, back = ahead / scale[:, None], (lower @ axes[:, ::-1]) * scale
         maps.append((ahead, back))
-        turns.append(Turn(name, rows, ahead, True))
+        basis_changes.append(BasisChange(name, rows, ahead, True))
         for (layer, _), found in columns.items():
-            turns += [Turn(layer, at, back, False) for at in found[head][1]]
-    readings = {p: _in_basis(census, group, r, p[0], columns[p], maps) for p, r in read.layers.items()}
-    return turns, readings
+            basis_changes += [BasisChange(layer, at, back, False) for at in found[head][1]]
+    readings = {p: _in_basis(dependencies, group, r, p[0], columns[p], maps) for p, r in read.layers.items()}
+    return basis_changes, readings
 
 
 def _columns(
-    census: Census, group: Group, origins: Origins, name: str
+    dependencies: DependencyGraph, group: Group, origins: Origins, name: str
 ) -> Iterator[tuple[tuple[str, Indices], list[Indices]]]:
     """Per head that a layer reads: (its maker and rows), and for every tap the columns of its channels."""
-    layer = census.layer(name)
+    layer = dependencies.layer(name)
     if layer.linear.op.blocks != 1 or not np.isin(layer.linear.reads, group.labels).all():
         raise _Unfit
     makers = origins.of_columns(name)
-    numbers = {writer: _heads_of(census.layer(writer).linear.writes) for writer in group.writers}
+    numbers = {writer: _heads_of(dependencies.layer(writer).linear.writes) for writer in group.writers}
     heads: dict[Maker, list[int]] = {}
     for column, maker in enumerate(makers):
         if maker is None or maker[0] not in numbers:
@@ -140,44 +142,49 @@ def _columns(
         raise _Unfit
     for columns in heads.values():
         at = np.asarray(columns)[np.argsort(layer.linear.reads[columns], kind="stable")]
-        yield _rows(census, [makers[c] for c in at]), [at + tap * len(makers) for tap in range(layer.linear.op.taps)]
+        yield (
+            _rows(dependencies, [makers[c] for c in at]),
+            [at + tap * len(makers) for tap in range(layer.linear.op.taps)],
+        )
 
 
 def _inside_product(
-    census: Census, origins: Origins, key: str, readings: list[Reading]
-) -> tuple[list[Turn], list[Reading]]:
+    dependencies: DependencyGraph, origins: Origins, key: str, readings: list[ReaderStats]
+) -> tuple[list[BasisChange], list[ReaderStats]]:
     """Both sides of a product: their joint singular directions, head by head."""
     heads = origins.of_product(key)[: len(readings)]  # samples, if merged with the heads, repeat them
     if len(heads) != len(readings):
         raise _Unfit
-    turns, found = [], []
+    basis_changes, found = [], []
     for (a, b), reading in zip(heads, readings, strict=True):
-        q, k = _rows(census, a), _rows(census, b)
+        q, k = _rows(dependencies, a), _rows(dependencies, b)
         left = np.linalg.cholesky(add_ridge(to_numpy(reading.covariance), _RIDGE))
         root = to_numpy(reading.matrix)
         right = np.linalg.cholesky(add_ridge(root.T @ root, _RIDGE))
         u, sigma, _ = np.linalg.svd(left.T @ right)
         half = np.sqrt(np.maximum(sigma, 1e-9 * sigma[0]))
-        turns.append(Turn(q[0], q[1], half[:, None] * np.linalg.solve(left.T, u).T, True))
-        turns.append(Turn(k[0], k[1], ((left @ u) / half).T, True))
+        basis_changes.append(BasisChange(q[0], q[1], half[:, None] * np.linalg.solve(left.T, u).T, True))
+        basis_changes.append(BasisChange(k[0], k[1], ((left @ u) / half).T, True))
         found.append(replace(reading, covariance=np.diag(half**2), matrix=np.diag(half)))
-    return turns, found
+    return basis_changes, found
 
 
 def _of_head(
-    census: Census, group: Group, reading: Reading, name: str, columns: list[Indices]
+    dependencies: DependencyGraph, group: Group, reading: ReaderStats, name: str, columns: list[Indices]
 ) -> tuple[Matrix, Matrix]:
     """Covariance (N, N), averaged over taps, and Vᵀ V of one head, relative to the reader's variance."""
-    blocks = _blocks(census, group, reading, name, columns)
+    blocks = _blocks(dependencies, group, reading, name, columns)
     covariance, matrix = to_numpy(reading.covariance), to_numpy(reading.matrix)
     mean = np.mean([covariance[np.ix_(at, at)] for at in blocks], axis=0)
     gram = np.sum([matrix[:, at].T @ matrix[:, at] for at in blocks], axis=0)
     return np.asarray(mean), np.asarray(gram / max(reading.output_variance(), 1e-300))
 
 
-def _blocks(census: Census, group: Group, reading: Reading, name: str, columns: list[Indices]) -> list[Indices]:
+def _blocks(
+    dependencies: DependencyGraph, group: Group, reading: ReaderStats, name: str, columns: list[Indices]
+) -> list[Indices]:
     """Where the reading, channel-major, has these columns of V."""
-    index = Columns.of(census.layer(name).parts[0], group.labels).index
+    index = Columns.of(dependencies.layer(name).parts[0], group.labels).index
     if reading.taps != index.shape[1]:
         raise _Unfit  # the taps are compressed, heads among them
     place = np.argsort(index.reshape(-1))
@@ -185,18 +192,18 @@ def _blocks(census: Census, group: Group, reading: Reading, name: str, columns: 
 
 
 def _in_basis(
-    census: Census,
+    dependencies: DependencyGraph,
     group: Group,
-    reading: Reading,
+    reading: ReaderStats,
     name: str,
     columns: list[tuple[tuple[str, Indices], list[Indices]]],
     maps: list[tuple[Matrix, Matrix]],
-) -> Reading:
+) -> ReaderStats:
     """The same reading of the turned channels."""
     size = int(reading.covariance.shape[0])
     ahead, back = np.zeros((size, size)), np.zeros((size, size))
     for (_, taps), (forward, backward) in zip(columns, maps, strict=True):
-        for at in _blocks(census, group, reading, name, taps):
+        for at in _blocks(dependencies, group, reading, name, taps):
             ahead[np.ix_(at, at)], back[np.ix_(at, at)] = forward, backward
     covariance = ahead @ to_numpy(reading.covariance) @ ahead.T
     return replace(reading, covariance=covariance, matrix=to_numpy(reading.matrix) @ back)

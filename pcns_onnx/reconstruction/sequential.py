@@ -19,23 +19,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.calibration.calibration import Setup
-from pcns_onnx.calibration.columns import Places, Seen, mixed_prior
-from pcns_onnx.dependency.dependency_graph import Census, kept_classes
+from pcns_onnx.calibration.calibration import Calibration
+from pcns_onnx.calibration.columns import BlockKey, ChannelCovariance, mixed_prior
+from pcns_onnx.dependency.dependency_graph import DependencyGraph, kept_classes
 from pcns_onnx.dependency.layers import Layer
-from pcns_onnx.dependency.residual import Block, Goal, blocks, goal_of
+from pcns_onnx.dependency.residual import RegressionTarget, ResidualBlock, regression_target, residual_blocks
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.numerics.ridge import Evidence, Fit, fit, fit_apart
 from pcns_onnx.ops import Labels
 from pcns_onnx.reconstruction.refine import Pair, Refined, Weights, kept_aside, refine
-from pcns_onnx.reconstruction.targets import Gathered, LayerObserver, MissingMeanObserver
+from pcns_onnx.reconstruction.targets import LayerObserver, MissingMeanObserver, TargetObserver
 from pcns_onnx.reconstruction.windows import Route, Windows, route
 from pcns_onnx.rewrite.drop_blocks import constant_for
 from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
 from pcns_onnx.rewrite.patch import Patch, edit
-from pcns_onnx.runtime.activations import Stop
+from pcns_onnx.runtime.activations import Cut
 from pcns_onnx.runtime.executor import G
 
 
@@ -49,12 +49,12 @@ class Refit:
 
 
 def refit(
-    setup: Setup,
+    calibration: Calibration,
     original: Graph,
     shrunk: Graph,
-    census: Census,
+    dependencies: DependencyGraph,
     keep: Mapping[str, Labels],
-    seen: Mapping[Places, Mapping[str, Seen]],
+    seen: Mapping[BlockKey, Mapping[str, ChannelCovariance]],
     steps: int = 0,
 ) -> Refit:
     """Solve every layer behind the first narrowed group, in order.
@@ -63,10 +63,10 @@ def refit(
     there. The ridge pulls towards the original's weights, what went replaced by its mixture of
     what stayed. `shrunk` gets the new weights in place. With `steps`, layers are also refined.
     """
-    walk = _Walk(setup, original, shrunk, census, keep, seen, steps)
+    walk = _Walk(calibration, original, shrunk, dependencies, keep, seen, steps)
     patch: Patch = ()
     try:
-        for at, layer in enumerate(setup.progress.track(walk.layers, "re-fit", len(walk.layers))):
+        for at, layer in enumerate(calibration.progress.track(walk.layers, "re-fit", len(walk.layers))):
             made = walk.solve(at, layer)
             edit(shrunk, made)
             patch += made
@@ -80,44 +80,53 @@ class _Walk:
 
     def __init__(
         self,
-        setup: Setup,
+        calibration: Calibration,
         original: Graph,
         shrunk: Graph,
-        census: Census,
+        dependencies: DependencyGraph,
         keep: Mapping[str, Labels],
-        seen: Mapping[Places, Mapping[str, Seen]],
+        seen: Mapping[BlockKey, Mapping[str, ChannelCovariance]],
         steps: int,
     ) -> None:
-        self._setup, self._original, self._shrunk, self._census = setup, original, shrunk, census
+        self._calibration, self._original, self._shrunk, self._dependencies = (
+            calibration,
+            original,
+            shrunk,
+            dependencies,
+        )
         self._keep, self._seen, self._steps = keep, seen, steps
-        self._kept = kept_classes(census, keep)
-        self._tapes = setup.tapes(2)
+        self._kept = kept_classes(dependencies, keep)
+        self._streams = calibration.streams(2)
         self._ridge: float | None = None
-        self._gone = {b.layer.name: b for name, b in blocks(original, census).items() if not len(keep.get(name, [0]))}
+        self._gone = {
+            b.layer.name: b
+            for name, b in residual_blocks(original, dependencies).items()
+            if not len(keep.get(name, [0]))
+        }
         dead = {name for block in self._gone.values() for name in block.group.writers}
-        self._solved = {layer.name for layer in _behind(original, census, keep)} - dead
+        self._solved = {layer.name for layer in _behind(original, dependencies, keep)} - dead
         self._routes = dict(self._found_routes()) if steps else {}
         self.layers = [
             layer
-            for layer in census.layers
+            for layer in dependencies.layers
             if layer.name not in dead and (layer.name in self._solved or self._leads(layer))
         ]
-        self._goals = {layer.name: goal_of(original, census, layer) for layer in self.layers}
+        self._goals = {layer.name: regression_target(original, dependencies, layer) for layer in self.layers}
         self.fits: dict[str, Fit] = {}
         self.refined: dict[str, Refined] = {}
 
     def close(self) -> None:
         """Remove what the tapes hold."""
-        self._tapes.close()
+        self._streams.close()
 
     def _leads(self, layer: Layer) -> bool:
         """Whether a layer is narrowed, has nothing to correct, and can be refined."""
-        return layer.name in self._routes and self._census.writes(layer).name in self._keep
+        return layer.name in self._routes and self._dependencies.writes(layer).name in self._keep
 
     def _found_routes(self) -> Iterator[tuple[str, Route]]:
         """Layers with the one that alone reads them, where that is solved."""
-        for layer in self._census.layers:
-            found = route(self._original, self._census, layer)
+        for layer in self._dependencies.layers:
+            found = route(self._original, self._dependencies, layer)
             if found is not None and found.reader.name in self._solved - self._gone.keys():
                 yield layer.name, found
 
@@ -132,12 +141,12 @@ class _Walk:
         held = [layer.source, goal.had, "" if aim is None else aim.had]
         windows = gathered = None
         if way is not None and aim is not None:
-            seed = (self._setup.seed, 2, self._census.layers.index(layer))
-            outputs, room = self._outputs(way.reader), self._setup.shares.windows
-            windows = Windows(way, self._census, outputs, self._setup.samples.count, seed, room)
+            seed = (self._calibration.seed, 2, self._dependencies.layers.index(layer))
+            outputs, room = self._outputs(way.reader), self._calibration.shares.windows
+            windows = Windows(way, self._dependencies, outputs, self._calibration.samples.count, seed, room)
         if layer.name in self._solved:
-            positions = self._setup.positions(self._census, layer, 1)
-            gathered = Gathered(layer.parts, rows, positions, layer.source, goal.tensor, goal.had)
+            positions = self._calibration.positions(self._dependencies, layer, 1)
+            gathered = TargetObserver(layer.parts, rows, positions, layer.source, goal.tensor, goal.had)
         self._advance(at, held, wanted, LayerObserver(gathered, windows, layer.source, aim))
         if gathered is not None:
             fits = [fit(e, prior, self._ridge) for e, prior in zip(gathered.evidence, self._priors(layer), strict=True)]
@@ -155,23 +164,23 @@ class _Walk:
         sources = [item.source for item in layers if item.name not in self._gone]
         return sources + [self._goals[item.name].had for item in layers]
 
-    def _leave_out(self, at: int, block: Block) -> Patch:
+    def _leave_out(self, at: int, block: ResidualBlock) -> Patch:
         """Instead of a block, the mean of what the sum lacks without it."""
         layer, goal = block.layer, self._goals[block.layer.name]
         rows = self._outputs(layer)
         lacks = MissingMeanObserver(layer.linear.op, rows, goal, np.zeros(len(rows)))
         found = self._advance(at, [goal.had], [goal.tensor], lacks, finite=False)
-        return (constant_for(block, self._census, found.total / max(found.count, 1)),)
+        return (constant_for(block, self._dependencies, found.total / max(found.count, 1)),)
 
     def _advance(self, at: int, held: Sequence[str], wanted: Sequence[str], into: G, *, finite: bool = True) -> G:
         """Move the tapes in front of layer number `at`; gather `held` of the shrunk model, `wanted` of the original."""
         layer, later = self.layers[at], self.layers[at + 1 :]
         needed = [name for name in self._needed((layer, *later)) if name]
         aims = [self._goals[item.name].tensor for item in later]
-        inputs = Stop(self._shrunk, held, layer.key, needed, finite)
-        return self._tapes.advance([inputs, Stop(self._original, wanted, layer.key, aims, finite)], into)
+        inputs = Cut(self._shrunk, held, layer.key, needed, finite)
+        return self._streams.advance([inputs, Cut(self._original, wanted, layer.key, aims, finite)], into)
 
-    def _aim(self, reader: Layer, unsolved: Sequence[Layer]) -> Goal:
+    def _aim(self, reader: Layer, unsolved: Sequence[Layer]) -> RegressionTarget:
         """The reader's goal; its own output where the sum's other operand will change yet."""
         goal = self._goals[reader.name]
         pending, keys = [goal.had], {layer.key for layer in unsolved}
@@ -181,7 +190,7 @@ class _Walk:
             if node is None or node.key in seen:
                 continue
             if node.key in keys:
-                return Goal(reader.output)
+                return RegressionTarget(reader.output)
             seen.add(node.key)
             pending += [*node.inputs, *node.captures]
         return goal
@@ -191,7 +200,7 @@ class _Walk:
 
     def _priors(self, layer: Layer) -> list[Array]:
         """V of each block on what stays, what went replaced by its mixture of what stayed."""
-        xp = self._setup.engine.xp
+        xp = self._calibration.engine.xp
         matrix = xp.asarray(layer.linear.op.matrix(stored_weight(self._original, layer)))
         return [
             mixed_prior(matrix[part.rows, :], part, self._seen.get((layer.name, block), {}), self._keep)[
@@ -204,7 +213,7 @@ class _Walk:
         self, way: Route, windows: Windows, matrix: Array, bias: NDArray[np.float64]
     ) -> tuple[Array, NDArray[np.float64]]:
         """The layer's weights after refinement with its reader, which starts from its least squares."""
-        xp = self._setup.engine.xp
+        xp = self._calibration.engine.xp
         sigma = self._activation(way)
         prior = self._priors(way.reader)[0]
         blank = xp.zeros(int(prior.shape[0]), dtype=xp.float32)
@@ -216,8 +225,8 @@ class _Walk:
                 known.update(rows, xp.reshape(piece.y, (int(rows.shape[0]), -1)))
         first = fit_apart(evidence, prior, self._ridge)
         start = replace(start, v=xp.astype(first.matrix, xp.float32), c=xp.astype(first.bias, xp.float32))
-        seed = (self._setup.seed, 3, self._census.layers.index(way.layer))
-        with self._setup.progress.stage("refine"):
+        seed = (self._calibration.seed, 3, self._dependencies.layers.index(way.layer))
+        with self._calibration.progress.stage("refine"):
             self.refined[way.layer.name] = found = refine(windows.pieces, start, sigma, self._steps, seed)
         return found.weights.w, to_numpy(found.weights.b).astype(np.float64)
 
@@ -226,8 +235,8 @@ class _Walk:
         output, activation = way.layer.output, way.group.activation
         if activation == output:
             return _same
-        session = self._setup.engine.session(self._shrunk.extract([output], [activation]).program())
-        labels = self._census.labels[output]
+        session = self._calibration.engine.session(self._shrunk.extract([output], [activation]).program())
+        labels = self._dependencies.labels[output]
 
         def sigma(rows: Array) -> Array:
             xp = namespace_of(rows)
@@ -249,10 +258,10 @@ def _quiet(solved: Fit) -> NDArray[np.float64]:
     return bias if loud else np.zeros_like(bias)
 
 
-def _behind(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> list[Layer]:
+def _behind(graph: Graph, dependencies: DependencyGraph, keep: Mapping[str, Labels]) -> list[Layer]:
     """Layers whose inputs differ from the original's, in topological order."""
-    narrowed = {name for group in census.groups if group.name in keep for name in group.readers}
-    keys = {layer.key: layer for layer in census.layers}
+    narrowed = {name for group in dependencies.groups if group.name in keep for name in group.readers}
+    keys = {layer.key: layer for layer in dependencies.layers}
     changed: set[str] = set()
     behind: list[Layer] = []
     for node in graph.nodes:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.dependency.layers import Part
-from pcns_onnx.dependency.residual import Goal
+from pcns_onnx.dependency.layers import ConvGroup
+from pcns_onnx.dependency.residual import RegressionTarget
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.numerics.ridge import VALID, AnyEvidence, evidence_for
 from pcns_onnx.ops import LinearOp
@@ -18,7 +18,7 @@ from pcns_onnx.runtime.executor import Sides
 from pcns_onnx.runtime.samples import Positions
 
 
-class Gathered:
+class TargetObserver:
     """What is known of each block of a layer: gathered from the shrunk model and the original, side by side.
 
     `rows` are, by block, the outputs that stay. The tensors `source` (the layer's input) and `had` (what the
@@ -28,7 +28,7 @@ class Gathered:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[ConvGroup],
         rows: Sequence[NDArray[np.int64]],
         positions: Positions,
         source: str,
@@ -61,7 +61,7 @@ class Gathered:
                 rows_y = rows_y - part.op.outputs(had, at)
             _split(evidence, rows_x, rows_y, int(x.shape[0]), index)
 
-    def merge(self, other: Gathered) -> None:
+    def merge(self, other: TargetObserver) -> None:
         """Add what was gathered of later batches."""
         if not self.evidence:
             self.evidence = other.evidence
@@ -88,10 +88,10 @@ def _split(evidence: AnyEvidence, x: Array, y: Array, samples: int, index: int) 
 class LayerObserver:
     """What a layer is solved from (if it is) and refined with (if it is): its input in the shrunk model, its aims."""
 
-    gathered: Gathered | None
+    gathered: TargetObserver | None
     windows: Windows | None
     source: str
-    aim: Goal | None
+    aim: RegressionTarget | None
 
     def begin(self, sides: Sides) -> None:
         """Choose what to keep."""
@@ -120,7 +120,7 @@ class MissingMeanObserver:
 
     op: LinearOp
     rows: NDArray[np.int64]
-    goal: Goal
+    goal: RegressionTarget
     total: NDArray[np.float64]
     count: int = 0
 

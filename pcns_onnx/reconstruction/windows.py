@@ -16,13 +16,13 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph, Node
 from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.ops import Window
-from pcns_onnx.runtime.memory import Shares
+from pcns_onnx.runtime.memory import MemoryBudget
 
 ROWS = 1 << 16
 """Rows of the reader's output that are gathered in all."""
@@ -43,12 +43,12 @@ class Route:
         return self.reader.name
 
 
-def route(graph: Graph, census: Census, layer: Layer) -> Route | None:
+def route(graph: Graph, dependencies: DependencyGraph, layer: Layer) -> Route | None:
     """The route from a layer to the one that alone reads it; None where anything else touches its channels."""
-    group = next((g for g in census.groups if g.writers == (layer.name,)), None)
+    group = next((g for g in dependencies.groups if g.writers == (layer.name,)), None)
     if group is None or group.coupled or group.products or len(group.readers) != 1:
         return None
-    reader = census.layer(group.readers[0])
+    reader = dependencies.layer(group.readers[0])
     ops = layer.linear.op, reader.linear.op
     if any(op.blocks > 1 or op.mixed for op in ops) or len(reader.linear.reads) != layer.width:
         return None
@@ -57,30 +57,32 @@ def route(graph: Graph, census: Census, layer: Layer) -> Route | None:
         node = graph.producers.get(name)
         if node is None:
             return None
-        if node.key in census.largest and largest is None:
-            largest = census.largest[node.key]
-        elif not _only_reshapes(census, node, layer.width):
+        if node.key in dependencies.largest and largest is None:
+            largest = dependencies.largest[node.key]
+        elif not _only_reshapes(dependencies, node, layer.width):
             return None
         walked.add(node.key)
         name = node.inputs[0]
     # what lies between beside these nodes is the activation's own, and must be the same function everywhere
     own = [node for node in graph.nodes if node.key in group.path and node.key not in walked]
     inside = {layer.output, *(name for node in own for name in node.outputs)}
-    alike = all(census.kinds[n.key] in ("pointwise", "scaling") and _is_alike(graph, census, n, inside) for n in own)
+    alike = all(
+        dependencies.kinds[n.key] in ("pointwise", "scaling") and _is_alike(graph, dependencies, n, inside) for n in own
+    )
     return Route(group, layer, reader, largest) if alike else None
 
 
-def _is_alike(graph: Graph, census: Census, node: Node, inside: Collection[str]) -> bool:
+def _is_alike(graph: Graph, dependencies: DependencyGraph, node: Node, inside: Collection[str]) -> bool:
     """Whether a node does the same at all positions of all samples: it sees `inside`, numbers, channels' constants."""
-    per_channel = {node.inputs[ride.position] for key, ride in census.rides if key == node.key}
+    per_channel = {node.inputs[ride.position] for key, ride in dependencies.per_channel if key == node.key}
     constants = {name: graph.constant(name) for name in node.inputs if name and name not in per_channel | set(inside)}
     return all(value is not None and value.size == 1 for value in constants.values())
 
 
-def _only_reshapes(census: Census, node: Node, channels: int) -> bool:
+def _only_reshapes(dependencies: DependencyGraph, node: Node, channels: int) -> bool:
     """Whether a node moves the channels of a single position."""
-    shape = census.shapes.get(node.inputs[0], (None,))
-    return census.kinds.get(node.key) == "move" and prod(d or 0 for d in shape[1:]) == channels
+    shape = dependencies.shapes.get(node.inputs[0], (None,))
+    return dependencies.kinds.get(node.key) == "move" and prod(d or 0 for d in shape[1:]) == channels
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,18 @@ class Windows:
     `rows` are the reader's outputs that stay, `samples` how many samples there are.
     """
 
-    def __init__(self, route: Route, census: Census, rows: NDArray[np.int64], samples: int, seed: tuple[int, ...],
-                 room: int = Shares.windows):  # fmt: skip
+    def __init__(
+        self,
+        route: Route,
+        dependencies: DependencyGraph,
+        rows: NDArray[np.int64],
+        samples: int,
+        seed: tuple[int, ...],
+        room: int = MemoryBudget.windows,
+    ):
         self._route, self._rows, self._seed, self._room = route, rows, seed, room
-        self._hidden = tuple(d or 1 for d in census.shapes[route.layer.output])
-        self._read = tuple(d or 1 for d in census.shapes[route.reader.source])
+        self._hidden = tuple(d or 1 for d in dependencies.shapes[route.layer.output])
+        self._read = tuple(d or 1 for d in dependencies.shapes[route.reader.source])
         self._samples = samples
         self._used = 0
         self.pieces: list[Piece] = []

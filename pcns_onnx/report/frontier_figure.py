@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pcns_onnx.cost.resources import COUNTED, RESOURCES, TIMED
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.files import check_targets, write_atomic
 from pcns_onnx.report.schema import PlanReport
@@ -36,9 +37,9 @@ def frontier_figure(path: str | Path, sources: Sequence[object] = ()) -> Callabl
 
     def draw(report: PlanReport) -> None:
         figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-        for name in ("macs", "latency"):
-            shares = [getattr(p, name) for p in report.points]
-            axes.plot(shares, [p.error for p in report.points], marker="o", label=name)
+        for name in (COUNTED[0], *TIMED):
+            shares = [point.costs[name] for point in report.points]
+            axes.plot(shares, [point.error for point in report.points], marker="o", label=RESOURCES[name].label)
         axes.set(xlabel="share of the original", ylabel="predicted relative error", xlim=(0, 1), ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend()

@@ -6,20 +6,20 @@ it and not in the model, so that the model's bytes depend on model, data, option
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import msgspec
 
 from pcns_onnx.cost.benchmark import Latency
-from pcns_onnx.cost.model import Size
+from pcns_onnx.cost.model import ModelSize
 from pcns_onnx.evaluation.agreement import Agreement
 from pcns_onnx.evaluation.gates import Gate
 from pcns_onnx.evaluation.precisions import Precision
-from pcns_onnx.evaluation.provenance import Origin
+from pcns_onnx.evaluation.provenance import Provenance
 from pcns_onnx.files import write_atomic
 from pcns_onnx.methods.expansion import Expanded
 from pcns_onnx.methods.pcns.assessment import Outlook
-from pcns_onnx.planning.plan import FrontierPoint, GroupPlan, Left
+from pcns_onnx.planning.plan import FrontierPoint, GroupPlan, SkippedLayer
 
 SCHEMA = 1
 
@@ -116,24 +116,24 @@ class Report(msgspec.Struct, frozen=True):
     """
 
     options: dict[str, str]
-    before: Size
-    after: Size
+    before: ModelSize
+    after: ModelSize
     agreement: Agreement
     latency: Latency
     gates: list[Gate]
     groups: list[GroupInfo]
-    left_alone: list[Left]
+    left_alone: list[SkippedLayer]
     folded: list[str]
     stages: dict[str, Stage]
     warnings: list[str]
     versions: dict[str, str]
-    origin: Origin | None = None
+    origin: Provenance | None = None
     frontier: list[FrontierPoint] = []
     chosen: FrontierPoint | None = None
     precisions: list[Precision] = []
     schema: int = SCHEMA
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, atomically; NaN becomes null."""
         write_atomic(path, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
 
@@ -143,8 +143,8 @@ class Expansion(msgspec.Struct, frozen=True):
 
     method: str
     groups: list[Expanded]
-    before: Size
-    after: Size
+    before: ModelSize
+    after: ModelSize
     agreement: Agreement
     on_noise: bool
     warnings: list[str]
@@ -159,7 +159,7 @@ class PlanReport(msgspec.Struct, frozen=True):
 
     groups: dict[str, GroupPlan]
     points: list[FrontierPoint]
-    left_alone: list[Left]
+    left_alone: list[SkippedLayer]
     steps: dict[str, int]
     batch: int
     threads: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.problem import Problem
 from pcns_onnx.report.schema import GroupInfo
 
 FEW = 5.0
@@ -15,11 +15,11 @@ SLOWER = "the result is slower than the original here: a latency budget leaves l
 NOTHING_CHECKED = "nothing was checked: there are no samples to compare on (latency is on noise); give --data or --eval"
 
 
-def samples_per_neuron(work: Work, name: str) -> float:
+def samples_per_neuron(problem: Problem, name: str) -> float:
     """Samples, at all positions, for each of a layer's neurons."""
-    layer = work.census.layer(name)
-    shape = tuple(int(d or 1) for d in work.census.shapes[layer.source])
-    return work.setup.samples.count * layer.linear.op.positions(shape) / max(layer.width, 1)
+    layer = problem.dependencies.layer(name)
+    shape = tuple(int(d or 1) for d in problem.dependencies.shapes[layer.source])
+    return problem.calibration.samples.count * layer.linear.op.positions(shape) / max(layer.width, 1)
 
 
 def apart(infos: Sequence[GroupInfo]) -> list[str]:
@@ -38,13 +38,13 @@ def apart(infos: Sequence[GroupInfo]) -> list[str]:
     ]
 
 
-def few_samples(work: Work) -> list[str]:
+def few_samples(problem: Problem) -> list[str]:
     """Layers with too few samples for what they have neurons."""
-    few = {g.name: r for g in work.groups if (r := samples_per_neuron(work, g.name)) < FEW}
+    few = {g.name: r for g in problem.groups if (r := samples_per_neuron(problem, g.name)) < FEW}
     if not few:
         return []
     worst = min(few, key=lambda name: few[name])
     return [
-        f"few samples: {len(few)} of {len(work.groups)} layers have under {FEW:g} per neuron (least: '{worst}' with "
+        f"few samples: {len(few)} of {len(problem.groups)} layers have under {FEW:g} per neuron (least: '{worst}' with "
         f"{few[worst]:.1f}); more samples would do better"
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pcns_onnx.api.options import Options
+import os
+
 from pcns_onnx.cost.benchmark import pass_seconds
 from pcns_onnx.errors import GateError
 from pcns_onnx.graph import Graph
@@ -13,16 +14,21 @@ from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
 
 
-def finish(report: Report, options: Options, consequence: str = "") -> None:
-    """Write the report and the page, then let the gates speak."""
-    if options.report is not None:
-        report.save(options.report)
-    if options.html is not None:
-        write_page(report, options.html)
+def finish(
+    report: Report,
+    path: str | os.PathLike[str] | None,
+    page: str | os.PathLike[str] | None,
+    consequence: str = "",
+) -> None:
+    """Write the report and the page where they are wanted, then let the gates speak (`GateError`)."""
+    if path is not None:
+        report.save(path)
+    if page is not None:
+        write_page(report, page)
     failed = [gate for gate in report.gates if not gate.passed]
     if failed:
-        said = ", ".join(f"{g.name} {g.value:.4g} exceeds {g.limit:g}" for g in failed)
-        raise GateError(f"gate failed: {said}{consequence}", report)
+        exceeded = ", ".join(f"{g.name} {g.value:.4g} exceeds {g.limit:g}" for g in failed)
+        raise GateError(f"gate failed: {exceeded}{consequence}", report)
 
 
 def stages_of(engine: Engine, graph: Graph, samples: Samples, progress: Progress) -> dict[str, Stage]:

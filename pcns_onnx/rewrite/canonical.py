@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.constant_shapes import settled
-from pcns_onnx.rewrite.explicit_bias import explicit_biases
+from pcns_onnx.rewrite.constant_shapes import store_constant_shapes
+from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
 from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
+from pcns_onnx.rewrite.low_rank import additions
+from pcns_onnx.rewrite.patch import Patch, apply
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,15 @@ class Canonical:
     @classmethod
     def of(cls, original: Graph, *, folds: bool = True) -> Canonical:
         """The forms of a model; with `folds` false its norms stay as they are."""
-        start = settled(original)
+        start = store_constant_shapes(original)
         norms_folded, folded = fold_batch_norms(start) if folds else (start, ())
         typed, added = explicit_biases(norms_folded)
         return cls(original, typed, typed.as_float32(), folded, added)
+
+
+def emit(form: Canonical, patch: Patch) -> Graph:
+    """The model with these edits, in the original's storage types and without what only the solve needed."""
+    small = apply(form.typed, patch)
+    drop_zero_biases(small, form.added + additions(small, patch))
+    small.prune(form.typed)
+    return small

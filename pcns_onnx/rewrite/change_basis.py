@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
@@ -21,7 +21,7 @@ Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Turn:
+class BasisChange:
     """Rows of V of a writer (`is_row`) or columns of a reader, (N,), and the matrix (N, N) that they are turned by."""
 
     layer: str
@@ -30,20 +30,22 @@ class Turn:
     is_row: bool
 
 
-def turned(graph: Graph, census: Census, turns: Sequence[Turn]) -> tuple[Graph, Patch]:
+def change_basis(
+    graph: Graph, dependencies: DependencyGraph, basis_changes: Sequence[BasisChange]
+) -> tuple[Graph, Patch]:
     """`graph` in the new basis, and the edits that make it so."""
     patch: Patch = ()
-    for layer in census.layers:
-        mine = [turn for turn in turns if turn.layer == layer.name]
+    for layer in dependencies.layers:
+        mine = [turn for turn in basis_changes if turn.layer == layer.name]
         if mine:
             patch += _turn(graph, layer, mine)
     return (apply(graph, patch) if patch else graph), patch
 
 
-def _turn(graph: Graph, layer: Layer, turns: list[Turn]) -> Patch:
+def _turn(graph: Graph, layer: Layer, basis_changes: list[BasisChange]) -> Patch:
     matrix = layer.linear.op.matrix(stored_weight(graph, layer)).copy()
     bias = stored_bias(graph, layer).copy()
-    for turn in turns:
+    for turn in basis_changes:
         at = turn.places
         if turn.is_row:
             matrix[at], bias[at] = turn.by @ matrix[at], turn.by @ bias[at]

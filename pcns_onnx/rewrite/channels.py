@@ -12,41 +12,41 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.dependency.dependency_graph import Census, kept_classes
+from pcns_onnx.dependency.dependency_graph import DependencyGraph, kept_classes
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Array, Graph
-from pcns_onnx.ops import Labels, Size
+from pcns_onnx.ops import ChannelCount, Labels
 from pcns_onnx.rewrite.layer_weights import stored
 from pcns_onnx.rewrite.patch import Edit, Patch, SetAttributes, SetInput, SetNumbers
 
 
-def narrow(graph: Graph, census: Census, keep: Mapping[str, Labels]) -> Patch:
+def narrow(graph: Graph, dependencies: DependencyGraph, keep: Mapping[str, Labels]) -> Patch:
     """Slice everything that carries a channel not in `keep` (group name -> classes that stay)."""
-    return repeat(graph, census, kept_classes(census, keep).astype(np.int64))
+    return repeat(graph, dependencies, kept_classes(dependencies, keep).astype(np.int64))
 
 
-def repeat(graph: Graph, census: Census, copies: NDArray[np.int64]) -> Patch:
+def repeat(graph: Graph, dependencies: DependencyGraph, copies: NDArray[np.int64]) -> Patch:
     """Everything that carries channels, with class c there copies[c] times: 0 takes it out, 2 doubles it.
 
     `copies` is (census.born + 1,), the last element 1 for what belongs to no class. Copies are alike
     in every constant, so a reader sees a class copies[c] times (`expanding` shares its weights out).
     """
-    biases = {layer.bias.key for layer in census.layers}
+    biases = {layer.bias.key for layer in dependencies.layers}
     edits: list[Edit] = []
-    for layer in census.layers:
+    for layer in dependencies.layers:
         edits += _repeat_layer(graph, layer, copies)
-    for key, ride in census.rides:
+    for key, ride in dependencies.per_channel:
         if key in biases:
             continue
         value = stored(graph, key, ride.position)
         sliced = _taken(value, ride.labels, copies)
         if sliced.shape != value.shape:
             edits.append(SetInput(key, ride.position, sliced))
-    for pick in census.picks:
+    for pick in dependencies.channel_indices:
         if (copies[pick.labels] != 1).any():
             places = stored(graph, pick.key, pick.position)
             edits.append(SetInput(pick.key, pick.position, _picked(places, pick.labels, copies)))
-    return (*edits, *_resize(graph, census, copies))
+    return (*edits, *_resize(graph, dependencies, copies))
 
 
 def layout(labels: Labels, copies: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -77,10 +77,10 @@ def _picked(places: Array, labels: Labels, copies: NDArray[np.int64]) -> Array:
     return np.asarray(place_of[places[chosen], which])
 
 
-def _resize(graph: Graph, census: Census, copies: NDArray[np.int64]) -> Iterator[Edit]:
+def _resize(graph: Graph, dependencies: DependencyGraph, copies: NDArray[np.int64]) -> Iterator[Edit]:
     """Numbers that count channels, brought up to date."""
-    held: dict[tuple[str, int | str], list[Size]] = {}
-    for size in census.sizes:
+    held: dict[tuple[str, int | str], list[ChannelCount]] = {}
+    for size in dependencies.sizes:
         held.setdefault((size.key, size.place), []).append(size)
     for (key, place), sizes in held.items():
         if all((copies[size.labels if size.along is None else size.along] == 1).all() for size in sizes):

@@ -17,7 +17,7 @@ from pcns_onnx.graph import Graph, Node
 Dims = list[int | None]
 
 
-def settled(graph: Graph) -> Graph:
+def store_constant_shapes(graph: Graph) -> Graph:
     """A copy of `graph` in which all sizes that never change are stored, those too that follow from others."""
     while (following := fix_sizes(graph)) is not graph:
         graph = following

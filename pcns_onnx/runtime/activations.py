@@ -1,7 +1,7 @@
 """Running models over samples: whole prefixes, or segment by segment behind a moving cut.
 
-A `Tape` walks one graph from its inputs to its outputs while layers further on may still be
-rewritten. At each `Stop` it runs only the `Segment` since the last one, from the tensors that are
+A `ActivationStream` walks one graph from its inputs to its outputs while layers further on may still be
+rewritten. At each `Cut` it runs only the `Segment` since the last one, from the tensors that are
 still alive there; those are kept in memory up to a budget and on disk beyond it, so a whole
 sequential re-fit costs one forward pass and the memory does not grow with the samples.
 """
@@ -23,7 +23,7 @@ from pcns_onnx.runtime.samples import Samples
 
 
 @dataclass(frozen=True)
-class Stop:
+class Cut:
     """Where a tape goes next: in front of node `before` (its key), None for the end of `graph`.
 
     `wanted` are the tensors to see there; they may also be made by `before` itself or behind it, whose nodes are
@@ -52,7 +52,7 @@ class Segment:
     finite: bool
 
     @classmethod
-    def of(cls, stop: Stop, given: Sequence[str]) -> Segment:
+    def of(cls, stop: Cut, given: Sequence[str]) -> Segment:
         """From the tensors `given` to a stop."""
         live = _live_at(stop.graph, stop.before, given, stop.wanted, stop.later)
         computed = [name for name in dict.fromkeys((*live, *stop.wanted)) if name and name not in given]
@@ -94,7 +94,7 @@ def run_batches(engine: Engine, graph: Graph, samples: Samples, outputs: Sequenc
 
     Raises `InputError` where one of them is not finite.
     """
-    return Tape(engine, samples, 0).advance(Stop(graph, outputs))
+    return ActivationStream(engine, samples, 0).advance(Cut(graph, outputs))
 
 
 def traced(engine: Engine, graph: Graph, samples: Samples, found: NotFinite) -> InputError:
@@ -123,7 +123,7 @@ def measure(engine: Engine, graph: Graph, samples: Samples, names: Sequence[str]
     return found
 
 
-class Tape:
+class ActivationStream:
     """Live tensors of one graph over all samples, at a cut that moves forward."""
 
     def __init__(self, engine: Engine, samples: Samples, budget: int) -> None:
@@ -131,7 +131,7 @@ class Tape:
         self._store = ActivationCache(budget)
         self._live: tuple[str, ...] | None = None
 
-    def advance(self, stop: Stop) -> Iterator[Tensors]:
+    def advance(self, stop: Cut) -> Iterator[Tensors]:
         """Move the cut to `stop` and yield what is wanted there for every batch; raises `InputError`."""
         first = self._live is None
         segment = Segment.of(stop, self._given(stop.graph))

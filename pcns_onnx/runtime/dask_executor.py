@@ -30,9 +30,9 @@ from threadpoolctl import threadpool_limits
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.files import Scratch
 from pcns_onnx.progress import Progress
-from pcns_onnx.runtime.activations import NotFinite, Runner, Segment, Stop, inputs_of, traced
+from pcns_onnx.runtime.activations import Cut, NotFinite, Runner, Segment, inputs_of, traced
 from pcns_onnx.runtime.engine import Engine, Tensors
-from pcns_onnx.runtime.executor import Alone, Crew, G, Tapes
+from pcns_onnx.runtime.executor import ActivationStreams, Executor, G, LocalExecutor
 from pcns_onnx.runtime.samples import Samples
 
 SHARDS = (8, 64)
@@ -48,13 +48,13 @@ _DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 
 @contextmanager
-def hired(workers: int | None, scheduler: str | None) -> Iterator[Crew]:
+def executor_for(workers: int | None, scheduler: str | None) -> Iterator[Executor]:
     """Who runs the batches: this process, `workers` more on this machine, or those of a Dask `scheduler`.
 
     Raises `UnsupportedError` without Dask and where workers cannot start, `InputError` where no scheduler answers.
     """
     if workers is None and scheduler is None:
-        yield Alone()
+        yield LocalExecutor()
         return
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise SystemExit(1)  # a worker that imports its parent's script: the parent says what is wrong
@@ -75,7 +75,7 @@ def hired(workers: int | None, scheduler: str | None) -> Iterator[Crew]:
         else:
             folder = stack.enter_context(Scratch())
             client = stack.enter_context(_started(distributed, int(workers or 1), folder))
-        yield _Crew(client, distributed)
+        yield _DaskExecutor(client, distributed)
 
 
 @contextmanager
@@ -142,19 +142,19 @@ class _Shard:
     feeds: Any
 
 
-class _Crew:
+class _DaskExecutor:
     """The workers of a cluster."""
 
     def __init__(self, client: Any, distributed: Any) -> None:
         self._client, self._distributed = client, distributed
         self._shards: dict[Samples, list[_Shard]] = {}
 
-    def tapes(self, engine: Engine, samples: Samples, progress: Progress, room: int, count: int) -> Tapes:
-        """Tapes whose cuts stay with the workers; Dask moves to disk what they have no memory for."""
+    def streams(self, engine: Engine, samples: Samples, progress: Progress, room: int, count: int) -> ActivationStreams:
+        """ActivationStreams whose cuts stay with the workers; Dask moves to disk what they have no memory for."""
         if samples not in self._shards:
             self._shards[samples] = self._loaded(samples)
         engine = replace(engine, threads=engine.threads or 1)
-        return _Tapes(self._client, self._distributed, engine, samples, progress, self._shards[samples], count)
+        return _DaskStreams(self._client, self._distributed, engine, samples, progress, self._shards[samples], count)
 
     def _loaded(self, samples: Samples) -> list[_Shard]:
         batches = [batch.feeds for batch in samples]
@@ -168,7 +168,7 @@ class _Crew:
         ]
 
 
-class _Tapes:
+class _DaskStreams:
     def __init__(
         self,
         client: Any,
@@ -184,7 +184,7 @@ class _Tapes:
         self._cuts = [self._submit(_started_at, shard.feeds, count) for shard in shards]
         self._live: list[tuple[str, ...]] | None = None
 
-    def advance(self, stops: Sequence[Stop], into: G, title: str | None = None) -> G:
+    def advance(self, stops: Sequence[Cut], into: G, title: str | None = None) -> G:
         given = [inputs_of(stop.graph) for stop in stops] if self._live is None else self._live
         segments = [Segment.of(stop, names) for stop, names in zip(stops, given, strict=True)]
         job = self._submit(_held, _Job(self._engine, segments))
@@ -211,13 +211,13 @@ class _Tapes:
     def _submit(self, function: Any, *args: Any) -> Any:
         return self._client.submit(function, *args, pure=False)
 
-    def _arrivals(self, done: Sequence[Any], stops: Sequence[Stop]) -> Iterator[None]:
+    def _arrivals(self, done: Sequence[Any], stops: Sequence[Cut]) -> Iterator[None]:
         """Once for every batch, as shards are done, in order: the first error is the same in every run."""
         for shard, future in zip(self._shards, done, strict=True):
             self._require(future, stops)
             yield from [None] * shard.count
 
-    def _require(self, future: Any, stops: Sequence[Stop]) -> None:
+    def _require(self, future: Any, stops: Sequence[Cut]) -> None:
         """Wait for a task; raise what went wrong, as it would have been raised here."""
         try:
             error = self._error_of(future)
@@ -249,7 +249,7 @@ class _Tapes:
 
 # -- what workers do ---------------------------------------------------------------------------
 
-Cut = list[list[Tensors]]
+ShardCut = list[list[Tensors]]
 """By tape, by batch of a shard: the tensors that are alive."""
 
 
@@ -288,11 +288,11 @@ def _part(at: int, pair: tuple[Any, ...]) -> Any:
     return pair[at]
 
 
-def _started_at(feeds: list[Tensors], count: int) -> Cut:
+def _started_at(feeds: list[Tensors], count: int) -> ShardCut:
     return [feeds] * count
 
 
-def _begun(job: _Job, blank: G, cut: Cut) -> G:
+def _begun(job: _Job, blank: G, cut: ShardCut) -> G:
     """A blank gathering that has seen the first batch."""
     with threadpool_limits(job.engine.threads):
         _, wanted = job.run(0, [batches[0] for batches in cut])
@@ -301,9 +301,9 @@ def _begun(job: _Job, blank: G, cut: Cut) -> G:
     return into
 
 
-def _advanced(job: _Job, begun: G, first: int, cut: Cut) -> tuple[Cut, G]:
+def _advanced(job: _Job, begun: G, first: int, cut: ShardCut) -> tuple[ShardCut, G]:
     """A shard's cut at the next stop, and what was gathered there."""
-    into, after = deepcopy(begun), Cut([] for _ in cut)
+    into, after = deepcopy(begun), ShardCut([] for _ in cut)
     with threadpool_limits(job.engine.threads):
         for index, sides in enumerate(zip(*cut, strict=True), first):
             live, wanted = job.run(index, sides)

@@ -2,8 +2,8 @@
 
     gathered(batches) = merge(gathered(shard 1), gathered(shard 2), ...)
 
-A `Gathering` is told every batch and can be merged with another one. `Tapes` run one or two graphs over
-the samples, side by side, and show what comes out to a gathering. A `Crew` says where: `Alone`, in this
+A `Observer` is told every batch and can be merged with another one. `ActivationStreams` run one or two graphs over
+the samples, side by side, and show what comes out to a gathering. A `Executor` says where: `LocalExecutor`, in this
 process, batch after batch; other crews share the batches out (`workers`).
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, Self, TypeVar
 
 from pcns_onnx.progress import Progress
-from pcns_onnx.runtime.activations import Stop, Tape
+from pcns_onnx.runtime.activations import ActivationStream, Cut
 from pcns_onnx.runtime.engine import Engine, Tensors
 from pcns_onnx.runtime.samples import Samples
 
@@ -21,7 +21,7 @@ Sides = Sequence[Tensors]
 """Of one batch, what was wanted of every tape."""
 
 
-class Gathering(Protocol):
+class Observer(Protocol):
     """What is known of some batches. It may be copied and sent to other processes."""
 
     def begin(self, sides: Sides) -> None:
@@ -34,13 +34,13 @@ class Gathering(Protocol):
         """Add what was gathered of later batches; where nothing has begun here, take over what `other` settled."""
 
 
-G = TypeVar("G", bound=Gathering)
+G = TypeVar("G", bound=Observer)
 
 
-class Tapes(Protocol):
-    """Tapes over the same samples, side by side."""
+class ActivationStreams(Protocol):
+    """ActivationStreams over the same samples, side by side."""
 
-    def advance(self, stops: Sequence[Stop], into: G, title: str | None = None) -> G:
+    def advance(self, stops: Sequence[Cut], into: G, title: str | None = None) -> G:
         """Move each tape to its stop and gather what is wanted there into `into`, which is blank; returns it.
 
         With a title it counts as that stage of the run. Raises `InputError`.
@@ -50,27 +50,27 @@ class Tapes(Protocol):
         """Let go of what is kept between stops."""
 
 
-class Crew(Protocol):
+class Executor(Protocol):
     """Who runs the batches."""
 
-    def tapes(self, engine: Engine, samples: Samples, progress: Progress, room: int, count: int) -> Tapes:
+    def streams(self, engine: Engine, samples: Samples, progress: Progress, room: int, count: int) -> ActivationStreams:
         """`count` tapes that start at the inputs; `room` is how many bytes each may keep in memory here."""
 
 
-class Alone:
+class LocalExecutor:
     """This process, batch after batch, in order."""
 
-    def tapes(self, engine: Engine, samples: Samples, progress: Progress, room: int, count: int) -> Tapes:
-        """Tapes of this process."""
-        return _Tapes([Tape(engine, samples, room) for _ in range(count)], samples, progress)
+    def streams(self, engine: Engine, samples: Samples, progress: Progress, room: int, count: int) -> ActivationStreams:
+        """ActivationStreams of this process."""
+        return _LocalStreams([ActivationStream(engine, samples, room) for _ in range(count)], samples, progress)
 
 
-class _Tapes:
-    def __init__(self, tapes: Sequence[Tape], samples: Samples, progress: Progress) -> None:
-        self._tapes, self._samples, self._progress = tapes, samples, progress
+class _LocalStreams:
+    def __init__(self, streams: Sequence[ActivationStream], samples: Samples, progress: Progress) -> None:
+        self._streams, self._samples, self._progress = streams, samples, progress
 
-    def advance(self, stops: Sequence[Stop], into: G, title: str | None = None) -> G:
-        sides = [tape.advance(stop) for tape, stop in zip(self._tapes, stops, strict=True)]
+    def advance(self, stops: Sequence[Cut], into: G, title: str | None = None) -> G:
+        sides = [stream.advance(stop) for stream, stop in zip(self._streams, stops, strict=True)]
         batches: Iterator[Sides] = zip(*sides, strict=True)
         if title is not None:
             batches = self._progress.track(batches, title, self._samples.batches)
@@ -81,5 +81,5 @@ class _Tapes:
         return into
 
     def close(self) -> None:
-        for tape in self._tapes:
-            tape.close()
+        for stream in self._streams:
+            stream.close()

@@ -1,6 +1,6 @@
 """--memory: what a run may take, and how it keeps to that.
 
-What it gathers at once (`Shares`: second moments, activations between layers, windows of the refinement)
+What it gathers at once (`MemoryBudget`: second moments, activations between layers, windows of the refinement)
 is cut down to shares of the limit; second moments that do not fit take another pass over the data, activations go
 to disk. On the command line the kernel holds the limit, too (Linux: RLIMIT_DATA): it counts the memory that a process
 may write to and shares with nobody, so the weights that are mapped from files and memory that is only reserved do
@@ -24,20 +24,20 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**
 
 
 @dataclass(frozen=True)
-class Shares:
+class MemoryBudget:
     """Bytes of second moments gathered at once, of activations that a tape keeps in memory, of windows."""
 
     statistics: int = 3 << 29
-    tape: int = 1 << 26
+    stream: int = 1 << 26
     windows: int = 1 << 27
 
     @classmethod
-    def of(cls, limit: int | None) -> Shares:
+    def of(cls, limit: int | None) -> MemoryBudget:
         """The defaults, or shares of `limit` bytes where that is less."""
         whole = cls()
         if limit is None:
             return whole
-        return cls(min(whole.statistics, limit // 4), min(whole.tape, limit // 16), min(whole.windows, limit // 16))
+        return cls(min(whole.statistics, limit // 4), min(whole.stream, limit // 16), min(whole.windows, limit // 16))
 
 
 def parse_bytes(text: str | int) -> int:

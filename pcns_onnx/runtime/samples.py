@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.api.options import Options
 from pcns_onnx.data.dataset import Batch, Dataset
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
@@ -79,16 +78,16 @@ def fixed_batch(*graphs: Graph) -> int | None:
     return next((s.shape[0] for g in graphs for s in g.inputs if s.shape and s.shape[0] is not None), None)
 
 
-def samples_of(dataset: Dataset, options: Options, *graphs: Graph) -> Samples:
+def samples_of(dataset: Dataset, batch: int, *graphs: Graph) -> Samples:
     """Batches as the models take them: a model with a fixed batch is fed in that."""
     fixed = fixed_batch(*graphs)
-    samples = Samples(dataset, fixed or options.batch, fixed is not None)
+    samples = Samples(dataset, fixed or batch, fixed is not None)
     if samples.count == 0:
         raise InputError(f"the model takes batches of exactly {fixed} samples and the data holds fewer: give more")
     return samples
 
 
-def at_latency_batch(samples: Samples, options: Options) -> Samples:
-    """The same samples in the batches that latency is measured at."""
-    batch = samples.batch if samples.fixed else options.batch_latency or samples.batch
+def at_latency_batch(samples: Samples, wanted: int | None) -> Samples:
+    """The same samples in the batches that latency is measured at: of `wanted`, or as they are."""
+    batch = samples.batch if samples.fixed else wanted or samples.batch
     return replace(samples, batch=batch, _kept=[])

@@ -7,7 +7,7 @@ selection is the same at full rank, where R = W.
 Where the thesis disagrees with itself:
 
 - Algorithm 2 keeps rows of W and uses R to choose only; listing 6.1 returns rows of R. The listing is taken: its
-  error at small removals is what figure 4.1 shows. (`tools/paper_eigen.py` measures both.)
+  error at small removals is what figure 4.1 shows. (`tools/papers/eigen/eigen.py` measures both.)
 - Algorithm 2 chooses by the norm, listing 6.1 by the mean. The norm is taken: by it EigenRemove at full rank is
   minimum weight selection, as figure 4.1 states; by the mean it would not be.
 - Listing 6.1 would choose for the matrix in front and the one behind separately, which may keep different neurons;
@@ -21,133 +21,142 @@ once, from the original weights, so the order of the layers does not matter. Bia
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.api.options import Options
-from pcns_onnx.calibration.columns import Places, Seen
+from pcns_onnx.calibration.columns import BlockKey, ChannelCovariance
 from pcns_onnx.calibration.group_inputs import read_groups
 from pcns_onnx.calibration.ranking import Ranking
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
-from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
-from pcns_onnx.methods.data_free.low_rank_weights import by_norm, truncated
-from pcns_onnx.methods.registry import Method
-from pcns_onnx.numerics.ridge import Fit
+from pcns_onnx.methods.data_free.estimates import WeightEstimates
+from pcns_onnx.methods.strategy import (
+    Judge,
+    Request,
+    Solution,
+    first_refusal,
+    only_eigenremove_has_ranks,
+    only_pcns_orders,
+    only_subsets,
+)
 from pcns_onnx.planning.decision import Decision, within_budget
 from pcns_onnx.planning.importance import essential
-from pcns_onnx.planning.plan import Plan
-from pcns_onnx.planning.problem import Work
-from pcns_onnx.reconstruction.refine import Refined
+from pcns_onnx.planning.plan import FrontierPoint
+from pcns_onnx.planning.problem import Problem
 from pcns_onnx.reconstruction.sequential import refit
-from pcns_onnx.report.schema import GroupInfo
-from pcns_onnx.report.summary import info_of
 from pcns_onnx.rewrite.channels import narrow
-from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
-from pcns_onnx.rewrite.patch import Patch, apply
+from pcns_onnx.rewrite.patch import apply
 
 RATIO = 0.75
 """The share of each rank that EigenRemove keeps unless it is told another."""
 
 
-def refusal(group: Group) -> str | None:
-    """Why the weights cannot say what of a group may go, None if they can."""
-    if group.products:
-        return "a product of two computed tensors reads it: there are no outgoing weights to go by"
-    return None
+class DataFreeStrategy:
+    """The answers of methods that look at weights alone."""
 
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._estimates: WeightEstimates | None = None
+        self._curves: Mapping[str, NDArray[np.float64]] = {}
 
-def ratio_of(method: Method, options: Options, plan: Plan | None) -> float | None:
-    """The share of each rank to keep: the plan's or the caller's; None for methods without one."""
-    if method.name != "eigenremove":
+    @property
+    def solves(self) -> bool:
+        """Only where a re-fit is asked for."""
+        return bool(self.request.solving.refit)
+
+    @property
+    def rank_ratio(self) -> float | None:
+        """The plan's, the caller's or `RATIO`; None for methods without one."""
+        request = self.request
+        if not request.method.has_rank_ratio:
+            return None
+        if request.plan is not None:
+            return request.plan.rank_ratio
+        return RATIO if request.goal.rank_ratio is None else request.goal.rank_ratio
+
+    @property
+    def curves(self) -> Mapping[str, NDArray[np.float64]]:
+        """None: nothing was looked at that an error could be predicted from."""
+        return {}
+
+    def accepts(self) -> str | None:
+        """Why the request cannot be met."""
+        request, name = self.request, self.request.method.name
+        ranks = [] if request.method.has_rank_ratio else [only_eigenremove_has_ranks(request)]
+        return first_refusal(
+            [
+                only_pcns_orders(request),
+                *only_subsets(request),
+                *ranks,
+                (
+                    request.goal.rank_ratio is not None and request.goal.plan is not None,
+                    "--rank-ratio is part of the plan: give one of the two",
+                ),
+                (
+                    request.goal.variance is not None,
+                    f"--variance looks at what neurons do, '{name}' does not: give --width or --budget",
+                ),
+                (self.solves and not request.has_data, "--refit solves on samples: give them with --data"),
+                (
+                    bool(request.solving.refine) and not self.solves,
+                    "--refine comes after a re-fit: ask for that too with --refit and --data",
+                ),
+            ]
+        )
+
+    def refuses(self, graph: Graph, dependencies: DependencyGraph, group: Group) -> str | None:
+        """Why the weights cannot say what of a group may go."""
+        if group.products:
+            return "a product of two computed tensors reads it: there are no outgoing weights to go by"
         return None
-    if plan is not None:
-        return plan.rank_ratio
-    return RATIO if options.rank_ratio is None else options.rank_ratio
 
-
-@dataclass(frozen=True)
-class Weighing:
-    """One run of a data-free method; `ratio` None (or 1) leaves the weights at full rank."""
-
-    work: Work
-    method: Method
-    ratio: float | None
-
-    def decide(self, options: Options, plan: Plan | None) -> Decision:
+    def decide(self, problem: Problem, judge: Judge) -> Decision:
         """Widths by budget or share, neurons by norm."""
+        self._estimates = estimates = WeightEstimates(problem, self.rank_ratio)
         rankings = dict[str, Ranking]()
-        with self.work.setup.progress.stage("rank"):
-            reduced = apply(self.work.graph, tuple(edit for patch in self._estimates.values() for edit in patch))
-            for group in self.work.groups:
-                ranking = self._rank(group, reduced)
-                rankings[group.name] = ranking.led_by(essential(self.work.census, group, ranking))
-        readers = {group.name: len(group.readers) for group in self.work.groups}
+        with problem.calibration.progress.stage("rank"):
+            reduced = apply(problem.graph, tuple(edit for patch in estimates.estimates.values() for edit in patch))
+            for group in problem.groups:
+                ranking = estimates.rank(group, reduced)
+                rankings[group.name] = ranking.led_by(essential(problem.dependencies, group, ranking))
+        readers = {group.name: len(group.readers) for group in problem.groups}
         curves = {name: ranking.error * readers[name] for name, ranking in rankings.items()}
-        widths, keep = within_budget(self.work, options, plan, curves, rankings, options.costs)
+        goal, plan = self.request.goal, self.request.plan
+        widths, keep = within_budget(problem, goal, plan, curves, rankings, goal.costs)
         errors = {name: rankings[name].error[width] for name, width in widths.items()}
-        return Decision(self.method, {g.name: g.width for g in self.work.groups}, widths, errors, keep)
+        return Decision({g.name: g.width for g in problem.groups}, widths, errors, keep)
 
-    def solve(self, decision: Decision, options: Options) -> tuple[Patch, list[GroupInfo]]:
-        """Slice, the weights that touch a narrowed group at low rank; with `options.refit`, re-fit what reads it."""
-        work, graph, census = self.work, self.work.graph, self.work.census
-        chosen = [group for group in work.groups if group.name in decision.narrowed]
+    def settle(self, problem: Problem, decision: Decision) -> tuple[Problem, Decision]:
+        """Both as they are."""
+        return problem, decision
+
+    def frontier(self, problem: Problem) -> list[FrontierPoint]:
+        """None: there is no error at the outputs to draw."""
+        return []
+
+    def solve(self, problem: Problem, decision: Decision) -> Solution:
+        """Slice, the weights that touch a narrowed group at low rank; where it is asked for, re-fit what reads it."""
+        assert self._estimates is not None, "it is decided first"
+        graph, dependencies = problem.graph, problem.dependencies
+        chosen = [group for group in problem.groups if group.name in decision.narrowed]
         keep = {group.name: group.labels[decision.keep[group.name]] for group in chosen}
         touched = {name for group in chosen for name in (*group.writers, *group.readers)}
-        estimates = tuple(e for name, patch in self._estimates.items() if name in touched for e in patch)
-        base = apply(graph, estimates)
-        patch = estimates + narrow(base, census, keep)
-        fits: Mapping[str, Fit] = {}
-        refined: Mapping[str, Refined] = {}
-        if options.refit:
-            steps = options.steps(decision.method)
-            made = refit(work.setup, graph, apply(graph, patch), census, keep, self._seen(chosen), steps)
-            fits, refined, patch = made.fits, made.refined, patch + made.patch
-        mine = [{name: fits[name] for name in group.readers if name in fits} for group in chosen]
-        infos = [info_of(g, decision, found, None, refined) for g, found in zip(chosen, mine, strict=True)]
-        return patch, infos
-
-    @cached_property
-    def _estimates(self) -> dict[str, Patch]:
-        """Layer -> the edits that put R in the place of W, for layers that touch a group."""
-        if self.ratio in (None, 1.0):
-            return {}
-        touched = {name for group in self.work.groups for name in (*group.writers, *group.readers)}
-        return {layer.name: self._estimate(layer) for layer in self.work.census.layers if layer.name in touched}
-
-    def _estimate(self, layer: Layer) -> Patch:
-        assert self.ratio is not None
-        graph, op = self.work.graph, layer.linear.op
-        matrix = np.array(op.matrix(stored_weight(graph, layer)))
-        for part in layer.parts:
-            matrix[part.rows] = truncated(matrix[part.rows], op.taps, self.ratio)
-        return set_layer(graph, layer, matrix, stored_bias(graph, layer))
-
-    def _rank(self, group: Group, reduced: Graph) -> Ranking:
-        """The group's neurons by |R_g|, summed over all that read them."""
-        size, whole, missed = (np.zeros(group.width) for _ in range(3))
-        for layer in (self.work.census.layer(name) for name in group.readers):
-            before, after = (stored_weight(graph, layer) for graph in (self.work.graph, reduced))
-            for part in layer.parts:
-                owners = part.op.owners(part.reads)
-                mine = np.isin(owners, group.labels)
-                at = np.searchsorted(group.labels, owners[mine])
-                w, r = (np.asarray(part.op.matrix(weight))[:, mine] for weight in (before, after))
-                for total, values in ((size, r), (whole, w), (missed, w - r)):
-                    np.add.at(total, at, _squares(values))
-        return by_norm(size, whole, missed)
-
-    def _seen(self, groups: list[Group]) -> dict[Places, dict[str, Seen]]:
-        """How the readers of the groups see them, for the re-fit."""
-        found: dict[Places, dict[str, Seen]] = {}
-        for read in read_groups(self.work.setup, self.work.graph, self.work.census, groups):
-            for place, view in read.seen().items():
-                found.setdefault(place, {})[read.group.name] = view
-        return found
+        estimates = tuple(e for name, patch in self._estimates.estimates.items() if name in touched for e in patch)
+        patch = estimates + narrow(apply(graph, estimates), dependencies, keep)
+        if not self.solves:
+            return Solution(patch, {group.name: {} for group in chosen})
+        seen, steps = _seen(problem, chosen), self.request.solving.refine or 0
+        solved = refit(problem.calibration, graph, apply(graph, patch), dependencies, keep, seen, steps)
+        fits = {g.name: {name: solved.fits[name] for name in g.readers if name in solved.fits} for g in chosen}
+        return Solution(patch + solved.patch, fits, solved.refined)
 
 
-def _squares(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray((values * values).sum(axis=0), dtype=np.float64)
+def _seen(problem: Problem, groups: list[Group]) -> dict[BlockKey, dict[str, ChannelCovariance]]:
+    """How the readers of the groups see them, for the re-fit."""
+    seen: dict[BlockKey, dict[str, ChannelCovariance]] = {}
+    for stats in read_groups(problem.calibration, problem.graph, problem.dependencies, groups):
+        for block, covariance in stats.seen().items():
+            seen.setdefault(block, {})[stats.group.name] = covariance
+    return seen

@@ -11,10 +11,10 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from pcns_onnx.api.options import Options
 from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.calibration.layer_outputs import bases
 from pcns_onnx.dependency.groups import Group
+from pcns_onnx.dependency.scope import Scope
 from pcns_onnx.methods.pcns.activations import Activation
 from pcns_onnx.methods.pcns.batch_size import Draw, draws
 from pcns_onnx.methods.pcns.components import neurons_for
@@ -22,7 +22,7 @@ from pcns_onnx.methods.pcns.eligibility import activation_of, refusal
 from pcns_onnx.methods.pcns.rebuild import augmented, rows
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.numerics.linalg import dimensions_for, eigh_descending
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.problem import Problem
 
 SHARES = ("0.9", "0.99", "0.999", "0.9999")
 """Shares of variance that eigenvectors are counted for, beside `--variance`."""
@@ -63,34 +63,41 @@ class Outlook(msgspec.Struct, frozen=True):
     trials: list[BatchTrial]
 
 
-def look(work: Work, options: Options) -> tuple[dict[str, dict[str, int]], list[Outlook]]:
+def assess(
+    problem: Problem, scope: Scope, *, variance: float | None = None, trials: int | None = None
+) -> tuple[dict[str, dict[str, int]], list[Outlook]]:
     """By layer, the principal directions of its outputs (centred over samples) for each share; and the outlooks."""
-    shares = [*SHARES, *([] if options.variance is None else [f"{options.variance:g}"])]
+    shares = [*SHARES, *([] if variance is None else [f"{variance:g}"])]
     dimensions, outlooks = dict[str, dict[str, int]](), list[Outlook]()
-    for group, found, moments in bases(work.setup, work.graph, work.census, work.census.groups):
+    for group, found, moments in bases(
+        problem.calibration, problem.graph, problem.dependencies, problem.dependencies.groups
+    ):
         values, _ = eigh_descending(moments.covariance)
         dimensions[group.name] = {share: dimensions_for(values, float(share)) for share in SHARES[1:]}
         if group.frozen is None:
-            outlooks.append(_outlook(work, options, group, found, list(dict.fromkeys(shares))))
+            outlook = _outlook(problem, group, found, list(dict.fromkeys(shares)))
+            if trials and outlook.reason is None and scope.wants(group.name):
+                sampled = _trials(problem, group, variance or _TRIED, trials)
+                outlook = msgspec.structs.replace(outlook, trials=sampled)
+            outlooks.append(outlook)
     return dimensions, outlooks
 
 
-def spectra(work: Work) -> dict[str, list[float]]:
+def eigenvalue_shares(problem: Problem) -> dict[str, list[float]]:
     """By group, the eigenvalues of its outputs' covariance (centred over samples), as shares of their sum."""
     found = dict[str, list[float]]()
-    for group, _, moments in bases(work.setup, work.graph, work.census, work.groups):
+    for group, _, moments in bases(problem.calibration, problem.graph, problem.dependencies, problem.groups):
         values = np.maximum(to_numpy(eigh_descending(moments.covariance)[0]), 0.0)
         found[group.name] = [float(v) for v in values / max(float(values.sum()), 1e-300)]
     return found
 
 
-def _outlook(work: Work, options: Options, group: Group, found: Basis, shares: list[str]) -> Outlook:
-    linear = work.census.layer(group.name).linear
-    reason = refusal(work.graph, work.census, group, refit=True)
-    sigma = activation_of(work.graph, work.census, group)
+def _outlook(problem: Problem, group: Group, found: Basis, shares: list[str]) -> Outlook:
+    linear = problem.dependencies.layer(group.name).linear
+    reason = refusal(problem.graph, problem.dependencies, group, refit=True)
+    sigma = activation_of(problem.graph, problem.dependencies, group)
     values = to_numpy(found.values)
     counts = {share: found.components(float(share)) for share in shares}
-    tried = options.trials and reason is None and options.wants(group.name)
     return Outlook(
         name=group.name,
         width=len(values),
@@ -101,17 +108,19 @@ def _outlook(work: Work, options: Options, group: Group, found: Basis, shares: l
         if isinstance(sigma, str)
         else {share: min(neurons_for(count, sigma), len(values)) for share, count in counts.items()},
         reason=reason,
-        trials=_trials(work, options, group, sigma) if tried and isinstance(sigma, Activation) else [],
+        trials=[],
     )
 
 
-def _trials(work: Work, options: Options, group: Group, sigma: Activation) -> list[BatchTrial]:
+def _trials(problem: Problem, group: Group, variance: float, count: int) -> list[BatchTrial]:
     """Medians over the draws of each batch size; 'close': on new rows at most a tenth worse than on its batch."""
-    x, t = rows(work.setup, work.graph, work.graph, work.census, group)
-    weight = augmented(work.setup, work.graph, work.census.layer(group.name))
-    seed = (options.seed, 6, work.census.groups.index(group))
+    sigma = activation_of(problem.graph, problem.dependencies, group)
+    assert isinstance(sigma, Activation), "refused groups are not tried"
+    x, t = rows(problem.calibration, problem.graph, problem.graph, problem.dependencies, group)
+    weight = augmented(problem.calibration, problem.graph, problem.dependencies.layer(group.name))
+    seed = (problem.calibration.seed, 6, problem.dependencies.groups.index(group))
     by_size: dict[int, list[Draw]] = {}
-    for draw in draws(x, t, weight, sigma, options.variance or _TRIED, options.trials or 1, seed):
+    for draw in draws(x, t, weight, sigma, variance, count, seed):
         by_size.setdefault(draw.rows, []).append(draw)
     return [
         BatchTrial(

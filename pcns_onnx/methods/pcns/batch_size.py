@@ -18,7 +18,7 @@ import numpy as np
 
 from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.methods.pcns.activations import Activation
-from pcns_onnx.methods.pcns.components import Expansion, expand, neurons_for
+from pcns_onnx.methods.pcns.components import RebuiltLayer, expand_components, neurons_for
 from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.numerics.moments import Moments
 
@@ -61,11 +61,11 @@ def draws(
             moments.update(outputs)
             basis = Basis.of(moments.mean_x, moments.covariance)
             width = min(neurons_for(basis.components(variance), sigma), neurons)
-            new = expand(inputs, outputs, weight, basis, sigma, width)
+            new = expand_components(inputs, outputs, weight, basis, sigma, width)
             yield Draw(rows, width, _error(new, sigma, inputs, outputs), _error(new, sigma, x[aside, :], t[aside, :]))
 
 
-def _error(new: Expansion, sigma: Activation, x: Array, t: Array) -> float:
+def _error(new: RebuiltLayer, sigma: Activation, x: Array, t: Array) -> float:
     """Relative L2 error of the outputs that the rebuilt layer stands for."""
     xp = namespace_of(x)
     made = sigma.forward(xp.astype(x, xp.float64) @ new.matrix.T + new.bias)

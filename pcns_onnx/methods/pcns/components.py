@@ -54,7 +54,7 @@ def width_curve(basis: Basis, sigma: Activation) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Expansion:
+class RebuiltLayer:
     """A layer rebuilt: W (w, n) and b (w,); t ~ P t_new + q with P (N, w) and q (N,).
 
     `errors` (w,) are the relative L2 errors of each generated eigenvector (and, last, of the
@@ -69,7 +69,7 @@ class Expansion:
     plain_errors: NDArray[np.float64]
 
 
-def expand(x: Array, t: Array, weight: Array, basis: Basis, sigma: Activation, width: int) -> Expansion:
+def expand_components(x: Array, t: Array, weight: Array, basis: Basis, sigma: Activation, width: int) -> RebuiltLayer:
     """Steps 1 to 3 on rows of inputs x (R, n) and outputs t (R, N), for a layer of `width` neurons.
 
     `weight` (N, n + 1) are the layer's own weights, its bias last: the same mixtures of its rows
@@ -97,7 +97,7 @@ def expand(x: Array, t: Array, weight: Array, basis: Basis, sigma: Activation, w
     plain, ridge = _least_squares(x, inside, prior, sigma)
     solved = _better(x, inside, sigma, _weighted(x, inside, plain, ridge, sigma), prior)
     projection = projection / scale
-    return Expansion(
+    return RebuiltLayer(
         matrix=solved[:-1, :].T,
         bias=solved[-1, :],
         projection=projection,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.graph import Graph, Node
 from pcns_onnx.methods.pcns.activations import IDENTITY, Activation, activation
@@ -12,9 +12,9 @@ from pcns_onnx.methods.pcns.activations import IDENTITY, Activation, activation
 _TRIVIAL = ("Identity", "Dropout", "Cast")
 
 
-def activation_of(graph: Graph, census: Census, group: Group) -> Activation | str:
+def activation_of(graph: Graph, dependencies: DependencyGraph, group: Group) -> Activation | str:
     """The activation behind a group's writer, or why PCNS cannot solve through it."""
-    acting = [node for node in activation_nodes(graph, census, group).values() if node.op not in _TRIVIAL]
+    acting = [node for node in activation_nodes(graph, dependencies, group).values() if node.op not in _TRIVIAL]
     if not acting:
         return IDENTITY
     if len(acting) > 1:
@@ -42,23 +42,23 @@ def _bounds(graph: Graph, node: Node) -> tuple[float, float] | None:
     return found[0], found[1]
 
 
-def refusal(graph: Graph, census: Census, group: Group, *, refit: bool) -> str | None:
+def refusal(graph: Graph, dependencies: DependencyGraph, group: Group, *, refit: bool) -> str | None:
     """Why PCNS must leave a group alone, None if it need not."""
     if len(group.writers) > 1 or group.unit > 1 or group.products:
         return "several layers (or blocks of one) share its channels, and new neurons can replace one layer's only"
-    for layer in (census.layer(name) for name in group.readers):
+    for layer in (dependencies.layer(name) for name in group.readers):
         if layer.linear.op.blocks > 1 or not np.isin(layer.linear.reads, group.labels).all():
             return f"'{layer.name}' reads it beside other channels, or in blocks"
         if not np.isin(group.labels, layer.linear.reads).all():
             return f"'{layer.name}' reads some of its channels only"
-    sigma = activation_of(graph, census, group)
+    sigma = activation_of(graph, dependencies, group)
     if isinstance(sigma, str):
         return sigma
-    inside = activation_nodes(graph, census, group)
+    inside = activation_nodes(graph, dependencies, group)
     rest = [graph.node(key) for key in group.path if key not in inside]
-    riding = {key for key, _ in census.rides}
+    riding = {key for key, _ in dependencies.per_channel}
     for node in rest:
-        kind = census.kinds[node.key]
+        kind = dependencies.kinds[node.key]
         if kind == "select":
             return f"{node.op} '{node.label}' takes some of its channels, which new neurons do not match"
         if kind == "affine" or node.key in riding:
@@ -67,19 +67,19 @@ def refusal(graph: Graph, census: Census, group: Group, *, refit: bool) -> str |
             return f"{node.op} '{node.label}' does not commute with the projection: re-fit the reader instead"
         if kind == "pointwise" and node.op not in _TRIVIAL and not refit:
             return f"{node.op} '{node.label}' is a second nonlinearity: re-fit the reader instead"
-    padded = any(census.layer(name).linear.op.padded for name in group.readers)
+    padded = any(dependencies.layer(name).linear.op.padded for name in group.readers)
     if padded and sigma.handling == "range" and not refit:
         return "its targets need an offset, which a zero-padded Conv cannot take: re-fit the reader instead"
     return None
 
 
-def activation_nodes(graph: Graph, census: Census, group: Group) -> dict[str, Node]:
+def activation_nodes(graph: Graph, dependencies: DependencyGraph, group: Group) -> dict[str, Node]:
     """The nodes that make up the activation, by key."""
     found, pending = dict[str, Node](), [group.activation]
     while pending:
         name = pending.pop()
         node = graph.producers.get(name)
-        if node is not None and name != census.layer(group.name).output and node.key not in found:
+        if node is not None and name != dependencies.layer(group.name).output and node.key not in found:
             found[node.key] = node
-            pending += [i for i in node.inputs if i in census.labels]
+            pending += [i for i in node.inputs if i in dependencies.labels]
     return found

@@ -18,24 +18,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.columns import Columns, mixed_matrix
 from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.calibration.layer_outputs import bases
-from pcns_onnx.dependency.dependency_graph import Census
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.pcns.activations import Activation
-from pcns_onnx.methods.pcns.components import Expansion, expand
+from pcns_onnx.methods.pcns.components import RebuiltLayer, expand_components
 from pcns_onnx.methods.pcns.eligibility import activation_nodes, activation_of
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.numerics.ridge import Fit, fit
-from pcns_onnx.reconstruction.targets import Gathered
+from pcns_onnx.reconstruction.targets import TargetObserver
 from pcns_onnx.rewrite.channels import narrow
 from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
 from pcns_onnx.rewrite.patch import Patch, SetInput, apply
-from pcns_onnx.runtime.activations import Stop, run_batches
+from pcns_onnx.runtime.activations import Cut, run_batches
 
 _ROWS = 1 << 25
 """Largest number of elements of the rows that one expansion is solved on."""
@@ -51,9 +51,9 @@ class Rebuilt:
 
 
 def rebuild(
-    setup: Setup,
+    calibration: Calibration,
     original: Graph,
-    census: Census,
+    dependencies: DependencyGraph,
     widths: Mapping[str, int],
     *,
     order: str,
@@ -64,64 +64,66 @@ def rebuild(
 
     `found` are the groups' bases in `original` where they are known already.
     """
-    groups = [g for g in census.groups if g.name in widths]
+    groups = [g for g in dependencies.groups if g.name in widths]
     if found is None:
-        found = {group.name: basis for group, basis, _ in bases(setup, original, census, groups)}
+        found = {group.name: basis for group, basis, _ in bases(calibration, original, dependencies, groups)}
     done: dict[str, Rebuilt] = {}
     current, edits = original, Patch()
     if order == "descending":
         groups.reverse()
-    for group in setup.progress.track(groups, "rebuild", len(groups)):
+    for group in calibration.progress.track(groups, "rebuild", len(groups)):
         reference = original if order == "ascending" else current
         current, patch, done[group.name] = _rebuild_one(
-            setup, original, reference, current, census, group, found[group.name], widths[group.name], refit
+            calibration, original, reference, current, dependencies, group, found[group.name], widths[group.name], refit
         )
         edits += patch
     return current, edits, done
 
 
 def _rebuild_one(
-    setup: Setup,
+    calibration: Calibration,
     original: Graph,
     reference: Graph,
     current: Graph,
-    census: Census,
+    dependencies: DependencyGraph,
     group: Group,
     basis: Basis,
     width: int,
     refit: bool,
 ) -> tuple[Graph, Patch, Rebuilt]:
-    writer = census.layer(group.name)
-    sigma = activation_of(original, census, group)
+    writer = dependencies.layer(group.name)
+    sigma = activation_of(original, dependencies, group)
     assert isinstance(sigma, Activation), "refused groups are not rebuilt"
-    x, t = rows(setup, original, current, census, group)
-    new = expand(x, t, augmented(setup, current, writer), basis, sigma, width)
+    x, t = rows(calibration, original, current, dependencies, group)
+    new = expand_components(x, t, augmented(calibration, current, writer), basis, sigma, width)
     width = int(new.matrix.shape[0])
     keep = {group.name: group.labels[:width]}
-    patch = narrow(current, census, keep)
+    patch = narrow(current, dependencies, keep)
     following = apply(current, patch)
     made = set_layer(following, writer, to_numpy(new.matrix), to_numpy(new.bias))
-    made += _slopes(original, census, group, sigma, width)
+    made += _slopes(original, dependencies, group, sigma, width)
     following, patch = apply(following, made), patch + made
     fits: dict[str, Fit] = {}
     for name in group.readers:
-        reader = census.layer(name)
+        reader = dependencies.layer(name)
         matrix, bias = _project(current, group, reader, new)
         if refit:
-            fits[name] = solved = _refit_reader(setup, reference, following, census, reader, matrix)
+            fits[name] = solved = _refit_reader(calibration, reference, following, dependencies, reader, matrix)
             matrix, bias = solved.matrix, solved.bias
         put = set_layer(following, reader, to_numpy(matrix), to_numpy(bias))
         following, patch = apply(following, put), patch + put
     return following, patch, Rebuilt(new.errors, new.plain_errors, fits)
 
 
-def rows(setup: Setup, original: Graph, current: Graph, census: Census, group: Group) -> tuple[Array, Array]:
+def rows(
+    calibration: Calibration, original: Graph, current: Graph, dependencies: DependencyGraph, group: Group
+) -> tuple[Array, Array]:
     """Inputs x of the writer in `current` and outputs t of the group in `original`, row by row."""
-    writer = census.layer(group.name)
-    op, places = writer.linear.op, setup.positions(census, writer, 3)
+    writer = dependencies.layer(group.name)
+    op, places = writer.linear.op, calibration.positions(dependencies, writer, 3)
     xs, ts, size = list[Array](), list[Array](), 0
-    left = run_batches(setup.engine, current, setup.samples, [writer.source])
-    right = run_batches(setup.engine, original, setup.samples, [group.activation])
+    left = run_batches(calibration.engine, current, calibration.samples, [writer.source])
+    right = run_batches(calibration.engine, original, calibration.samples, [group.activation])
     for index, (a, b) in enumerate(zip(left, right, strict=True)):
         at = places.draw(index, op.positions(a[writer.source].shape))
         xs.append(op.inputs(a[writer.source], at))
@@ -133,17 +135,17 @@ def rows(setup: Setup, original: Graph, current: Graph, census: Census, group: G
     return xp.concat(xs, axis=0), xp.concat(ts, axis=0)
 
 
-def augmented(setup: Setup, graph: Graph, layer: Layer) -> Array:
+def augmented(calibration: Calibration, graph: Graph, layer: Layer) -> Array:
     """The layer's weights V with its bias as a last column, (K, n + 1)."""
     matrix = layer.linear.op.matrix(stored_weight(graph, layer))
-    return setup.engine.xp.asarray(np.concatenate([matrix, stored_bias(graph, layer)[:, None]], axis=1))
+    return calibration.engine.xp.asarray(np.concatenate([matrix, stored_bias(graph, layer)[:, None]], axis=1))
 
 
-def _slopes(graph: Graph, census: Census, group: Group, sigma: Activation, width: int) -> Patch:
+def _slopes(graph: Graph, dependencies: DependencyGraph, group: Group, sigma: Activation, width: int) -> Patch:
     """A PRelu's slope per channel becomes the one slope that the new neurons were solved for."""
     if sigma.name != "PRelu" or width == group.width:
         return ()
-    for key, node in activation_nodes(graph, census, group).items():
+    for key, node in activation_nodes(graph, dependencies, group).items():
         slope = graph.constant(node.inputs[1]) if node.op == "PRelu" else None
         if slope is not None:
             shape = [width if size == group.width else size for size in slope.shape]
@@ -151,7 +153,7 @@ def _slopes(graph: Graph, census: Census, group: Group, sigma: Activation, width
     return ()
 
 
-def _project(graph: Graph, group: Group, reader: Layer, new: Expansion) -> tuple[Array, Array]:
+def _project(graph: Graph, group: Group, reader: Layer, new: RebuiltLayer) -> tuple[Array, Array]:
     """V P and the bias that takes the offset; columns in the narrowed reader's own order."""
     xp = namespace_of(new.projection)
     places = np.arange(int(new.projection.shape[1]))
@@ -165,9 +167,18 @@ def _project(graph: Graph, group: Group, reader: Layer, new: Expansion) -> tuple
     return xp.take(mixed, xp.asarray(np.sort(wide.reshape(-1))), axis=1), bias
 
 
-def _refit_reader(setup: Setup, reference: Graph, following: Graph, census: Census, reader: Layer, prior: Array) -> Fit:
+def _refit_reader(
+    calibration: Calibration,
+    reference: Graph,
+    following: Graph,
+    dependencies: DependencyGraph,
+    reader: Layer,
+    prior: Array,
+) -> Fit:
     """Least squares from the new activations to what the reader puts out in `reference`."""
-    rows, positions = [np.arange(int(prior.shape[0]))], setup.positions(census, reader, 4)
-    stops = [Stop(following, [reader.source]), Stop(reference, [reader.output])]
-    (evidence,) = setup.gather(stops, Gathered(reader.parts, rows, positions, reader.source, reader.output)).evidence
+    rows, positions = [np.arange(int(prior.shape[0]))], calibration.positions(dependencies, reader, 4)
+    stops = [Cut(following, [reader.source]), Cut(reference, [reader.output])]
+    (evidence,) = calibration.gather(
+        stops, TargetObserver(reader.parts, rows, positions, reader.source, reader.output)
+    ).evidence
     return fit(evidence, prior)

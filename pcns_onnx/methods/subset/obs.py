@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.calibration.ranking import Ranking, Reading, damping
+from pcns_onnx.calibration.ranking import Ranking, ReaderStats, damping
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.numerics.linalg import add_ridge, inverse_spd, subtract_product
 
@@ -99,7 +99,7 @@ def _traces(own: Array, gram: Array) -> Array:
     return xp.sum(xp.linalg.diagonal(xp.linalg.solve(own, gram)), axis=-1)
 
 
-def rank(readings: Sequence[Reading], channels: int) -> Ranking:
+def rank_by_surgeon(readings: Sequence[ReaderStats], channels: int) -> Ranking:
     """Order the `channels` of a group by one sweep over all its readers."""
     states = [_prepare(reading, channels) for reading in readings]
     left = np.ones(channels, dtype=np.bool_)
@@ -123,7 +123,7 @@ def rank(readings: Sequence[Reading], channels: int) -> Ranking:
     return Ranking(np.asarray(removed[::-1], dtype=np.int64), np.minimum(curve, 1.0))
 
 
-def _prepare(reading: Reading, channels: int) -> _State:
+def _prepare(reading: ReaderStats, channels: int) -> _State:
     xp = namespace_of(reading.covariance)
     inverse = inverse_spd(add_ridge(reading.covariance, damping(reading)))
     scale = 1.0 / max(reading.output_variance(), 1e-300)

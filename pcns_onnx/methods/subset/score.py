@@ -12,77 +12,84 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.api.options import Options
 from pcns_onnx.calibration.calibration import is_same
-from pcns_onnx.calibration.columns import Places, Seen
-from pcns_onnx.calibration.group_inputs import GroupReadings, read_groups
+from pcns_onnx.calibration.columns import BlockKey, ChannelCovariance
+from pcns_onnx.calibration.group_inputs import GroupStats, read_groups
 from pcns_onnx.calibration.ranking import Rank, Ranking
 from pcns_onnx.data.dataset import split
 from pcns_onnx.dependency.origins import Origins
-from pcns_onnx.methods.registry import Method
 from pcns_onnx.methods.subset import interpolative, obs
-from pcns_onnx.planning.importance import Findings, essential
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.importance import Importance, essential
+from pcns_onnx.planning.problem import Problem
 from pcns_onnx.planning.sensitivity import Prober, probe_samples
 from pcns_onnx.reconstruction.rotation import rotations
-from pcns_onnx.rewrite.change_basis import Turn, turned
+from pcns_onnx.rewrite.change_basis import BasisChange, change_basis
 
-RANK_OF: Mapping[str, Rank] = {"obs": obs.rank, "interpolative": interpolative.rank}
+RANK_OF: Mapping[str, Rank] = {"obs": obs.rank_by_surgeon, "interpolative": interpolative.rank_by_pivots}
 """What ranks channels, by method."""
 
 
-def look(work: Work, method: Method, options: Options, *, probes: bool) -> Findings:
+def score_channels(problem: Problem, method: str, *, seed: int, probes: bool) -> Importance:
     """One pass over the data, and with `probes` some forward passes more."""
     rankings: dict[str, Ranking] = {}
     curves: dict[str, NDArray[np.float64]] = {}
-    seen: dict[Places, dict[str, Seen]] = {}
-    turns = _Turns(work)
-    prober = _prober(work, options) if probes else None
+    seen: dict[BlockKey, dict[str, ChannelCovariance]] = {}
+    changes = _BasisSearch(problem)
+    prober = _prober(problem, seed) if probes else None
     try:
-        for read in map(turns.turned, read_groups(work.setup, work.graph, work.census, work.groups)):
+        for read in map(
+            changes.in_best_basis,
+            read_groups(problem.calibration, problem.graph, problem.dependencies, problem.groups),
+        ):
             name = read.group.name
-            with work.setup.progress.stage("rank"):
-                ranking = RANK_OF[method.name](read.all, read.group.width)
-            rankings[name] = ranking = ranking.led_by(essential(work.census, read.group, ranking))
+            with problem.calibration.progress.stage("rank"):
+                ranking = RANK_OF[method](read.all, read.group.width)
+            rankings[name] = ranking = ranking.led_by(essential(problem.dependencies, read.group, ranking))
             for place, view in read.seen().items():
                 seen.setdefault(place, {})[name] = view
             curves[name] = ranking.error
             if prober is not None:
-                with work.setup.progress.stage("probe"):
-                    base = turned(work.graph, work.census, turns.by_group.get(name, ()))[0]
-                    curves[name] = prober.curve(work.graph, base, read, ranking)
+                with problem.calibration.progress.stage("probe"):
+                    base = change_basis(problem.graph, problem.dependencies, changes.by_group.get(name, ()))[0]
+                    curves[name] = prober.curve(problem.graph, base, read, ranking)
     finally:
         if prober is not None:
             prober.close()
-    return Findings(rankings, curves, seen, turns.by_group)
+    return Importance(rankings, curves, seen, changes.by_group)
 
 
-def _prober(work: Work, options: Options) -> Prober:
-    samples = work.setup.samples
-    count = probe_samples(samples.count, len(work.groups))
+def _prober(problem: Problem, seed: int) -> Prober:
+    samples = problem.calibration.samples
+    count = probe_samples(samples.count, len(problem.groups))
     least = samples.batch if samples.fixed else 1
-    some, _ = split(samples.data, holdout=0.0, seed=options.seed, samples=max(count, least))
-    outputs = [output.name for output in work.graph.outputs]
-    return Prober(work.setup, replace(samples, data=some, _kept=[]), work.graph, work.census, outputs)
+    some, _ = split(samples.data, holdout=0.0, seed=seed, samples=max(count, least))
+    outputs = [output.name for output in problem.graph.outputs]
+    return Prober(
+        problem.calibration, replace(samples, data=some, _kept=[]), problem.graph, problem.dependencies, outputs
+    )
 
 
-class _Turns:
+class _BasisSearch:
     """Changes of basis, group by group; each is tried on a batch, and taken only if the model stays what it was."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._origins = Origins(work.graph, work.census) if any(g.mixable for g in work.groups) else None
-        self.by_group: dict[str, tuple[Turn, ...]] = {}
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._origins = Origins(problem.graph, problem.dependencies) if any(g.mixable for g in problem.groups) else None
+        self.by_group: dict[str, tuple[BasisChange, ...]] = {}
 
-    def turned(self, read: GroupReadings) -> GroupReadings:
+    def in_best_basis(self, read: GroupStats) -> GroupStats:
         """How the group is read in its best basis, or as it was."""
         if self._origins is None or not read.group.mixable:
             return read.without_refit()
-        graph, census, setup = self._work.graph, self._work.census, self._work.setup
-        with setup.progress.stage("rank"):
-            turns, following = rotations(graph, census, read, self._origins)
-            names = [census.layer(name).output for name in read.group.readers] + [p.key for p in read.group.products]
-            if not turns or not is_same(setup, graph, turned(graph, census, turns)[0], names):
+        graph, dependencies, calibration = self._problem.graph, self._problem.dependencies, self._problem.calibration
+        with calibration.progress.stage("rank"):
+            basis_changes, following = rotations(graph, dependencies, read, self._origins)
+            names = [dependencies.layer(name).output for name in read.group.readers] + [
+                p.key for p in read.group.products
+            ]
+            if not basis_changes or not is_same(
+                calibration, graph, change_basis(graph, dependencies, basis_changes)[0], names
+            ):
                 return read.without_refit()
-        self.by_group[read.group.name] = turns
+        self.by_group[read.group.name] = basis_changes
         return following

@@ -1,48 +1,35 @@
-"""Deciding and doing: which widths, then the solve, for either family of methods.
-
-'subset' methods rank the channels by what the readers lose (`passes.read_groups`), slice, and
-re-fit everything behind in order; 'basis' methods (PCNS) rebuild groups on new neurons.
-"""
+"""The solve of methods that keep a subset: slice what goes, solve again all that is behind, in order."""
 
 from __future__ import annotations
 
-from pcns_onnx.api.options import Options
-from pcns_onnx.methods.pcns.rebuild import rebuild
+from pcns_onnx.dependency.scope import Scope
+from pcns_onnx.methods.strategy import Solution
 from pcns_onnx.planning.decision import Decision
-from pcns_onnx.planning.low_rank import settled, shifted
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.importance import Importance
+from pcns_onnx.planning.low_rank import merge_unused_factors, shifted
+from pcns_onnx.planning.problem import Problem
 from pcns_onnx.reconstruction.sequential import refit
-from pcns_onnx.report.schema import GroupInfo
-from pcns_onnx.report.summary import info_of
-from pcns_onnx.rewrite.change_basis import turned
+from pcns_onnx.rewrite.change_basis import change_basis
 from pcns_onnx.rewrite.drop_blocks import narrow_or_drop
-from pcns_onnx.rewrite.patch import Patch, apply
+from pcns_onnx.rewrite.patch import apply
 
 
-def solve(work: Work, decision: Decision, options: Options) -> tuple[Patch, list[GroupInfo]]:
-    """Narrow the decided groups and solve; returns the edits of the whole graph and what was found per group."""
-    work, decision, factored = settled(work, decision, options)
-    chosen = [g for g in work.groups if g.name in decision.narrowed]
-    if decision.method.family == "basis":
-        _, patch, rebuilt = rebuild(
-            work.setup,
-            work.graph,
-            work.census,
-            decision.narrowed,
-            order=options.order,
-            refit=options.refit is not False,
-            found=decision.bases,
-        )
-        infos = [info_of(g, decision, rebuilt[g.name].fits, rebuilt[g.name]) for g in chosen]
-        return patch, infos
+def solve(problem: Problem, decision: Decision, importance: Importance, scope: Scope, steps: int) -> Solution:
+    """Narrow the decided groups and solve, with so many `steps` of refinement; edits are of the whole graph."""
+    problem, decision, importance, factored = merge_unused_factors(problem, decision, importance, scope)
+    chosen = [g for g in problem.groups if g.name in decision.narrowed]
     keep = {g.name: g.labels[decision.keep[g.name]] for g in chosen}
     seen = {
-        place: {name: view for name, view in views.items() if name in keep} for place, views in decision.seen.items()
+        block: {name: covariance for name, covariance in by_group.items() if name in keep}
+        for block, by_group in importance.seen.items()
     }
-    base, turns = turned(work.graph, work.census, [turn for name in keep for turn in decision.turns.get(name, ())])
-    patch = narrow_or_drop(base, work.census, keep)
+    changes = [change for name in keep for change in importance.basis_changes.get(name, ())]
+    base, basis_changes = change_basis(problem.graph, problem.dependencies, changes)
+    patch = narrow_or_drop(base, problem.dependencies, keep)
     small = apply(base, patch)
-    made = refit(work.setup, base, small, work.census, keep, seen, options.steps(decision.method))
-    fits = {g.name: {n: made.fits[n] for n in g.readers if n in made.fits} for g in chosen}
-    infos = [info_of(g, decision, fits[g.name], None, made.refined) for g in chosen]
-    return factored + turns + patch + made.patch + shifted(small, work.census, work.factors), infos
+    solved = refit(problem.calibration, base, small, problem.dependencies, keep, seen, steps)
+    return Solution(
+        factored + basis_changes + patch + solved.patch + shifted(small, problem.dependencies, problem.factors),
+        {g.name: {n: solved.fits[n] for n in g.readers if n in solved.fits} for g in chosen},
+        solved.refined,
+    )

@@ -12,22 +12,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pcns_onnx.api.options import Options
-from pcns_onnx.calibration.calibration import Setup
+from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.data.dataset import split
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
-from pcns_onnx.methods.registry import Method
+from pcns_onnx.methods.strategy import Request
 from pcns_onnx.methods.subset.solve import solve
 from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.decision import Decision, choose
-from pcns_onnx.planning.importance import Findings
-from pcns_onnx.planning.problem import Work
+from pcns_onnx.planning.importance import Importance
+from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
 from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.activations import run_batches
-from pcns_onnx.runtime.executor import Alone
+from pcns_onnx.runtime.executor import LocalExecutor
 from pcns_onnx.runtime.samples import Samples
 
 STREAMS = (1.0, 8.0, 1e6)
@@ -38,52 +37,56 @@ SAMPLES = 192
 """At most so many samples are used for a trial, a third of them to judge by."""
 
 
-def spared(work: Work, method: Method, found: Findings, options: Options) -> Findings:
-    """The findings with the curves of coupled groups at the weight that served best; ties go to the first."""
-    if not any(group.coupled for group in work.groups):
-        return found
-    budgets = options.costs or (REFERENCE,)
-    offers, plans = list[Findings](), list[Decision]()
+def weigh_streams(problem: Problem, importance: Importance, request: Request) -> Importance:
+    """The importance with the curves of coupled groups at the weight that served best; ties go to the first."""
+    if not any(group.coupled for group in problem.groups):
+        return importance
+    budgets = request.goal.costs or (REFERENCE,)
+    offers, plans = list[Importance](), list[Decision]()
     for weight in STREAMS:
-        offer = replace(found, streams=weight)
+        offer = replace(importance, stream_weight=weight)
         try:
-            plan = choose(work, method, offer, options, None, budgets)
+            plan = choose(problem, offer, request.goal, None, budgets)
         except InputError:  # the budget is out of reach, or is refused where it is used
             continue
         if all(plan.widths != other.widths for other in plans):
             offers.append(offer)
             plans.append(plan)
     if len(plans) < 2:
-        return offers[0] if offers else found
-    return offers[_best(work, plans, options)]
+        return offers[0] if offers else importance
+    return offers[_best(problem, importance, plans, request)]
 
 
-def _best(work: Work, plans: Sequence[Decision], options: Options) -> int:
-    setup = work.setup
-    batch = setup.samples.batch
-    solved, judged = split(setup.samples.data, holdout=1 / 3, seed=options.seed, samples=max(SAMPLES, 3 * batch))
+def _best(problem: Problem, importance: Importance, plans: Sequence[Decision], request: Request) -> int:
+    calibration = problem.calibration
+    batch = calibration.samples.batch
+    solved, judged = split(calibration.samples.data, holdout=1 / 3, seed=request.seed, samples=max(SAMPLES, 3 * batch))
     if judged is None:
         return 0
-    some, others = (replace(setup.samples, data=data, _kept=[]) for data in (solved, judged))
+    some, others = (replace(calibration.samples, data=data, _kept=[]) for data in (solved, judged))
     if not some.count or not others.count:
         return 0
-    trial = replace(work, setup=replace(setup, samples=some, progress=Progress(), crew=Alone()))
-    plain = replace(options, refine=0)
-    with setup.progress.stage("try"):
-        errors = [_error(trial.setup, work.graph, others, _made(trial, plan, plain)) for plan in plans]
+    trial = replace(
+        problem, calibration=replace(calibration, samples=some, progress=Progress(), executor=LocalExecutor())
+    )
+    with calibration.progress.stage("try"):
+        errors = [
+            _error(
+                trial.calibration,
+                problem.graph,
+                others,
+                apply(problem.whole, solve(trial, plan, importance, request.scope, 0).patch),
+            )
+            for plan in plans
+        ]
     return min(range(len(plans)), key=lambda at: (errors[at], at))
 
 
-def _made(work: Work, plan: Decision, options: Options) -> Graph:
-    patch, _ = solve(work, plan, options)
-    return apply(work.whole, patch)
-
-
-def _error(setup: Setup, original: Graph, samples: Samples, small: Graph) -> float:
+def _error(calibration: Calibration, original: Graph, samples: Samples, small: Graph) -> float:
     """Squared relative error, averaged over the outputs."""
     names = [output.name for output in original.outputs]
     miss, size = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1e-30)
-    runs = (run_batches(setup.engine, graph, samples, names) for graph in (original, small))
+    runs = (run_batches(calibration.engine, graph, samples, names) for graph in (original, small))
     for expected, found in zip(*runs, strict=True):
         for name in names:
             size[name] += _squares(expected[name])

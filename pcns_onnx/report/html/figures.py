@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pcns_onnx.cost.resources import COUNTED, RESOURCES, TIMED
 from pcns_onnx.report.schema import GroupInfo, Report
 
 Picture = tuple[str, str, str]
@@ -123,13 +124,12 @@ def _label(name: str) -> str:
 def _frontier(figure: Any, report: Report) -> None:
     axes = figure.subplots()
     points, chosen = report.frontier, report.chosen
-    costs = [("macs", AFTER, "multiply-adds")]
-    if all(point.latency is not None for point in points):
-        costs.append(("latency", THIRD, "latency"))
-    for name, colour, label in costs:
-        axes.plot([getattr(p, name) for p in points], [p.error for p in points], marker=".", color=colour, label=label)
+    drawn = [name for name in (COUNTED[0], *TIMED) if all(name in point.costs for point in points)]
+    for name, colour in zip(drawn, (AFTER, THIRD), strict=False):
+        shares, label = [point.costs[name] for point in points], RESOURCES[name].label
+        axes.plot(shares, [point.error for point in points], marker=".", color=colour, label=label)
         if chosen is not None:
-            axes.plot([getattr(chosen, name)], [chosen.error], marker="o", markersize=10, color=colour)
+            axes.plot([chosen.costs[name]], [chosen.error], marker="o", markersize=10, color=colour)
     axes.set(xlabel="share of the original", ylabel="predicted relative error", xlim=(0, 1), ylim=(0, None))
     axes.legend()
 

@@ -1,0 +1,104 @@
+"""Where a model runs, by whom, and in how much memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pcns_onnx.errors import InputError
+from pcns_onnx.runtime.memory import MemoryBudget, parse_bytes
+
+_ALL = "inspect shrink plan expand compare design"
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """The device and its limits.
+
+    `workers` more processes, or those of a Dask `scheduler` ('tcp://host:8786'), take over what gathers moments.
+    `memory` ('4GB'): what is gathered at once keeps to shares of it. `custom_ops`: libraries of operators that
+    onnxruntime registers. `batch_latency`: the batch that latency is measured at (None: `batch`).
+    """
+
+    device: str = field(
+        default="auto",
+        metadata={
+            "commands": _ALL,
+            "choices": ("auto", "cpu", "cuda"),
+            "help": "Where to run (auto: CUDA where there is a GPU).",
+        },
+    )
+    threads: int = field(
+        default=0,
+        metadata={
+            "commands": _ALL,
+            "least": 0,
+            "help": "Threads of onnxruntime and of the linear algebra (0: their default).",
+        },
+    )
+    workers: int | None = field(
+        default=None,
+        metadata={
+            "commands": "shrink plan",
+            "metavar": "N",
+            "least": 1,
+            "help": "Share the passes over the data among N processes (Dask).",
+            "described": False,
+        },
+    )
+    scheduler: str | None = field(
+        default=None,
+        metadata={
+            "commands": "shrink plan",
+            "metavar": "ADDRESS",
+            "help": "Share them among the workers of this Dask scheduler.",
+            "described": False,
+        },
+    )
+    memory: str | int | None = field(
+        default=None,
+        metadata={
+            "commands": _ALL,
+            "metavar": "4GB",
+            "help": "Take no more memory than that: more passes, or one line of error.",
+            "described": False,
+        },
+    )
+    custom_ops: str | Path | Sequence[str] = field(
+        default=(),
+        metadata={
+            "commands": _ALL,
+            "metavar": "LIB",
+            "help": "A library of operators for onnxruntime.",
+            "described": False,
+        },
+    )
+    batch_latency: int | None = field(
+        default=None,
+        metadata={
+            "commands": "shrink plan",
+            "metavar": "N",
+            "least": 1,
+            "help": "Measure latency at batches of N (as --batch).",
+            "described": False,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.scheduler is not None:
+            raise InputError("--workers and --scheduler both say who runs the batches: give one of the two")
+        if self.memory is not None:
+            parse_bytes(self.memory)
+
+    @property
+    def budget(self) -> MemoryBudget:
+        """How much may be gathered at once."""
+        return MemoryBudget.of(None if self.memory is None else parse_bytes(self.memory))
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Paths of the libraries of custom operators."""
+        given = (self.custom_ops,) if isinstance(self.custom_ops, str | os.PathLike) else self.custom_ops
+        return tuple(os.fspath(path) for path in given)

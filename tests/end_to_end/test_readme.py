@@ -1,0 +1,88 @@
+"""README says what the rules do: its table of topologies is made by looking at a model of each kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import onnx
+
+from builders import attention, intact, norms, transposed
+from builders import topologies as t
+from builders.joins import branches, dense, fire, neck, option_a, shuffle, unet
+from pcns_onnx import inspect
+from pcns_onnx.methods.registry import EXPANSIONS, METHODS
+
+README = Path(__file__).parents[2] / "README.md"
+OWN = "it feeds the model's output"
+
+TOPOLOGIES: Mapping[str, Callable[[], onnx.ModelProto]] = {
+    "residual sum": t.residual,
+    "residual sum, projection shortcut": t.projection,
+    "residual sum, zero-padded shortcut": option_a,
+    "pre-activation residual blocks": t.pre_activation,
+    "concatenation of branches (Inception)": lambda: branches(8, 6, 10),
+    "dense block (DenseNet)": dense,
+    "squeeze and expand (SqueezeNet)": fire,
+    "split, partial path, upsample, concat (YOLO, CSP)": neck,
+    "skip connections with Resize (U-Net)": unet,
+    "ConvTranspose": transposed.decoder,
+    "depthwise Conv, inverted residual (MobileNet)": t.inverted_residual,
+    "depthwise Conv with a multiplier": lambda: t.depthwise(2),
+    "grouped Conv, wide blocks": lambda: t.grouped(2),
+    "grouped Conv, narrow blocks (ResNeXt)": lambda: t.grouped(8),
+    "channel shuffle (ShuffleNet)": t.shuffle,
+    "split and shuffle (ShuffleNetV2)": shuffle,
+    "squeeze-and-excite gate": lambda: t.squeeze_excite("conv"),
+    "gated FFN (GLU, SwiGLU)": t.swiglu,
+    "attention, Q, K and V apart": attention.separate,
+    "attention, fused QKV": attention.fused_gather,
+    "attention, scale computed from a shape": attention.scaled_by_shape,
+    "attention, stored rotary angles": attention.rotary,
+    "attention, norm of Q and K": attention.normalised,
+    "BatchNormalization that cannot be folded": lambda: norms.PASSED["batch norm in the way"].build(),
+    "InstanceNormalization": lambda: norms.PASSED["instance norm"].build(),
+    "GroupNormalization": lambda: norms.group_norm(4).build(),
+    "LayerNormalization": lambda: norms.MIXED["layer norm"][0].build(),
+    "LayerNormalization in pieces": lambda: norms.MIXED["layer norm in pieces"][0].build(),
+    "RMSNormalization in pieces": lambda: norms.MIXED["rms norm in pieces"][0].build(),
+    "LRN": lambda: norms.MIXED["lrn"][0].build(),
+    "LSTM": lambda: intact.SHRUNK["lstm"].build(),
+    "Loop": lambda: intact.SHRUNK["loop"].build(),
+    "quantised weights": lambda: intact.SHRUNK["quantised weight"].build(),
+    "QDQ activations": lambda: intact.SHRUNK["quantised and back"].build(),
+    "Einsum": lambda: intact.SHRUNK["einsum"].build(),
+    "model-local function": lambda: intact.SHRUNK["function"].build(),
+    "custom domain": lambda: intact.SHRUNK["not known, without weights"].build(),
+    "sparse weight": lambda: intact.SHRUNK["sparse weight"].build(),
+}
+
+
+def outcome(model: onnx.ModelProto) -> str:
+    """What becomes of the channels: narrowed, or why some stay (names left out)."""
+    found = inspect(model)
+    reasons = [g.reason for g in found.groups] + [layer.reason for layer in found.layers]
+    said = dict.fromkeys(
+        re.sub(r" '[^']*'", "", reason) for reason in reasons if reason is not None and not reason.startswith(OWN)
+    )
+    together = any(len(g.writers) > 1 or g.unit > 1 for g in found.groups if g.reason is None)
+    if not said:
+        return "narrowed, together" if together else "narrowed"
+    return "stay: " + "; ".join(said)
+
+
+def table() -> str:
+    """The table as it stands in README."""
+    rows = [f"| {name} | {outcome(build())} |" for name, build in TOPOLOGIES.items()]
+    return "\n".join(["| topology | channels that meet it |", "|---|---|", *rows])
+
+
+def test_readme_has_the_table_of_topologies() -> None:
+    made = table()
+    assert made in README.read_text(), f"README's table of topologies is out of date; it should be:\n{made}"
+
+
+def test_readme_has_the_table_of_methods() -> None:
+    rows = "\n".join(method.row for method in (*METHODS.values(), *EXPANSIONS.values()))
+    assert rows in README.read_text(), f"README's table of methods is out of date; it should be:\n{rows}"

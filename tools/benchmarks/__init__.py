@@ -1,0 +1,1 @@
+"""What shrinking is worth and what it costs, measured; a command each."""

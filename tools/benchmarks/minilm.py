@@ -1,0 +1,79 @@
+"""What is left of a sentence encoder's embeddings after shrinking, as a Markdown table.
+
+    python tools/benchmarks/minilm.py DIR [--budget macs=0.8 ...] [--method obs] [--samples 2000] [--threads 2]
+
+DIR is what `tools/fixtures/minilm.py` wrote. One row per budget. On the sentences of `test.npz`, which the solve never
+sees: the cosine between the original's and the shrunk model's embedding of the same sentence (mean, and the value that
+5 % of the sentences fall below), and Spearman's rank correlation of the two models' similarities over all pairs of
+sentences, which is what a search by similarity depends on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from scipy.stats import spearmanr
+
+from pcns_onnx import shrink
+
+BATCH = 50
+
+
+def embeddings(model: bytes, feeds: dict[str, npt.NDArray[np.int64]], threads: int) -> npt.NDArray[np.float64]:
+    """One row of length 1 per sentence: the model's own embedding, or the mean of its states over the tokens."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    rows = []
+    for start in range(0, len(feeds["input_ids"]), BATCH):
+        batch = {name: array[start : start + BATCH] for name, array in feeds.items()}
+        out = np.asarray(session.run(None, batch)[0], dtype=np.float64)
+        if out.ndim == 3:
+            mask = batch["attention_mask"][..., None]
+            out = (out * mask).sum(1) / mask.sum(1)
+        rows.append(out / np.linalg.norm(out, axis=1, keepdims=True))
+    return np.concatenate(rows)
+
+
+def rank_correlation(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    """Of the similarities of all pairs of sentences."""
+    pairs = np.triu_indices(len(a), 1)
+    return float(spearmanr((a @ a.T)[pairs], (b @ b.T)[pairs]).statistic)
+
+
+def main() -> None:
+    """Shrink to each budget and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--budget", nargs="+", default=["macs=0.8"], help="one row for each")
+    parser.add_argument("--method", default="obs")
+    parser.add_argument("--samples", type=int, default=2000, help="calibration sentences to use")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    choices: dict[str, Any] = {"method": args.method, "samples": args.samples, "threads": args.threads}
+    model = args.folder / "model.onnx"
+    with np.load(args.folder / "test.npz") as held:
+        test = {name: held[name] for name in held.files}
+    before = embeddings(model.read_bytes(), test, args.threads)
+    print("| options | MACs | params | latency | cosine | 5 % below | rank correlation |")
+    print("|---|---|---|---|---|---|---|")
+    for budget in args.budget:
+        result = shrink(model, args.folder / "calib.npz", budget=budget, **choices)
+        report = result.report
+        after = embeddings(result.model.SerializeToString(), test, args.threads)
+        cosines = (before * after).sum(1)
+        print(
+            f"| `--method {args.method} --budget {budget}` | {report.after.macs / report.before.macs:.3f} "
+            f"| {report.after.parameters / report.before.parameters:.3f} | {report.latency.ratio:.2f} "
+            f"| {cosines.mean():.4f} | {np.quantile(cosines, 0.05):.4f} | {rank_correlation(before, after):.4f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

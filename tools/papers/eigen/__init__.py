@@ -1,0 +1,1 @@
+"""Graham's thesis: EigenRemove and WeakExpand."""

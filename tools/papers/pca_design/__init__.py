@@ -1,0 +1,1 @@
+"""Garg, Panda and Roy: a low-effort approach to design by PCA."""

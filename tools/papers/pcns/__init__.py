@@ -1,0 +1,1 @@
+"""The drafts on principal component network shrinking (PCNS)."""
