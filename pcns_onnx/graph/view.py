@@ -281,8 +281,13 @@ class GraphView:
 
     @property
     def outline(self) -> onnx.ModelProto:
-        """The model without the contents of its large initializers, which are placeholders: a copy."""
-        return copy_of(self._model)
+        """A copy in which large initializers that only nodes of the main graph read are placeholders."""
+        twin = copy_of(self._model)
+        read = {name for node in self.nodes for name in node.inputs} - {n for node in self.nodes for n in node.captures}
+        for tensor in twin.graph.initializer:
+            if tensor.name in self._weights and tensor.name not in read:
+                put_back(tensor, bytes(raw(self._weights[tensor.name])))
+        return twin
 
     def program(self, *, named: bool = False) -> Program:
         """The model for onnxruntime; no content is copied that lies aligned in memory.

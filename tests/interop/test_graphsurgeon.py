@@ -32,6 +32,7 @@ from pcns_onnx.interop.graphsurgeon import export_model, import_model  # noqa: E
 HOW_TO = Path(__file__).parents[2] / "docs" / "graphsurgeon.md"
 node, value = helper.make_node, helper.make_tensor_value_info
 FLOAT = TensorProto.FLOAT
+LARGE = numpy_helper.from_array(np.ones((1, 1000), np.float32), "large")
 IDENTITY = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
 
 
@@ -76,15 +77,16 @@ def sparse_constant() -> onnx.ModelProto:
     return model_of([constant, node("MatMul", ["x", "s"], ["y"])])
 
 
-def branches() -> onnx.ModelProto:
-    """Two branches that read the same initializer of the graph around them."""
+def branches(size: int = 4, *, outside: bool = False) -> onnx.ModelProto:
+    """Two branches that read the same initializer, (1, size), of the graph around them, where it may be read too."""
     parts: dict[str, Any] = {}
     for name in ("then_branch", "else_branch"):
-        inner = node("Add", ["x", "shared"], [name], doc_string="in a branch")
-        parts[name] = helper.make_graph([inner], name, [], [value(name, FLOAT, [1, 4])])
+        inner = [node("ReduceSum", ["shared"], ["sum"]), node("Add", ["x", "sum"], [name], doc_string="in a branch")]
+        parts[name] = helper.make_graph(inner, name, [], [value(name, FLOAT, [1, 4])])
         parts[name].metadata_props.add(key="kind", value="branch")
-    shared = numpy_helper.from_array(np.ones((1, 4), np.float32), "shared")
-    return model_of([node("If", ["which"], ["y"], **parts)], [shared, numpy_helper.from_array(np.array(True), "which")])
+    shared = numpy_helper.from_array(np.ones((1, size), np.float32), "shared")
+    nodes = [node("If", ["which"], ["y"], **parts), *([node("Relu", ["shared"], ["more"])] if outside else [])]
+    return model_of(nodes, [shared, numpy_helper.from_array(np.array(True), "which")])
 
 
 def function() -> onnx.ModelProto:
@@ -122,8 +124,14 @@ LOST: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "sparse, in fields": lambda: sparse(raw=False),
     "sparse Constant": sparse_constant,
     "what branches share": branches,
+    "what branches share, large": lambda: branches(size=1000),
+    "what branches and the graph share": lambda: branches(size=1000, outside=True),
     "function": function,
     "an initializer nothing reads": lambda: model_of([node("Relu", ["x"], ["y"])], [IDENTITY]),
+    "a large initializer nothing reads": lambda: model_of([node("Relu", ["x"], ["y"])], [LARGE]),
+    "an initializer that is an output": lambda: model_of(
+        [node("Relu", ["x"], ["z"])], [LARGE], outputs=[value("z", FLOAT, [1, 4]), value("large", FLOAT, [1, 1000])]
+    ),
     "an initializer that is an input": old,
     "sequences": lambda: typed(helper.make_sequence_type_proto(TENSOR)),
     "optionals": lambda: typed(helper.make_optional_type_proto(TENSOR)),
@@ -214,6 +222,15 @@ def test_an_edited_sparse_tensor_is_sparse_and_has_the_new_values(raw: bool) -> 
     assert not model.graph.initializer
     (stored,) = model.graph.sparse_initializer
     np.testing.assert_array_equal(dense(stored), 2 * dense(sparse_weight(raw=raw)))
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_an_edit_of_what_branches_share_counts(outside: bool) -> None:
+    graph = import_model(branches(outside=outside))
+    (shared,) = [c for part in graph.subgraphs() for c in constants(part) if c.name == "shared"][:1]
+    shared.values = 2 * shared.values
+    x = np.zeros((1, 4), np.float32)
+    np.testing.assert_array_equal(in_onnxruntime(export_model(graph), x)["y"], x + 8)
 
 
 def test_a_renamed_sparse_tensor_has_its_new_name() -> None:
