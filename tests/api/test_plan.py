@@ -152,7 +152,7 @@ def test_the_frontier_falls_as_the_model_grows(run: Callable[..., Ran], tmp_path
         assert values == sorted(values, reverse=descending)
     assert not report["groups"] and set(report["steps"]) == {"g0", "g1"}
     shown = run("plan", model, "--stats", "s.npz", "--frontier", "--threads", 1)
-    assert shown.code == 0 and f"{100 * points[0]['macs']:.0f}" in shown.out
+    assert shown.code == 0 and f"{100 * points[0]['costs']['macs']:.0f}" in shown.out
     assert sorted(os.listdir(tmp_path)) == ["data.npz", "model.onnx", "s.npz"]
 
 
