@@ -111,13 +111,13 @@ def _merge_items(edited: Any, base: Any, original: Any) -> None:
 
 def _by_name(items: Iterable[Any]) -> dict[tuple[object, int], Any]:
     """Items by what they go by, and how many of that name came before."""
-    seen: Counter[object] = Counter()
-    found = {}
+    counts: Counter[object] = Counter()
+    by_name = {}
     for place, item in enumerate(items):
         name = _NAMED.get(item.DESCRIPTOR.name, lambda _, place=place: place)(item)
-        found[name, seen[name]] = item
-        seen[name] += 1
-    return found
+        by_name[name, counts[name]] = item
+        counts[name] += 1
+    return by_name
 
 
 def _with_old_names(ours: dict[tuple[object, int], Any], source: Mapping[tuple[object, int], Any]) -> dict[Any, Any]:

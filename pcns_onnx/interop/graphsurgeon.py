@@ -79,9 +79,9 @@ def export_model(graph: gs.Graph, like: ModelSource | Sequence[ModelSource] = ()
     """
     if not isinstance(graph, gs.Graph) or isinstance(graph, gs.Function):
         raise InputError(f"a model cannot be graphsurgeon's {type(graph).__name__}: give its Graph")
-    given = cast("Sequence[ModelSource]", like if isinstance(like, list | tuple) else [like])
+    sources = cast("Sequence[ModelSource]", like if isinstance(like, list | tuple) else [like])
     originals = [graph.import_domains.original] if isinstance(graph.import_domains, _Opsets) else []
-    originals += [Graph.load(source).outline for source in given]
+    originals += [Graph.load(source).outline for source in sources]
     sparse = {tensor.values.name: tensor for model in originals for tensor in sparse_tensors(model.graph)}
     with _writable(graph, sparse):
         model = _write(graph)
