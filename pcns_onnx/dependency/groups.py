@@ -114,7 +114,7 @@ def _products(propagation: Propagation, labels: Labels) -> Iterator[Product]:
             continue
         classes = propagation.classes.of(found.a.reshape(-1, found.a.shape[-1])[0])
         if np.isin(classes, labels).all():
-            names = (node.inputs[0], node.inputs[1])
+            names = (node.inputs[found.inputs[0]], node.inputs[found.inputs[1]])
             shapes = [propagation.shapes.get(name, ()) for name in names]
             blocks = [_blocks(shape, order) for shape, order in zip(shapes, found.orders, strict=True)]
             heads = blocks[0] // propagation.batch if blocks[0] == blocks[1] else 1

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pcns_onnx.graph import Array, Node
 from pcns_onnx.numerics.arrays import namespace_of
 from pcns_onnx.ops.facts import Heads, Labels, Linear, OpContext, OpFacts, axes_of, describe, freeze
-from pcns_onnx.ops.linear import product, rows_of
+from pcns_onnx.ops.linear import Factor, product, rows_of
 from pcns_onnx.ops.registry import rule
 from pcns_onnx.ops.sliding_window import alike, form_of
 from pcns_onnx.ops.unsupported import MIXES
@@ -206,11 +206,12 @@ def _flat_rows(tensor: Any, order: tuple[int, ...], channels: int, at: NDArray[n
 @rule("Einsum", operands="all", bias_behind=_bias_shape)
 def einsum(context: OpContext) -> OpFacts:
     """A layer or a product; what is neither keeps the channels that enter it."""
-    if len(context.node.inputs) != 2 or any(shape is None for shape in context.shapes):
-        return freeze(context, f"{describe(context.node)} {MIXES}", macs=0)
-    equation = Equation.of(context.node)
-    equation = equation.expanded(tuple(len(shape or ()) for shape in context.shapes))
+    if any(shape is None for shape in context.shapes):
+        return freeze(context, f"{describe(context.node)} has an input of unknown rank", macs=0)
+    equation = Equation.of(context.node).expanded(tuple(len(shape or ()) for shape in context.shapes))
     macs = _multiply_adds(context, equation)
+    if len(equation.operands) != 2:
+        return freeze(context, f"{describe(context.node)} {MIXES}", macs=macs)
     if why := form_of(context, 0) or form_of(context, 1):
         return freeze(context, f"{describe(context.node)} {why}", macs=macs)
     if form := LayerForm.of(context.node, context.value):
@@ -296,20 +297,28 @@ def _product(context: OpContext, equation: Equation, macs: int) -> OpFacts | Non
     summed = both - set(result)
     if len(summed) != 1 or set(result) != {*a, *b} - summed or _spreads(context, equation):
         return None
-    row, column = (next((i for i in reversed(term) if i not in both), None) for term in (a, b))
-    heads = [index for index in result if index not in (row, column)]
-    (index,) = summed
+    own = [next((index for index in reversed(term) if index not in both), None) for term in (a, b)]
+    first = 1 if own[0] is not None and own[0] == result[-1] else 0  # the keys come second
+    heads = [index for index in result if index not in own]
     left, right = (
-        [term.index(i) if i in term else None for i in (*heads, own or "", index)]
-        for term, own in ((a, row), (b, column))
+        Factor(
+            position,
+            [
+                equation.operands[position].index(i) if i in equation.operands[position] else None
+                for i in (*heads, own[position] or "", *summed)
+            ],
+        )
+        for position in (first, 1 - first)
     )
     facts = product(context, left, right, macs)
     labels = facts.outputs[0]
     if labels is None:
         return facts
-    absent = tuple(place for place, own in ((-2, row), (-1, column)) if own is None)
-    order = [i for i in (*heads, row, column) if i is not None]
-    return replace(facts, outputs=(np.transpose(np.squeeze(labels, absent), [order.index(i) for i in result]),))
+    made = [*heads, own[first], own[1 - first]]
+    absent = tuple(place for place, index in enumerate(made) if index is None)
+    order = [index for index in made if index is not None]
+    moved = np.transpose(np.squeeze(labels, absent), [order.index(index) for index in result])
+    return replace(facts, outputs=(moved,))
 
 
 def _spreads(context: OpContext, equation: Equation) -> bool:

@@ -169,12 +169,14 @@ class Tie:
 
 @dataclass(frozen=True)
 class Bilinear:
-    """A product of inputs 0 and 1 that sums over channels of both: sum_j a_j b_j in every head.
+    """A product of two inputs that sums over channels of both: sum_j a_j b_j in every head.
 
-    `orders` are the axes of each input as (heads..., positions, channels), `a` and `b` the labels in that
+    The positions of the second of `inputs` are the last axis of the result (keys, which a Softmax normalises
+    over). `orders` are the axes of each as (heads..., positions, channels), `a` and `b` the labels in that
     order, of one shape.
     """
 
+    inputs: tuple[int, int]
     orders: tuple[tuple[int, ...], tuple[int, ...]]
     a: Labels
     b: Labels

@@ -201,7 +201,7 @@ def matmul(context: OpContext) -> OpFacts:
         if min(ranks) < 2:
             return freeze(context, f"{describe(context.node)} {COMPUTED}", macs=macs)
         (*lead, row, left), (*others, right, column) = ([None] * (max(ranks) - r) + [*range(r)] for r in ranks)
-        return product(context, (*lead, row, left), (*others, column, right), macs)
+        return product(context, Factor(0, (*lead, row, left)), Factor(1, (*others, column, right)), macs)
     if weight is None or weight.ndim != 2 or shape is None:
         return freeze(context, f"{describe(context.node)} does not multiply by one stored matrix", macs=macs)
     if context.shapes[0] is None:
@@ -216,25 +216,42 @@ def matmul(context: OpContext) -> OpFacts:
     return OpFacts((spread(writes, rank - 1, rank),), "reader", linear=linear, macs=macs)
 
 
-def product(context: OpContext, left: Order, right: Order, macs: int) -> OpFacts:
-    """A product of two computed tensors, whose labels come out as (heads..., rows, columns).
+@dataclass(frozen=True)
+class Factor:
+    """A computed operand of a product: input `position`, and its axes as (heads..., own positions, sum)."""
 
-    `left` are the axes of the first input as (heads..., rows, sum), `right` those of the second as (heads...,
-    columns, sum).
-    """
+    position: int
+    order: Order
+
+    def labels(self, context: OpContext) -> Labels:
+        """Its labels in this order."""
+        labels = context.labels[self.position]
+        if labels is None:
+            return np.full((1,) * len(self.order), -1, dtype=np.int64)
+        moved = np.transpose(labels, self.axes)
+        return np.expand_dims(moved, [place for place, axis in enumerate(self.order) if axis is None])
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The order without the axes that are new."""
+        return tuple(axis for axis in self.order if axis is not None)
+
+
+def product(context: OpContext, left: Factor, right: Factor, macs: int) -> OpFacts:
+    """A product of two computed tensors, whose labels come out as (heads..., positions of left, of right)."""
     if not any(labels is not None and axes_of(labels) for labels in context.labels):
         return freeze(context, f"{describe(context.node)} {COMPUTED}", macs=macs)
-    a, b = (_ordered(labels, order) for labels, order in zip(context.labels, (left, right), strict=True))
+    a, b = left.labels(context), right.labels(context)
     if a.shape[-1] > 1 or b.shape[-1] > 1:
-        return _summed(context, a, b, (left, right), macs)
+        return _summed(context, (left, right), a, b, macs)
     b = np.swapaxes(b, -1, -2)
     both = all(labels is not None for labels in context.labels)
     if both and sum(size > 1 for size in np.broadcast_shapes(a.shape, b.shape)) != 1:
         return freeze(context, f"{describe(context.node)} multiplies channels by channels", macs=macs)
-    return _passed(context, a, b, (left, right), macs)
+    return _passed(context, (left, right), a, b, macs)
 
 
-def _summed(context: OpContext, a: Labels, b: Labels, orders: tuple[Order, Order], macs: int) -> OpFacts:
+def _summed(context: OpContext, factors: tuple[Factor, Factor], a: Labels, b: Labels, macs: int) -> OpFacts:
     """The channels are summed over: the same ones must go on both sides. Labels have the sum's axis last."""
     if a.shape[-1] != b.shape[-1] or a.shape[-2] > 1 or b.shape[-2] > 1:
         return freeze(
@@ -242,25 +259,19 @@ def _summed(context: OpContext, a: Labels, b: Labels, orders: tuple[Order, Order
         )
     why = f"{describe(context.node)} multiplies its channels by some that must stay"
     a, b = np.broadcast_arrays(a, b)
-    left, right = (tuple(axis for axis in order if axis is not None) for order in orders)
-    sums = Bilinear((left, right), a, b)
+    left, right = factors
+    sums = Bilinear((left.position, right.position), (left.axes, right.axes), a, b)
     return OpFacts((None,), "linear", ties=(Tie(a, b, why),), bilinear=sums, scales=a.reshape(-1), macs=macs)
 
 
-def _passed(context: OpContext, a: Labels, b: Labels, orders: tuple[Order, Order], macs: int) -> OpFacts:
+def _passed(context: OpContext, factors: tuple[Factor, Factor], a: Labels, b: Labels, macs: int) -> OpFacts:
     """The channels pass; on the axes of the heads they are tied to the other operand's, or must stay with them."""
     labels = np.broadcast_to(np.maximum(a, b), np.broadcast_shapes(a.shape, b.shape))
     why = f"{describe(context.node)} multiplies its channels by some that must stay"
     ties = []
-    for own, order, shape in zip((a, b), orders, context.shapes, strict=True):
-        heads = [axis for axis in axes_of(labels) if axis < labels.ndim - 2]
-        if any(order[axis] is not None and (shape or ())[order[axis] or 0] != 1 for axis in heads):
+    for own, factor in zip((a, b), factors, strict=True):
+        shape = context.shapes[factor.position] or ()
+        heads = [factor.order[axis] for axis in axes_of(labels) if axis < labels.ndim - 2]
+        if any(axis is not None and shape[axis] != 1 for axis in heads):
             ties.append(Tie(labels, np.broadcast_to(own, labels.shape), why))
     return OpFacts((labels,), "linear", ties=tuple(ties), scales=labels.reshape(-1), macs=macs)
-
-
-def _ordered(labels: Labels | None, order: Order) -> Labels:
-    if labels is None:
-        return np.full((1,) * len(order), -1, dtype=np.int64)
-    moved = np.transpose(labels, [axis for axis in order if axis is not None])
-    return np.expand_dims(moved, [place for place, axis in enumerate(order) if axis is None])
