@@ -112,6 +112,32 @@ def kind_of(one: Field[Any]) -> type | None:
     return None if one.name in _OPEN else str
 
 
+def options_page() -> str:
+    """The docs' tables of options, a section for each record."""
+    sections = []
+    for record in RECORDS.values():
+        title = (record.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+        rows = [_row(one) for one in fields(record) if one.metadata["commands"]]
+        sections.append(
+            "\n".join([f"## {title}", "", "| option | commands | default | meaning |", "|---|---|---|---|", *rows])
+        )
+    return "\n\n".join(sections)
+
+
+def _row(one: Field[Any]) -> str:
+    metavar, text = (one.metadata.get(name) or "" for name in ("metavar", "help"))
+    metavar = metavar[""] if isinstance(metavar, Mapping) else metavar
+    if not metavar and kind_of(one) in (int, float):
+        metavar = "N" if kind_of(one) is int else "F"
+    texts = (
+        [f"{where}: {said}" if where else said for where, said in text.items()] if isinstance(text, Mapping) else [text]
+    )
+    default = "" if one.default in (None, (), False, True) else f"`{one.default}`"
+    shown = f"`{flag_of(one)} {metavar}`".replace(" `", "`").replace("|", "\\|")
+    commands = one.metadata["commands"].replace(" ", ", ")
+    return f"| {shown} | {commands} | {default} | {'<br>'.join(texts)} |".replace("|  |", "| |")
+
+
 def _checked(one: Field[Any], value: Any) -> Any:
     """A value as its record keeps it; raises `InputError` where it is not what the field takes."""
     name, facts = flag_of(one).partition("/")[0], one.metadata

@@ -20,7 +20,7 @@ from pcns_onnx.evaluation.precisions import QuantizedModel, check_precisions, pr
 from pcns_onnx.evaluation.provenance import library_versions, provenance_note, provenance_of
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
-from pcns_onnx.methods.pcns.assessment import spectra
+from pcns_onnx.methods.pcns.assessment import eigenvalue_shares
 from pcns_onnx.methods.registry import method_named
 from pcns_onnx.methods.strategy import Request, Solution, Strategy, strategy_for
 from pcns_onnx.planning.decision import Decision
@@ -287,7 +287,7 @@ def _report(
         shrunk.decision,
         shrunk.solution,
         shrunk.strategy.curves if is_drawn else {},
-        spectra(problem) if is_drawn and data is not None else {},
+        eigenvalue_shares(problem) if is_drawn and data is not None else {},
     )
     after = running.dependencies(explicit_biases(small)[0].as_float32(), check.train)
     samples = problem.calibration.samples

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pcns_onnx.architecture.fresh import Feeds, initialise, is_grouped
+from pcns_onnx.architecture.fresh import Feeds, conv_groups, initialise
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
@@ -177,7 +177,7 @@ class Chain:
 
 def _refuse_groups(graph: Graph) -> None:
     """Raise `UnsupportedError` if a Conv is grouped."""
-    grouped = [node.label for node in graph.nodes if is_grouped(node) > 1]
+    grouped = [node.label for node in graph.nodes if conv_groups(node) > 1]
     if grouped:
         raise UnsupportedError(
             f"Conv '{grouped[0]}' is grouped ({len(grouped)} are): its filters read different channels, so they span "

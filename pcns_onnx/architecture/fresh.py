@@ -50,7 +50,7 @@ def ungroup(graph: Graph) -> tuple[str, ...]:
     """Every grouped Conv reads all channels, in place; the names of those that did not. Weights are to be made anew."""
     found = []
     for node in graph.nodes:
-        groups, weight = is_grouped(node), graph.constant(node.inputs[1]) if node.op in LAYERS else None
+        groups, weight = conv_groups(node), graph.constant(node.inputs[1]) if node.op in LAYERS else None
         if groups > 1 and weight is not None:
             found.append(node.label)
             wide = [weight.shape[0], weight.shape[1] * groups, *weight.shape[2:]]
@@ -59,7 +59,7 @@ def ungroup(graph: Graph) -> tuple[str, ...]:
     return tuple(found)
 
 
-def is_grouped(node: Node) -> int:
+def conv_groups(node: Node) -> int:
     """The number of groups of a Conv or ConvTranspose, 1 for all else."""
     return int(node.attrs.get("group", 1)) if node.op in ("Conv", "ConvTranspose") and not node.domain else 1
 
@@ -69,7 +69,7 @@ def _layer(graph: Graph, node: Node, generator: np.random.Generator | None, feed
     shape = list(_stored(graph, node, 1).shape)
     source = graph.shapes(feeds).get(node.inputs[0]) or (None,)
     channels = source[1 if node.op.startswith("Conv") else 0 if node.attrs.get("transA", 0) else -1]
-    if channels is not None and is_grouped(node) == 1:
+    if channels is not None and conv_groups(node) == 1:
         shape[reads] = channels
     scale = np.float32(sqrt(2.0 / max(shape[reads] * prod(shape[2:]), 1)))
     weight = np.zeros(shape, np.float32) if generator is None else generator.standard_normal(shape, np.float32) * scale

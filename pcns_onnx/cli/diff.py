@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
+from pcns_onnx.cli.options import as_json, config_option, record_options
 
 if TYPE_CHECKING:
     from pcns_onnx.api.diff import Difference
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 @click.argument("a")
 @click.argument("b")
 @click.option("--all", "everything", is_flag=True, help="List also the layers that are the same.")
-@click.option("--shape", multiple=True, metavar="NAME=1x3x224x224", help="Sizes of an input that is left open.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@as_json
+@record_options("diff")
+@config_option
 @with_console
 def diff(a: str, b: str, everything: bool, shape: tuple[str, ...], console: Console) -> None:
     """Say what changed from model A to model B, layer by layer. Nothing is run."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
+from pcns_onnx.cli.options import as_json
 from pcns_onnx.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog=EXIT_CODES)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@as_json
 @with_console
 def doctor(console: Console) -> None:
     """Say what is here to run with, and what is missing. Exit code 2 where it cannot run at all."""

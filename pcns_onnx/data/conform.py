@@ -105,7 +105,7 @@ def convert(rows: Array, spec: TensorSpec, normalize: Normalize | None, where: s
     `first` is the sample index of the first row, for messages. Raises InputError for NaN, Inf, a float too
     large for the dtype and an integer out of its range.
     """
-    if not is_float(spec.dtype):
+    if not is_floating(spec.dtype):
         if not np.can_cast(rows.dtype, spec.dtype) and rows.size:
             limits = np.iinfo(spec.dtype)
             bad = (rows < limits.min) | (rows > limits.max)
@@ -123,7 +123,7 @@ def convert(rows: Array, spec: TensorSpec, normalize: Normalize | None, where: s
     return np.ascontiguousarray(values)
 
 
-def is_float(dtype: np.dtype[Any]) -> bool:
+def is_floating(dtype: np.dtype[Any]) -> bool:
     """Whether `dtype` is a float; numpy itself files ml_dtypes' bfloat16 under void."""
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
@@ -155,22 +155,22 @@ def _match_shape(column: Column, spec: TensorSpec) -> None:
 
 def _match_dtype(column: Column, spec: TensorSpec, normalize: Normalize | None) -> None:
     have, want = column.dtype, spec.dtype
-    if have == want or (is_float(have) and is_float(want)):
+    if have == want or (is_floating(have) and is_floating(want)):
         return
     if have.kind in "iub" and want.kind in "iu":
         return
     clash = f"{column.where} holds {have} but the model takes {want}"
-    if have == np.uint8 and is_float(want):
+    if have == np.uint8 and is_floating(want):
         if normalize is not None:
             return
         raise InputError(f"{clash}: pass --normalize MEAN STD (per channel, after /255), or convert the data")
     # Saving as bfloat16 would not do: numpy forgets that dtype on the way to a file.
-    raise InputError(f"{clash}: convert the data to {'float32' if is_float(want) else want}")
+    raise InputError(f"{clash}: convert the data to {'float32' if is_floating(want) else want}")
 
 
 def _match_normalize(part: Part, inputs: Sequence[TensorSpec], normalize: Normalize) -> None:
     """Refuse a Normalize that has nothing to do, or whose channels are not those of the data."""
-    pixels = [c for s in inputs if (c := part.columns[s.name]).dtype == np.uint8 and is_float(s.dtype)]
+    pixels = [c for s in inputs if (c := part.columns[s.name]).dtype == np.uint8 and is_floating(s.dtype)]
     if not pixels:
         held = ", ".join(f"`{spec.name}` holds {part.columns[spec.name].dtype}" for spec in inputs)
         raise InputError(

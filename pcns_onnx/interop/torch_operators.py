@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pcns_onnx.interop.torch_windows import average_pool, conv, conv_transpose, max_pool
+from pcns_onnx.interop.torch_windows import run_average_pool, run_conv, run_conv_transpose, run_max_pool
 
 
 @dataclass(frozen=True)
@@ -293,8 +293,8 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 """Operators whose inputs are all tensors, and whose constants train if they are more than one number."""
 
 OPERATORS: dict[str, Operator] = {
-    "Conv": Operator(conv, layer=True),
-    "ConvTranspose": Operator(conv_transpose, layer=True, only={"auto_pad": "NOTSET"}),
+    "Conv": Operator(run_conv, layer=True),
+    "ConvTranspose": Operator(run_conv_transpose, layer=True, only={"auto_pad": "NOTSET"}),
     "Gemm": Operator(_gemm, layer=True),
     "MatMul": Operator(torch.matmul, layer=True),
     "Einsum": Operator(_einsum, layer=True),
@@ -302,8 +302,8 @@ OPERATORS: dict[str, Operator] = {
     "LayerNormalization": Operator(_layer_norm, layer=True),
     "InstanceNormalization": Operator(_instance_norm, layer=True),
     "PRelu": Operator(_prelu, layer=True),
-    "MaxPool": Operator(max_pool),
-    "AveragePool": Operator(average_pool),
+    "MaxPool": Operator(run_max_pool),
+    "AveragePool": Operator(run_average_pool),
     "Reshape": Operator(_reshape, settings=(1,)),
     "Squeeze": Operator(_squeeze, settings=(1,)),
     "Unsqueeze": Operator(_unsqueeze, settings=(1,)),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 Ints = Sequence[int] | None
 
 
-def conv(
+def run_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, kernel_shape: Ints = None, strides: Ints = None,
     pads: Ints = None, dilations: Ints = None, group: int = 1, auto_pad: str = "NOTSET",
 ) -> Tensor:  # fmt: skip
@@ -25,7 +25,7 @@ def conv(
     return run(x if alike else _padded(x, ends), weight, bias, strides, padding, dilations, group)
 
 
-def conv_transpose(
+def run_conv_transpose(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, kernel_shape: Ints = None, strides: Ints = None,
     pads: Ints = None, dilations: Ints = None, output_padding: Ints = None, group: int = 1,
 ) -> Tensor:  # fmt: skip
@@ -39,7 +39,7 @@ def conv_transpose(
     return whole if bias is None else whole + bias.reshape(-1, *[1] * axes)
 
 
-def max_pool(
+def run_max_pool(
     x: Tensor, *, kernel_shape: Sequence[int], strides: Ints = None, pads: Ints = None, dilations: Ints = None,
     auto_pad: str = "NOTSET", ceil_mode: int = 0, storage_order: int = 0,
 ) -> Tensor:  # fmt: skip
@@ -51,7 +51,7 @@ def max_pool(
     return torch.as_tensor(run(_padded(x, ends, float("-inf")), list(kernel_shape), strides, 0, dilations))
 
 
-def average_pool(
+def run_average_pool(
     x: Tensor, *, kernel_shape: Sequence[int], strides: Ints = None, pads: Ints = None,
     auto_pad: str = "NOTSET", ceil_mode: int = 0, count_include_pad: int = 0,
 ) -> Tensor:  # fmt: skip

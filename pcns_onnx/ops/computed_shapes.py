@@ -127,7 +127,7 @@ def counted(labels: Labels | None, axis: int) -> Labels | None:
 
 
 @dataclass(frozen=True)
-class Windows:
+class SliceBounds:
     """What a Slice takes: `starts`, `ends` and `steps` along `axes`; None where they are computed.
 
     `places` are where starts and ends are stored.
@@ -140,19 +140,19 @@ class Windows:
     places: tuple[int | str, int | str]
 
 
-def windows(context: OpContext, node: Node) -> Windows:
+def slice_bounds(context: OpContext, node: Node) -> SliceBounds:
     """What a Slice takes, from attributes or inputs."""
     if len(node.inputs) == 1:
         starts, ends = list(node.attrs["starts"]), list(node.attrs["ends"])
         axes = list(node.attrs.get("axes", range(len(starts))))
-        return Windows(axes, starts, ends, [1] * len(starts), ("starts", "ends"))
+        return SliceBounds(axes, starts, ends, [1] * len(starts), ("starts", "ends"))
     count = _count(context, node.inputs[1])
     given = list[list[int] | None]()
     for place, default in enumerate((None, None, None if count is None else range(count), [1] * (count or 0)), start=1):
         name = node.inputs[place] if place < len(node.inputs) else ""
         value = context.value(name) if name else default
         given.append(None if value is None else [int(v) for v in np.asarray(value).reshape(-1)])
-    return Windows(given[2], given[0], given[1], given[3], (1, 2))
+    return SliceBounds(given[2], given[0], given[1], given[3], (1, 2))
 
 
 def _refusal(source: Stored | None, count: int) -> str:
@@ -203,7 +203,7 @@ def _sources(context: OpContext, node: Node) -> list[tuple[int, int]] | None:
     if node.op == "Gather" and (indices := context.value(node.inputs[1])) is not None:
         return [(0, whole[int(i)]) for i in indices.reshape(-1)]
     if node.op == "Slice":
-        taken = windows(context, node)
+        taken = slice_bounds(context, node)
         starts, ends, steps = taken.starts or [], taken.ends or [], taken.steps or []
         if taken.axes in ([0], [-1]) and starts and ends and steps:
             return [(0, element) for element in whole[slice(starts[0], ends[0], steps[0])]]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pcns_onnx.ops.computed_shapes import counted, windows
+from pcns_onnx.ops.computed_shapes import counted, slice_bounds
 from pcns_onnx.ops.facts import (
     ChannelCount,
     ChannelIndex,
@@ -70,7 +70,7 @@ def _side_by_side(context: OpContext, carried: Sequence[Labels], coupled: tuple[
 
 
 @rule("Split")
-def split(context: OpContext) -> OpFacts:
+def split_op(context: OpContext) -> OpFacts:
     """Pieces of the channels, their sizes written out; or all of them in every output."""
     labels, count = context.labels[0], len(context.node.outputs)
     if labels is None:
@@ -106,7 +106,7 @@ def cut(context: OpContext) -> OpFacts:
     labels = context.labels[0]
     if labels is None:
         return OpFacts((None,))
-    taken = windows(context, context.node)
+    taken = slice_bounds(context, context.node)
     touched = set(axes_of(labels)) if taken.axes is None else {a % labels.ndim for a in taken.axes} & {*axes_of(labels)}
     if not touched:
         return OpFacts((labels,), "move")

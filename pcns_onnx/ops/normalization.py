@@ -4,7 +4,7 @@ Taking a channel out of a LayerNormalization changes all the others, so its chan
 also write such norms in pieces, as x - mean(x) and x / sqrt(mean(x²) + e): `is_norm_of` knows these.
 
 A GroupNormalization can lose whole groups, which leaves the others as they were. In pieces it is an
-InstanceNormalization between two Reshapes: `is_grouped` knows the first of these.
+InstanceNormalization between two Reshapes: `is_group_norm` knows the first of these.
 
 A Softmax passes channels that lie on another axis than the one that it normalises.
 """
@@ -116,7 +116,7 @@ def group_normalization(context: OpContext) -> OpFacts:
     )
 
 
-def is_grouped(context: OpContext) -> bool:
+def is_group_norm(context: OpContext) -> bool:
     """Whether a Reshape stands in front of an InstanceNormalization, which takes axis 1 for its channels."""
     return {reader.op for reader in context.readers(context.node.outputs[0])} == {"InstanceNormalization"}
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from pcns_onnx.ops.computed_shapes import Stored, is_followed, measured, origin, target
 from pcns_onnx.ops.facts import Labels, OpContext, OpFacts, Tie, along, axes_of, describe, freeze, spread
-from pcns_onnx.ops.normalization import is_grouped
+from pcns_onnx.ops.normalization import is_group_norm
 from pcns_onnx.ops.registry import rule
 
 
@@ -56,7 +56,7 @@ def reshape(context: OpContext) -> OpFacts:
     slices, ties = labels, tuple[Tie, ...]()
     if len(axes) > 1:
         is_heads = context.heads == "whole" and axes[-1] == labels.ndim - 1
-        kept = 1 if 1 in axes and is_grouped(context) else axes[-2] if is_heads else axes[-1]
+        kept = 1 if 1 in axes and is_group_norm(context) else axes[-2] if is_heads else axes[-1]
         for axis in axes:
             slices = slices if axis == kept else np.take(slices, [0], axis=axis)
         why = f"{describe(context.node)} splits its channels over several axes"

@@ -72,7 +72,7 @@ class Goal:
         default="auto",
         metadata={
             "commands": "shrink plan",
-            "metavar": "NAME",
+            "metavar": {"": "NAME", "plan": "obs|interpolative"},
             "help": {
                 "": "How to choose and solve (auto: obs); see below.",
                 "plan": "How channels are chosen: obs (auto) or interpolative.",

@@ -19,6 +19,7 @@ from builders.models import run as outputs
 from pcns_onnx import GateError, InputError, NothingToShrinkError, ShrinkResult, shrink
 from pcns_onnx.api.options import Options
 from pcns_onnx.api.plan import plan
+from pcns_onnx.cost.resources import RESOURCES
 from pcns_onnx.planning.frontier import STEPS
 from pcns_onnx.planning.plan import FrontierPoint
 from pcns_onnx.report.frontier_figure import frontier_figure
@@ -48,7 +49,9 @@ def test_an_error_budget_holds_on_data_that_was_not_solved_on(limit: float) -> N
     assert result.report.after.macs < result.report.before.macs
 
 
-def test_more_may_go_where_more_may_be_lost() -> None:
+def test_more_may_go_where_more_may_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    # By multiply-adds: what the layers of a toy take depends on what else the machine does.
+    monkeypatch.setattr("pcns_onnx.methods.subset.search.TIMED", ())
     sizes = [shrink(wide(), rows(300), budget=f"error={e}", refine=0).report.after.macs for e in (0.02, 0.5)]
     assert sizes[0] > sizes[1]
 
@@ -106,7 +109,7 @@ def test_a_plan_is_written_and_replayed_to_the_same_bytes(run: Callable[..., Ran
     assert told["method"] == "obs" and set(told["groups"]) == {"g0", "g1"}
     for entry in told["groups"].values():
         assert 1 <= entry["width"] <= entry["of"] and len(entry["keep"]) == entry["width"]
-        assert set(entry["saves"]) == {"macs", "params", "latency"} and entry["error"] >= 0
+        assert set(entry["saves"]) == set(RESOURCES) and entry["error"] >= 0
     for name in "ab":
         done = run("shrink", model, "--data", data, "--plan", "plan.json", "-o", f"{name}.onnx", "--refine", 10,
                    "--threads", 1, "--plan-out", f"{name}.json")  # fmt: skip
@@ -148,11 +151,11 @@ def test_the_frontier_falls_as_the_model_grows(run: Callable[..., Ran], tmp_path
             0 < point["costs"]["macs"] <= share and 0 < point["costs"]["params"] <= 1 and point["costs"]["latency"] > 0
         )
     for name, descending in (("macs", True), ("error", False)):
-        values = [point[name] for point in points]
+        values = [(point | point["costs"])[name] for point in points]
         assert values == sorted(values, reverse=descending)
     assert not report["groups"] and set(report["steps"]) == {"g0", "g1"}
     shown = run("plan", model, "--stats", "s.npz", "--frontier", "--threads", 1)
-    assert shown.code == 0 and f"{100 * points[0]['macs']:.0f}" in shown.out
+    assert shown.code == 0 and f"{100 * points[0]['costs']['macs']:.0f}" in shown.out
     assert sorted(os.listdir(tmp_path)) == ["data.npz", "model.onnx", "s.npz"]
 
 

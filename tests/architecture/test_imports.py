@@ -44,6 +44,12 @@ DOORS = {
 FLOORS = 12
 """Rooms on top of one another: as many as a newcomer can keep in mind."""
 
+MODULES = 13
+SCREEN = 60
+
+KNOWN_TWICE: dict[str, list[str]] = {}
+"""Public names of functions and classes that two modules define all the same, with a reason each."""
+
 LIMIT = 300
 """Non-blank lines that a file may have."""
 
@@ -139,15 +145,56 @@ def test_imports_go_downwards(path: Path) -> None:
     assert {room_of(name) for name in inside(path)} <= below
 
 
+def floors(needs: dict[str, set[str]]) -> int:
+    """On how many floors these names stand, each above all that it needs; raises where they go in circles."""
+    count = 0
+    while ready := {name for name, waiting in needs.items() if not waiting}:
+        needs = {name: waiting - ready for name, waiting in needs.items() if name not in ready}
+        count += 1
+    assert not needs, f"imports go in circles: {sorted(needs)}"
+    return count
+
+
 def test_imports_do_not_go_in_circles() -> None:
     # A package imports its modules to make them known; they may not ask it for anything back.
-    waiting = {name_of(path): inside(path) - {name_of(path)} for path in FILES}
-    floors = 0
-    while ready := {name for name, needs in waiting.items() if not needs}:
-        waiting = {name: needs - ready for name, needs in waiting.items() if name not in ready}
-        floors += 1
-    assert not waiting
-    assert floors <= FLOORS
+    assert floors({name_of(path): inside(path) - {name_of(path)} for path in FILES}) > 0
+
+
+def test_the_house_has_few_floors() -> None:
+    needs: dict[str, set[str]] = {room: set() for room in ORDER if room != "__main__"}  # the door is no floor
+    for path in FILES:
+        room = room_of(name_of(path))
+        if room in needs:
+            needs[room] |= {room_of(name) for name in inside(path)} - {room}
+    assert floors(needs) <= FLOORS
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda folder: folder.name)
+def test_a_folder_is_taken_in_at_a_glance(folder: Path) -> None:
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MODULES
+
+
+def test_the_root_of_the_package_is_nearly_empty() -> None:
+    assert {path.stem for path in HOUSE.glob("*.py")} == {"__init__", "__main__", "errors", "progress", "files"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: name_of(path) or "__init__")
+def test_a_function_fits_a_screen(path: Path) -> None:
+    functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
+    assert [f.name for f in functions if (f.end_lineno or 0) - f.lineno + 1 > SCREEN] == []
+
+
+def test_a_public_name_is_defined_once() -> None:
+    homes: dict[str, set[str]] = {}
+    for path in FILES:
+        room = name_of(path)
+        if room_of(room) in ("api", "cli"):
+            continue  # a verb has the same name in both
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, set()).add(room)
+    twice = {name: sorted(rooms) for name, rooms in homes.items() if len(rooms) > 1}
+    assert twice == KNOWN_TWICE
 
 
 @pytest.mark.parametrize(("library", "door"), DOORS.items())

@@ -12,7 +12,7 @@ from builders.contract import surveyed
 from builders.models import Array, run
 from builders.surgery import sample, tensor
 from builders.topologies import TOPOLOGIES, Sketch
-from pcns_onnx.calibration import group_inputs as passes
+from pcns_onnx.calibration import calibration
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.columns import ChannelCovariance, Columns, mixed_prior
 from pcns_onnx.calibration.group_inputs import read_groups
@@ -100,7 +100,7 @@ def by_class(columns: Array, owners: Array, labels: Array) -> tuple[Array, Array
 
 @pytest.mark.parametrize("name", MODELS)
 def test_readings_are_the_covariance_of_the_columns_by_class(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "ROWS_PER_COLUMN", (10**6, 10**6))  # every position
+    monkeypatch.setattr(calibration, "ROWS_PER_COLUMN", (10**6, 10**6))  # every position
     graph, dependencies = surveyed(MODELS[name]())
     x = np.random.default_rng(3).standard_normal((60, *sample(graph.proto).shape[1:])).astype(np.float32)
     found = list(read_groups(setup_of(graph, x), graph, dependencies, dependencies.shrinkable))

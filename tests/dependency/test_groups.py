@@ -451,7 +451,7 @@ def test_the_last_layer_of_a_block_corrects_the_stream(monkeypatch: pytest.Monke
     errors = {}
     for how in ("sum", "own branch"):
         if how == "own branch":
-            monkeypatch.setattr("pcns_onnx.reconstruction.sequential.goal_of", alone)
+            monkeypatch.setattr("pcns_onnx.reconstruction.sequential.regression_target", alone)
         graph, small, _ = solved(model, x, "a1", C // 2)
         errors[how] = [relative(tensor(graph, name, new), tensor(small, name, new)) for name in ("a", "b", "y")]
     assert errors["sum"][0] == pytest.approx(errors["own branch"][0])  # nothing was damaged before it
@@ -472,7 +472,7 @@ def test_on_the_samples_a_sum_is_never_worse_for_it(
     x = data(model)
     errors = []
     for goal in (regression_target, alone):
-        monkeypatch.setattr("pcns_onnx.reconstruction.sequential.goal_of", goal)
+        monkeypatch.setattr("pcns_onnx.reconstruction.sequential.regression_target", goal)
         graph, small, _ = solved(model, x, damaged, 2)
         errors.append([relative(tensor(graph, item, x), tensor(small, item, x)) for item in sums])
     assert errors[0][0] == pytest.approx(errors[1][0], rel=1e-3)

@@ -23,7 +23,7 @@ from builders.commands import Ran
 from builders.mlp import mlp, rows, saved
 from builders.models import MODELS, build
 from pcns_onnx import Normalize, compare, inspect, shrink
-from pcns_onnx.api import shrink as pipeline
+from pcns_onnx.api import inspect as inspecting
 from pcns_onnx.cli import main as cli
 from pcns_onnx.methods.registry import CHOICES, EXPANSIONS, METHODS
 
@@ -638,7 +638,7 @@ def test_the_end_that_nobody_asked_for_is_one_line_too(
     def fails(*args: object, **options: object) -> None:
         raise raised
 
-    monkeypatch.setattr(pipeline, "inspect", fails)
+    monkeypatch.setattr(inspecting, "inspect", fails)
     done = run("inspect", "model.onnx")
     assert (done.code, done.out, done.err.strip()) == (code, "", f"pcns-onnx: error: {line}")
 

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import array_api_strict
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
 from threadpoolctl import threadpool_limits
 
-from builders.models import run
-from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.calibration.ranking import Rank, Ranking, ReaderStats, mixing
-from pcns_onnx.errors import InputError
-from pcns_onnx.methods.pcns.activations import IDENTITY, Activation, activation
-from pcns_onnx.methods.pcns.components import RebuiltLayer, components_in, expand_components, neurons_for, width_curve
-from pcns_onnx.methods.registry import CHOICES, DEFAULT, METHODS, method_named
 from pcns_onnx.methods.subset import interpolative, obs
-from pcns_onnx.methods.subset.score import RANK_OF
 from pcns_onnx.numerics.arrays import to_numpy
 
 Array = Any
 BACKENDS = pytest.mark.parametrize("xp", [np, array_api_strict], ids=["numpy", "strict"])
-RANKS = pytest.mark.parametrize("rank", [obs.rank, interpolative.rank], ids=["obs", "interpolative"])
+RANKS = pytest.mark.parametrize(
+    "rank", [obs.rank_by_surgeon, interpolative.rank_by_pivots], ids=["obs", "interpolative"]
+)
 QUICK = settings(max_examples=12, deadline=None)
 MANY = 10**9  # rows: the damping is then its least
 
@@ -84,19 +78,6 @@ def lost_all(problems: Problems, keep: Array) -> float:
     return float(np.mean([lost(x, v, taps, keep) for x, v, taps in problems]))
 
 
-# -- the table -------------------------------------------------------------------------------
-
-
-def test_every_method_can_be_named_and_auto_is_the_default() -> None:
-    assert [method_named(name).name for name in CHOICES] == [DEFAULT, *METHODS]
-    assert {method.name for method in METHODS.values() if method.family == "subset"} == set(RANK_OF)
-
-
-def test_an_unknown_method_is_refused_with_the_choices() -> None:
-    with pytest.raises(InputError, match="unknown method 'magic': choose one of auto, obs"):
-        method_named("magic")
-
-
 # -- readings --------------------------------------------------------------------------------
 
 
@@ -151,7 +132,7 @@ READERS = pytest.mark.parametrize("taps", [(1,), (3,), (1, 1), (1, 4)], ids=str)
 @QUICK
 def test_the_curve_of_obs_is_the_least_squares_residual(xp: Any, taps: Sequence[int], seed: int) -> None:
     problems = several(seed, 6, taps)
-    ranking = rank_all(obs.rank, problems, xp)
+    ranking = rank_all(obs.rank_by_surgeon, problems, xp)
     assert sorted(ranking.order) == list(range(6))
     expected = [lost_all(problems, ranking.order[:m]) for m in range(1, 7)]
     np.testing.assert_allclose(ranking.error[1:], expected, atol=2e-4)
@@ -162,7 +143,7 @@ def test_the_curve_of_obs_is_the_least_squares_residual(xp: Any, taps: Sequence[
 @READERS
 def test_obs_removes_the_cheapest_at_every_step(taps: Sequence[int]) -> None:
     problems = several(5, 6, taps)
-    order = rank_all(obs.rank, problems).order
+    order = rank_all(obs.rank_by_surgeon, problems).order
     for left in range(6, 1, -1):
         kept = order[:left]
         costs = {int(g): lost_all(problems, kept[kept != g]) for g in kept}
@@ -185,7 +166,7 @@ def partial(seed: int) -> list[tuple[Array, Array, int, Array]]:
 def test_readers_of_some_channels_lose_only_these(xp: Any, seed: int) -> None:
     """The mean over all readers of what each of them misses; one that is left with nothing misses all."""
     problems = partial(seed)
-    ranking = obs.rank([reading(x, v, t, xp, places=p) for x, v, t, p in problems], 7)
+    ranking = obs.rank_by_surgeon([reading(x, v, t, xp, places=p) for x, v, t, p in problems], 7)
     assert sorted(ranking.order) == list(range(7))
     for width in range(2, 8):
         kept = np.sort(ranking.order[:width])
@@ -204,7 +185,9 @@ def test_readers_of_some_channels_are_the_same_in_any_array_namespace(rank: Rank
 
 def test_places_of_all_channels_say_nothing_new() -> None:
     problems = several(5, 6, (1, 3))
-    plain, placed = (obs.rank([reading(x, v, t, places=p) for x, v, t in problems], 6) for p in (None, np.arange(6)))
+    plain, placed = (
+        obs.rank_by_surgeon([reading(x, v, t, places=p) for x, v, t in problems], 6) for p in (None, np.arange(6))
+    )
     np.testing.assert_array_equal(plain.order, placed.order)
     np.testing.assert_allclose(plain.error, placed.error)
 
@@ -212,7 +195,7 @@ def test_places_of_all_channels_say_nothing_new() -> None:
 @BACKENDS
 def test_the_curve_of_the_interpolative_subset_is_its_residual_trace(xp: Any) -> None:
     (x, v, _) = problems = (*problem(6, 7), 1)
-    ranking = rank_all(interpolative.rank, [problems], xp)
+    ranking = rank_all(interpolative.rank_by_pivots, [problems], xp)
     weighted = x * np.sqrt((v * v).sum(0))
     for m in range(1, 8):
         kept = weighted[:, ranking.order[:m]]
@@ -278,8 +261,8 @@ def test_obs_loses_less_than_other_subsets() -> None:
     for seed in range(20):
         x, v = problem(100 + 7 * seed, 16)
         seen = reading(x, v)
-        shares["obs"].append(lost(x, v, 1, obs.rank([seen], 16).order[:8]))
-        shares["interpolative"].append(lost(x, v, 1, interpolative.rank([seen], 16).order[:8]))
+        shares["obs"].append(lost(x, v, 1, obs.rank_by_surgeon([seen], 16).order[:8]))
+        shares["interpolative"].append(lost(x, v, 1, interpolative.rank_by_pivots([seen], 16).order[:8]))
         shares["random"].append(lost(x, v, 1, generator.choice(16, 8, replace=False)))
     mean = {name: float(np.mean(values)) for name, values in shares.items()}
     assert mean["obs"] <= mean["interpolative"] < mean["random"]
@@ -291,233 +274,11 @@ def test_blocks_agree_with_one_by_one(taps: Sequence[int], monkeypatch: pytest.M
     channels = 130
     problems = [(*problem(20 + i, channels, t, outputs=24, rows=1200), t) for i, t in enumerate(taps)]
     assert channels * max(taps) > obs._SMALL
-    blocks = rank_all(obs.rank, problems)
+    blocks = rank_all(obs.rank_by_surgeon, problems)
     monkeypatch.setattr(obs, "_SMALL", 10**9)
-    single = rank_all(obs.rank, problems)
+    single = rank_all(obs.rank_by_surgeon, problems)
     assert sorted(blocks.order) == list(range(channels))
     np.testing.assert_allclose(blocks.error, single.error, rtol=0.02, atol=1e-4)
     assert len(set(blocks.order[:65]) & set(single.order[:65])) >= 60
     for width in (30, 65):
         assert lost_all(problems, blocks.order[:width]) == pytest.approx(blocks.error[width], rel=0.02)
-
-
-# -- activations -----------------------------------------------------------------------------
-
-Parameter = float | tuple[float, float] | None
-"""A PRelu's slope or a Clip's bounds."""
-
-ACTIVATIONS: list[tuple[str, dict[str, float], Parameter]] = [
-    ("LeakyRelu", {}, None),
-    ("LeakyRelu", {"alpha": 0.2}, None),
-    ("PRelu", {}, 0.3),
-    ("Tanh", {}, None),
-    ("Sigmoid", {}, None),
-    ("HardSigmoid", {}, None),
-    ("HardSigmoid", {"alpha": 0.5, "beta": 0.3}, None),
-    ("Softsign", {}, None),
-    ("Softplus", {}, None),
-    ("Elu", {}, None),
-    ("Elu", {"alpha": 0.7}, None),
-    ("Selu", {}, None),
-    ("Selu", {"alpha": 1.5, "gamma": 1.2}, None),
-    ("Celu", {"alpha": 2.0}, None),
-    ("Relu", {}, None),
-    ("Clip", {}, (0.0, float("inf"))),
-    ("Clip", {}, (0.0, 3.0)),
-    ("Clip", {}, (-1.0, 1.0)),
-    ("Clip", {}, (-0.5, float("inf"))),
-]
-SIGMAS = pytest.mark.parametrize(("op", "attrs", "slope"), ACTIVATIONS, ids=lambda v: str(v))
-
-
-def sigma_of(op: str, attrs: dict[str, float], slope: Parameter = None) -> Activation:
-    found = activation(op, attrs, bounds=slope) if isinstance(slope, tuple) else activation(op, attrs, slope)
-    assert found is not None
-    return found
-
-
-def grid_inside(sigma: Activation) -> Array:
-    """Pre-activations on which sigma is one to one."""
-    x = np.linspace(-4, 4, 161)
-    if sigma.handling == "one-sided":
-        return x[(x > 0) & (x < sigma.high)]
-    return x[(sigma.forward(x) > sigma.low) & (sigma.forward(x) < sigma.high)]
-
-
-@BACKENDS
-@SIGMAS
-def test_the_inverse_undoes_the_activation(xp: Any, op: str, attrs: dict[str, float], slope: Parameter) -> None:
-    sigma = sigma_of(op, attrs, slope)
-    x = grid_inside(sigma)
-    assert len(x) > 10
-    outputs = sigma.forward(xp.asarray(x))
-    np.testing.assert_allclose(to_numpy(sigma.inverse(outputs)), x, rtol=1e-9, atol=1e-9)
-    assert (to_numpy(outputs) > sigma.low).all() and (to_numpy(outputs) < sigma.high).all()
-
-
-@SIGMAS
-def test_the_activation_is_what_onnxruntime_computes(op: str, attrs: dict[str, float], slope: Parameter) -> None:
-    x = np.linspace(-5, 5, 101, dtype=np.float32)
-    values = slope if isinstance(slope, tuple) else () if slope is None else (slope,)
-    extra = {f"p{i}": value for i, value in enumerate(values)}
-    graph = helper.make_graph(
-        [helper.make_node(op, ["x", *extra], ["y"], **cast("dict[str, Any]", attrs))],
-        "one",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [101])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [101])],
-        [helper.make_tensor(name, TensorProto.FLOAT, [1] if op == "PRelu" else [], [v]) for name, v in extra.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    np.testing.assert_allclose(sigma_of(op, attrs, slope).forward(x), run(model, x), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("op", "slope"),
-    [("Gelu", None), ("HardSwish", None), ("Mish", None), ("Swish", None), ("PRelu", 0.0), ("PRelu", -0.1),
-     ("Abs", None)],
-)  # fmt: skip
-def test_what_is_not_one_to_one_has_no_inverse(op: str, slope: float | None) -> None:
-    assert activation(op, {}, slope) is None
-
-
-@pytest.mark.parametrize("bounds", [None, (float("-inf"), 2.0), (1.0, 1.0), (float("nan"), 1.0)])
-def test_a_clip_without_usable_bounds_has_no_inverse(bounds: tuple[float, float] | None) -> None:
-    assert activation("Clip", {}, bounds=bounds) is None
-
-
-# -- PCNS ------------------------------------------------------------------------------------
-
-
-def outputs_of(seed: int, rows: int = 300, neurons: int = 7) -> Array:
-    """A layer's outputs (rows, neurons), with a mean that varies."""
-    return normal(seed, rows, neurons) @ normal(seed + 1, neurons, neurons) + normal(seed + 2, neurons)
-
-
-def basis_of(t: Array, xp: Any = np) -> Basis:
-    return Basis.of(xp.asarray(t.mean(0)), xp.asarray(np.cov(t.T, bias=True)))
-
-
-def components_of(t: Array, basis: Basis, count: int) -> tuple[Array, Array]:
-    """Eigenvectors over the batch (rows, count) and the mean row (rows,)."""
-    mean = t.mean(1)
-    values, vectors = to_numpy(basis.values)[:count], to_numpy(basis.vectors)[:, :count]
-    return (t - mean[:, None]) @ vectors / np.sqrt(values), mean
-
-
-@BACKENDS
-def test_eigenvectors_over_the_batch_are_orthonormal(xp: Any) -> None:
-    t = outputs_of(30)
-    e, _ = components_of(t, basis_of(t, xp), 6)
-    np.testing.assert_allclose(e.T @ e / len(t), np.eye(6), atol=1e-9)
-
-
-@BACKENDS
-def test_lambda_is_what_each_neuron_has_of_each_eigenvector(xp: Any) -> None:
-    t = outputs_of(31)
-    basis = basis_of(t, xp)
-    e, mean = components_of(t, basis, 6)
-    inner = (t - mean[:, None]).T @ e / len(t)
-    loads = to_numpy(basis.vectors)[:, :6] * np.sqrt(to_numpy(basis.values)[:6])
-    np.testing.assert_allclose(inner, loads, atol=1e-9)
-
-
-def test_the_lambda_that_the_drafts_print_counts_the_mean_twice() -> None:
-    """<TO_j|EV_i> holds <mean|EV_i> too: beside the mean row, that is there once too often in every neuron."""
-    t = outputs_of(31)
-    basis = basis_of(t)
-    e, mean = components_of(t, basis, 6)
-    printed = mean[:, None] + e @ (t.T @ e / len(t)).T
-    np.testing.assert_allclose(printed - t, np.outer(e @ (e.T @ mean) / len(t), np.ones(7)), atol=1e-9)
-    assert np.linalg.norm(printed - t) > 0.05 * np.linalg.norm(t)
-
-
-@BACKENDS
-def test_all_components_and_the_mean_rebuild_the_outputs(xp: Any) -> None:
-    t = outputs_of(32)
-    basis = basis_of(t, xp)
-    e, mean = components_of(t, basis, 6)
-    loads = to_numpy(basis.vectors)[:, :6] * np.sqrt(to_numpy(basis.values)[:6])
-    np.testing.assert_allclose(e @ loads.T + mean[:, None], t, atol=1e-9)
-    assert float(basis.values[6]) == pytest.approx(0.0, abs=1e-9)  # centring takes one dimension
-
-
-@pytest.mark.parametrize("sigma", [IDENTITY, sigma_of("Relu", {})], ids=lambda s: str(s.name))
-def test_the_curve_is_the_variance_that_the_components_miss(sigma: Activation) -> None:
-    t = outputs_of(33)
-    basis = basis_of(t)
-    curve = width_curve(basis, sigma)
-    centred = t - t.mean(1)[:, None]
-    for width in range(1, 7):
-        count = components_in(width, sigma)
-        kept = basis.vectors[:, :count]
-        rest = centred - centred @ kept @ kept.T
-        assert curve[width] == pytest.approx((rest**2).sum() / (centred**2).sum(), abs=1e-9)
-    assert curve[0] == 1.0 and curve[7] == 0.0 and (np.diff(curve) <= 0).all()
-
-
-@pytest.mark.parametrize("sigma", [IDENTITY, sigma_of("Tanh", {}), sigma_of("Relu", {})], ids=lambda s: str(s.name))
-@pytest.mark.parametrize("count", [0, 1, 5])
-def test_components_fit_into_the_neurons_that_carry_them(sigma: Activation, count: int) -> None:
-    width = neurons_for(count, sigma)
-    assert components_in(width, sigma) == count
-    assert width == 1 or components_in(width - 1, sigma) == count - 1
-
-
-def test_the_number_of_components_reaches_the_variance() -> None:
-    basis = Basis(np.array([6.0, 3.0, 0.9, 0.1, 0.0]), np.eye(5))
-    assert [basis.components(share) for share in (0.5, 0.9, 0.95, 0.999, 1.0)] == [1, 2, 3, 4, 4]
-
-
-@BACKENDS
-def test_without_an_activation_a_planted_rank_needs_one_more_neuron(xp: Any) -> None:
-    """t of rank 3, its mean row included, is rebuilt by 3 + 1 neurons; by fewer it is not."""
-    x = normal(34, 200, 5)
-    weight = normal(35, 5, 3) @ normal(36, 3, 8)
-    t = x @ weight
-    own = xp.asarray(np.hstack([weight.T, np.zeros((8, 1))]))
-    errors = []
-    for width in (4, 3):
-        new = expand_components(xp.asarray(x), xp.asarray(t), own, basis_of(t, xp), IDENTITY, width)
-        made = x @ to_numpy(new.matrix).T + to_numpy(new.bias)
-        back = made @ to_numpy(new.projection).T + to_numpy(new.offset)
-        errors.append(float(np.linalg.norm(back - t) / np.linalg.norm(t)))
-    assert errors[0] < 1e-5 < 1e-2 < errors[1]
-
-
-def rebuilt(xp: Any, sigma: Activation, width: int) -> tuple[float, RebuiltLayer]:
-    """Relative error of the outputs when a layer of 6 is rebuilt with `width` neurons, and the new layer."""
-    x = 0.7 * normal(37, 250, 4)
-    weight = 0.3 * normal(38, 6, 5)
-    t = sigma.forward(x @ weight[:, :4].T + weight[:, 4])
-    new = expand_components(xp.asarray(x), xp.asarray(t), xp.asarray(weight), basis_of(t, xp), sigma, width)
-    made = sigma.forward(x @ to_numpy(new.matrix).T + to_numpy(new.bias))
-    back = made @ to_numpy(new.projection).T + to_numpy(new.offset)
-    return float(np.linalg.norm(back - t) / np.linalg.norm(t - t.mean(0))), new
-
-
-@BACKENDS
-@SIGMAS
-def test_at_full_width_a_layer_is_solved_back(xp: Any, op: str, attrs: dict[str, float], slope: Parameter) -> None:
-    error, new = rebuilt(xp, sigma_of(op, attrs, slope), 6)
-    assert error < 1e-6
-    assert new.matrix.shape == (6, 4)
-
-
-@SIGMAS
-@pytest.mark.parametrize("width", [5, 3])
-def test_a_rebuilt_layer_is_the_same_in_any_array_namespace(
-    op: str, attrs: dict[str, float], slope: Parameter, width: int
-) -> None:
-    sigma = sigma_of(op, attrs, slope)
-    (error, new), (_, other) = rebuilt(np, sigma, width), rebuilt(array_api_strict, sigma, width)
-    assert error < 1.0
-    assert len(new.errors) == len(new.plain_errors) == neurons_for(components_in(width, sigma), sigma)
-    for field in ("matrix", "bias", "projection", "offset", "errors", "plain_errors"):
-        found, expected = to_numpy(getattr(other, field)), getattr(new, field)
-        np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-5, atol=1e-7, err_msg=field)
-
-
-@pytest.mark.parametrize("op", ["LeakyRelu", "Relu"])
-def test_minding_what_sigma_does_beats_plain_least_squares(op: str) -> None:
-    _, new = rebuilt(np, sigma_of(op, {}), 5)
-    assert np.linalg.norm(new.errors) < 0.7 * np.linalg.norm(new.plain_errors)

@@ -15,10 +15,13 @@ from builders.contract import holds, nothing_lost, surveyed
 from builders.models import Array, build, relative, run
 from builders.surgery import bias_of, permuted, sample, tensor, twins, weight_of
 from pcns_onnx import shrink
+from pcns_onnx.cost.layer_latency import Sliced
+from pcns_onnx.ops.einsum import EinsumOp
 from pcns_onnx.ops.unsupported import MIXES
 from pcns_onnx.rewrite.channels import narrow
 from pcns_onnx.rewrite.layer_weights import set_layer
 from pcns_onnx.rewrite.patch import apply
+from pcns_onnx.runtime.engine import Engine
 
 LENGTH = 4
 HEADS = 3
@@ -109,6 +112,28 @@ def test_a_layers_algebra_is_what_onnxruntime_computes(name: str) -> None:
             new, op.inputs(source, None) @ (matrix * ramp[:, None]).T + bias_of(graph, layer) + ramp,
             rtol=1e-3, atol=1e-4,
         )  # fmt: skip
+
+
+@NAMES
+def test_a_narrow_program_to_be_timed_is_the_layer_on_fewer_channels(name: str) -> None:
+    """Run with the first channels alone it computes what the layer does where the others are zero."""
+    graph, dependencies = surveyed(LAYERS[name])
+    x = sample(graph.proto)
+    engine = Engine("cpu", 1)
+    for layer in dependencies.layers:
+        source, linear = tensor(graph, layer.source, x), layer.linear
+        sliced = Sliced(engine, graph, layer, source.shape, (True, True))
+        sizes = [weight_of(graph, layer).shape[axis] for axis in linear.weight_axes[::-1]]
+        assert sliced.full == tuple(sizes)
+        read, written = (-(-size // 2) for size in sizes)
+        job = sliced.job(read, written)
+        fed = np.zeros(source.shape, np.float32)
+        np.moveaxis(fed, linear.op.axis, -1)[..., :read] = np.moveaxis(job.feeds[layer.source], linear.op.axis, -1)
+        whole = engine.session(graph.extract([layer.source], [layer.key]).program()).run({layer.source: fed})
+        narrow_ = engine.session(job.program).run(job.feeds)[layer.key]
+        assert isinstance(linear.op, EinsumOp)
+        axis = linear.op.y[-1]
+        assert relative(np.take(whole[layer.key], np.arange(written), axis=axis), narrow_) < 1e-5
 
 
 def doubled(model: onnx.ModelProto) -> onnx.ModelProto:

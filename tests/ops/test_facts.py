@@ -87,7 +87,7 @@ def test_zeroed_channels_slice_exactly(name: str) -> None:
     macs, parameters = left = costs.of_classes(kept_classes(dependencies, keep))[:2]
     if name != "half read":  # there the width alone does not say it
         fractions = {group.name: len(keep[group.name]) / group.width for group in dependencies.shrinkable}
-        assert costs(fractions) == pytest.approx(left)
+        assert costs(fractions)[:2] == pytest.approx(left)
     counted = sum(layer.macs for layer in after.layers) + sum(node.macs for node in after.unsolved)
     assert macs == pytest.approx(counted, abs=len(after.layers))  # a sample's share of each may be rounded
     assert parameters - ridden(zeroed, small, dependencies) == pytest.approx(small.parameters + unbiased(small, after))

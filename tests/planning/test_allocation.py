@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from builders.hand_counted import Chain, Curves, Stream, convex_curves, curves_of, total
 from builders.layer_latency import layer_times
@@ -188,3 +189,131 @@ def test_costs_by_classes_are_those_by_widths(model: Chain | Stream, data: st.Da
     }
     shares = {g.name: len(keep[g.name]) / g.width for g in dependencies.shrinkable}
     assert costs.of_classes(kept_classes(dependencies, keep)) == pytest.approx(costs(shares))
+
+
+# -- multiply-adds and parameters ------------------------------------------------------------
+
+
+def straight(width: int, slope: float, free: int = 0) -> NDArray[np.float64]:
+    """An error of `slope` for every channel below the last `free` ones, which cost nothing."""
+    return np.array([slope * max(width - free - kept, 0) for kept in range(width + 1)])
+
+
+streams = st.builds(Stream, st.integers(2, 30), st.lists(st.integers(0, 20), min_size=1, max_size=4).map(tuple))
+chains = st.lists(st.integers(2, 30), min_size=3, max_size=6).map(lambda widths: Chain(tuple(widths)))
+
+
+def test_a_budget_that_asks_for_nothing_takes_nothing() -> None:
+    chain = Chain((5, 8, 8, 3))
+    assert chain.allocate(convex_curves(chain, 0), "macs=1") == {"g0": 8, "g1": 8}
+
+
+def test_the_group_whose_channels_are_worth_less_gives_them() -> None:
+    chain = Chain((10, 10, 10, 10))
+    # g0 and g1 cost the same; half of g1 is redundant, and without it 200 of 300 MACs are left.
+    curves = {"g0": straight(10, 0.1), "g1": straight(10, 0.1, free=5)}
+    widths = chain.allocate(curves, f"macs={200 / 300!r}")
+    assert widths == {"g0": 10, "g1": 5}
+    assert total(curves, widths) == 0
+
+
+def test_the_dearer_channels_go_where_the_error_is_the_same() -> None:
+    chain = Chain((100, 10, 10, 10))  # a channel of g0 costs 110 MACs, one of g1 only 20
+    curves = {"g0": straight(10, 0.1), "g1": straight(10, 0.1)}
+    widths = chain.allocate(curves, "macs=0.92")
+    assert widths == {"g0": 9, "g1": 10}
+
+
+def test_slack_is_spent_on_the_best_error_per_cost() -> None:
+    chain = Chain((10, 10, 10, 10))
+    # The first channel of g0 is dear and the next five are not, so the best step overshoots: from 10 to 4.
+    plateau = np.array([9, 8, 7, 6, 0.2, 0.18, 0.16, 0.14, 0.12, 0.1, 0])
+    curves = {"g0": plateau, "g1": straight(10, 1.0)}
+    assert chain.allocate(curves, "macs=0.9") == {"g0": 8, "g1": 10}
+
+
+@settings(max_examples=15, deadline=None)
+@given(chains, st.integers(0, 999), st.floats(0.05, 1), st.floats(0.05, 1), st.sampled_from(["1", "3", "4"]))
+def test_all_budgets_hold_or_are_refused(chain: Chain, seed: int, macs: float, params: float, multiple: str) -> None:
+    grids = {g.name: grid(g, "Gemm", multiple) for g in chain.groups}
+    narrowest = {name: int(widths[0]) for name, widths in grids.items()}
+    try:
+        widths = chain.allocate(convex_curves(chain, seed), f"macs={macs}", f"params={params}", multiple=multiple)
+    except InputError:
+        too_much = chain.macs(narrowest) > macs * chain.macs({})
+        assert too_much or chain.parameters(narrowest) > params * chain.parameters({})
+        return
+    assert all(width in grids[name] for name, width in widths.items())
+    assert chain.macs(widths) <= macs * chain.macs({}) * (1 + 1e-9)
+    assert chain.parameters(widths) <= params * chain.parameters({}) * (1 + 1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@example(Stream(2, (0,)), 0, 0.96875, 1.0)
+@given(streams, st.integers(0, 999), st.floats(0.05, 1), st.floats(0.05, 1))
+def test_all_budgets_hold_where_layers_read_what_they_write(
+    stream: Stream, seed: int, macs: float, params: float
+) -> None:
+    graph = stream.graph
+    dependencies = build_dependency_graph(graph)
+    grids = {g.name: grid(g, "Gemm", "1") for g in dependencies.shrinkable}
+    budgets = [Budget("macs", macs), Budget("params", params)]
+    costs = Costs(dependencies, {"params": graph.parameters}, {"params": graph.parameters})
+    narrowest = dict.fromkeys(stream.full, 1)
+    try:
+        widths = allocate(dependencies.shrinkable, curves_of(stream.full, seed), grids, costs, budgets)
+    except InputError:
+        too_much = stream.macs(narrowest) > macs * stream.macs({})
+        assert too_much or stream.parameters(narrowest) > params * stream.parameters({})
+        return
+    assert stream.macs(widths) <= macs * stream.macs({}) * (1 + 1e-9)
+    assert stream.parameters(widths) <= params * stream.parameters({}) * (1 + 1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(chains, st.integers(0, 999), st.floats(0.1, 1))
+def test_never_worse_in_costs_than_the_same_share_of_every_layer(chain: Chain, seed: int, share: float) -> None:
+    curves, even = convex_curves(chain, seed), chain.evenly(share)
+    widths = chain.allocate(curves, f"macs={chain.macs(even) / chain.macs({})!r}")
+    assert total(curves, widths) <= total(curves, even) + 1e-12
+
+
+def test_usually_much_better_than_the_same_share_of_every_layer() -> None:
+    ratios = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        chain = Chain(tuple(int(n) for n in rng.integers(4, 40, size=rng.integers(3, 6))))
+        curves, even = convex_curves(chain, seed), chain.evenly(rng.uniform(0.2, 0.9))
+        widths = chain.allocate(curves, f"macs={chain.macs(even) / chain.macs({})!r}")
+        ratios.append(total(curves, widths) / total(curves, even))
+    assert np.median(ratios) < 0.85
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_more_budget_never_costs_accuracy(seed: int) -> None:
+    chain = Chain((20, 30, 25, 12, 10))
+    curves = convex_curves(chain, seed)
+    errors = [total(curves, chain.allocate(curves, f"macs={share}")) for share in np.linspace(0.2, 1, 9)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > errors[-1] == 0
+
+
+def test_a_second_budget_on_the_same_resource_tightens_the_first() -> None:
+    chain = Chain((10, 12, 12, 5))
+    curves = convex_curves(chain, 3)
+    assert chain.allocate(curves, "macs=0.8", "macs=0.4") == chain.allocate(curves, "macs=0.4")
+
+
+def test_what_cannot_be_reached_is_refused_with_what_can() -> None:
+    chain = Chain((10, 10, 10, 10))
+    with pytest.raises(
+        InputError, match=r"^budget macs=0.05 is out of reach: .* macs=0.070, params=0.\d+, size=0.\d+$"
+    ):
+        chain.allocate(convex_curves(chain, 0), "macs=0.05")
+
+
+def test_wide_layers_use_the_budget_up() -> None:
+    chain = Chain((100, 800, 800, 800, 10))
+    curves = convex_curves(chain, 0)
+    widths = chain.allocate(curves, "macs=0.3", "params=0.3")
+    assert 0.29 < chain.macs(widths) / chain.macs({}) <= 0.3

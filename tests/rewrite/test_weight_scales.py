@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import helper, numpy_helper
 
-from conftest import Array, build
+from builders.models import Array, build
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.quantize import in_precision

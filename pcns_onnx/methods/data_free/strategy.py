@@ -7,7 +7,7 @@ selection is the same at full rank, where R = W.
 Where the thesis disagrees with itself:
 
 - Algorithm 2 keeps rows of W and uses R to choose only; listing 6.1 returns rows of R. The listing is taken: its
-  error at small removals is what figure 4.1 shows. (`tools/paper_eigen.py` measures both.)
+  error at small removals is what figure 4.1 shows. (`tools/papers/eigen/eigen.py` measures both.)
 - Algorithm 2 chooses by the norm, listing 6.1 by the mean. The norm is taken: by it EigenRemove at full rank is
   minimum weight selection, as figure 4.1 states; by the mean it would not be.
 - Listing 6.1 would choose for the matrix in front and the one behind separately, which may keep different neurons;

@@ -83,7 +83,7 @@ def assess(
     return dimensions, outlooks
 
 
-def spectra(problem: Problem) -> dict[str, list[float]]:
+def eigenvalue_shares(problem: Problem) -> dict[str, list[float]]:
     """By group, the eigenvalues of its outputs' covariance (centred over samples), as shares of their sum."""
     found = dict[str, list[float]]()
     for group, _, moments in bases(problem.calibration, problem.graph, problem.dependencies, problem.groups):

@@ -17,7 +17,7 @@ from pcns_onnx.numerics.arrays import namespace_of
 from pcns_onnx.numerics.linalg import pivoted_cholesky
 
 
-def rank(readings: Sequence[ReaderStats], channels: int) -> Ranking:
+def rank_by_pivots(readings: Sequence[ReaderStats], channels: int) -> Ranking:
     """Order the channels of a group by greedy pivots over all its readers."""
     xp = namespace_of(readings[0].covariance)
     covariance = xp.zeros((channels, channels), dtype=xp.float64)

@@ -99,7 +99,7 @@ def _traces(own: Array, gram: Array) -> Array:
     return xp.sum(xp.linalg.diagonal(xp.linalg.solve(own, gram)), axis=-1)
 
 
-def rank(readings: Sequence[ReaderStats], channels: int) -> Ranking:
+def rank_by_surgeon(readings: Sequence[ReaderStats], channels: int) -> Ranking:
     """Order the `channels` of a group by one sweep over all its readers."""
     states = [_prepare(reading, channels) for reading in readings]
     left = np.ones(channels, dtype=np.bool_)

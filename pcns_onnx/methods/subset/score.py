@@ -25,7 +25,7 @@ from pcns_onnx.planning.sensitivity import Prober, probe_samples
 from pcns_onnx.reconstruction.rotation import rotations
 from pcns_onnx.rewrite.change_basis import BasisChange, change_basis
 
-RANK_OF: Mapping[str, Rank] = {"obs": obs.rank, "interpolative": interpolative.rank}
+RANK_OF: Mapping[str, Rank] = {"obs": obs.rank_by_surgeon, "interpolative": interpolative.rank_by_pivots}
 """What ranks channels, by method."""
 
 

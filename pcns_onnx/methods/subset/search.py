@@ -80,7 +80,10 @@ def meet_measured(problem: Problem, importance: Importance, request: Request) ->
         if not over:
             return decision
         budgets = tuple(replace(b, limit=b.limit / over.get(b.resource, 1.0)) for b in budgets)
-        decision = choose(problem, importance, request.goal, plan, budgets)
+        try:
+            decision = choose(problem, importance, request.goal, plan, budgets)
+        except InputError:  # it names the tightened budget, which nobody asked for
+            break
     name = max(asked, key=lambda resource: reached[resource] / asked[resource])
     raise InputError(
         f"budget {name}={asked[name]:g} is out of reach: the least that was measured is {reached[name]:.3f}"

@@ -1,4 +1,4 @@
-"""README says what the rules do: its table of topologies is made by looking at a model of each kind."""
+"""The docs say what the rules do: their table of topologies is made by looking at a model of each kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from builders.joins import branches, dense, fire, neck, option_a, shuffle, unet
 from pcns_onnx import inspect
 from pcns_onnx.methods.registry import EXPANSIONS, METHODS
 
-README = Path(__file__).parents[2] / "README.md"
+DOCS = Path(__file__).parents[2] / "docs"
 OWN = "it feeds the model's output"
 
 TOPOLOGIES: Mapping[str, Callable[[], onnx.ModelProto]] = {
@@ -75,16 +75,20 @@ def outcome(model: onnx.ModelProto) -> str:
 
 
 def table() -> str:
-    """The table as it stands in README."""
+    """The table as it stands in docs/operators.md."""
     rows = [f"| {name} | {outcome(build())} |" for name, build in TOPOLOGIES.items()]
     return "\n".join(["| topology | channels that meet it |", "|---|---|", *rows])
 
 
-def test_readme_has_the_table_of_topologies() -> None:
+def test_docs_have_the_table_of_topologies() -> None:
     made = table()
-    assert made in README.read_text(), f"README's table of topologies is out of date; it should be:\n{made}"
+    assert made in (DOCS / "operators.md").read_text(), (
+        f"the table of topologies in docs is out of date; it should be:\n{made}"
+    )
 
 
-def test_readme_has_the_table_of_methods() -> None:
+def test_docs_have_the_table_of_methods() -> None:
     rows = "\n".join(method.row for method in (*METHODS.values(), *EXPANSIONS.values()))
-    assert rows in README.read_text(), f"README's table of methods is out of date; it should be:\n{rows}"
+    assert rows in (DOCS / "methods.md").read_text(), (
+        f"the table of methods in docs is out of date; it should be:\n{rows}"
+    )

@@ -1,0 +1,29 @@
+"""`shrink MODEL`: a narrower model, checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
+from pcns_onnx.cli.options import DATA_HELP, as_json, config_option, epilog, given, record_options
+from pcns_onnx.methods.registry import METHODS
+
+
+@click.command(epilog=epilog([method.paragraph for method in METHODS.values()], EXIT_CODES))
+@click.argument("model")
+@click.option("--data", help=f"{DATA_HELP} eigenremove, min-weight: none.")
+@click.option("-o", "--output", required=True, metavar="OUT", help="Where to write the shrunk model.")
+@as_json
+@record_options("shrink")
+@config_option
+@with_console
+def shrink(model: str, data: str | None, output: str, console: Console, **choices: Any) -> None:
+    """Write a narrower MODEL to OUT, checked on samples held out. Inputs and outputs stay what they are."""
+    from pcns_onnx.api.shrink import shrink as run
+
+    with console.gate(), console.bars() as progress:
+        result = run(model, data, output, progress=progress, **given(choices))
+    console.report(result.report)
+    console.say(f"wrote {output}" + "".join(f" and its {kind}" for kind in result.lowered))

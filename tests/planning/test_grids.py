@@ -1,0 +1,43 @@
+"""Widths that may be chosen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pcns_onnx.dependency.groups import Group
+from pcns_onnx.planning.grids import grid, snap
+
+
+@pytest.mark.parametrize(
+    ("width", "kind", "multiple", "expected"),
+    [
+        (5, "Gemm", "auto", [1, 2, 3, 4, 5]),
+        (4, "MatMul", "auto", [1, 2, 3, 4]),
+        (12, "Conv", "auto", [4, 8, 12]),
+        (14, "Conv", "auto", [4, 8, 12, 14]),
+        (40, "Conv", "auto", [8, 16, 24, 32, 40]),
+        (40, "ConvTranspose", "auto", [8, 16, 24, 32, 40]),
+        (20, "Gemm", "8", [8, 16, 20]),
+        (4, "Conv", "1", [1, 2, 3, 4]),
+        (6, "Gemm", "8", [6]),
+    ],
+)
+def test_widths_on_the_grid(width: int, kind: str, multiple: str, expected: list[int]) -> None:
+    group = Group("g", np.arange(width), ("g",), ("r",), "a", (), None)
+    assert grid(group, kind, multiple).tolist() == expected
+
+
+@given(st.integers(1, 200), st.integers(1, 32), st.sampled_from(["Gemm", "Conv"]))
+def test_a_grid_is_multiples_and_the_width_itself(width: int, step: int, kind: str) -> None:
+    widths = grid(Group("g", np.arange(width), ("g",), ("r",), "a", (), None), kind, str(step)).tolist()
+    assert widths == sorted(set(widths))
+    assert widths[-1] == width
+    assert widths[:-1] == list(range(step, width, step))
+
+
+@pytest.mark.parametrize(("wanted", "got"), [(0.1, 4), (5.9, 4), (6, 4), (6.1, 8), (12, 12), (13, 12), (99, 14)])
+def test_snapping_takes_the_nearest_and_the_smaller_of_two(wanted: float, got: int) -> None:
+    assert snap(wanted, np.array([4, 8, 12, 14])) == got
