@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pcns_onnx.graph import Array, Node
 from pcns_onnx.numerics.arrays import namespace_of
 from pcns_onnx.ops.facts import Heads, Labels, Linear, OpContext, OpFacts, axes_of, describe, freeze
-from pcns_onnx.ops.linear import Factor, product, rows_of
+from pcns_onnx.ops.linear import Operand, product, rows_of
 from pcns_onnx.ops.registry import rule
 from pcns_onnx.ops.sliding_window import alike, form_of
 from pcns_onnx.ops.unsupported import MIXES
@@ -82,7 +82,7 @@ class LayerForm:
     shape: tuple[int, ...]
     equation: Equation
     summed: Term
-    made: Term
+    written: Term
 
     @classmethod
     def of(cls, node: Node, value: Callable[[str], Array | None]) -> LayerForm | None:
@@ -97,16 +97,16 @@ class LayerForm:
         if len(own) == len(shape) + 1 and _ELLIPSIS in own:  # an ellipsis that stands for nothing
             own = tuple(index for index in own if index != _ELLIPSIS)
         summed = tuple(index for index in other if index in own and index not in result)
-        made = tuple(index for index in result if index in own and index not in other)
+        written = tuple(index for index in result if index in own and index not in other)
         is_layer = (
-            bool(summed and made)
+            bool(summed and written)
             and not equation.is_diagonal
             and len(own) == len(shape)
-            and set(own) == {*summed, *made}
-            and set(other) - set(summed) == set(result) - set(made)
-            and _ELLIPSIS not in result[result.index(made[0]) :]
+            and set(own) == {*summed, *written}
+            and set(other) - set(summed) == set(result) - set(written)
+            and _ELLIPSIS not in result[result.index(written[0]) :]
         )
-        return cls(at, shape, equation, summed, made) if is_layer else None
+        return cls(at, shape, equation, summed, written) if is_layer else None
 
     @property
     def own(self) -> Term:
@@ -124,7 +124,7 @@ def _bias_shape(node: Node, value: Callable[[str], Array | None]) -> tuple[int, 
     if form is None:
         return None
     result = form.equation.result
-    return tuple(form.sizes[index] if index in form.made else 1 for index in result[result.index(form.made[0]) :])
+    return tuple(form.sizes[index] if index in form.written else 1 for index in result[result.index(form.written[0]) :])
 
 
 @dataclass(frozen=True)
@@ -231,48 +231,42 @@ def _multiply_adds(context: OpContext, equation: Equation) -> int:
 
 
 def _layer(context: OpContext, form: LayerForm, equation: Equation, macs: int) -> OpFacts:
-    source, sizes = 1 - form.weight, form.sizes
-    term, result, labels, shape = (
-        equation.operands[source],
-        equation.result,
-        context.labels[source],
-        context.shapes[source],
-    )
-    given = dict(zip(term, shape or (), strict=True))
+    source, sizes, own, result = 1 - form.weight, form.sizes, form.own, equation.result
+    term, shape, labels = equation.operands[source], context.shapes[source] or (), context.labels[source]
     lying = () if labels is None else tuple(term[axis] for axis in axes_of(labels))
-    if any(given[index] not in (None, sizes[index]) for index in form.summed) or not set(lying) <= set(form.summed):
+    fits = all(shape[term.index(index)] in (None, sizes[index]) for index in form.summed)
+    if not fits or not set(lying) <= set(form.summed):
         return freeze(context, f"{describe(context.node)} reads channels along another axis", macs=macs)
-    made = _kept_last(form.made, form.made, context.heads)
+    written = _kept_last(form.written, form.written, context.heads)
     summed = _kept_last(form.summed, lying, context.heads)
-    writes = context.fresh(prod(sizes[index] for index in made))
-    reads = np.full(prod(sizes[index] for index in summed), -1, dtype=np.int64)
-    if labels is not None:
-        own = np.transpose(labels, [*(a for a, i in enumerate(term) if i not in summed), *map(term.index, summed)])
-        own = own.reshape(own.shape[-len(summed) :])
-        reads = np.broadcast_to(own, [sizes[index] for index in summed]).reshape(-1)
     positions = tuple(index for index in term if index not in summed)
-    own_rows = tuple(index for index in result if index not in made) == positions
-    starts = bool(positions) and term[0] == positions[0] == result[0]
+    order = tuple(map(term.index, (*positions, *summed)))
+    writes = context.fresh(prod(sizes[index] for index in written))
+    entering = np.full((1,) * len(term), -1, dtype=np.int64) if labels is None else np.transpose(labels, order)
+    entering = entering.reshape(entering.shape[len(positions) :])  # no channels lie along positions
+    reads = np.broadcast_to(entering, [sizes[index] for index in summed]).reshape(-1)
+    in_order = positions[:1] == term[:1] == result[:1] and tuple(i for i in result if i not in written) == positions
+    op = EinsumOp(
+        x=order,
+        y=tuple(map(result.index, (*positions, *written))),
+        w=tuple(map(own.index, (*written, *summed))),
+        reads=len(summed),
+        writes=len(written),
+        mixed=not in_order or any(context.batched[source]),
+    )
     linear = Linear(
-        EinsumOp(
-            x=tuple(map(term.index, (*positions, *summed))),
-            y=tuple(map(result.index, (*positions, *made))),
-            w=tuple(map(form.own.index, (*made, *summed))),
-            reads=len(summed),
-            writes=len(made),
-            mixed=not (own_rows and starts) or any(context.batched[source]),
-        ),
+        op,
         weight=form.weight,
-        weight_axes=(form.own.index(made[-1]), form.own.index(summed[-1])),
+        weight_axes=(own.index(written[-1]), own.index(summed[-1])),
         bias=None,
         reads=reads,
         writes=writes,
         source=source,
-        bias_axes=tuple(result.index(index) - len(result) for index in made),
+        bias_axes=tuple(result.index(index) - len(result) for index in written),
     )
-    heads = [len(labels) // sizes[terms[-1]] for labels, terms in ((writes, made), (reads, summed))]
-    ties = (*alike(writes, heads[0], context), *alike(reads, heads[1], context))
-    return OpFacts((_spread(writes, made, result, sizes),), "reader", linear=linear, macs=macs, ties=ties)
+    blocks = len(writes) // sizes[written[-1]], len(reads) // sizes[summed[-1]]
+    ties = (*alike(writes, blocks[0], context), *alike(reads, blocks[1], context))
+    return OpFacts((_spread(writes, written, result, sizes),), "reader", linear=linear, macs=macs, ties=ties)
 
 
 def _kept_last(indices: Term, lying: Term, heads: Heads) -> Term:
@@ -301,7 +295,7 @@ def _product(context: OpContext, equation: Equation, macs: int) -> OpFacts | Non
     first = 1 if own[0] is not None and own[0] == result[-1] else 0  # the keys come second
     heads = [index for index in result if index not in own]
     left, right = (
-        Factor(
+        Operand(
             position,
             [
                 equation.operands[position].index(i) if i in equation.operands[position] else None
@@ -314,9 +308,9 @@ def _product(context: OpContext, equation: Equation, macs: int) -> OpFacts | Non
     labels = facts.outputs[0]
     if labels is None:
         return facts
-    made = [*heads, own[first], own[1 - first]]
-    absent = tuple(place for place, index in enumerate(made) if index is None)
-    order = [index for index in made if index is not None]
+    places = [*heads, own[first], own[1 - first]]
+    absent = tuple(axis for axis, index in enumerate(places) if index is None)
+    order = [index for index in places if index is not None]
     moved = np.transpose(np.squeeze(labels, absent), [order.index(index) for index in result])
     return replace(facts, outputs=(moved,))
 

@@ -201,7 +201,7 @@ def matmul(context: OpContext) -> OpFacts:
         if min(ranks) < 2:
             return freeze(context, f"{describe(context.node)} {COMPUTED}", macs=macs)
         (*lead, row, left), (*others, right, column) = ([None] * (max(ranks) - r) + [*range(r)] for r in ranks)
-        return product(context, Factor(0, (*lead, row, left)), Factor(1, (*others, column, right)), macs)
+        return product(context, Operand(0, (*lead, row, left)), Operand(1, (*others, column, right)), macs)
     if weight is None or weight.ndim != 2 or shape is None:
         return freeze(context, f"{describe(context.node)} does not multiply by one stored matrix", macs=macs)
     if context.shapes[0] is None:
@@ -217,7 +217,7 @@ def matmul(context: OpContext) -> OpFacts:
 
 
 @dataclass(frozen=True)
-class Factor:
+class Operand:
     """A computed operand of a product: input `position`, and its axes as (heads..., own positions, sum)."""
 
     position: int
@@ -237,7 +237,7 @@ class Factor:
         return tuple(axis for axis in self.order if axis is not None)
 
 
-def product(context: OpContext, left: Factor, right: Factor, macs: int) -> OpFacts:
+def product(context: OpContext, left: Operand, right: Operand, macs: int) -> OpFacts:
     """A product of two computed tensors, whose labels come out as (heads..., positions of left, of right)."""
     if not any(labels is not None and axes_of(labels) for labels in context.labels):
         return freeze(context, f"{describe(context.node)} {COMPUTED}", macs=macs)
@@ -251,7 +251,7 @@ def product(context: OpContext, left: Factor, right: Factor, macs: int) -> OpFac
     return _passed(context, (left, right), a, b, macs)
 
 
-def _summed(context: OpContext, factors: tuple[Factor, Factor], a: Labels, b: Labels, macs: int) -> OpFacts:
+def _summed(context: OpContext, sides: tuple[Operand, Operand], a: Labels, b: Labels, macs: int) -> OpFacts:
     """The channels are summed over: the same ones must go on both sides. Labels have the sum's axis last."""
     if a.shape[-1] != b.shape[-1] or a.shape[-2] > 1 or b.shape[-2] > 1:
         return freeze(
@@ -259,19 +259,19 @@ def _summed(context: OpContext, factors: tuple[Factor, Factor], a: Labels, b: La
         )
     why = f"{describe(context.node)} multiplies its channels by some that must stay"
     a, b = np.broadcast_arrays(a, b)
-    left, right = factors
+    left, right = sides
     sums = Bilinear((left.position, right.position), (left.axes, right.axes), a, b)
     return OpFacts((None,), "linear", ties=(Tie(a, b, why),), bilinear=sums, scales=a.reshape(-1), macs=macs)
 
 
-def _passed(context: OpContext, factors: tuple[Factor, Factor], a: Labels, b: Labels, macs: int) -> OpFacts:
+def _passed(context: OpContext, sides: tuple[Operand, Operand], a: Labels, b: Labels, macs: int) -> OpFacts:
     """The channels pass; on the axes of the heads they are tied to the other operand's, or must stay with them."""
     labels = np.broadcast_to(np.maximum(a, b), np.broadcast_shapes(a.shape, b.shape))
     why = f"{describe(context.node)} multiplies its channels by some that must stay"
     ties = []
-    for own, factor in zip((a, b), factors, strict=True):
-        shape = context.shapes[factor.position] or ()
-        heads = [factor.order[axis] for axis in axes_of(labels) if axis < labels.ndim - 2]
+    for own, operand in zip((a, b), sides, strict=True):
+        shape = context.shapes[operand.position] or ()
+        heads = [operand.order[axis] for axis in axes_of(labels) if axis < labels.ndim - 2]
         if any(axis is not None and shape[axis] != 1 for axis in heads):
             ties.append(Tie(labels, np.broadcast_to(own, labels.shape), why))
     return OpFacts((labels,), "linear", ties=tuple(ties), scales=labels.reshape(-1), macs=macs)

@@ -9,13 +9,15 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from builders.attention import RANK, D, E, H, S, einsum, einsum_to_heads, separate
+from builders.attention import RANK, Attention, D, E, H, S, einsum, einsum_to_heads, separate
 from builders.chains import C, K, node, random
 from builders.contract import holds, nothing_lost, surveyed
 from builders.models import Array, build, relative, run
 from builders.surgery import bias_of, permuted, sample, tensor, twins, weight_of
-from pcns_onnx import shrink
+from pcns_onnx import UnsupportedError, design, expand, shrink
 from pcns_onnx.cost.layer_latency import Sliced
+from pcns_onnx.graph import Graph
+from pcns_onnx.methods.registry import EXPANSIONS
 from pcns_onnx.ops.einsum import EinsumOp
 from pcns_onnx.ops.unsupported import MIXES
 from pcns_onnx.rewrite.channels import narrow
@@ -112,6 +114,15 @@ def test_a_layers_algebra_is_what_onnxruntime_computes(name: str) -> None:
             new, op.inputs(source, None) @ (matrix * ramp[:, None]).T + bias_of(graph, layer) + ramp,
             rtol=1e-3, atol=1e-4,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", sorted(EXPANSIONS))
+@NAMES
+def test_an_expanded_model_computes_the_same(name: str, method: str) -> None:
+    model, x = LAYERS[name], sample(LAYERS[name])
+    wide = expand(model, layer="first", by=1.5, method=method).model
+    assert Graph.load(wide).parameters > Graph.load(model).parameters
+    assert relative(run(model, x), run(wide, x)) < 1e-4
 
 
 @NAMES
@@ -267,6 +278,35 @@ def test_the_order_of_channels_inside_of_heads_does_not_matter(make: Callable[[b
     assert narrow(graph, dependencies, {group.name: group.labels for group in dependencies.groups}) == ()
 
 
+def several_queries(positions: bool) -> onnx.ModelProto:
+    """Heads of Q share one of K and V, of which RANK dimensions are used; Q has `positions`, or only the first."""
+    s = Attention(False)
+    q, k, v = s.project("x", "q"), s.project("x", "k", 1), s.project("x", "v", 1)
+    for name in ("k.w", "v.w"):
+        s.weights[name][:, RANK:] = 0
+    q, i = s.split(q, "qh", [0, 2, 1, 3]), "i" if positions else ""
+    if not positions:
+        q = s.op("Gather", f"{q} {s.keep('first', np.asarray(0))}", "q1", axis=2)
+    s.op("Einsum", f"{q} {k}", "scores", equation=f"bh{i}d,bjd->bh{i}j")
+    s.op("Softmax", "scores", "weights", axis=-1)
+    s.op("Einsum", f"weights {v}", "context", equation=f"bh{i}j,bjd->b{i}hd")
+    s.keep("o.w", random(H, D, 5))
+    s.op("Einsum", "context o.w", "y", name="o", equation=f"b{i}hd,hde->b{i}e")
+    return s.model()
+
+
+@pytest.mark.parametrize("positions", [True, False])
+def test_heads_may_share_keys_and_values(positions: bool) -> None:
+    model = several_queries(positions)
+    result = shrink(model, attention_samples(), width=RANK / D, multiple=1, refine=0)
+    onnx.checker.check_model(result.model, full_check=True)
+    dims = {t.name: tuple(t.dims) for t in result.model.graph.initializer}
+    assert (dims["q.w"], dims["k.w"], dims["v.w"]) == ((E, H * RANK), (E, RANK), (E, RANK))
+    assert dims["o.w"] == (H, RANK, 5)
+    x = attention_samples(1, 9)
+    assert relative(run(model, x), run(result.model, x)) < 1e-4
+
+
 def test_attention_with_weights_of_three_axes_loses_whole_heads() -> None:
     result = shrink(einsum_to_heads(False), attention_samples(), width=0.67, multiple=1, heads="whole", refine=0)
     dims = {t.name: tuple(t.dims) for t in result.model.graph.initializer}
@@ -307,3 +347,9 @@ def test_what_is_neither_is_named(name: str) -> None:
     reason = f"Einsum 'mix' {why}"
     assert {group.name: group.frozen for group in dependencies.groups} == {"a": None, "h": reason}
     assert [(item.reason, item.macs > 0) for item in dependencies.unsolved] == [(reason, True)]
+
+
+def test_design_says_that_it_takes_no_einsum() -> None:
+    x = np.random.default_rng(0).standard_normal((60, LENGTH, 5)).astype(np.float32)
+    with pytest.raises(UnsupportedError, match="Einsum 'first' is no layer of a chain"):
+        design(LAYERS["sequence"], x)
