@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pcns_onnx.architecture.fresh import Feeds, conv_groups, initialise
+from pcns_onnx.architecture.fresh import LAYERS, Feeds, conv_groups, initialise
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
@@ -190,6 +190,9 @@ def _refuse_others(graph: Graph, dependencies: DependencyGraph) -> None:
     if dependencies.unsolved:
         node = dependencies.unsolved[0]
         raise UnsupportedError(f"{node.kind} '{node.name}' is no layer of a chain of Conv and Gemm: {node.reason}")
+    for layer in dependencies.layers:
+        if layer.kind not in LAYERS:
+            raise UnsupportedError(f"{layer.kind} '{layer.name}' is no layer of a chain of Conv and Gemm")
     if len(dependencies.layers) < 2:
         raise UnsupportedError("there is nothing to design: the model has fewer than two layers with stored weights")
     for layer, following in zip(dependencies.layers, dependencies.layers[1:], strict=False):

@@ -76,7 +76,7 @@ def _layer(graph: Graph, node: Node, generator: np.random.Generator | None, feed
     graph.set_input(node.key, 1, weight)
     if node.op == "Gemm":
         graph.set_attributes(node.key, **{name: 1.0 for name in ("alpha", "beta") if name in node.attrs})
-    holder = bias_add(graph, node, shape[writes]) if node.op == "MatMul" else node
+    holder = bias_add(graph, node, (shape[writes],)) if node.op == "MatMul" else node
     for position in (2,) if holder is node else (0, 1):
         old = None if holder is None or len(holder.inputs) <= position else graph.constant(holder.inputs[position])
         if holder is not None and old is not None:

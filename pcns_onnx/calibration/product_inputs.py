@@ -30,9 +30,9 @@ class ProductObserver:
 
     def update(self, q: Array, k: Array, at: Callable[[int], NDArray[np.int64] | None]) -> None:
         """Take a batch of both tensors in, at some positions of each."""
-        for tensor, axis, moments in zip((q, k), self._product.axes, (self._q, self._k), strict=True):
+        for tensor, order, moments in zip((q, k), self._product.orders, (self._q, self._k), strict=True):
             xp = namespace_of(tensor)
-            rows = xp.permute_dims(tensor, (*(a for a in range(tensor.ndim) if a != axis), axis))
+            rows = xp.permute_dims(tensor, order)
             rows = xp.reshape(rows, (-1, self._heads, int(rows.shape[-2]), int(rows.shape[-1])))
             some = at(int(rows.shape[2]))
             rows = rows if some is None else xp.take(rows, xp.asarray(some), axis=2)

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from pcns_onnx.cost.profiler import Job, noise, take_turns
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.layer_weights import slice_layer
+from pcns_onnx.rewrite.layer_weights import slice_layer, stored
 from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.engine import Engine
 
@@ -125,16 +125,18 @@ class Sliced:
 
     @cached_property
     def full(self) -> tuple[int, int]:
-        """Channels that are read and written, of one block."""
+        """Channels that are read and written, of one block (of blocks or heads that are alike, the first)."""
         linear = self.layer.linear
-        return len(linear.reads) // linear.op.blocks, len(linear.writes) // linear.op.blocks
+        sizes = stored(self.graph, self.layer.key, linear.weight).shape
+        writes, reads = (sizes[axis] for axis in linear.weight_axes)
+        return min(len(linear.reads) // linear.op.blocks, reads), min(len(linear.writes) // linear.op.blocks, writes)
 
     @property
     def key(self) -> str:
         """All that its time depends on, but for the machine."""
         node, weight = self.part.node(self.layer.key), self.layer.linear.weight
         attributes = " ".join(f"{name}={value}" for name, value in sorted(node.attrs.items()))
-        constants = (self.part.constant(name) for name in node.inputs[1:] if name)
+        constants = (self.part.constant(name) for name in node.inputs if name)
         sizes = [self.shape, *(value.shape for value in constants if value is not None)]
         kinds = f"{self.part.inputs[0].dtype} opset {self.part.opset}"
         return f"{node.op} {attributes} {kinds} {sizes} weight {weight} free {self.free}"
@@ -161,25 +163,18 @@ class Sliced:
         """The layer with the first so many channels (of each block), fed with as many."""
         linear = self.layer.linear
         columns, rows = (
-            np.tile(np.arange(full) < width, linear.op.blocks)
-            for width, full in zip((read, written), self.full, strict=True)
+            np.tile(np.arange(full) < width, len(labels) // full)
+            for width, full, labels in zip((read, written), self.full, (linear.reads, linear.writes), strict=True)
         )
         edits = slice_layer(self.graph, self.layer, rows, columns)
         program = apply(self.part, tuple(e for e in edits if e.key == self.layer.key)).program()
-        x = np.compress(columns, self._input, axis=self._axis)
+        axis = linear.op.axis
+        x = np.compress(columns[: self._input.shape[axis]], self._input, axis=axis)
         return Job(program, {self.layer.source: self.engine.xp.asarray(x)})
 
     @cached_property
     def _input(self) -> NDArray[Any]:
         return noise(self.shape, self.part.inputs[0].dtype)
-
-    @property
-    def _axis(self) -> int:
-        """Where the input's channels lie."""
-        node = self.part.node(self.layer.key)
-        if node.op == "MatMul":
-            return -1
-        return 0 if node.attrs.get("transA") else 1
 
 
 def widths(full: int) -> tuple[list[int], list[int]]:

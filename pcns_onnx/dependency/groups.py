@@ -23,14 +23,14 @@ _MIXABLE = ("scaling", "linear", "move", "select")
 
 @dataclass(frozen=True)
 class Product:
-    """A product of two computed tensors, `names`, that sums over channels, on `axes`, in every head.
+    """A product of two computed tensors, `names`, that sums over channels in every head.
 
-    `labels` are the classes along these axes.
+    `orders` are the axes of each as (heads..., positions, channels), `labels` the classes of the channels.
     """
 
     key: str
     names: tuple[str, str]
-    axes: tuple[int, int]
+    orders: tuple[tuple[int, ...], tuple[int, ...]]
     labels: Labels
     heads: int
 
@@ -114,15 +114,16 @@ def _products(propagation: Propagation, labels: Labels) -> Iterator[Product]:
             continue
         classes = propagation.classes.of(found.a.reshape(-1, found.a.shape[-1])[0])
         if np.isin(classes, labels).all():
-            names = (node.inputs[0], node.inputs[1])
-            blocks = [_blocks(propagation.shapes.get(name, ())) for name in names]
+            names = (node.inputs[found.inputs[0]], node.inputs[found.inputs[1]])
+            shapes = [propagation.shapes.get(name, ()) for name in names]
+            blocks = [_blocks(shape, order) for shape, order in zip(shapes, found.orders, strict=True)]
             heads = blocks[0] // propagation.batch if blocks[0] == blocks[1] else 1
-            yield Product(node.key, names, found.axes, classes, max(heads, 1))
+            yield Product(node.key, names, found.orders, classes, max(heads, 1))
 
 
-def _blocks(shape: Shape) -> int:
-    """How many matrices a tensor holds; 0 where that is not known."""
-    return int(np.prod([size or 0 for size in shape[:-2]]))
+def _blocks(shape: Shape, order: tuple[int, ...]) -> int:
+    """How many matrices a tensor holds on all but the last two axes of `order`; 0 where that is not known."""
+    return int(np.prod([shape[axis] or 0 for axis in order[:-2]])) if shape else 0
 
 
 def _path(propagation: Propagation, writers: Sequence[Layer], mine: set[int]) -> tuple[str, tuple[str, ...]]:

@@ -11,7 +11,7 @@ import numpy as np
 from pcns_onnx.dependency.propagation import Propagation
 from pcns_onnx.graph import Array, Graph, Node
 from pcns_onnx.graph.queries import bias_add
-from pcns_onnx.ops import Labels, Linear, LinearOp
+from pcns_onnx.ops import Labels, Linear, LinearOp, bias_behind
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def find_layers(propagation: Propagation) -> Iterator[Layer]:
             name=name,
             kind=node.op,
             key=node.key,
-            source=node.inputs[0],
+            source=node.inputs[linear.source],
             output=bias.key,
             linear=linear,
             bias=bias,
@@ -121,8 +121,9 @@ def _bias(graph: Graph, node: Node, linear: Linear) -> Bias:
     if linear.bias is not None:
         absent = len(node.inputs) <= linear.bias or not node.inputs[linear.bias]
         return Bias(node.key, linear.bias, linear.bias_scale, absent)
-    add = bias_add(graph, node, len(linear.writes))
-    assert add is not None, "fold.explicit_biases ran before the survey"
+    shape = bias_behind(node, graph.constant)
+    add = None if shape is None else bias_add(graph, node, shape)
+    assert add is not None, "explicit_biases ran before the dependency graph was built"
     return Bias(add.key, 1 - list(add.inputs).index(node.key), 1.0, absent=False)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,13 +15,14 @@ def names_of(graph: Graph) -> str:
     return ", ".join(spec.name for spec in graph.inputs)
 
 
-def bias_add(graph: Graph, node: Node, width: int) -> Node | None:
-    """The Add behind a MatMul that holds one stored value per output column, if there is one."""
+def bias_add(graph: Graph, node: Node, shape: tuple[int, ...]) -> Node | None:
+    """The Add behind a layer that holds its bias, a stored value of this shape (but for ones in front), if any."""
     readers = graph.consumers.get(node.key, ())
     if len(readers) != 1 or readers[0].op != "Add" or any(o.name == node.key for o in graph.outputs):
         return None
     value = graph.constant(readers[0].inputs[1 - list(readers[0].inputs).index(node.key)])
-    return readers[0] if value is not None and value.shape[-1:] == (width,) and value.size == width else None
+    is_bias = value is not None and value.shape[-len(shape) :] == shape and value.size == prod(shape)
+    return readers[0] if is_bias else None
 
 
 def stored_value(graph: Graph, name: str) -> NDArray[np.float64]:

@@ -276,6 +276,10 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
+def _einsum(*inputs: Tensor, equation: str) -> Tensor:
+    return torch.einsum(equation, *inputs)
+
+
 _PLAIN: dict[str, Callable[..., Any]] = {
     "Identity": _same, "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": _divide, "Pow": torch.pow,
     "Sum": _sum_of, "Mean": _mean_of, "Max": _max_of, "Min": _min_of, "Neg": torch.neg, "Abs": torch.abs,
@@ -293,6 +297,7 @@ OPERATORS: dict[str, Operator] = {
     "ConvTranspose": Operator(run_conv_transpose, layer=True, only={"auto_pad": "NOTSET"}),
     "Gemm": Operator(_gemm, layer=True),
     "MatMul": Operator(torch.matmul, layer=True),
+    "Einsum": Operator(_einsum, layer=True),
     "BatchNormalization": Operator(_batch_norm, frozen=(3, 4), layer=True, only={"training_mode": 0, "spatial": 1}),
     "LayerNormalization": Operator(_layer_norm, layer=True),
     "InstanceNormalization": Operator(_instance_norm, layer=True),

@@ -14,7 +14,7 @@ from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.channels import layout, repeat
-from pcns_onnx.rewrite.layer_weights import stored, stored_weight
+from pcns_onnx.rewrite.layer_weights import has_value_per_row, stored, stored_weight
 from pcns_onnx.rewrite.patch import Patch, SetInput, apply
 
 
@@ -89,7 +89,9 @@ def _weighted(before: Graph, after: Graph, layer: Layer, copies: Copies, *, zero
     edits: Patch = (SetInput(layer.key, linear.weight, weight * shares),)
     if not zero or layer.bias.absent:
         return edits
-    bias, (_, number) = stored(after, layer.bias.key, layer.bias.position), layout(linear.writes, copies)
-    if bias.ndim and bias.shape[-1] == len(number):
-        edits += (SetInput(layer.bias.key, layer.bias.position, bias * (number == 0)),)
+    axis, place = linear.bias_axes[-1], (layer.bias.key, layer.bias.position)
+    bias, was = stored(after, *place), stored(before, *place)
+    if has_value_per_row(was, layer):
+        _, number = layout(linear.writes[: was.shape[axis]], copies)
+        edits += (SetInput(*place, bias * (number == 0).reshape(-1, *(1,) * (-1 - axis))),)
     return edits

@@ -20,12 +20,12 @@ from pcns_onnx.ops.facts import (
     Window,
     axes_of,
 )
-from pcns_onnx.ops.registry import facts_of, rules
+from pcns_onnx.ops.registry import bias_behind, facts_of, rules
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "Bilinear", "ChannelCount", "ChannelIndex", "Heads", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts",
-    "PerChannelConstant", "Window", "axes_of", "facts_of", "rules",
+    "PerChannelConstant", "Window", "axes_of", "bias_behind", "facts_of", "rules",
 ]  # fmt: skip

@@ -77,6 +77,10 @@ class LinearOp(Window, Protocol):
     def mixed(self) -> bool:
         """Whether rows do not come sample by sample."""
 
+    @property
+    def axis(self) -> int:
+        """The axis of the input that channels lie on and go from."""
+
     def matrix(self, weight: Array) -> Array:
         """The weight as V, shape (K, C*taps)."""
 
@@ -100,9 +104,12 @@ class LinearOp(Window, Protocol):
 class Linear:
     """A layer whose weight can be solved for.
 
-    `weight` and `bias` are input positions (bias None: no such input can exist). `reads` labels
-    the input channels (before taps), `writes` the rows of V. `resets` are attributes that must
-    be set when the weight is replaced, since V has absorbed them.
+    `weight` and `bias` are input positions (bias None: no such input can exist, the bias is the Add behind
+    the node), `source` is that of what the layer reads. `weight_axes` are the axes that outputs and inputs go
+    from, `bias_axes` those of the bias, counted from its end, that hold one value per row of V, in V's order:
+    outputs go from the last of these. `reads` labels the input channels (before taps), `writes` the rows of V;
+    where an axis of the weight has fewer entries, its labels are the first of these, and the others repeat
+    them. `resets` are attributes that must be set when the weight is replaced, since V has absorbed them.
     """
 
     op: LinearOp
@@ -113,6 +120,8 @@ class Linear:
     writes: Labels
     bias_scale: float = 1.0
     resets: tuple[tuple[str, float], ...] = ()
+    source: int = 0
+    bias_axes: tuple[int, ...] = (-1,)
 
 
 @dataclass(frozen=True)
@@ -160,12 +169,15 @@ class Tie:
 
 @dataclass(frozen=True)
 class Bilinear:
-    """A product of inputs 0 and 1 that sums over channels of both, on `axes`: sum_j a_j b_j in every head.
+    """A product of two inputs that sums over channels of both: sum_j a_j b_j in every head.
 
-    `a` and `b` are the labels, of one shape, channels last.
+    The positions of the second of `inputs` are the last axis of the result (keys, which a Softmax normalises
+    over). `orders` are the axes of each as (heads..., positions, channels), `a` and `b` the labels in that
+    order, of one shape.
     """
 
-    axes: tuple[int, int]
+    inputs: tuple[int, int]
+    orders: tuple[tuple[int, ...], tuple[int, ...]]
     a: Labels
     b: Labels
 

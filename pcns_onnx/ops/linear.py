@@ -1,4 +1,4 @@
-"""Conv, Gemm and MatMul: the layers that are solved for.
+"""Conv, Gemm and MatMul: the layers that are solved for, and products of two computed tensors.
 
 Each is y = V x + c per output position: for Gemm and MatMul x is a row, for Conv the patch
 under the kernel (zero padding included, so border effects are in the moments).
@@ -6,10 +6,17 @@ under the kernel (zero padding included, so border effects are in the moments).
 A grouped Conv whose blocks are wide is solved block by block, and the same places go in every
 block, so that the blocks stay equal. One with more blocks than channels in a block (ResNeXt,
 depthwise) loses whole blocks instead: what is left of it needs no solving.
+
+In a product A @ B of computed tensors (attention) channels may lie
+
+- on the axis that is summed over, in both (Q Kᵀ): the same ones go on both sides;
+- on another axis of one of them (P V): they pass to the product, which is linear in them;
+- on the axis of the heads, in both: tied.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,12 +24,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.graph import Array
+from pcns_onnx.graph import Array, Node
 from pcns_onnx.numerics.arrays import namespace_of
-from pcns_onnx.ops.attention import product
-from pcns_onnx.ops.facts import Labels, Linear, OpContext, OpFacts, describe, freeze, spread
+from pcns_onnx.ops.facts import Bilinear, Labels, Linear, OpContext, OpFacts, Tie, axes_of, describe, freeze, spread
 from pcns_onnx.ops.registry import rule
 from pcns_onnx.ops.sliding_window import WindowOp, alike, form_of, reads_of, unsolvable, whole_blocks
+
+COMPUTED = "multiplies two computed tensors"
+Order = Sequence[int | None]
+"""Axes of a tensor in another order; None is a new one of size one."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,11 @@ class RowOp:
     taps = 1
     padded = False
 
+    @property
+    def axis(self) -> int:
+        """Channels lie on the last axis, or on the first of two."""
+        return -1 if self.rows_first else 0
+
     def part(self, block: int) -> RowOp:
         """There is one block."""
         return self
@@ -98,14 +113,15 @@ class RowOp:
     def inputs(self, x: Any, at: NDArray[np.int64] | None) -> Any:
         """Rows (R, C); `at` picks positions within each sample."""
         xp = namespace_of(x)
-        return _rows(x if self.rows_first else xp.permute_dims(x, (1, 0)), at)
+        return rows_of(x if self.rows_first else xp.permute_dims(x, (1, 0)), at)
 
     def outputs(self, y: Any, at: NDArray[np.int64] | None) -> Any:
         """Rows (R, K)."""
-        return _rows(y, at)
+        return rows_of(y, at)
 
 
-def _rows(x: Any, at: NDArray[np.int64] | None) -> Any:
+def rows_of(x: Any, at: NDArray[np.int64] | None) -> Any:
+    """Rows (R, C) of a tensor whose samples are on the first axis and channels on the last, at some positions."""
     xp = namespace_of(x)
     width = int(x.shape[-1])
     if at is not None:
@@ -167,7 +183,12 @@ def gemm(context: OpContext) -> OpFacts:
     return OpFacts((spread(writes, 1, 2),), "reader", linear=linear, macs=macs)
 
 
-@rule("MatMul", operands="all")
+def _bias_shape(node: Node, value: Callable[[str], Array | None]) -> tuple[int, ...] | None:
+    weight = value(node.inputs[1])
+    return weight.shape[1:] if weight is not None and weight.ndim == 2 else None
+
+
+@rule("MatMul", operands="all", bias_behind=_bias_shape)
 def matmul(context: OpContext) -> OpFacts:
     """MatMul by a stored matrix; a bias, if any, is the Add behind it."""
     x, shape, out = context.known_shape(0), context.known_shape(1), context.known_output()
@@ -176,7 +197,11 @@ def matmul(context: OpContext) -> OpFacts:
     if weight is None and (why := form_of(context, 1)):
         return freeze(context, f"{describe(context.node)} {why}", macs=macs)
     if weight is None and context.constant(0) is None:
-        return product(context, macs)
+        ranks = [0 if s is None else len(s) for s in context.shapes]
+        if min(ranks) < 2:
+            return freeze(context, f"{describe(context.node)} {COMPUTED}", macs=macs)
+        (*lead, row, left), (*others, right, column) = ([None] * (max(ranks) - r) + [*range(r)] for r in ranks)
+        return product(context, Operand(0, (*lead, row, left)), Operand(1, (*others, column, right)), macs)
     if weight is None or weight.ndim != 2 or shape is None:
         return freeze(context, f"{describe(context.node)} does not multiply by one stored matrix", macs=macs)
     if context.shapes[0] is None:
@@ -189,3 +214,64 @@ def matmul(context: OpContext) -> OpFacts:
     mixed = any(axis for axis in context.batched[0])
     linear = Linear(RowOp(False, mixed=mixed), weight=1, weight_axes=(1, 0), bias=None, reads=reads, writes=writes)
     return OpFacts((spread(writes, rank - 1, rank),), "reader", linear=linear, macs=macs)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A computed operand of a product: input `position`, and its axes as (heads..., own positions, sum)."""
+
+    position: int
+    order: Order
+
+    def labels(self, context: OpContext) -> Labels:
+        """Its labels in this order."""
+        labels = context.labels[self.position]
+        if labels is None:
+            return np.full((1,) * len(self.order), -1, dtype=np.int64)
+        moved = np.transpose(labels, self.axes)
+        return np.expand_dims(moved, [place for place, axis in enumerate(self.order) if axis is None])
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The order without the axes that are new."""
+        return tuple(axis for axis in self.order if axis is not None)
+
+
+def product(context: OpContext, left: Operand, right: Operand, macs: int) -> OpFacts:
+    """A product of two computed tensors, whose labels come out as (heads..., positions of left, of right)."""
+    if not any(labels is not None and axes_of(labels) for labels in context.labels):
+        return freeze(context, f"{describe(context.node)} {COMPUTED}", macs=macs)
+    a, b = left.labels(context), right.labels(context)
+    if a.shape[-1] > 1 or b.shape[-1] > 1:
+        return _summed(context, (left, right), a, b, macs)
+    b = np.swapaxes(b, -1, -2)
+    both = all(labels is not None for labels in context.labels)
+    if both and sum(size > 1 for size in np.broadcast_shapes(a.shape, b.shape)) != 1:
+        return freeze(context, f"{describe(context.node)} multiplies channels by channels", macs=macs)
+    return _passed(context, (left, right), a, b, macs)
+
+
+def _summed(context: OpContext, sides: tuple[Operand, Operand], a: Labels, b: Labels, macs: int) -> OpFacts:
+    """The channels are summed over: the same ones must go on both sides. Labels have the sum's axis last."""
+    if a.shape[-1] != b.shape[-1] or a.shape[-2] > 1 or b.shape[-2] > 1:
+        return freeze(
+            context, f"{describe(context.node)} sums over the channels of one of its operands only", macs=macs
+        )
+    why = f"{describe(context.node)} multiplies its channels by some that must stay"
+    a, b = np.broadcast_arrays(a, b)
+    left, right = sides
+    sums = Bilinear((left.position, right.position), (left.axes, right.axes), a, b)
+    return OpFacts((None,), "linear", ties=(Tie(a, b, why),), bilinear=sums, scales=a.reshape(-1), macs=macs)
+
+
+def _passed(context: OpContext, sides: tuple[Operand, Operand], a: Labels, b: Labels, macs: int) -> OpFacts:
+    """The channels pass; on the axes of the heads they are tied to the other operand's, or must stay with them."""
+    labels = np.broadcast_to(np.maximum(a, b), np.broadcast_shapes(a.shape, b.shape))
+    why = f"{describe(context.node)} multiplies its channels by some that must stay"
+    ties = []
+    for own, operand in zip((a, b), sides, strict=True):
+        shape = context.shapes[operand.position] or ()
+        heads = [operand.order[axis] for axis in axes_of(labels) if axis < labels.ndim - 2]
+        if any(axis is not None and shape[axis] != 1 for axis in heads):
+            ties.append(Tie(labels, np.broadcast_to(own, labels.shape), why))
+    return OpFacts((labels,), "linear", ties=tuple(ties), scales=labels.reshape(-1), macs=macs)

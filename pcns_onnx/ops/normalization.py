@@ -5,6 +5,8 @@ also write such norms in pieces, as x - mean(x) and x / sqrt(mean(x²) + e): `is
 
 A GroupNormalization can lose whole groups, which leaves the others as they were. In pieces it is an
 InstanceNormalization between two Reshapes: `is_group_norm` knows the first of these.
+
+A Softmax passes channels that lie on another axis than the one that it normalises.
 """
 
 from __future__ import annotations
@@ -45,6 +47,19 @@ def instance_normalization(context: OpContext) -> OpFacts:
         return freeze(context, f"{describe(context.node)} scales its channels by computed values")
     vector = labels.reshape(-1)
     return OpFacts((labels,), "channelwise", per_channel=(PerChannelConstant(1, vector), PerChannelConstant(2, vector)))
+
+
+@rule("Softmax", "LogSoftmax", "Hardmax")
+def softmax(context: OpContext) -> OpFacts:
+    """Passes channels that lie on another axis than the one that it normalises (before opset 13: and all behind)."""
+    labels = context.labels[0]
+    if labels is None:
+        return OpFacts((None,))
+    axis = int(context.attr("axis", 1 if context.opset < 13 else -1)) % labels.ndim
+    taken = range(axis, labels.ndim) if context.opset < 13 else (axis,)
+    if set(taken).intersection(axes_of(labels)) or not axes_of(labels):
+        return freeze(context, f"{describe(context.node)} normalises over several channels")
+    return OpFacts((labels,), "channelwise")
 
 
 _LAYER_NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")

@@ -7,24 +7,32 @@ from functools import wraps
 from typing import Literal
 
 from pcns_onnx.errors import InputError, PcnsError
+from pcns_onnx.graph import Array, Node
 from pcns_onnx.ops.facts import OpContext, OpFacts, describe, freeze
 
 Rule = Callable[[OpContext], OpFacts]
-
+BiasShape = Callable[[Node, Callable[[str], Array | None]], tuple[int, ...] | None]
+"""From a node and the constants by name: the shape of the bias that an Add behind the node holds, None for no layer."""
 
 _RULES: dict[tuple[str, str], Rule] = {}
+_BIAS_SHAPES: dict[tuple[str, str], BiasShape] = {}
 
 
-def rule(*ops: str, domain: str = "", operands: Literal["first", "all"] = "first") -> Callable[[Rule], Rule]:
+def rule(
+    *ops: str, domain: str = "", operands: Literal["first", "all"] = "first", bias_behind: BiasShape | None = None
+) -> Callable[[Rule], Rule]:
     """Register a rule for these operator types.
 
     With `operands` 'first' the rule speaks of channels in the first input only; channels that
-    enter elsewhere (a computed slope, say) are frozen for it.
+    enter elsewhere (a computed slope, say) are frozen for it. `bias_behind` is for layers without
+    an input for the bias: it is asked before anything else is known of the node.
     """
 
     def register(function: Rule) -> Rule:
         for op in ops:
             _RULES[domain, op] = function if operands == "all" else _first_only(function)
+            if bias_behind is not None:
+                _BIAS_SHAPES[domain, op] = bias_behind
         return function
 
     return register
@@ -38,6 +46,12 @@ def _first_only(function: Rule) -> Rule:
         return function(context)
 
     return guarded
+
+
+def bias_behind(node: Node, value: Callable[[str], Array | None]) -> tuple[int, ...] | None:
+    """The shape of the bias in the Add behind a layer that has no input for it; None if the node is no such layer."""
+    shape = _BIAS_SHAPES.get((node.domain, node.op))
+    return None if shape is None else shape(node, value)
 
 
 def rules() -> Mapping[tuple[str, str], Rule]:

@@ -37,6 +37,8 @@ class WindowOp:
     blocks: int = 1
     block: int | None = None
 
+    axis = 1
+
     @classmethod
     def of(cls, context: OpContext, kernel: Sequence[int], **more: Any) -> Self:
         """From the attributes of the node, and what is `more` than these."""

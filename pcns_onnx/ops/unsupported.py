@@ -13,6 +13,7 @@ from math import prod
 from pcns_onnx.ops.facts import OpContext, OpFacts, describe, freeze
 from pcns_onnx.ops.registry import rule
 
+MIXES = "mixes channels in a way that is not supported yet"
 QUANTISED = "is part of a quantised model, and quantising comes after shrinking"
 FUSED = "was fused for onnxruntime: shrink the model before it is optimised"
 _FUSED = (
@@ -46,17 +47,6 @@ def _product(context: OpContext) -> int:
     return prod(out) * x[-1] if out and x else 0
 
 
-def _einsum(context: OpContext) -> int:
-    """One multiply-add for every value of all indices together."""
-    sizes: dict[str, int] = {}
-    terms = _text(context.attr("equation", b"")).replace(" ", "").partition("->")[0].split(",")
-    for term, shape in zip(terms, context.shapes, strict=False):
-        if "." in term or shape is None or None in shape:
-            return 0
-        sizes.update({index: int(size or 0) for index, size in zip(term, shape, strict=True)})
-    return prod(sizes.values())
-
-
 def _none(context: OpContext) -> int:
     return 0
 
@@ -67,7 +57,6 @@ INTACT: dict[str, tuple[str, Callable[[OpContext], int | None]]] = {
     **dict.fromkeys(("QLinearConv", "ConvInteger"), (QUANTISED, _window)),
     **dict.fromkeys(("QLinearMatMul", "MatMulInteger"), (QUANTISED, _product)),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"), (QUANTISED, lambda context: None)),
-    "Einsum": ("mixes channels in a way that is not supported yet", _einsum),
     "DeformConv": ("bends its windows, which is not supported yet", _window),
 }
 """Operator -> what to say of it, and what it costs (None: it is not listed as a layer)."""
@@ -94,14 +83,10 @@ def quantised(context: OpContext) -> OpFacts:
     return freeze(context, f"{describe(context.node)} {QUANTISED}")
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
 BARRIERS = {
     "takes some of the channels": ("GatherElements", "GatherND", "ScatterND", "TopK"),
     "looks for the largest or smallest channel": ("ArgMax", "ArgMin"),
-    "mixes channels in a way that is not supported yet": ("Attention",),
+    MIXES: ("Attention",),
 }  # fmt: skip
 """What an operator does to channels -> the operators that do it."""
 

@@ -16,7 +16,7 @@ from pcns_onnx.dependency.dependency_graph import DependencyGraph, kept_classes
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Array, Graph
 from pcns_onnx.ops import ChannelCount, Labels
-from pcns_onnx.rewrite.layer_weights import stored
+from pcns_onnx.rewrite.layer_weights import has_value_per_row, stored
 from pcns_onnx.rewrite.patch import Edit, Patch, SetAttributes, SetInput, SetNumbers
 
 
@@ -132,7 +132,8 @@ def _repeat_layer(graph: Graph, layer: Layer, copies: NDArray[np.int64]) -> list
         weight = repeat_along(weight, axis, labels[: weight.shape[axis]], copies)  # of blocks that are alike, the first
     edits: list[Edit] = [SetInput(layer.key, linear.weight, weight)]
     if not layer.bias.absent and (copies[rows] != 1).any():
-        bias = stored(graph, layer.bias.key, layer.bias.position)
-        if bias.shape and bias.shape[-1] == len(rows):
-            edits.append(SetInput(layer.bias.key, layer.bias.position, repeat_along(bias, -1, rows, copies)))
+        bias, axis = stored(graph, layer.bias.key, layer.bias.position), linear.bias_axes[-1]
+        if has_value_per_row(bias, layer):
+            taken = repeat_along(bias, axis, rows[: bias.shape[axis]], copies)
+            edits.append(SetInput(layer.bias.key, layer.bias.position, taken))
     return edits

@@ -1,7 +1,7 @@
 """Every layer with a bias, for the time of the solve.
 
-A MatMul has no bias of its own. Where no Add follows it, one with zeros is put there; those that are
-still zero afterwards go again.
+Some operators have no input for a bias (MatMul). Where no Add follows such a layer, one with zeros is put
+there; those that are still zero afterwards go again.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import numpy as np
 
 from pcns_onnx.graph import Graph
 from pcns_onnx.graph.queries import bias_add
+from pcns_onnx.ops import bias_behind
 
 
 def explicit_biases(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
-    """A copy in which an Add follows every MatMul by a stored matrix; keys of the new Adds."""
+    """A copy in which an Add follows every layer that has no bias of its own; keys of the new Adds."""
     result, added = graph, list[str]()
     for node in graph.nodes:
-        weight = graph.constant(node.inputs[1]) if node.op == "MatMul" and not node.domain else None
-        if weight is not None and weight.ndim == 2 and bias_add(graph, node, weight.shape[1]) is None:
+        shape = bias_behind(node, graph.constant)
+        if shape is not None and bias_add(graph, node, shape) is None:
             result = graph.copy() if result is graph else result
-            result.append(node.key, "Add", np.zeros(weight.shape[1]), ("", ".bias"))
+            result.append(node.key, "Add", np.zeros(shape), ("", ".bias"))
             added.append(node.key)
     return result, tuple(added)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,8 +33,8 @@ def set_layer(graph: Graph, layer: Layer, matrix: NDArray[np.float64], bias: NDA
         edits.append(SetAttributes(layer.key, layer.linear.resets))
     if layer.bias.absent:
         return (*edits, SetInput(layer.key, layer.bias.position, bias)) if bias.any() else tuple(edits)
-    lead = (1,) * (stored(graph, layer.bias.key, layer.bias.position).ndim - 1)
-    return (*edits, SetInput(layer.bias.key, layer.bias.position, bias.reshape(*lead, -1)))
+    like = stored(graph, layer.bias.key, layer.bias.position)
+    return (*edits, SetInput(layer.bias.key, layer.bias.position, _laid_out(bias, like, layer.linear.bias_axes)))
 
 
 def slice_layer(graph: Graph, layer: Layer, rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> list[Edit]:
@@ -46,10 +48,28 @@ def slice_layer(graph: Graph, layer: Layer, rows: NDArray[np.bool_], columns: ND
         weight = weight if own.all() else np.compress(own, weight, axis=axis)
     edits: list[Edit] = [SetInput(layer.key, linear.weight, weight)]
     if not layer.bias.absent and not rows.all():
-        bias = stored(graph, layer.bias.key, layer.bias.position)
-        if bias.shape and bias.shape[-1] == len(rows):
-            edits.append(SetInput(layer.bias.key, layer.bias.position, np.compress(rows, bias, axis=-1)))
+        bias, axis = stored(graph, layer.bias.key, layer.bias.position), linear.bias_axes[-1]
+        if has_value_per_row(bias, layer):
+            own = rows[: bias.shape[axis]]
+            edits.append(SetInput(layer.bias.key, layer.bias.position, np.compress(own, bias, axis=axis)))
     return edits
+
+
+def has_value_per_row(bias: Array, layer: Layer) -> bool:
+    """Whether a stored bias has a value for every row of V, not one for all."""
+    axes = layer.linear.bias_axes
+    return bias.ndim >= -min(axes) and prod(bias.shape[axis] for axis in axes) == layer.width
+
+
+def _laid_out(bias: NDArray[np.float64], like: Array, axes: tuple[int, ...]) -> NDArray[np.float64]:
+    """A bias (K,) in the layout of the stored one `like` (whose last of `axes` may differ)."""
+    if like.ndim < 2:
+        return bias
+    others = [axis for axis in range(-like.ndim, 0) if axis not in axes]
+    sizes = [like.shape[axis] for axis in axes[:-1]]
+    order = [*others, *axes]
+    value = bias.reshape(*(1,) * len(others), *sizes, -1)
+    return np.transpose(value, np.argsort(order))
 
 
 def stored_weight(graph: Graph, layer: Layer) -> NDArray[np.float64]:
@@ -69,4 +89,7 @@ def stored_bias(graph: Graph, layer: Layer) -> NDArray[np.float64]:
     assert value is not None, "a bias is stored"
     node = graph.node(found.key)
     scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
-    return np.broadcast_to(value.astype(np.float64).reshape(-1) * scale, (rows,))
+    value = value.astype(np.float64) * scale
+    if has_value_per_row(value, layer) and value.ndim > 1:
+        value = np.moveaxis(value, layer.linear.bias_axes, range(-len(layer.linear.bias_axes), 0))
+    return np.broadcast_to(value.reshape(-1), (rows,))

@@ -100,11 +100,49 @@ def fused_gather(planted: bool = True) -> onnx.ModelProto:
     return s.done(s.attend(q, "kt", v))
 
 
+def einsum(planted: bool = True, *, key_first: bool = False) -> onnx.ModelProto:
+    """As `torch.einsum` is exported; `separate` with its products spelled so."""
+    s = Attention(planted)
+    q, k, v = (s.project("x", name) for name in ("q", "k", "v"))
+    q, k, v = (s.split(t, f"{t}h", [0, 2, 1, 3]) for t in (q, k, v))
+    s.keep("scale", np.asarray(D**-0.5, dtype=np.float32))
+    if key_first:
+        s.op("Einsum", f"{k} {q}", "scores", equation="bhjd, bhid -> bhij")
+    else:
+        s.op("Einsum", f"{q} {k}", "scores", equation="b h i d, b h j d -> b h i j")
+    s.op("Mul", "scores scale", "scaled")
+    s.op("Softmax", "scaled", "weights", axis=-1)
+    s.op("Einsum", f"weights {v}", "context", equation="...ij,...jd->...id")
+    s.op("Transpose", "context", "back", perm=[0, 2, 1, 3])
+    s.keep("merged", ints(0, 0, -1))
+    return s.done(s.op("Reshape", "back merged", "joined"))
+
+
+def einsum_to_heads(planted: bool = True, bias: bool = False) -> onnx.ModelProto:
+    """As Keras and Flax write it: weights (E, H, D) and (H, D, 5), the heads behind the positions all along."""
+    s = Attention(planted)
+    for name in "qkv":
+        weight = low_rank(s.rng, E, H) if planted else s.rng.standard_normal((E, H * D)).astype(np.float32) / E**0.5
+        s.keep(f"{name}.w", weight.reshape(E, H, D).astype(np.float32))
+        s.op("Einsum", f"x {name}.w", f"{name}0" if bias else name, name=name, equation="abc,cde->abde")
+        if bias:
+            s.op("Add", f"{name}0 {s.keep(f'{name}.b', s.rng.standard_normal((H, D)).astype(np.float32))}", name)
+    s.keep("scale", np.asarray(D**-0.5, dtype=np.float32))
+    s.op("Mul", "q scale", "scaled")
+    s.op("Einsum", "k scaled", "scores", equation="aecd,abcd->acbe")
+    s.op("Softmax", "scores", "weights", axis=-1)
+    s.op("Einsum", "weights v", "context", equation="acbe,aecd->abcd")
+    s.keep("o.w", (s.rng.standard_normal((H, D, 5)) / (H * D) ** 0.5).astype(np.float32))
+    s.op("Einsum", "context o.w", "y", name="o", equation="abcd,cde->abe")
+    return s.model()
+
+
 SPELLED: dict[str, Callable[..., onnx.ModelProto]] = {
     "separate": separate,
     "scaled by shape": scaled_by_shape,
     "fused, split": fused_split,
     "fused, gathered": fused_gather,
+    "einsum": einsum,
 }
 
 

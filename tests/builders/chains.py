@@ -171,6 +171,16 @@ LAYERS: dict[str, onnx.ModelProto] = {
     "matmul 3d swapped": matmul_pair((4,), order="bias sum"),
     "matmul 4d": matmul_pair((2, 3)),
     "matmul 3d long bias": matmul_pair((4,), bias=(1, 1, 0)),
+    "einsum": build(
+        [
+            node("Einsum", "x W0", "s0", equation="nlc,co->nlo"),
+            node("Add", "s0 b0", "h"),
+            node("Relu", "h"),
+            node("Einsum", "m W1", "y", equation="...c,oc->...o"),
+        ],
+        {"W0": random(5, C), "b0": random(C), "W1": random(K, C)},
+        ("N", 4, 5),
+    ),
     "matmul no add": build(
         [node("MatMul", "x W0", "h"), node("Relu", "h"), node("MatMul", "m W1", "y")],
         {"W0": random(5, C), "W1": random(C, K)},

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from builders.chains import C, K, ints, node, random, scalar
 from builders.models import Array
 from pcns_onnx.ops.normalization import SEVERAL
-from pcns_onnx.ops.unsupported import FUSED, QUANTISED
+from pcns_onnx.ops.unsupported import FUSED, MIXES, QUANTISED
 
 WIDE = 12
 """Channels of the two layers that may be narrowed: one in front of what is tested, one behind."""
@@ -154,11 +154,18 @@ SHRUNK = {
     "loop": control("Loop"),
     "scan": control("Scan"),
     "einsum": Case(
-        [node("Einsum", "h W", "m", equation="btc,cd -> btd")], {"W": random(C, 6)}, "m",
-        "Einsum 'm' mixes channels in a way that is not supported yet", 6, macs=4 * C * 6),
+        [node("Einsum", "h W", "m", equation="btc,tcd -> btd")], {"W": random(4, C, 6)}, "m",
+        f"Einsum 'm' {MIXES}", 6, macs=4 * C * 6),
     "einsum of an ellipsis": Case(
-        [node("Einsum", "h W", "m", equation="...c,cd->...d")], {"W": random(C, 6)}, "m",
-        "Einsum 'm' mixes channels in a way that is not supported yet", 6, macs=0),
+        [node("Einsum", "h W", "m", equation="...c,c->...c")], {"W": random(C)}, "m", f"Einsum 'm' {MIXES}",
+        macs=4 * C),
+    "einsum of three": Case(
+        [node("Einsum", "h W V", "m", equation="btc,cd,de->bte")], {"W": random(C, 5), "V": random(5, 6)}, "m",
+        f"Einsum 'm' {MIXES}", 6, macs=4 * C * 5 * 6),
+    "einsum with a quantised weight": Case(
+        [node("DequantizeLinear", "Wq s z", "W"), node("Einsum", "h W", "m", equation="btc,cd->btd")],
+        {**SCALES, "Wq": WQ}, "m",
+        "Einsum 'm' has a quantised weight, and quantising comes after shrinking", macs=4 * C * C),
     "cumulative sum": Case(
         [node("CumSum", "h axis", "m")], {"axis": np.array(-1)}, "h", "CumSum 'm' adds up channels"),
     "triangle": Case([node("Trilu", "h", "m")], {}, "h", "Trilu 'm' keeps other positions of every channel"),

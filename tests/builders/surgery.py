@@ -49,6 +49,9 @@ def bias_of(graph: Graph, layer: Layer) -> Array:
         return np.zeros(layer.width)
     value = graph.constant(graph.node(layer.bias.key).inputs[layer.bias.position])
     assert value is not None
+    if value.ndim > 1:
+        axes = layer.linear.bias_axes
+        value = np.moveaxis(value, axes, range(-len(axes), 0))
     return np.broadcast_to(value.astype(np.float64).reshape(-1) * layer.bias.scale, (layer.width,))
 
 
@@ -74,9 +77,10 @@ def permuted(graph: Graph, dependencies: DependencyGraph, order: Mapping[int, in
         if not layer.bias.absent:
             bias = graph.constant(graph.node(layer.bias.key).inputs[layer.bias.position])
             assert bias is not None
-            if bias.shape[-1:] == (layer.width,):
-                moved = np.take(bias, taken_from(layer.linear.writes, order), axis=-1)
-                result.set_input(layer.bias.key, layer.bias.position, moved)
+            if bias.size == layer.width:
+                axis = layer.linear.bias_axes[-1]
+                places = taken_from(layer.linear.writes[: bias.shape[axis]], order)
+                result.set_input(layer.bias.key, layer.bias.position, np.take(bias, places, axis=axis))
     for key, ride in dependencies.per_channel:
         value = graph.constant(graph.node(key).inputs[ride.position])
         assert value is not None
