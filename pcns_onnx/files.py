@@ -55,18 +55,18 @@ def staged(path: str | os.PathLike[str], content: bytes | Iterable[bytes | memor
         handle, name = _nameless(target.parent), None
         if handle is None:
             handle, name = _named(target)
-    held = [name]
+    hidden_name = [name]
 
     def place() -> None:
         with _refusing(target):
-            hidden = held[0]
+            hidden = hidden_name[0]
             if hidden is None:
                 if not target.exists() and _link(handle, target):
                     return
-                held[0] = hidden = _neighbour(target)
+                hidden_name[0] = hidden = _neighbour(target)
                 _link(handle, hidden)
             os.replace(hidden, target)
-            held[0] = None
+            hidden_name[0] = None
 
     try:
         _lock(handle)
@@ -76,8 +76,8 @@ def staged(path: str | os.PathLike[str], content: bytes | Iterable[bytes | memor
             os.fsync(handle)
         yield place
     finally:
-        if held[0] is not None:
-            held[0].unlink(missing_ok=True)
+        if hidden_name[0] is not None:
+            hidden_name[0].unlink(missing_ok=True)
         os.close(handle)
 
 

@@ -57,16 +57,16 @@ class Derived:
         constants = ChainMap[str, object](self._makers, stored)  # type: ignore[arg-type]
         for node, maker in zip(nodes, model.graph.node, strict=True):
             if node.key not in quantised and _is_made_of(node, constants):
-                made = self._infer(node, maker)
-                if made is not None:
-                    self._makers[node.key], self._types[node.key] = maker, made
+                inferred = self._infer(node, maker)
+                if inferred is not None:
+                    self._makers[node.key], self._types[node.key] = maker, inferred
         self.names = frozenset(self._makers)
 
     @cached_property
     def numbers(self) -> dict[str, Array]:
         """Integers that may be the shape of another tensor, with their values."""
-        found = {name: self._number(name) for name in self._makers}
-        return {name: value for name, value in found.items() if value is not None}
+        values = {name: self._number(name) for name in self._makers}
+        return {name: value for name, value in values.items() if value is not None}
 
     def kind(self, name: str) -> int:
         """The element type of a derived tensor."""
@@ -100,8 +100,8 @@ class Derived:
         part = helper.make_graph([maker], "part", inputs, outputs)
         try:
             with np.errstate(all="ignore"):
-                (made,) = ReferenceEvaluator(part, {"": self._opset}).run(None, dict(zip(names, values, strict=True)))
-            value = np.asarray(made, dtype=helper.tensor_dtype_to_np_dtype(self.kind(key))).reshape(self.shape(key))
+                (result,) = ReferenceEvaluator(part, {"": self._opset}).run(None, dict(zip(names, values, strict=True)))
+            value = np.asarray(result, dtype=helper.tensor_dtype_to_np_dtype(self.kind(key))).reshape(self.shape(key))
             value.flags.writeable = False  # it is handed out again, and may be a view of what is stored
             return value
         except Exception:  # an index out of range, say: every operator raises its own
@@ -122,10 +122,10 @@ class Derived:
             )
         except (shape_inference.InferenceError, onnx.checker.ValidationError, onnx.defs.SchemaError):
             return None
-        made = inferred.get(node.key, onnx.TypeProto())
-        dims = made.tensor_type.shape.dim
-        known = made.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
-        return made if known and math.prod(dim.dim_value for dim in dims) <= MOST else None
+        output = inferred.get(node.key, onnx.TypeProto())
+        dims = output.tensor_type.shape.dim
+        known = output.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
+        return output if known and math.prod(dim.dim_value for dim in dims) <= MOST else None
 
     def _type(self, name: str) -> onnx.TypeProto:
         if name in self._types:
@@ -158,11 +158,11 @@ def _weights_of_quantised_layers(nodes: Sequence[Node], stored: Mapping[str, obj
             constants[node.key] = node
         elif node.op == "DequantizeLinear":
             computed.update(node.outputs)
-    found: set[str] = set()
+    weights: set[str] = set()
     pending = [name for node in nodes if not computed.isdisjoint(node.inputs) for name in node.inputs]
     while pending:
         maker = constants.pop(pending.pop(), None)
         if maker is not None:
-            found.update(maker.outputs if maker.op == "DequantizeLinear" else ())
+            weights.update(maker.outputs if maker.op == "DequantizeLinear" else ())
             pending += maker.inputs
-    return found
+    return weights

@@ -216,8 +216,8 @@ def refuse_source(target: Path, files: frozenset[Path]) -> None:
 
 def data_files_of(target: Path) -> set[Path]:
     """The data files, written by `save_with_data`, that the model which is now at `target` points to."""
-    found = target.parent.glob(f"{glob.escape(target.name)}.*.data")
-    ours = {file.name for file in found if _pattern(target).fullmatch(file.name)}
+    candidates = target.parent.glob(f"{glob.escape(target.name)}.*.data")
+    ours = {file.name for file in candidates if _pattern(target).fullmatch(file.name)}
     try:
         replaced = parse(target) if ours else onnx.ModelProto()
     except InputError:

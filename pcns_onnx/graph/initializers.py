@@ -54,16 +54,16 @@ def is_large(tensor: TensorProto) -> bool:
 
 def take_out(tensors: Iterable[TensorProto]) -> dict[str, Array]:
     """The contents of the large ones among `tensors`, by name; they are left placeholders."""
-    found: dict[str, Array] = {}
+    contents: dict[str, Array] = {}
     for tensor in tensors:
         if is_left_out(tensor) or not is_large(tensor):
             continue
         try:
-            found[tensor.name] = numpy_helper.to_array(tensor)
+            contents[tensor.name] = numpy_helper.to_array(tensor)
         except (ValueError, TypeError):  # damaged: it stays, and `Graph.load` refuses it
             continue
         leave_out(tensor)
-    return found
+    return contents
 
 
 def leave_out(tensor: TensorProto) -> None:

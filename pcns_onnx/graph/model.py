@@ -70,12 +70,12 @@ class Graph(GraphView):
 
         Types of cut tensors are float32 unless known.
         """
-        given = set(inputs)
+        sources = set(inputs)
         wanted, needed = set(), list(outputs)
         while needed:
             name = needed.pop()
             node = self.producers.get(name)
-            if name in given or node is None or node.key in wanted:
+            if name in sources or node is None or node.key in wanted:
                 continue
             wanted.add(node.key)
             needed += [*node.inputs, *node.captures]
@@ -88,11 +88,11 @@ class Graph(GraphView):
             if node.key in wanted:
                 part.graph.node.append(p)
                 used.update(dict.fromkeys((*node.inputs, *node.captures)))
-        made = {out for node in self.nodes if node.key in wanted for out in node.outputs}
+        computed = {out for node in self.nodes if node.key in wanted for out in node.outputs}
         for name in used:
             if name in self._initializers:
                 part.graph.initializer.append(self._initializers[name])
-            elif name and name not in made and name not in self.sparse:
+            elif name and name not in computed and name not in self.sparse:
                 part.graph.input.append(self._value(name))
         part.graph.sparse_initializer.extend(s for s in self._model.graph.sparse_initializer if s.values.name in used)
         part.graph.output.extend(self._value(name, guess=False) for name in outputs)
@@ -124,11 +124,11 @@ class Graph(GraphView):
         old = node.inputs[position] if position < len(node.inputs) else ""
         is_count = value.dtype.kind == "i"
         dtype = self._kind(old) or (TensorProto.INT64 if is_count else self._float_type(node))
-        mine = bool(old) and old in self._initializers and len(self.consumers[old]) == 1
-        mine = mine and list(node.inputs).count(old) == 1 and old not in {o.name for o in self.outputs}
-        name = old if mine else self.fresh_name(old or f"{node.label}.{'sizes' if is_count else 'bias'}")
+        is_own = bool(old) and old in self._initializers and len(self.consumers[old]) == 1
+        is_own = is_own and list(node.inputs).count(old) == 1 and old not in {o.name for o in self.outputs}
+        name = old if is_own else self.fresh_name(old or f"{node.label}.{'sizes' if is_count else 'bias'}")
         new = tensor_of(name, value, dtype)
-        if mine:
+        if is_own:
             self._weights.pop(old, None)
             self._weights |= take_out([new])
             self._initializers[old].CopyFrom(new)
@@ -163,9 +163,9 @@ class Graph(GraphView):
         shapes, start = self.shapes(), 0
         for piece, source in enumerate(maker.inputs):
             count = int(np.prod([size or 1 for size in shapes[source]]))
-            mine = {element - start: n for element, n in numbers.items() if start <= element < start + count}
-            if mine:
-                self.set_numbers(maker.key, piece, mine)
+            in_piece = {element - start: n for element, n in numbers.items() if start <= element < start + count}
+            if in_piece:
+                self.set_numbers(maker.key, piece, in_piece)
             start += count
 
     def is_computed(self, key: str, position: int) -> bool:
@@ -312,8 +312,8 @@ class Graph(GraphView):
         return next(i for i, p in enumerate(self._model.graph.node) if key in p.output)
 
     def _proto(self, key: str) -> onnx.NodeProto:
-        found: onnx.NodeProto = self._model.graph.node[self._index(key)]
-        return found
+        proto: onnx.NodeProto = self._model.graph.node[self._index(key)]
+        return proto
 
     def _float_type(self, node: Node) -> int:
         """The tensor type of a node's weights: what a constant added beside them must have."""

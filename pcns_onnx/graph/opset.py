@@ -22,7 +22,7 @@ def at_least_opset(graph: Graph, version: int) -> Graph:
 def constant_weights(graph: Graph) -> Graph:
     """The same model, its initializers not listed as inputs: those that are may be overridden at run time."""
     proto = graph.proto
-    held = {tensor.name for tensor in proto.graph.initializer}
-    keep_only(proto.graph.input, lambda value: value.name not in held)
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    keep_only(proto.graph.input, lambda value: value.name not in stored)
     proto.ir_version = max(proto.ir_version, 4)  # before that they have to be listed
     return Graph(proto)

@@ -85,14 +85,14 @@ def node_of(p: onnx.NodeProto) -> Node:
 
 def captured(graph: onnx.GraphProto) -> list[str]:
     """Names that a subgraph reads from outside, those of nested ones included."""
-    made = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    made |= {t.values.name for t in graph.sparse_initializer}
-    found: list[str] = []
+    local = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    local |= {t.values.name for t in graph.sparse_initializer}
+    names: list[str] = []
     for p in graph.node:
         node = node_of(p)
-        found += [name for name in (*node.inputs, *node.captures) if name and name not in made]
-        made.update(node.outputs)
-    return found
+        names += [name for name in (*node.inputs, *node.captures) if name and name not in local]
+        local.update(node.outputs)
+    return names
 
 
 def constant_tensor(p: onnx.NodeProto) -> TensorProto:

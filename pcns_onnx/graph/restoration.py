@@ -96,25 +96,25 @@ def _merge_items(edited: Any, base: Any, original: Any) -> None:
     order = list(source) if list(ours) == list(was) else _in_place(list(ours), lost, list(source))
     order += [name for name in ours if name not in order]
     removed = list[int]()
-    for place, (name, item) in enumerate(ours.items()):
+    for position, (name, item) in enumerate(ours.items()):
         if name in was and name in source:
             _merge(item, was[name], source[name])
         elif name in was and item == was[name]:
-            removed.append(place)  # the library's own addition
-    for place in reversed(removed):
-        del edited[place]
+            removed.append(position)  # the library's own addition
+    for position in reversed(removed):
+        del edited[position]
     edited.extend(source[name] for name in lost)
-    left = [name for place, name in enumerate(ours) if place not in removed] + lost
-    places = iter([order.index(name) for name in left])
-    edited.sort(key=lambda _: next(places))  # moves no contents, which may be large
+    left = [name for position, name in enumerate(ours) if position not in removed] + lost
+    positions = iter([order.index(name) for name in left])
+    edited.sort(key=lambda _: next(positions))  # moves no contents, which may be large
 
 
 def _by_name(items: Iterable[Any]) -> dict[tuple[object, int], Any]:
     """Items by what they go by, and how many of that name came before."""
     counts: Counter[object] = Counter()
     by_name = {}
-    for place, item in enumerate(items):
-        name = _NAMED.get(item.DESCRIPTOR.name, lambda _, place=place: place)(item)
+    for position, item in enumerate(items):
+        name = _NAMED.get(item.DESCRIPTOR.name, lambda _, position=position: position)(item)
         by_name[name, counts[name]] = item
         counts[name] += 1
     return by_name
@@ -215,12 +215,12 @@ def sparse_tensors(graph: GraphProto) -> Iterator[SparseTensorProto]:
 
 def dense(sparse: SparseTensorProto) -> Array:
     """All elements of a sparse tensor, in its own type."""
-    values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
     full = np.zeros(tuple(sparse.dims), dtype=values.dtype)
-    if places.ndim == 1:
-        full.reshape(-1)[places] = values
+    if indices.ndim == 1:
+        full.reshape(-1)[indices] = values
     else:
-        full[tuple(places.T)] = values
+        full[tuple(indices.T)] = values
     return full
 
 
@@ -229,9 +229,9 @@ def sparse_like(old: SparseTensorProto, name: str, value: Array) -> SparseTensor
     was, twin = dense(old), _copy(old)
     new = value.astype(was.dtype)
     if not np.array_equal(new, was):
-        places = np.flatnonzero(new)
-        twin.values.CopyFrom(numpy_helper.from_array(new.reshape(-1)[places]))
-        twin.indices.CopyFrom(numpy_helper.from_array(places.astype(np.int64)))
+        indices = np.flatnonzero(new)
+        twin.values.CopyFrom(numpy_helper.from_array(new.reshape(-1)[indices]))
+        twin.indices.CopyFrom(numpy_helper.from_array(indices.astype(np.int64)))
     twin.values.name = name
     renamed: SparseTensorProto = twin
     return renamed

@@ -65,13 +65,13 @@ class GraphView:
     @property
     def reaching(self) -> set[str]:
         """Keys of the nodes that an output of the model depends on."""
-        found, pending = set[str](), [output.name for output in self.outputs]
+        keys, pending = set[str](), [output.name for output in self.outputs]
         while pending:
             node = self.producers.get(pending.pop())
-            if node is not None and node.key not in found:
-                found.add(node.key)
+            if node is not None and node.key not in keys:
+                keys.add(node.key)
                 pending += [*node.inputs, *node.captures]
-        return found
+        return keys
 
     @cached_property
     def producers(self) -> dict[str, Node]:
@@ -94,11 +94,11 @@ class GraphView:
 
     @cached_property
     def _constant_nodes(self) -> dict[str, TensorProto]:
-        found: dict[str, TensorProto] = {}
+        tensors: dict[str, TensorProto] = {}
         for p in self._model.graph.node:
             if p.op_type == "Constant" and not p.domain and p.output[0] not in self.sparse:
-                found[p.output[0]] = constant_tensor(p)
-        return found
+                tensors[p.output[0]] = constant_tensor(p)
+        return tensors
 
     @cached_property
     def _stored(self) -> dict[str, TensorProto]:
@@ -109,8 +109,8 @@ class GraphView:
         """Constants that are stored sparsely: they count as computed, since nothing here solves for them."""
         graph = self._model.graph
         constants = (p for p in graph.node if p.op_type == "Constant" and not p.domain)
-        made = {p.output[0] for p in constants if p.attribute[0].name == "sparse_value"}
-        return frozenset(made | {t.values.name for t in graph.sparse_initializer})
+        names = {p.output[0] for p in constants if p.attribute[0].name == "sparse_value"}
+        return frozenset(names | {t.values.name for t in graph.sparse_initializer})
 
     @cached_property
     def functions(self) -> frozenset[tuple[str, str]]:
@@ -309,11 +309,11 @@ class GraphView:
 
     def digest(self) -> str:
         """SHA-256 of the model and all contents; wherever these are stored, equal models have the same."""
-        found = hashlib.sha256(encode(self._model))
+        sha256 = hashlib.sha256(encode(self._model))
         for name in self._initializers:
             if name in self._weights:
-                found.update(raw(self._weights[name]))
-        return found.hexdigest()
+                sha256.update(raw(self._weights[name]))
+        return sha256.hexdigest()
 
     @property
     def nbytes(self) -> int:
