@@ -106,14 +106,14 @@ class Scratch(tempfile.TemporaryDirectory[str]):
             raise InputError(f"no temporary folder ({error.strerror or error}): set TMPDIR to one with room") from None
         if sys.platform != "win32":
             handle = os.open(self.name, os.O_RDONLY)
-            self._held = weakref.finalize(self, os.close, handle)
+            self._unlock = weakref.finalize(self, os.close, handle)
             _lock(handle)
 
     def cleanup(self) -> None:
         """Remove the folder with all that is in it."""
         super().cleanup()
         if sys.platform != "win32":
-            self._held()
+            self._unlock()
 
 
 @contextmanager

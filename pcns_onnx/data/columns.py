@@ -103,7 +103,7 @@ def npy_column(path: Path, where: str) -> Column:
     """The rows of a `.npy` file, memory-mapped anew in each pass: a folder of many needs few open files."""
     with reading(where), open(path, "rb") as stream:
         header = _read_header(stream)
-        held = os.fstat(stream.fileno()).st_size
+        nbytes = os.fstat(stream.fileno()).st_size
 
     def rows(size: int) -> Iterator[Array]:
         order: Literal["C", "F"] = "F" if header.fortran else "C"
@@ -111,7 +111,7 @@ def npy_column(path: Path, where: str) -> Column:
             mapped = np.memmap(path, header.dtype, "r", header.offset, header.shape, order)
             yield from _runs(mapped, size)
 
-    return _whole(Column(where, header.dtype, header.shape, rows), header, held)
+    return _whole(Column(where, header.dtype, header.shape, rows), header, nbytes)
 
 
 def npz_names(path: Path) -> list[str]:
@@ -128,7 +128,7 @@ def npz_column(path: Path, name: str, where: str) -> Column:
     member = name + ".npy"
     with reading(where), zipfile.ZipFile(path) as archive, archive.open(member) as stream:
         header = _read_header(stream)
-        held = archive.getinfo(member).file_size
+        nbytes = archive.getinfo(member).file_size
 
     def rows(size: int) -> Iterator[Array]:
         with reading(where), zipfile.ZipFile(path) as archive, archive.open(member) as stream:
@@ -141,7 +141,7 @@ def npz_column(path: Path, name: str, where: str) -> Column:
                 _fill(run, stream)
                 yield run
 
-    return _whole(Column(where, header.dtype, header.shape, rows), header, held)
+    return _whole(Column(where, header.dtype, header.shape, rows), header, nbytes)
 
 
 class _Header(NamedTuple):
@@ -162,13 +162,13 @@ def _read_header(stream: IO[bytes]) -> _Header:
     return _Header(shape, fortran, dtype, stream.tell())
 
 
-def _whole(column: Column, header: _Header, held: int) -> Column:
+def _whole(column: Column, header: _Header, nbytes: int) -> Column:
     """`column`, if its file has the bytes that the header promises; else a CRC would never be reached."""
     promised = header.offset + math.prod(header.shape) * header.dtype.itemsize
-    if promised != held:
+    if promised != nbytes:
         raise InputError(
             f"{column.where} is damaged: {header.dtype} of shape {header.shape} takes {promised} bytes "
-            f"but the file has {held}: write it again with np.save or np.savez"
+            f"but the file has {nbytes}: write it again with np.save or np.savez"
         )
     return column
 

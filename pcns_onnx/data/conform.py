@@ -48,13 +48,13 @@ class Normalize:
             )
 
     @classmethod
-    def parse(cls, mean: str, std: str, said: str = "--normalize") -> Normalize:
+    def parse(cls, mean: str, std: str, option: str = "--normalize") -> Normalize:
         """Read '0.485,0.456,0.406' and '0.229,0.224,0.225'; raises `InputError` for anything but numbers."""
         try:
             return cls(*(tuple(float(number) for number in text.split(",")) for text in (mean, std)))
         except ValueError:
             example = "as in 0.485,0.456,0.406 0.229,0.224,0.225"
-            raise InputError(f"{said} takes two lists of numbers, {example}") from None
+            raise InputError(f"{option} takes two lists of numbers, {example}") from None
 
     @property
     def channels(self) -> int:
@@ -137,9 +137,9 @@ def _refuse_where(bad: npt.NDArray[np.bool_], where: str, first: int, what: str)
 def _match_names(part: Part, inputs: Sequence[TensorSpec]) -> None:
     missing = [spec.name for spec in inputs if spec.name not in part.columns]
     if missing:
-        found = [*part.columns, *part.ignored]
+        names = [*part.columns, *part.ignored]
         raise InputError(
-            f"{part.where} lacks {_names(missing)}: it has {_names(found) or 'no arrays'}, "
+            f"{part.where} lacks {_names(missing)}: it has {_names(names) or 'no arrays'}, "
             f"the model takes {_names([spec.name for spec in inputs])}: name one array after each input"
         )
 
@@ -172,9 +172,9 @@ def _match_normalize(part: Part, inputs: Sequence[TensorSpec], normalize: Normal
     """Refuse a Normalize that has nothing to do, or whose channels are not those of the data."""
     pixels = [c for s in inputs if (c := part.columns[s.name]).dtype == np.uint8 and is_floating(s.dtype)]
     if not pixels:
-        held = ", ".join(f"`{spec.name}` holds {part.columns[spec.name].dtype}" for spec in inputs)
+        dtypes = ", ".join(f"`{spec.name}` holds {part.columns[spec.name].dtype}" for spec in inputs)
         raise InputError(
-            f"{part.where} has no uint8 pixels to normalise ({held}): drop --normalize, or give raw pixels"
+            f"{part.where} has no uint8 pixels to normalise ({dtypes}): drop --normalize, or give raw pixels"
         )
     for column in pixels:
         if normalize.channels == 1:

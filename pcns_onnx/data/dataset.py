@@ -71,15 +71,15 @@ class Dataset:
         return self._counted(_recut(self._stream(size), size))
 
     def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        seen = 0
+        count = 0
         for batch in batches:
-            seen += batch.size
+            count += batch.size
             yield batch
-        if not seen:
+        if not count:
             raise InputError("the data has no samples: give more, or hold out a larger share")
-        if self.count not in (None, seen):
-            raise InputError(f"the data gave {self.count} samples and then {seen}: it must not change between passes")
-        self.count = seen
+        if self.count not in (None, count):
+            raise InputError(f"the data gave {self.count} samples and then {count}: it must not change between passes")
+        self.count = count
 
 
 def open_data(
@@ -98,8 +98,8 @@ def open_data(
     (so a callable is called here); values are checked while streaming. Raises InputError.
     """
     names = _fed(inputs)
-    found = find_source(source, inputs, preprocess)
-    known = list(found.parts() if found.counted else islice(found.parts(), 1))
+    reader = find_source(source, inputs, preprocess)
+    known = list(reader.parts() if reader.counted else islice(reader.parts(), 1))
     if not known:
         raise InputError("the data has no samples: it yields no feeds")
     has_labels = LABELS not in names and LABELS in known[0].columns
@@ -113,13 +113,13 @@ def open_data(
 
     def stream(size: int) -> Iterator[Batch]:
         start = 0
-        for part in map(check, found.parts()):
+        for part in map(check, reader.parts()):
             yield from _converted(part, inputs, normalize, LABELS if has_labels else None, size, start)
             start += part.count
 
     count = sum(check(part).count for part in known)
     ignored = tuple(dict.fromkeys(chain.from_iterable(part.ignored for part in known)))
-    return Dataset(stream, count=count if found.counted else None, has_labels=has_labels, ignored=ignored)
+    return Dataset(stream, count=count if reader.counted else None, has_labels=has_labels, ignored=ignored)
 
 
 def _fed(inputs: Sequence[TensorSpec]) -> list[str]:
@@ -150,8 +150,8 @@ def split(data: Dataset, *, holdout: float, seed: int, samples: int | None = Non
         data = _picked(data, _subset(data.count, samples, seed), inside=True)
     if not holdout or data.count == 1:
         return data, None
-    held = _held_out(1 / Fraction(str(float(holdout))), data.count, seed)
-    return _picked(data, held, inside=False), _picked(data, held, inside=True)
+    held_out = _held_out(1 / Fraction(str(float(holdout))), data.count, seed)
+    return _picked(data, held_out, inside=False), _picked(data, held_out, inside=True)
 
 
 Positions: TypeAlias = Callable[[], Iterator[int]]
@@ -224,23 +224,23 @@ def _converted(
 
 def _recut(runs: Iterable[Batch], size: int) -> Iterator[Batch]:
     """The same samples in batches of `size`; shorter at the end and where the sizes of other axes change."""
-    held: list[Batch] = []
+    pieces: list[Batch] = []
     missing = size
     for run in runs:
-        if held and _form(held[0]) != _form(run):
-            yield _joined(held)
-            held, missing = [], size
+        if pieces and _form(pieces[0]) != _form(run):
+            yield _joined(pieces)
+            pieces, missing = [], size
         start = 0
         while start < run.size:
             piece = _rows(run, slice(start, start + missing)) if start or run.size > missing else run
-            held.append(piece)
+            pieces.append(piece)
             start += piece.size
             missing -= piece.size
             if not missing:
-                yield _joined(held)
-                held, missing = [], size
-    if held:
-        yield _joined(held)
+                yield _joined(pieces)
+                pieces, missing = [], size
+    if pieces:
+        yield _joined(pieces)
 
 
 def _form(batch: Batch) -> list[tuple[int, ...]]:

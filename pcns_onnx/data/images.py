@@ -32,11 +32,11 @@ def image_folder(folder: Path, name: str, preprocess: Preprocess) -> Part | None
     if files:
         return Part(str(folder), {name: _column(files, str(folder), preprocess)})
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    found = [(path, number) for number, group in enumerate(classes) for path in image_files(group)]
-    if not found:
+    labelled = [(path, number) for number, group in enumerate(classes) for path in image_files(group)]
+    if not labelled:
         return None
-    labels = np.array([number for _, number in found])
-    images = _column([path for path, _ in found], str(folder), preprocess)
+    labels = np.array([number for _, number in labelled])
+    images = _column([path for path, _ in labelled], str(folder), preprocess)
     return Part(str(folder), {name: images, LABELS: array_column(labels, f"{folder}: `{LABELS}`")})
 
 

@@ -37,30 +37,30 @@ class Preprocess:
     text: str | None = None
 
     @classmethod
-    def parse(cls, said: str) -> Preprocess:
+    def parse(cls, option: str) -> Preprocess:
         """Read 'resize=256,crop=224,mean=...,std=...'; raises `InputError` for anything else."""
-        given: dict[str, str] = {}
-        for piece in said.split(","):
+        values: dict[str, str] = {}
+        for piece in option.split(","):
             name, _, value = piece.partition("=")
             if name.strip() in _KEYS:
                 key = name.strip()
-                given[key] = value.strip()
-            elif given:  # a further number of mean or std, or a comma in a file's name
-                given[key] += f",{piece}"
+                values[key] = value.strip()
+            elif values:  # a further number of mean or std, or a comma in a file's name
+                values[key] += f",{piece}"
             else:
                 raise InputError(f"--preprocess '{piece}' is not understood: write KEY=VALUE with {', '.join(_KEYS)}")
         normalize = None
-        if "mean" in given or "std" in given:
-            normalize = Normalize.parse(given.get("mean", "0"), given.get("std", "1"), "--preprocess mean and std")
+        if "mean" in values or "std" in values:
+            normalize = Normalize.parse(values.get("mean", "0"), values.get("std", "1"), "--preprocess mean and std")
         return cls(
-            _side(given["resize"]) if "resize" in given else None,
-            _size("crop", given["crop"]) if "crop" in given else None,
+            _side(values["resize"]) if "resize" in values else None,
+            _size("crop", values["crop"]) if "crop" in values else None,
             normalize,
-            _one_of("layout", given.get("layout", "NCHW").upper(), LAYOUTS),
-            _one_of("channels", given.get("channels", "RGB").upper(), CHANNELS),
-            given.get("tokenizer"),
-            _whole("length", given["length"]) if "length" in given else None,
-            given.get("text"),
+            _one_of("layout", values.get("layout", "NCHW").upper(), LAYOUTS),
+            _one_of("channels", values.get("channels", "RGB").upper(), CHANNELS),
+            values.get("tokenizer"),
+            _whole("length", values["length"]) if "length" in values else None,
+            values.get("text"),
         )
 
 

@@ -116,10 +116,10 @@ def _file_part(path: Path, specs: Sequence[TensorSpec], preprocess: Preprocess) 
         return Part(where, {name: npy_column(path, f"{where}: `{name}`")})
     if path.suffix != ".npz":
         raise InputError(f"{where} is none of {KINDS}: convert it, or name a module:function to read it")
-    found = npz_names(path)
-    wanted = [name for name in _wanted(inputs) if name in found]
+    names = npz_names(path)
+    wanted = [name for name in _wanted(inputs) if name in names]
     columns = {name: npz_column(path, name, f"{where}: `{name}`") for name in wanted}
-    return Part(where, columns, tuple(name for name in found if name not in wanted))
+    return Part(where, columns, tuple(name for name in names if name not in wanted))
 
 
 def _folder_parts(folder: Path, specs: Sequence[TensorSpec], preprocess: Preprocess) -> list[Part]:

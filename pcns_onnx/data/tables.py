@@ -95,8 +95,11 @@ def _opened(path: Path) -> _Table:
 
         return _Table(path, schema, count, batches)
     with _arrow().memory_map(str(path)) as source:
-        held = _arrow_batches(source)
-        schema, count = held[0].schema if held else _arrow().schema([]), sum(batch.num_rows for batch in held)
+        record_batches = _arrow_batches(source)
+        schema, count = (
+            record_batches[0].schema if record_batches else _arrow().schema([]),
+            sum(batch.num_rows for batch in record_batches),
+        )
 
     def mapped(name: str, size: int) -> Iterator[Any]:
         with reading(str(path)), _arrow().memory_map(str(path)) as source:
