@@ -75,16 +75,16 @@ def is_followed(context: OpContext, name: str, element: int) -> bool:
     if context.leaves(name):
         return False
     for node in context.readers(name):
-        places = [place for place, given in enumerate(node.inputs) if given == name]
-        if node.domain or not places:
+        positions = [position for position, source in enumerate(node.inputs) if source == name]
+        if node.domain or not positions:
             return False
-        if places == [SHAPED.get(node.op)] and _count(context, name) is not None:
+        if positions == [SHAPED.get(node.op)] and _count(context, name) is not None:
             continue
         sources = _sources(context, node)
-        if sources is None or (node.op != "Concat" and places != [0]):
+        if sources is None or (node.op != "Concat" and positions != [0]):
             return False
-        for moved, (place, taken) in enumerate(sources):
-            if place in places and taken == element and not is_followed(context, node.outputs[0], moved):
+        for moved, (position, taken) in enumerate(sources):
+            if position in positions and taken == element and not is_followed(context, node.outputs[0], moved):
                 return False
     return True
 
@@ -102,19 +102,19 @@ def target(
     )
     for element in range(count):
         axis = element - count if axes is None else axes[element]
-        mine = counted(labels, axis)
+        channels = counted(labels, axis)
         source = origin(context, place, element)
         if isinstance(source, Dim):
-            theirs = counted(context.carried(source.tensor), source.axis)
-            if not _same(mine, theirs):
+            source_channels = counted(context.carried(source.tensor), source.axis)
+            if not _same(channels, source_channels):
                 why = f"the number of channels is read by {describe(context.node)}"
-                frozen += [Frozen(channels, why) for channels in (mine, theirs) if channels is not None]
-        elif mine is not None and not _stands_for_itself(context, source, element, mine):
-            why = _refusal(source, len(mine))
+                frozen += [Frozen(side, why) for side in (channels, source_channels) if side is not None]
+        elif channels is not None and not _stands_for_itself(context, source, element, channels):
+            why = _refusal(source, len(channels))
             if why or source is None:
-                frozen.append(Frozen(mine, f"{describe(context.node)} {why}"))
+                frozen.append(Frozen(channels, f"{describe(context.node)} {why}"))
             else:
-                sizes.append(ChannelCount(context.node.key, place, element, mine))
+                sizes.append(ChannelCount(context.node.key, place, element, channels))
     return tuple(sizes), tuple(frozen)
 
 
@@ -147,12 +147,12 @@ def slice_bounds(context: OpContext, node: Node) -> SliceBounds:
         axes = list(node.attrs.get("axes", range(len(starts))))
         return SliceBounds(axes, starts, ends, [1] * len(starts), ("starts", "ends"))
     count = _count(context, node.inputs[1])
-    given = list[list[int] | None]()
+    bounds = list[list[int] | None]()
     for place, default in enumerate((None, None, None if count is None else range(count), [1] * (count or 0)), start=1):
         name = node.inputs[place] if place < len(node.inputs) else ""
         value = context.value(name) if name else default
-        given.append(None if value is None else [int(v) for v in np.asarray(value).reshape(-1)])
-    return SliceBounds(given[2], given[0], given[1], given[3], (1, 2))
+        bounds.append(None if value is None else [int(v) for v in np.asarray(value).reshape(-1)])
+    return SliceBounds(bounds[2], bounds[0], bounds[1], bounds[3], (1, 2))
 
 
 def _refusal(source: Stored | None, count: int) -> str:
@@ -164,7 +164,7 @@ def _refusal(source: Stored | None, count: int) -> str:
     return "" if source.plain else "computes the size of the channel axis"
 
 
-def _stands_for_itself(context: OpContext, source: Stored | None, element: int, mine: Labels) -> bool:
+def _stands_for_itself(context: OpContext, source: Stored | None, element: int, channels: Labels) -> bool:
     """Whether a stored number says that the axis is as large as the input's, or as what is left."""
     if source is None or context.node.op not in ("Reshape", "Expand"):
         return False
@@ -172,7 +172,7 @@ def _stands_for_itself(context: OpContext, source: Stored | None, element: int, 
         return source.value == 1
     copies = source.value == 0 and not context.attr("allowzero", 0)
     before = context.labels[0]
-    is_copy = copies and before is not None and element < before.ndim and _same(counted(before, element), mine)
+    is_copy = copies and before is not None and element < before.ndim and _same(counted(before, element), channels)
     return is_copy or source.value == -1
 
 

@@ -57,7 +57,7 @@ def _side_by_side(context: OpContext, carried: Sequence[Labels], coupled: tuple[
     rows = [np.broadcast_to(labels, whole) for labels in carried]
     labels = np.max(np.stack(rows), axis=0)
     why = f"{describe(context.node)} joins its channels with a tensor's that must stay"
-    others = [position for position, mine in enumerate(context.labels) if mine is None]
+    others = [position for position, channels in enumerate(context.labels) if channels is None]
     is_fixed = any(context.constant(position) is None for position in others)
     return OpFacts(
         (labels,),
@@ -95,9 +95,9 @@ def _piece_sizes(context: OpContext, width: int, count: int) -> list[int] | None
     if len(context.node.inputs) > 1 and context.node.inputs[1]:
         stored = context.constant(1)
         return None if stored is None else [int(size) for size in stored]
-    given = context.attr("split", None)
+    sizes = context.attr("split", None)
     chunk = -(-width // count)
-    return list(given) if given else [max(min(chunk, width - chunk * i), 0) for i in range(count)]
+    return list(sizes) if sizes else [max(min(chunk, width - chunk * i), 0) for i in range(count)]
 
 
 @rule("Slice")

@@ -38,16 +38,16 @@ class TransposedOp(WindowOp):
     def matrix(self, weight: Array) -> Array:
         """(C, K/blocks, *kernel) -> (K, taps*C/blocks), or the rows of the block."""
         weight = self._own(weight, 0)
-        split = weight.reshape(self._seen, -1, weight.shape[1], self.taps)
-        return np.transpose(split, (0, 2, 3, 1)).reshape(self._seen * weight.shape[1], -1)
+        split = weight.reshape(self._own_blocks, -1, weight.shape[1], self.taps)
+        return np.transpose(split, (0, 2, 3, 1)).reshape(self._own_blocks * weight.shape[1], -1)
 
     def weight(self, matrix: Array, like: Array) -> Array:
         """(K, taps*C/blocks) -> (C, K/blocks, *kernel)."""
-        split = matrix.reshape(self._seen, matrix.shape[0] // self._seen, self.taps, -1)
+        split = matrix.reshape(self._own_blocks, matrix.shape[0] // self._own_blocks, self.taps, -1)
         return np.transpose(split, (0, 3, 1, 2)).reshape(-1, split.shape[1], *like.shape[2:])
 
     @property
-    def _seen(self) -> int:
+    def _own_blocks(self) -> int:
         return self.blocks if self.block is None else 1
 
     def places(self, x_shape: tuple[int, ...], at: NDArray[np.int64] | None) -> NDArray[np.int64]:
@@ -97,9 +97,9 @@ def conv_transpose(context: OpContext) -> OpFacts:
     if why := unsolvable(context):
         return freeze(context, f"{describe(context.node)} {why}", macs=macs)
     rank, spatial = len(shape), len(shape) - 2
-    given = context.attr("output_shape", ())[-spatial:]
+    output_shape = context.attr("output_shape", ())[-spatial:]
     extra = context.attr("output_padding", (0,) * spatial)
-    op = TransposedOp.of(context, shape[2:], extra=tuple(extra), size=tuple(given))
+    op = TransposedOp.of(context, shape[2:], extra=tuple(extra), size=tuple(output_shape))
     reads = reads_of(context, axis=1, rank=rank, width=shape[0])
     if reads is None:
         return freeze(context, f"{describe(context.node)} reads channels along another axis", macs=macs)

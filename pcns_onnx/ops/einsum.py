@@ -308,9 +308,9 @@ def _product(context: OpContext, equation: Equation, macs: int) -> OpFacts | Non
     labels = facts.outputs[0]
     if labels is None:
         return facts
-    places = [*heads, own[first], own[1 - first]]
-    absent = tuple(axis for axis, index in enumerate(places) if index is None)
-    order = [index for index in places if index is not None]
+    by_axis = [*heads, own[first], own[1 - first]]
+    absent = tuple(axis for axis, index in enumerate(by_axis) if index is None)
+    order = [index for index in by_axis if index is not None]
     moved = np.transpose(np.squeeze(labels, absent), [order.index(index) for index in result])
     return replace(facts, outputs=(moved,))
 

@@ -1,4 +1,4 @@
-"""Elementwise operators: channels pass through, per-channel constants ride along.
+"""Elementwise operators: channels pass through, per-channel constants are sliced along.
 
 Any scalar function applied to every element commutes with *selecting* channels, so one rule
 serves all activations, fused or decomposed. A binary operator ties its computed operands: a sum
@@ -98,12 +98,12 @@ def binary(context: OpContext) -> OpFacts:
         shape = context.shapes[position]
         if shape is None:
             return freeze(context, f"{describe(context.node)} has an operand of unknown shape")
-        ride = per_channel_constant(labels, len(shape), tuple(shape))
-        if ride is None:
+        constant = per_channel_constant(labels, len(shape), tuple(shape))
+        if constant is None:
             continue
         if context.constant(position) is None:
             return freeze(context, why)
-        per_channel.append(PerChannelConstant(position, ride))
+        per_channel.append(PerChannelConstant(position, constant))
     coupled = (labels,) if ties and context.node.op not in GATES else ()
     return OpFacts(
         (labels,),
@@ -147,7 +147,7 @@ def batch_normalization(context: OpContext) -> OpFacts:
 def _is_spread(labels: Labels, whole: tuple[int, ...], size: Shape | None) -> bool:
     """Whether a tensor of one channel meets one of many: broadcast, not tied."""
     dims = (1,) * (labels.ndim - len(size or ())) + tuple(size or ())
-    return any(mine < all_ and dim == 1 for mine, all_, dim in zip(labels.shape, whole, dims, strict=True))
+    return any(own < broadcast and dim == 1 for own, broadcast, dim in zip(labels.shape, whole, dims, strict=True))
 
 
 def _align(labels: Labels, rank: int) -> Labels:

@@ -7,11 +7,11 @@ labels of a Conv output N,C,H,W have the shape 1,C,1,1, and after Flatten 1,C*H*
 movement acts on labels exactly as it acts on data.
 
 Labels that must come and go together are *tied* (the two sides of an Add, the same place in
-every block of a grouped Conv). `groups` merges tied labels into one class while it walks, and
+every block of a grouped Conv). `propagation` merges tied labels into one class as it goes, and
 shows rules one label per class, so an axis along which a class does not vary has size 1.
 
-A rule looks at one node (`OpContext`) and returns what is true of it (`OpFacts`). It never walks the
-graph and never edits it: `groups` walks, `rewrite` edits.
+A rule looks at one node (`OpContext`) and returns what is true of it (`OpFacts`). It never goes
+through the graph and never edits it: `dependency` does the one, `rewrite` the other.
 """
 
 from __future__ import annotations

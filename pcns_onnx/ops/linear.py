@@ -229,7 +229,7 @@ class Operand:
         if labels is None:
             return np.full((1,) * len(self.order), -1, dtype=np.int64)
         moved = np.transpose(labels, self.axes)
-        return np.expand_dims(moved, [place for place, axis in enumerate(self.order) if axis is None])
+        return np.expand_dims(moved, [position for position, axis in enumerate(self.order) if axis is None])
 
     @property
     def axes(self) -> tuple[int, ...]:

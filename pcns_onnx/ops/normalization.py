@@ -138,10 +138,10 @@ def _normalised(context: OpContext, axes: Iterable[int]) -> OpFacts:
         return freeze(context, f"{describe(context.node)} {SEVERAL}")
     per_channel = []
     for position, shape in enumerate(context.shapes[1:], start=1):
-        ride = None if shape is None else per_channel_constant(labels, len(shape), tuple(shape))
-        if shape is None or (ride is not None and context.constant(position) is None):
+        constant = None if shape is None else per_channel_constant(labels, len(shape), tuple(shape))
+        if shape is None or (constant is not None and context.constant(position) is None):
             return freeze(context, f"{describe(context.node)} scales its channels by computed values")
-        per_channel += [] if ride is None else [PerChannelConstant(position, ride)]
+        per_channel += [] if constant is None else [PerChannelConstant(position, constant)]
     return OpFacts((labels,) * len(nothing), "channelwise", per_channel=tuple(per_channel))
 
 

@@ -16,11 +16,11 @@ from pcns_onnx.ops.sliding_window import WindowOp
 @rule("MaxPool", "GlobalMaxPool", "LpPool", "GlobalLpPool")
 def max_pool(context: OpContext) -> OpFacts:
     """Per channel, not linear: selecting channels commutes with it, mixing them does not."""
-    flow = _pool(context, "channelwise")
+    facts = _pool(context, "channelwise")
     kernel = context.attr("kernel_shape", ())
-    if context.node.op != "MaxPool" or flow.frozen or context.attr("ceil_mode", 0) or not kernel:
-        return flow
-    return replace(flow, largest=WindowOp.of(context, kernel))
+    if context.node.op != "MaxPool" or facts.frozen or context.attr("ceil_mode", 0) or not kernel:
+        return facts
+    return replace(facts, largest=WindowOp.of(context, kernel))
 
 
 @rule("Pad")

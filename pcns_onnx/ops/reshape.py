@@ -47,11 +47,11 @@ def reshape(context: OpContext) -> OpFacts:
     the last one (the same place in every group of a shuffle, the same dimension of every head),
     or the one before where whole heads are to go, or the groups that a norm takes together.
     """
-    flow = _moved(context)
+    facts = _moved(context)
     place: int | str = 1 if len(context.node.inputs) > 1 else "shape"
-    labels = flow.outputs[0]
+    labels = facts.outputs[0]
     if labels is None:
-        return replace(flow, frozen=(*flow.frozen, *target(context, place, None)[1]))
+        return replace(facts, frozen=(*facts.frozen, *target(context, place, None)[1]))
     axes = axes_of(labels)
     slices, ties = labels, tuple[Tie, ...]()
     if len(axes) > 1:
@@ -71,8 +71,8 @@ def expand_op(context: OpContext) -> OpFacts:
     labels = context.labels[0]
     rank = len(context.outputs[0] or ())
     if labels is None or not axes_of(labels) or rank < labels.ndim:
-        held = freeze(context, f"{describe(context.node)} may spread one channel over many")
-        return replace(held, frozen=(*held.frozen, *target(context, 1, None)[1]))
+        facts = freeze(context, f"{describe(context.node)} may spread one channel over many")
+        return replace(facts, frozen=(*facts.frozen, *target(context, 1, None)[1]))
     labels = labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
     sizes, frozen = target(context, 1, labels)
     return OpFacts((labels,), "linear", sizes=sizes, frozen=frozen)
@@ -115,7 +115,7 @@ def depth_to_space(context: OpContext) -> OpFacts:
 
 @rule("Shape")
 def shape(context: OpContext) -> OpFacts:
-    """Harmless where the number of channels only becomes that of a tensor with the same channels (see `shapes`)."""
+    """Harmless where the number of channels only becomes that of a tensor with the same channels (`computed_shapes`)."""
     labels = context.labels[0]
     if labels is None:
         return OpFacts((None,))
