@@ -115,7 +115,7 @@ def depth_to_space(context: OpContext) -> OpFacts:
 
 @rule("Shape")
 def shape(context: OpContext) -> OpFacts:
-    """Harmless where the number of channels only becomes that of a tensor with the same channels (`computed_shapes`)."""
+    """Harmless where the number only becomes that of a tensor with the same channels (see `computed_shapes`)."""
     labels = context.labels[0]
     if labels is None:
         return OpFacts((None,))
