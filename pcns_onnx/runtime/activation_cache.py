@@ -1,4 +1,4 @@
-"""Activations kept between two stops: in memory up to a budget, on disk beyond it."""
+"""Activations kept between two cuts: in memory up to a budget, on disk beyond it."""
 
 from __future__ import annotations
 

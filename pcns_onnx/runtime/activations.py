@@ -1,6 +1,6 @@
 """Running models over samples: whole prefixes, or segment by segment behind a moving cut.
 
-A `ActivationStream` walks one graph from its inputs to its outputs while layers further on may still be
+An `ActivationStream` runs one graph from its inputs to its outputs while layers further on may still be
 rewritten. At each `Cut` it runs only the `Segment` since the last one, from the tensors that are
 still alive there; those are kept in memory up to a budget and on disk beyond it, so a whole
 sequential re-fit costs one forward pass and the memory does not grow with the samples.
@@ -24,7 +24,7 @@ from pcns_onnx.runtime.samples import Samples
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a tape goes next: in front of node `before` (its key), None for the end of `graph`.
+    """Where a stream goes next: in front of node `before` (its key), None for the end of `graph`.
 
     `wanted` are the tensors to see there; they may also be made by `before` itself or behind it, whose nodes are
     then run too. `later` are those that will be wanted further on: only what they need stays alive. `finite`:
@@ -40,7 +40,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Segment:
-    """What a tape runs on its way to a stop, without the graph: another process can run it, too.
+    """What a stream runs on its way to a cut, without the graph: another process can run it, too.
 
     `program` makes `live`, which stays alive there, and `wanted` of what was alive before; None where nothing has
     to be made.
@@ -52,16 +52,16 @@ class Segment:
     finite: bool
 
     @classmethod
-    def of(cls, stop: Cut, given: Sequence[str]) -> Segment:
-        """From the tensors `given` to a stop."""
-        live = _live_at(stop.graph, stop.before, given, stop.wanted, stop.later)
-        computed = [name for name in dict.fromkeys((*live, *stop.wanted)) if name and name not in given]
-        program = stop.graph.extract(given, computed).program() if computed else None
-        return cls(program, live, tuple(name for name in stop.wanted if name), stop.finite)
+    def of(cls, cut: Cut, sources: Sequence[str]) -> Segment:
+        """From the tensors `sources` to a cut."""
+        live = _live_at(cut.graph, cut.before, sources, cut.wanted, cut.later)
+        computed = [name for name in dict.fromkeys((*live, *cut.wanted)) if name and name not in sources]
+        program = cut.graph.extract(sources, computed).program() if computed else None
+        return cls(program, live, tuple(name for name in cut.wanted if name), cut.finite)
 
 
 class NotFinite(Exception):
-    """Some of these tensors hold NaN or Inf, in a batch of this number (of tape number `side`)."""
+    """Some of these tensors hold NaN or Inf, in a batch of this number (of stream number `side`)."""
 
     side = 0
 
@@ -79,8 +79,8 @@ class Runner:
 
     def run(self, index: int, tensors: Tensors) -> tuple[Tensors, Tensors]:
         """What stays alive of batch number `index`, and what was wanted; raises `NotFinite`."""
-        made = self._session.run(tensors) if self._session is not None else {}
-        current, segment = {**tensors, **made}, self._segment
+        computed = self._session.run(tensors) if self._session is not None else {}
+        current, segment = {**tensors, **computed}, self._segment
         if segment.finite:
             bad = [name for name in segment.wanted if not is_finite(current[name])]
             if bad:
@@ -97,9 +97,9 @@ def run_batches(engine: Engine, graph: Graph, samples: Samples, outputs: Sequenc
     return ActivationStream(engine, samples, 0).advance(Cut(graph, outputs))
 
 
-def traced(engine: Engine, graph: Graph, samples: Samples, found: NotFinite) -> InputError:
+def traced(engine: Engine, graph: Graph, samples: Samples, not_finite: NotFinite) -> InputError:
     """The error that says where NaN or Inf come from."""
-    return source_of(engine, graph, next(islice(samples, found.index, None)), found.names[0])
+    return source_of(engine, graph, next(islice(samples, not_finite.index, None)), not_finite.names[0])
 
 
 def measure(engine: Engine, graph: Graph, samples: Samples, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -111,16 +111,16 @@ def measure(engine: Engine, graph: Graph, samples: Samples, names: Sequence[str]
     if batch is None:
         return {}
     session = engine.session(graph.extract(inputs_of(graph), names).program())
-    one = {name: tuple(made.shape) for name, made in session.run(batch.feeds).items() if hasattr(made, "shape")}
+    one = {name: tuple(tensor.shape) for name, tensor in session.run(batch.feeds).items() if hasattr(tensor, "shape")}
     if samples.fixed:
         return one
     twice = session.run({name: np.concatenate([array, array]) for name, array in batch.feeds.items()})
-    found = {}
+    shapes = {}
     for name, sizes in one.items():
         both = list(zip(sizes, twice[name].shape, strict=False))
         if len(sizes) == twice[name].ndim and all(b in (a, 2 * a) for a, b in both):
-            found[name] = tuple(a if a == b else -a for a, b in both)
-    return found
+            shapes[name] = tuple(a if a == b else -a for a, b in both)
+    return shapes
 
 
 class ActivationStream:
@@ -131,26 +131,26 @@ class ActivationStream:
         self._store = ActivationCache(budget)
         self._live: tuple[str, ...] | None = None
 
-    def advance(self, stop: Cut) -> Iterator[Tensors]:
-        """Move the cut to `stop` and yield what is wanted there for every batch; raises `InputError`."""
+    def advance(self, cut: Cut) -> Iterator[Tensors]:
+        """Move on to `cut` and yield what is wanted there for every batch; raises `InputError`."""
         first = self._live is None
-        segment = Segment.of(stop, self._given(stop.graph))
+        segment = Segment.of(cut, self._sources(cut.graph))
         runner = Runner(self._engine, segment)
         source: Iterator[Tensors] = (b.feeds for b in self._samples) if first else self._store.read()
         for index, tensors in enumerate(source):
             try:
                 live, wanted = runner.run(index, tensors)
-            except NotFinite as found:
-                raise traced(self._engine, stop.graph, self._samples, found) from None
+            except NotFinite as not_finite:
+                raise traced(self._engine, cut.graph, self._samples, not_finite) from None
             self._store.write(index, live)
             yield wanted
         self._live = segment.live
 
     def live(self, graph: Graph, before: str, later: Sequence[str]) -> tuple[str, ...]:
         """The tensors made in front of node `before` that `later` needs."""
-        return _live_at(graph, before, self._given(graph), (), later)
+        return _live_at(graph, before, self._sources(graph), (), later)
 
-    def _given(self, graph: Graph) -> tuple[str, ...]:
+    def _sources(self, graph: Graph) -> tuple[str, ...]:
         return inputs_of(graph) if self._live is None else self._live
 
     def close(self) -> None:
@@ -159,16 +159,16 @@ class ActivationStream:
 
 
 def inputs_of(graph: Graph) -> tuple[str, ...]:
-    """The names of a graph's inputs, from which a tape starts."""
+    """The names of a graph's inputs, from which a stream starts."""
     return tuple(spec.name for spec in graph.inputs)
 
 
 def _live_at(
-    graph: Graph, before: str | None, given: Sequence[str], wanted: Sequence[str], later: Sequence[str]
+    graph: Graph, before: str | None, sources: Sequence[str], wanted: Sequence[str], later: Sequence[str]
 ) -> tuple[str, ...]:
     """Tensors made up to the cut that `later` still needs, in a fixed order.
 
-    Made are all nodes in front of `before` and whatever `wanted` takes beyond it; what is `given`
+    Made are all nodes in front of `before` and whatever `wanted` takes beyond it; what is in `sources`
     was made earlier, perhaps beyond this cut too.
     """
     made_by = graph.producers
@@ -184,15 +184,15 @@ def _live_at(
             done.add(maker.key)
             pending += [*maker.inputs, *maker.captures]
     live: dict[str, None] = {}
-    seen: set[str] = set()
+    visited: set[str] = set()
     pending = list(later)
     while pending:
         name = pending.pop()
-        if name in seen or not name:
+        if name in visited or not name:
             continue
-        seen.add(name)
+        visited.add(name)
         maker = made_by.get(name)
-        if name in given or (maker is not None and maker.key in done):
+        if name in sources or (maker is not None and maker.key in done):
             if not graph.is_constant(name):
                 live[name] = None
         elif maker is not None:

@@ -1,10 +1,10 @@
-"""Workers: passes over the data shared out to other processes or machines, by Dask.
+"""Workers: runs over the data shared out to other processes or machines, by Dask.
 
-    batches ─cut→ shards ─a worker each→ what each gathered ─tree→ what all gathered
+    batches ─cut→ shards ─a worker each→ what each observed ─tree→ what all observed
 
 The cut and the tree depend on the samples alone, and every task is a function of its inputs. So any
 number of workers gives the same bytes, and what a worker held that died is made again elsewhere. A
-shard's samples, and the tensors that are alive at a tape's cut, stay with the worker that has them:
+shard's samples, and the tensors that are alive at a stream's cut, stay with the worker that has them:
 what travels is programs to the workers, and moments back.
 """
 
@@ -163,7 +163,7 @@ class _DaskExecutor:
         bounds = [at * len(batches) // count for at in range(count + 1)]
         # No worker is named: Dask (2026.8) does not give tasks of a named one that died to its only successor.
         return [
-            _Shard(first, end - first, self._client.submit(_held, batches[first:end], pure=False))
+            _Shard(first, end - first, self._client.submit(_unchanged, batches[first:end], pure=False))
             for first, end in pairwise(bounds)
         ]
 
@@ -181,43 +181,43 @@ class _DaskStreams:
     ) -> None:
         self._client, self._distributed, self._engine = client, distributed, engine
         self._samples, self._progress, self._shards = samples, progress, shards
-        self._cuts = [self._submit(_started_at, shard.feeds, count) for shard in shards]
+        self._shard_cuts = [self._submit(_started_at, shard.feeds, count) for shard in shards]
         self._live: list[tuple[str, ...]] | None = None
 
-    def advance(self, stops: Sequence[Cut], into: G, title: str | None = None) -> G:
-        given = [inputs_of(stop.graph) for stop in stops] if self._live is None else self._live
-        segments = [Segment.of(stop, names) for stop, names in zip(stops, given, strict=True)]
-        job = self._submit(_held, _Job(self._engine, segments))
-        begun = self._submit(_begun, job, into, self._cuts[0])
+    def advance(self, cuts: Sequence[Cut], into: G, title: str | None = None) -> G:
+        sources = [inputs_of(cut.graph) for cut in cuts] if self._live is None else self._live
+        segments = [Segment.of(cut, names) for cut, names in zip(cuts, sources, strict=True)]
+        job = self._submit(_unchanged, _Job(self._engine, segments))
+        begun = self._submit(_begun, job, into, self._shard_cuts[0])
         done = [
-            self._submit(_advanced, job, begun, shard.first, cut)
-            for shard, cut in zip(self._shards, self._cuts, strict=True)
+            self._submit(_advanced, job, begun, shard.first, shard_cut)
+            for shard, shard_cut in zip(self._shards, self._shard_cuts, strict=True)
         ]
-        self._cuts = [self._submit(_part, 0, pair) for pair in done]
+        self._shard_cuts = [self._submit(_part, 0, pair) for pair in done]
         self._live = [segment.live for segment in segments]
-        found = [self._submit(_part, 1, pair) for pair in done]
-        while len(found) > 1:
-            found = [self._submit(_merged, *found[at : at + 2]) for at in range(0, len(found), 2)]
-        arrivals = self._arrivals(done, stops)
+        observers = [self._submit(_part, 1, pair) for pair in done]
+        while len(observers) > 1:
+            observers = [self._submit(_merged, *observers[at : at + 2]) for at in range(0, len(observers), 2)]
+        arrivals = self._arrivals(done, cuts)
         for _ in arrivals if title is None else self._progress.track(arrivals, title, self._samples.batches):
             pass
-        self._require(found[0], stops)
-        into.merge(found[0].result())
+        self._require(observers[0], cuts)
+        into.merge(observers[0].result())
         return into
 
     def close(self) -> None:
-        self._cuts = []
+        self._shard_cuts = []
 
     def _submit(self, function: Any, *args: Any) -> Any:
         return self._client.submit(function, *args, pure=False)
 
-    def _arrivals(self, done: Sequence[Any], stops: Sequence[Cut]) -> Iterator[None]:
+    def _arrivals(self, done: Sequence[Any], cuts: Sequence[Cut]) -> Iterator[None]:
         """Once for every batch, as shards are done, in order: the first error is the same in every run."""
         for shard, future in zip(self._shards, done, strict=True):
-            self._require(future, stops)
+            self._require(future, cuts)
             yield from [None] * shard.count
 
-    def _require(self, future: Any, stops: Sequence[Cut]) -> None:
+    def _require(self, future: Any, cuts: Sequence[Cut]) -> None:
         """Wait for a task; raise what went wrong, as it would have been raised here."""
         try:
             error = self._error_of(future)
@@ -226,7 +226,7 @@ class _DaskStreams:
         if error is None:
             return
         if isinstance(error, NotFinite):
-            raise traced(self._engine, stops[error.side].graph, self._samples, error) from None
+            raise traced(self._engine, cuts[error.side].graph, self._samples, error) from None
         if isinstance(error, self._distributed.KilledWorker):
             raise UnsupportedError(
                 "workers died again and again over the same samples, most likely for want of memory: use fewer "
@@ -239,8 +239,8 @@ class _DaskStreams:
         for _ in range(PATIENCE):
             while True:
                 try:
-                    found: BaseException | None = future.exception(timeout=SECONDS)
-                    return found
+                    error: BaseException | None = future.exception(timeout=SECONDS)
+                    return error
                 except TimeoutError:
                     if not self._client.nthreads():
                         break
@@ -250,11 +250,11 @@ class _DaskStreams:
 # -- what workers do ---------------------------------------------------------------------------
 
 ShardCut = list[list[Tensors]]
-"""By tape, by batch of a shard: the tensors that are alive."""
+"""By stream, by batch of a shard: the tensors that are alive."""
 
 
 class _Job:
-    """Segments to run, one per tape; compiled once by every worker that has a hand in it."""
+    """Segments to run, one per stream; compiled once by every worker that has a hand in it."""
 
     def __init__(self, engine: Engine, segments: Sequence[Segment]) -> None:
         self.engine, self.segments = engine, segments
@@ -267,20 +267,20 @@ class _Job:
         return [Runner(self.engine, segment) for segment in self.segments]
 
     def run(self, index: int, sides: Sequence[Tensors]) -> tuple[list[Tensors], list[Tensors]]:
-        """By tape, what stays alive of a batch and what was wanted."""
+        """By stream, what stays alive of a batch and what was wanted."""
         live, wanted = [], []
         for side, (runner, tensors) in enumerate(zip(self._runners, sides, strict=True)):
             try:
-                kept, seen = runner.run(index, tensors)
+                kept, observed = runner.run(index, tensors)
             except NotFinite as error:
                 error.side = side
                 raise
             live.append(kept)
-            wanted.append(seen)
+            wanted.append(observed)
         return live, wanted
 
 
-def _held(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value
 
 
@@ -293,7 +293,7 @@ def _started_at(feeds: list[Tensors], count: int) -> ShardCut:
 
 
 def _begun(job: _Job, blank: G, cut: ShardCut) -> G:
-    """A blank gathering that has seen the first batch."""
+    """A blank observer that has seen the first batch."""
     with threadpool_limits(job.engine.threads):
         _, wanted = job.run(0, [batches[0] for batches in cut])
         into = deepcopy(blank)
@@ -302,7 +302,7 @@ def _begun(job: _Job, blank: G, cut: ShardCut) -> G:
 
 
 def _advanced(job: _Job, begun: G, first: int, cut: ShardCut) -> tuple[ShardCut, G]:
-    """A shard's cut at the next stop, and what was gathered there."""
+    """A shard's tensors at the next cut, and what was observed there."""
     into, after = deepcopy(begun), ShardCut([] for _ in cut)
     with threadpool_limits(job.engine.threads):
         for index, sides in enumerate(zip(*cut, strict=True), first):

@@ -178,12 +178,12 @@ class Session:
         assert self._folder is not None, "only a profiled session keeps time"
         with self._folder:
             content = Path(self._session.end_profiling()).read_bytes()
-        found: dict[tuple[str, str], list[float]] = {}
+        durations: dict[tuple[str, str], list[float]] = {}
         for event in msgspec.json.decode(content, type=list[_Event]):
             if event.cat == "Node" and event.name.endswith(_KERNEL):
                 key = event.name.removesuffix(_KERNEL), str(event.args.get("op_name", ""))
-                found.setdefault(key, []).append(event.dur * 1e-6)
-        return tuple(Kernel(name, op, tuple(seconds)) for (name, op), seconds in found.items())
+                durations.setdefault(key, []).append(event.dur * 1e-6)
+        return tuple(Kernel(name, op, tuple(seconds)) for (name, op), seconds in durations.items())
 
     def _run_bound(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         ort = _onnxruntime()

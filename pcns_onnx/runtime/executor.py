@@ -1,10 +1,10 @@
-"""What is gathered over the data adds up: so it can be gathered batch by batch, or in shards.
+"""What is observed over the data adds up: so it can be observed batch by batch, or in shards.
 
-    gathered(batches) = merge(gathered(shard 1), gathered(shard 2), ...)
+    observed(batches) = merge(observed(shard 1), observed(shard 2), ...)
 
-A `Observer` is told every batch and can be merged with another one. `ActivationStreams` run one or two graphs over
-the samples, side by side, and show what comes out to a gathering. A `Executor` says where: `LocalExecutor`, in this
-process, batch after batch; other crews share the batches out (`workers`).
+An `Observer` is told every batch and can be merged with another one. `ActivationStreams` run one or two graphs over
+the samples, side by side, and show what comes out to an observer. An `Executor` says where: `LocalExecutor`, in this
+process, batch after batch; the one in `dask_executor` shares the batches out.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from pcns_onnx.runtime.engine import Engine, Tensors
 from pcns_onnx.runtime.samples import Samples
 
 Sides = Sequence[Tensors]
-"""Of one batch, what was wanted of every tape."""
+"""Of one batch, what was wanted of every stream."""
 
 
 class Observer(Protocol):
     """What is known of some batches. It may be copied and sent to other processes."""
 
     def begin(self, sides: Sides) -> None:
-        """See the very first batch, once, before any is gathered: settle all that shards have to agree on."""
+        """See the very first batch, once, before any is observed: settle all that shards have to agree on."""
 
     def update(self, index: int, sides: Sides) -> None:
         """Take in batch number `index`."""
 
     def merge(self, other: Self) -> None:
-        """Add what was gathered of later batches; where nothing has begun here, take over what `other` settled."""
+        """Add what was observed of later batches; where nothing has begun here, take over what `other` settled."""
 
 
 G = TypeVar("G", bound=Observer)
@@ -40,21 +40,21 @@ G = TypeVar("G", bound=Observer)
 class ActivationStreams(Protocol):
     """ActivationStreams over the same samples, side by side."""
 
-    def advance(self, stops: Sequence[Cut], into: G, title: str | None = None) -> G:
-        """Move each tape to its stop and gather what is wanted there into `into`, which is blank; returns it.
+    def advance(self, cuts: Sequence[Cut], into: G, title: str | None = None) -> G:
+        """Move each stream to its cut and show what is wanted there to `into`, which is blank; returns it.
 
         With a title it counts as that stage of the run. Raises `InputError`.
         """
 
     def close(self) -> None:
-        """Let go of what is kept between stops."""
+        """Let go of what is kept between cuts."""
 
 
 class Executor(Protocol):
     """Who runs the batches."""
 
     def streams(self, engine: Engine, samples: Samples, progress: Progress, room: int, count: int) -> ActivationStreams:
-        """`count` tapes that start at the inputs; `room` is how many bytes each may keep in memory here."""
+        """`count` streams that start at the inputs; `room` is how many bytes each may keep in memory here."""
 
 
 class LocalExecutor:
@@ -69,8 +69,8 @@ class _LocalStreams:
     def __init__(self, streams: Sequence[ActivationStream], samples: Samples, progress: Progress) -> None:
         self._streams, self._samples, self._progress = streams, samples, progress
 
-    def advance(self, stops: Sequence[Cut], into: G, title: str | None = None) -> G:
-        sides = [stream.advance(stop) for stream, stop in zip(self._streams, stops, strict=True)]
+    def advance(self, cuts: Sequence[Cut], into: G, title: str | None = None) -> G:
+        sides = [stream.advance(cut) for stream, cut in zip(self._streams, cuts, strict=True)]
         batches: Iterator[Sides] = zip(*sides, strict=True)
         if title is not None:
             batches = self._progress.track(batches, title, self._samples.batches)

@@ -25,7 +25,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Bytes of second moments gathered at once, of activations that a tape keeps in memory, of windows."""
+    """Bytes of second moments gathered at once, of activations that a stream keeps in memory, of windows."""
 
     statistics: int = 3 << 29
     stream: int = 1 << 26
@@ -42,11 +42,11 @@ class MemoryBudget:
 
 def parse_bytes(text: str | int) -> int:
     """'4GB', '512MiB' or a number of bytes; raises `InputError`."""
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?) ?([KMGT]?I?B?)", str(text).strip().upper())
-    unit = None if found is None else _UNITS.get(found[2] if found[2].endswith("B") or not found[2] else found[2] + "B")
-    if found is None or unit is None:
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?) ?([KMGT]?I?B?)", str(text).strip().upper())
+    unit = None if match is None else _UNITS.get(match[2] if match[2].endswith("B") or not match[2] else match[2] + "B")
+    if match is None or unit is None:
         raise InputError(f"--memory {text} is not understood: write a size, as in 4GB or 512MB")
-    size = int(float(found[1]) * unit)
+    size = int(float(match[1]) * unit)
     if size < LEAST:
         raise InputError(f"--memory {text} is too small: it must be at least {LEAST >> 20} MiB")
     return size

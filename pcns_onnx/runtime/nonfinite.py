@@ -1,6 +1,6 @@
 """Where NaN or Inf come from: from a tensor that holds them back to the operator that made them, and the sample.
 
-The walk goes from the operator that made the tensor to one of its operands that holds NaN or Inf at the
+The search goes from the operator that made the tensor to one of its operands that holds NaN or Inf at the
 same sample, and so on; it ends where all operands are finite. Infinities that are meant (masks in
 front of a Softmax) are not met, as nothing behind them holds any.
 """
@@ -34,20 +34,20 @@ def source_of(engine: Engine, graph: Graph, batch: Batch, name: str) -> InputErr
     """
     values = _values(engine, graph, batch, [name])
     sample = _first(values[name], batch.size)
-    layer, found, value = name, name, values[name]
+    layer, tensor, value = name, name, values[name]
     while True:
-        node = graph.producers.get(found)
+        node = graph.producers.get(tensor)
         if node is None:
             break
         operands = [i for i in dict.fromkeys((*node.inputs, *node.captures)) if i and not graph.is_constant(i)]
-        made = _values(engine, graph, batch, [i for i in operands if i in graph.producers])
-        worse = [i for i, array in made.items() if not is_finite(_at(array, sample, batch.size))]
-        if not worse:
+        computed = _values(engine, graph, batch, [i for i in operands if i in graph.producers])
+        not_finite = [i for i, array in computed.items() if not is_finite(_at(array, sample, batch.size))]
+        if not not_finite:
             break
-        found, value = worse[0], made[worse[0]]
+        tensor, value = not_finite[0], computed[not_finite[0]]
     kind = "NaN" if np.isnan(_at(value, sample, batch.size)).any() else "Inf"
-    maker = graph.producers.get(found)
-    who = f"{maker.op} '{maker.label}'" if maker is not None else f"input '{found}'"
+    maker = graph.producers.get(tensor)
+    who = f"{maker.op} '{maker.label}'" if maker is not None else f"input '{tensor}'"
     where = "of every sample" if sample is None else f"at sample {_number(batch, sample)} of the data"
     end = graph.producers.get(layer)
     way = f", on the way to {end.op} '{end.label}'" if end is not None and maker is not None and end != maker else ""
@@ -59,8 +59,10 @@ def _values(engine: Engine, graph: Graph, batch: Batch, names: list[str]) -> dic
     if not names:
         return {}
     part = graph.extract([spec.name for spec in graph.inputs], names)
-    made = engine.session(part.program()).run(batch.feeds)
-    return {name: to_numpy(array) for name, array in made.items() if getattr(array, "dtype", np.dtype("O")).kind == "f"}
+    tensors = engine.session(part.program()).run(batch.feeds)
+    return {
+        name: to_numpy(array) for name, array in tensors.items() if getattr(array, "dtype", np.dtype("O")).kind == "f"
+    }
 
 
 def _first(array: NDArray[np.floating], size: int) -> int | None:

@@ -100,5 +100,5 @@ class RuntimeOptions:
     @property
     def libraries(self) -> tuple[str, ...]:
         """Paths of the libraries of custom operators."""
-        given = (self.custom_ops,) if isinstance(self.custom_ops, str | os.PathLike) else self.custom_ops
-        return tuple(os.fspath(path) for path in given)
+        paths = (self.custom_ops,) if isinstance(self.custom_ops, str | os.PathLike) else self.custom_ops
+        return tuple(os.fspath(path) for path in paths)

@@ -29,17 +29,17 @@ class Samples:
         if self._kept:
             yield from self._kept
             return
-        held: list[Batch] = []
+        kept: list[Batch] = []
         size = 0
         for batch in self.data.batches(self.batch):
             if self.fixed and batch.size != self.batch:
                 continue
             size += sum(array.nbytes for array in batch.feeds.values())
             if size <= KEPT:
-                held.append(batch)
+                kept.append(batch)
             yield batch
         if size <= KEPT and not self._kept:
-            self._kept.extend(held)
+            self._kept.extend(kept)
 
     @property
     def batches(self) -> int:
