@@ -42,11 +42,11 @@ def processor(device: str) -> str:
         cupy = importlib.import_module("cupy")
         return str(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
     try:
-        told = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        text = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
     wanted = ("model name", "cpu family", "model", "stepping", "cache size", "flags", "CPU part", "Features")
-    pairs = (line.partition(":") for line in told.splitlines())
+    pairs = (line.partition(":") for line in text.splitlines())
     return "; ".join(value.strip() for name, _, value in pairs if name.strip() in wanted) or platform.machine()
 
 

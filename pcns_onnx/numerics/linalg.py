@@ -66,9 +66,9 @@ def _is_definite(a: Array) -> bool:
         half = xp.linalg.cholesky(a)
     except np.linalg.LinAlgError:
         return False
-    miss = half @ half.T - a
+    residual = half @ half.T - a
     positive = bool(xp.all(xp.linalg.diagonal(half) > 0))
-    return positive and float(xp.sum(miss * miss)) <= 1e-12 * float(xp.sum(a * a))
+    return positive and float(xp.sum(residual * residual)) <= 1e-12 * float(xp.sum(a * a))
 
 
 def _pseudo_solve(a: Array, b: Array) -> Array:
@@ -124,19 +124,19 @@ def pivoted_cholesky(a: Array) -> Pivots:
     if pivots is not None:
         return pivots
     n = int(a.shape[0])
-    rest = a + 0.0
+    remainder = a + 0.0
     left = np.arange(n)
     order, residual = [], []
     for _ in range(n):
-        diagonal = np.clip(to_numpy(xp.linalg.diagonal(rest)), 0.0, None)[left]
+        diagonal = np.clip(to_numpy(xp.linalg.diagonal(remainder)), 0.0, None)[left]
         residual.append(float(diagonal.sum()))
         best = int(left[int(np.argmax(diagonal))])
         order.append(best)
         left = left[left != best]
-        pivot = float(rest[best, best])
+        pivot = float(remainder[best, best])
         if pivot > 0:
-            column = rest[:, best]
-            rest = rest - column[:, None] * (column[None, :] / pivot)
+            column = remainder[:, best]
+            remainder = remainder - column[:, None] * (column[None, :] / pivot)
     return Pivots(np.asarray(order, dtype=np.int64), np.asarray([*residual, 0.0]))
 
 

@@ -87,8 +87,8 @@ class Evidence(Generic[Known]):
 
     def merge(self, other: Evidence[Any]) -> None:
         """Add what is known of other samples."""
-        for mine, found in ((self.train, other.train), (self.valid, other.valid)):
-            mine.merge(found)
+        for part, other_part in ((self.train, other.train), (self.valid, other.valid)):
+            part.merge(other_part)
 
     def merged(self) -> Known:
         """All rows together (adds the second part into the first)."""
@@ -139,7 +139,7 @@ class _Dual:
         self._x, self._y, self._prior = rows.x, rows.y, prior
         self._mean_x, self._mean_y = xp.mean(self._x, axis=0), xp.mean(self._y, axis=0)
         self._centred = self._x - self._mean_x
-        self._miss = self._y - self._mean_y - self._centred @ prior.T
+        self._residual = self._y - self._mean_y - self._centred @ prior.T
 
     def solve(self, ridge: float) -> tuple[Array, Array]:
         """V (K, n) and b (K,)."""
@@ -148,7 +148,7 @@ class _Dual:
         gram = self._centred @ self._centred.T
         spread = float(xp.sum(xp.linalg.diagonal(gram))) / columns
         system = gram + (ridge * spread if spread > 0 else 1.0) * xp.eye(count, dtype=gram.dtype)
-        matrix = self._prior + solve_spd(system, self._miss).T @ self._centred
+        matrix = self._prior + solve_spd(system, self._residual).T @ self._centred
         return matrix, self._mean_y - matrix @ self._mean_x
 
     def error(self, matrix: Array, bias: Array) -> float:
@@ -166,11 +166,11 @@ class _System:
     def __init__(self, moments: Moments, prior: Array) -> None:
         self._moments, self._prior = moments, prior
         self._covariance = moments.covariance
-        self._miss = (moments.cross - prior @ self._covariance).T
+        self._residual_cross = (moments.cross - prior @ self._covariance).T
 
     def solve(self, ridge: float) -> tuple[Array, Array]:
         """V (K, n) and b (K,)."""
-        matrix = self._prior + solve_spd(add_ridge(self._covariance, ridge), self._miss).T
+        matrix = self._prior + solve_spd(add_ridge(self._covariance, ridge), self._residual_cross).T
         return matrix, self._moments.mean_y - matrix @ self._moments.mean_x
 
     def error(self, matrix: Array, bias: Array) -> float:
@@ -182,9 +182,9 @@ class _System:
         moments = self._moments
         off = moments.mean_y - matrix @ moments.mean_x - bias
         change = matrix - self._prior
-        # E|y - Vx|² around the prior: |y|² - <V0, 2 yx - V0 xx> - <D, 2 miss - D xx>, D = V - V0
-        base = xp.sum(self._prior * (self._miss.T + moments.cross))
-        gain = xp.sum(change * (2.0 * self._miss.T - change @ self._covariance))
+        # E|y - Vx|² around the prior: |y|² - <V0, 2 yx - V0 xx> - <D, 2 r - D xx>, D = V - V0, r = yx - V0 xx
+        base = xp.sum(self._prior * (self._residual_cross.T + moments.cross))
+        gain = xp.sum(change * (2.0 * self._residual_cross.T - change @ self._covariance))
         total = float(xp.sum(moments.variance_y))
         rounding = 1e-14 * float(xp.sum(moments.mean_y**2)) + 1e-300
         return max(total - float(base) - float(gain) + float(xp.sum(off * off)), 0.0) / max(total, rounding)
