@@ -76,16 +76,16 @@ class PcnsShrink(Pass):  # type: ignore[misc, unused-ignore]
         self, model: ONNXModelHandler, config: type[BasePassConfig], output_model_path: str
     ) -> ONNXModelHandler:
         path = Path(resolve_onnx_path(output_model_path, Path(model.model_path).name))
-        given = vars(config)
-        choices: dict[str, Any] = dict(given["options"] or {})
-        if given["macs"] is not None and not choices.keys() & {"budget", "width", "variance", "plan"}:
-            choices["budget"] = f"macs={given['macs']}"
-        if given["max_drop"] is not None:
-            choices["max_drop"] = given["max_drop"]
-        if given["normalize"] is not None:
-            choices["normalize"] = Normalize(*given["normalize"])
+        values = vars(config)
+        choices: dict[str, Any] = dict(values["options"] or {})
+        if values["macs"] is not None and not choices.keys() & {"budget", "width", "variance", "plan"}:
+            choices["budget"] = f"macs={values['macs']}"
+        if values["max_drop"] is not None:
+            choices["max_drop"] = values["max_drop"]
+        if values["normalize"] is not None:
+            choices["normalize"] = Normalize(*values["normalize"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        source = samples(given["data"], given["data_config"], [spec for spec in model.io_config["input_names"]])
+        source = samples(values["data"], values["data_config"], [spec for spec in model.io_config["input_names"]])
         shrink(model.model_path, source, path, report=path.parent / REPORT, **choices)
         return ONNXModelHandler(model_path=str(path))
 

@@ -88,17 +88,17 @@ def _tensor(value: Array) -> Tensor:
 
 def _attribute_names(graph: Graph) -> dict[str, str]:
     """A Python name for every constant and input, all different: 'fc1.weight' -> 'fc1_weight'."""
-    found: dict[str, str] = {}
+    unique_names: dict[str, str] = {}
     taken: set[str] = set()
     for name in (*(spec.name for spec in graph.inputs), *(n for node in graph.nodes for n in node.inputs if n)):
-        if name in found or (name in graph.producers and not graph.is_constant(name)):
+        if name in unique_names or (name in graph.producers and not graph.is_constant(name)):
             continue
         stem = re.sub(r"\W", "_", name)
         stem = f"c_{stem}" if not stem[:1].isalpha() or hasattr(nn.Module, stem) else stem
         unique = next(s for i in range(len(taken) + 1) if (s := stem if not i else f"{stem}_{i}") not in taken)
-        found[name] = unique
+        unique_names[name] = unique
         taken.add(unique)
-    return found
+    return unique_names
 
 
 def _is_weight(graph: Graph, name: str) -> bool:
@@ -108,11 +108,11 @@ def _is_weight(graph: Graph, name: str) -> bool:
 
 
 def _operator(node: Node) -> Operator:
-    found = None if node.domain else OPERATORS.get(node.op)
-    if found is None:
+    operator = None if node.domain else OPERATORS.get(node.op)
+    if operator is None:
         where = f"{node.domain}.{node.op}" if node.domain else node.op
         raise UnsupportedError(f"{where} '{node.label}' is not known to the PyTorch interop: it cannot train there")
-    return found
+    return operator
 
 
 def _translated(graph: Graph) -> list[str]:
@@ -181,11 +181,11 @@ class _Translation:
         try:
             accepted.bind(*inputs, **attrs)
         except TypeError as error:
-            said = f"{node.op} '{node.label}' is used in a way that the PyTorch interop does not know: {error}"
-            raise UnsupportedError(said) from None
-        made = self._fx.call_function(rule.run, tuple(inputs), attrs)
+            message = f"{node.op} '{node.label}' is used in a way that the PyTorch interop does not know: {error}"
+            raise UnsupportedError(message) from None
+        result = self._fx.call_function(rule.run, tuple(inputs), attrs)
         for index, name in enumerate(node.outputs):
-            self._values[name] = self._fx.call_function(getitem, (made, index)) if several else made
+            self._values[name] = self._fx.call_function(getitem, (result, index)) if several else result
 
     def _value(self, name: str) -> Any:
         """The fx node that carries a tensor; constants are registered when they are first read."""

@@ -210,8 +210,8 @@ def _concat(*inputs: Tensor, axis: int) -> Tensor:
 def _split(
     x: Tensor, sizes: Any = None, *, axis: int = 0, split: Any = None, num_outputs: int | None = None, outputs: int = 1
 ) -> Any:
-    given = _numbers(sizes) if sizes is not None else split
-    return torch.split(x, list(given) if given else -(-x.shape[axis] // (num_outputs or outputs)), dim=axis)
+    lengths = _numbers(sizes) if sizes is not None else split
+    return torch.split(x, list(lengths) if lengths else -(-x.shape[axis] // (num_outputs or outputs)), dim=axis)
 
 
 def _slice_of(
@@ -224,8 +224,8 @@ def _slice_of(
     steps = [1] * len(first) if steps_ is None else _numbers(steps_)
     for axis, start, end, step in zip(axes or range(len(first)), first, last, steps, strict=True):
         size = x.shape[axis]
-        places = range(*slice(start, None if step < 0 and end < -size else end, step).indices(size))
-        x = x.index_select(axis, torch.tensor(list(places), dtype=torch.int64, device=x.device))
+        indices = range(*slice(start, None if step < 0 and end < -size else end, step).indices(size))
+        x = x.index_select(axis, torch.tensor(list(indices), dtype=torch.int64, device=x.device))
     return x
 
 

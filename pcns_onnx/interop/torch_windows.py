@@ -87,14 +87,14 @@ def _ends(
     """Padding at both ends of every spatial axis."""
     axes = x.ndim - 2
     if auto_pad in ("NOTSET", "", "VALID"):
-        given = [0] * (2 * axes) if pads is None or auto_pad == "VALID" else list(pads)
-        return [(given[i], given[axes + i]) for i in range(axes)]
-    found = []
+        padding = [0] * (2 * axes) if pads is None or auto_pad == "VALID" else list(pads)
+        return [(padding[i], padding[axes + i]) for i in range(axes)]
+    ends = []
     for size, taps, stride, dilation in zip(x.shape[2:], kernel, strides, dilations, strict=True):
         total = max((-(-size // stride) - 1) * stride + (taps - 1) * dilation + 1 - size, 0)
         few, many = total // 2, total - total // 2
-        found.append((few, many) if auto_pad == "SAME_UPPER" else (many, few))
-    return found
+        ends.append((few, many) if auto_pad == "SAME_UPPER" else (many, few))
+    return ends
 
 
 def _grown(
@@ -104,10 +104,10 @@ def _grown(
     """With `ceil_mode` a last window that starts inside the tensor (or its first padding) is finished."""
     if not ceil_mode:
         return list(ends)
-    found = []
+    grown = []
     for size, (begin, end), taps, stride, dilation in zip(x.shape[2:], ends, kernel, strides, dilations, strict=True):
         reach = (taps - 1) * dilation + 1
         steps = -(-(size + begin + end - reach) // stride)
         steps -= steps * stride >= size + begin
-        found.append((begin, max(end, steps * stride + reach - size - begin)))
-    return found
+        grown.append((begin, max(end, steps * stride + reach - size - begin)))
+    return grown
