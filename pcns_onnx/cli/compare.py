@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
-from pcns_onnx.cli.options import DATA_HELP, as_json, config_option, given, record_options
+from pcns_onnx.cli.options import DATA_HELP, api_keywords, as_json, config_option, record_options
 
 
 @click.command(epilog=EXIT_CODES)
@@ -23,5 +23,5 @@ def compare(a: str, b: str, data: str, console: Console, **choices: Any) -> None
     from pcns_onnx.api.compare import compare as run
 
     with console.gate(), console.bars() as progress:
-        report = run(a, b, data, progress=progress, **given(choices))
+        report = run(a, b, data, progress=progress, **api_keywords(choices))
     console.report(report)

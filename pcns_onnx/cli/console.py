@@ -86,9 +86,9 @@ def with_console(command: Command) -> Command:
     @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors (and JSON that was asked for).")
     @click.option("-v", "--verbose", is_flag=True, help="Say also what each stage took.")
     @wraps(command)
-    def speaking(quiet: bool, verbose: bool, as_json: bool = False, **given: Any) -> None:
+    def speaking(quiet: bool, verbose: bool, as_json: bool = False, **options: Any) -> None:
         if quiet and verbose:
             raise InputError("--quiet and --verbose contradict each other: give one of the two")
-        command(console=Console(quiet, verbose, as_json), **given)
+        command(console=Console(quiet, verbose, as_json), **options)
 
     return speaking

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
-from pcns_onnx.cli.options import DATA_HELP, given, record_options
+from pcns_onnx.cli.options import DATA_HELP, api_keywords, record_options
 from pcns_onnx.errors import InputError
 
 _DEPTHS = ("monotone", "first-contraction")
@@ -41,7 +41,7 @@ def design(model: str, data: str | None, output: str, ungroup: bool, console: Co
     from pcns_onnx.api.design import ungrouped
     from pcns_onnx.cli.tables import design_tables
 
-    chosen = given(choices)
+    chosen = api_keywords(choices)
     if ungroup:
         if chosen.keys() - {"seed"} or data is not None:
             raise InputError("--ungroup looks at no data and takes no option but --seed: train what it writes first")

@@ -26,20 +26,20 @@ def diff(a: str, b: str, everything: bool, shape: tuple[str, ...], console: Cons
     """Say what changed from model A to model B, layer by layer. Nothing is run."""
     from pcns_onnx.api.diff import diff as run
 
-    found = run(a, b, shape=shape)
+    difference = run(a, b, shape=shape)
     if console.as_json:
-        console.record(found)
+        console.record(difference)
         return
-    console.show(_tables(found, everything))
+    console.show(_tables(difference, everything))
 
 
-def _tables(found: Difference, everything: bool) -> Iterator[Any]:
+def _tables(difference: Difference, everything: bool) -> Iterator[Any]:
     from pcns_onnx.cli.tables import plain_table
 
-    if found.equal:
+    if difference.equal:
         yield "the models are the same"
         return
-    changed = [layer for layer in found.layers if everything or layer.what != "the same"]
+    changed = [layer for layer in difference.layers if everything or layer.what != "the same"]
     if changed:
         table = plain_table("layer", right=("width", "now", "MACs", "now", "weights differ by"))
         table.add_column("what changed", overflow="fold")
@@ -50,15 +50,15 @@ def _tables(found: Difference, everything: bool) -> Iterator[Any]:
             share = "" if layer.weights is None else f"{layer.weights:.2%}"
             table.add_row(layer.name, *widths, *macs, share, layer.what)
         yield table
-    same = len(found.layers) - len(changed)
+    same = len(difference.layers) - len(changed)
     if same:
         yield f"{same} layer{'' if same == 1 else 's'} the same"
-    lines = [f"{op}: {before} nodes, now {after}" for op, (before, after) in found.operators.items()]
-    lines += [f"node '{name}': {what}" for name, what in found.nodes.items()] + found.interface
+    lines = [f"{op}: {before} nodes, now {after}" for op, (before, after) in difference.operators.items()]
+    lines += [f"node '{name}': {what}" for name, what in difference.nodes.items()] + difference.interface
     for what, x, y in (
-        ("MACs", found.before.macs, found.after.macs),
-        ("parameters", found.before.parameters, found.after.parameters),
-        ("bytes", found.before.bytes, found.after.bytes),
+        ("MACs", difference.before.macs, difference.after.macs),
+        ("parameters", difference.before.parameters, difference.after.parameters),
+        ("bytes", difference.before.bytes, difference.after.bytes),
     ):
         lines.append(f"{what}: {x:,} -> {y:,} ({y / max(x, 1):.3f})")
     yield "\n".join(lines)

@@ -22,16 +22,16 @@ def doctor(console: Console) -> None:
     """Say what is here to run with, and what is missing. Exit code 2 where it cannot run at all."""
     from pcns_onnx.api.doctor import examine
 
-    found = examine()
+    checkup = examine()
     if console.as_json:
-        console.record(found)
+        console.record(checkup)
     else:
-        console.show(_tables(found), found.problems)
-    if not found.can_run:
-        raise UnsupportedError(found.problems[0])
+        console.show(_tables(checkup), checkup.problems)
+    if not checkup.can_run:
+        raise UnsupportedError(checkup.problems[0])
 
 
-def _tables(found: Checkup) -> Iterator[Any]:
+def _tables(checkup: Checkup) -> Iterator[Any]:
     from rich.table import Table
 
     from pcns_onnx.cli.tables import plain_table
@@ -39,19 +39,19 @@ def _tables(found: Checkup) -> Iterator[Any]:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column("what")
     table.add_column("is", overflow="fold")
-    table.add_row("Python", f"{found.python} on {found.system}")
-    for name, version in found.versions.items():
+    table.add_row("Python", f"{checkup.python} on {checkup.system}")
+    for name, version in checkup.versions.items():
         table.add_row(name, version or "missing")
-    table.add_row("providers", ", ".join(found.providers) or "none")
-    table.add_row("GPU", found.gpu or f"none: {found.no_gpu}")
-    table.add_row("processor", f"{found.processor}, {found.cpus} cores, {found.usable_cpus} for this process")
-    for name, threads in found.pools.items():
+    table.add_row("providers", ", ".join(checkup.providers) or "none")
+    table.add_row("GPU", checkup.gpu or f"none: {checkup.no_gpu}")
+    table.add_row("processor", f"{checkup.processor}, {checkup.cpus} cores, {checkup.usable_cpus} for this process")
+    for name, threads in checkup.pools.items():
         table.add_row(f"threads of {name}", str(threads))
-    for name, value in found.environment.items():
+    for name, value in checkup.environment.items():
         table.add_row(name, value)
     yield table
     extras = plain_table("extra", "libraries", "to install")
-    for extra in found.extras:
+    for extra in checkup.extras:
         libraries = ", ".join(f"{name} {version or '(missing)'}" for name, version in extra.libraries.items())
         extras.add_row(extra.name, libraries, "" if all(extra.libraries.values()) else extra.install)
     yield extras

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
-from pcns_onnx.cli.options import config_option, epilog, given, record_options
+from pcns_onnx.cli.options import api_keywords, config_option, epilog, record_options
 from pcns_onnx.methods.registry import EXPANSIONS
 
 
@@ -27,6 +27,6 @@ def expand(model: str, output: str, console: Console, **choices: Any) -> None:
     from pcns_onnx.cli.tables import expansion_tables
 
     with console.bars() as progress:
-        result = run(model, output, progress=progress, **given(choices))
+        result = run(model, output, progress=progress, **api_keywords(choices))
     console.show(expansion_tables(result.report), result.report.warnings)
     console.say(f"wrote {output}")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
-from pcns_onnx.cli.options import DATA_HELP, as_json, config_option, given, record_options
+from pcns_onnx.cli.options import DATA_HELP, api_keywords, as_json, config_option, record_options
 
 
 @click.command(epilog=EXIT_CODES)
@@ -23,7 +23,7 @@ def inspect(model: str, data: str | None, console: Console, **choices: Any) -> N
     from pcns_onnx.cli.tables import inspection_tables
 
     with console.bars() as progress:
-        inspection = run(model, data, progress=progress, **given(choices))
+        inspection = run(model, data, progress=progress, **api_keywords(choices))
     if console.as_json:
         console.record(inspection)
         return

@@ -38,26 +38,26 @@ def record_options(command: str) -> Callable[[Command], Command]:
 
 
 def _option(one: Field[Any], command: str) -> Callable[[Command], Command]:
-    facts: dict[str, Any] = {"help": _said(one, "help", command), "metavar": _said(one, "metavar", command)}
+    texts: dict[str, Any] = {"help": _metadata(one, "help", command), "metavar": _metadata(one, "metavar", command)}
     flag, kind = flag_of(one), kind_of(one)
     if kind is bool and one.default is True:
-        return click.option(flag, one.name, flag_value=False, default=None, type=bool, help=facts["help"])
+        return click.option(flag, one.name, flag_value=False, default=None, type=bool, help=texts["help"])
     if kind is bool and one.default is False:
-        return click.option(flag, one.name, is_flag=True, default=None, help=facts["help"])
+        return click.option(flag, one.name, is_flag=True, default=None, help=texts["help"])
     if kind is bool:
-        return click.option(flag, one.name, default=None, help=facts["help"])
+        return click.option(flag, one.name, default=None, help=texts["help"])
     if one.name == "normalize":
-        return click.option(flag, one.name, nargs=2, **facts)
+        return click.option(flag, one.name, nargs=2, **texts)
     if takes_many(one):
-        return click.option(flag, one.name, multiple=True, **facts)
+        return click.option(flag, one.name, multiple=True, **texts)
     if one.name == "method" and command not in one.metadata["metavar"]:
-        facts["metavar"] = "|".join(CHOICES)  # planning, which has the field, does not know the methods
-    if "choices" in one.metadata and facts["metavar"] is None:
-        facts["metavar"] = "|".join(one.metadata["choices"])
-    return click.option(flag, one.name, type=kind if kind in (int, float) else str, **facts)
+        texts["metavar"] = "|".join(CHOICES)  # planning, which has the field, does not know the methods
+    if "choices" in one.metadata and texts["metavar"] is None:
+        texts["metavar"] = "|".join(one.metadata["choices"])
+    return click.option(flag, one.name, type=kind if kind in (int, float) else str, **texts)
 
 
-def _said(one: Field[Any], name: str, command: str) -> str | None:
+def _metadata(one: Field[Any], name: str, command: str) -> str | None:
     """What a field says to a command: the same to all, or by command."""
     value = one.metadata.get(name)
     return value.get(command, value[""]) if isinstance(value, Mapping) else value
@@ -114,20 +114,20 @@ def _value(parameter: click.Parameter, value: Any, where: str) -> Any:
     return value
 
 
-def given(choices: Mapping[str, Any]) -> dict[str, Any]:
+def api_keywords(choices: Mapping[str, Any]) -> dict[str, Any]:
     """Only what was said on the command line (or in its file), in the API's types."""
     from pcns_onnx.runtime.memory import limit_process, parse_bytes
 
-    said = {name: value for name, value in choices.items() if value is not None and value != ()}
-    if "html" in said:
-        said["command"] = shlex.join(["pcns-onnx", *click.get_current_context().obj])
-    if "normalize" in said:
+    keywords = {name: value for name, value in choices.items() if value is not None and value != ()}
+    if "html" in keywords:
+        keywords["command"] = shlex.join(["pcns-onnx", *click.get_current_context().obj])
+    if "normalize" in keywords:
         from pcns_onnx.data.conform import Normalize
 
-        said["normalize"] = Normalize.parse(*map(str, said["normalize"]))
-    if "memory" in said:
-        limit_process(parse_bytes(said["memory"]))
-    return said
+        keywords["normalize"] = Normalize.parse(*map(str, keywords["normalize"]))
+    if "memory" in keywords:
+        limit_process(parse_bytes(keywords["memory"]))
+    return keywords
 
 
 def epilog(paragraphs: list[str], exit_codes: str) -> str:

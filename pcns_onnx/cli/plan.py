@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
-from pcns_onnx.cli.options import DATA_HELP, as_json, config_option, given, record_options
+from pcns_onnx.cli.options import DATA_HELP, api_keywords, as_json, config_option, record_options
 from pcns_onnx.errors import InputError
 
 
@@ -39,7 +39,7 @@ def plan(
         raise InputError("--figure draws the frontier: give --frontier too")
     draw = None if figure is None else frontier_figure(figure, (model, data, choices["stats"]))
     with console.bars() as progress:
-        report = run(model, data, output, frontier=frontier, progress=progress, **given(choices)).report
+        report = run(model, data, output, frontier=frontier, progress=progress, **api_keywords(choices)).report
     if draw is not None:
         draw(report)
     if console.as_json:

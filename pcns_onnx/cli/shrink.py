@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
-from pcns_onnx.cli.options import DATA_HELP, as_json, config_option, epilog, given, record_options
+from pcns_onnx.cli.options import DATA_HELP, api_keywords, as_json, config_option, epilog, record_options
 from pcns_onnx.methods.registry import METHODS
 
 
@@ -24,6 +24,6 @@ def shrink(model: str, data: str | None, output: str, console: Console, **choice
     from pcns_onnx.api.shrink import shrink as run
 
     with console.gate(), console.bars() as progress:
-        result = run(model, data, output, progress=progress, **given(choices))
+        result = run(model, data, output, progress=progress, **api_keywords(choices))
     console.report(result.report)
     console.say(f"wrote {output}" + "".join(f" and its {kind}" for kind in result.lowered))

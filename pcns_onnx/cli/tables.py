@@ -29,33 +29,35 @@ def plain_table(*left: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
-def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
+def inspection_tables(inspection: Inspection) -> Iterator[RenderableType]:
     """Tables for `inspect`."""
-    with_data = any(layer.dimensions is not None for layer in found.layers)
+    with_data = any(layer.dimensions is not None for layer in inspection.layers)
     table = plain_table("layer", "kind", right=("width", "MACs", "params"))
     if with_data:
         for name in ("99 %", "99.9 %", "99.99 %", "samples/neuron"):
             table.add_column(name, justify="right")
     table.add_column("can it shrink?", overflow="fold")
-    for layer in found.layers:
+    for layer in inspection.layers:
         width = f"{layer.width:,}" if layer.width else ""
         row = [layer.name, layer.kind, width, f"{layer.macs:,}", f"{layer.parameters:,}"]
         if with_data:
             dims = layer.dimensions or {}
             row += [str(dims.get(share, "")) for share in ("0.99", "0.999", "0.9999")]
             row.append("" if layer.samples_per_neuron is None else f"{layer.samples_per_neuron:.1f}")
-        said = "yes" if layer.reason is None else f"no: {layer.reason}"
+        answer = "yes" if layer.reason is None else f"no: {layer.reason}"
         together = f", with '{layer.group}'" if layer.reason is None and layer.group not in (None, layer.name) else ""
-        table.add_row(*row, said + together)
+        table.add_row(*row, answer + together)
     yield table
-    shared = [group for group in found.groups if group.reason is None and (len(group.writers) > 1 or group.unit > 1)]
+    shared = [
+        group for group in inspection.groups if group.reason is None and (len(group.writers) > 1 or group.unit > 1)
+    ]
     if shared:
         yield _shared_groups(shared)
-    if found.pcns:
-        yield from _outlooks(found.pcns)
+    if inspection.pcns:
+        yield from _outlooks(inspection.pcns)
     yield (
-        f"{found.macs:,} MACs per sample, {found.parameters:,} parameters; "
-        f"{100 * found.shrinkable_macs:.0f} % of the MACs are in layers that can shrink"
+        f"{inspection.macs:,} MACs per sample, {inspection.parameters:,} parameters; "
+        f"{100 * inspection.shrinkable_macs:.0f} % of the MACs are in layers that can shrink"
     )
 
 
@@ -69,22 +71,22 @@ def _shared_groups(groups: list[GroupRow]) -> Table:
     return table
 
 
-def _outlooks(found: list[Outlook]) -> Iterator[Table]:
+def _outlooks(layers: list[Outlook]) -> Iterator[Table]:
     """Eigenvectors by share of variance, then what the trials of batch sizes found."""
-    shares = sorted(found[0].eigenvectors, key=float)
+    shares = sorted(layers[0].eigenvectors, key=float)
     reached = (f"{100 * float(share):g} %" for share in shares)
     table = plain_table("eigenvectors that reach", right=("width", *reached, "share in width/10"))
     table.add_column("--method pcns", overflow="fold")
-    for layer in found:
+    for layer in layers:
         counts = [str(layer.eigenvectors[share]) for share in shares]
         tenth = sum(layer.eigenvalues[: max(layer.width // 10, 1)])
         table.add_row(layer.name, str(layer.width), *counts, f"{tenth:.2%}", layer.reason or "can rebuild it")
     yield table
-    if not any(layer.trials for layer in found):
+    if not any(layer.trials for layer in layers):
         return
     figures = ("rows", "rows/width", "rows/inputs", "neurons", "error there", "on new rows", "worst", "close")
     table = plain_table("pcns on batches of", right=figures)
-    for layer in found:
+    for layer in layers:
         for trial in layer.trials:
             ratios = (f"{trial.rows / layer.width:.1f}", f"{trial.rows / layer.inputs:.1f}")
             errors = (f"{e:.2%}" for e in (trial.seen_error, trial.new_error, trial.worst_new_error))
@@ -108,15 +110,15 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
             widths.add_column("eigenvectors: median, worst", justify="right")
         for group in report.groups:
             fits = list(group.fits.values())
-            held = [f.held_out_error for f in fits if f.held_out_error is not None]
+            held_out = [f.held_out_error for f in fits if f.held_out_error is not None]
             widths.add_row(
                 group.name,
                 str(group.width),
                 str(group.kept),
                 f"{group.predicted_error:.2%}",
                 f"{max(f.error for f in fits):.2%}" if fits else "",
-                f"{max(held):.2%}" if held else "",
-                *([f"{np.median(made):.1%}, {max(made):.1%}"] if (made := group.eigenvector_errors) else []),
+                f"{max(held_out):.2%}" if held_out else "",
+                *([f"{np.median(errors):.1%}, {max(errors):.1%}"] if (errors := group.eigenvector_errors) else []),
             )
         yield widths
     if report.left_alone:
@@ -162,11 +164,11 @@ def _samples(count: int) -> str:
 
 def _agreement(agreement: Agreement) -> Iterator[str]:
     """How close the outputs are, and what that proves: lines, since a table would make its columns as wide."""
-    seen = _samples(agreement.samples)
+    samples = _samples(agreement.samples)
     for output in agreement.outputs:
         same = "" if output.argmax_agreement is None else f", arg-max agrees {output.argmax_agreement:.2%}"
         yield (
-            f"output '{output.name}' on {seen}: relative error {output.relative_error:.4f}, "
+            f"output '{output.name}' on {samples}: relative error {output.relative_error:.4f}, "
             f"cosine {output.cosine:.4f}{same}"
         )
         proved = [] if output.argmax_bound is None else [f"arg-max differs on at most {output.argmax_bound:.2%}"]
@@ -186,16 +188,18 @@ def stage_table(report: Report) -> Table:
 def _precisions(report: Report) -> Table:
     """The original, the shrunk model and its precisions, side by side."""
     table = plain_table()
-    kinds = [f"shrunk, {made.kind}" for made in report.precisions]
+    kinds = [f"shrunk, {precision.kind}" for precision in report.precisions]
     table.add_column("")
     for name in ("original", "shrunk", *kinds):
         table.add_column(name, justify="right")
-    agreements = [report.agreement, *(made.agreement for made in report.precisions)]
-    sizes = [report.before.bytes, report.after.bytes, *(made.bytes for made in report.precisions)]
-    times = [report.latency.ratio, *(made.latency.ratio for made in report.precisions)]
+    agreements = [report.agreement, *(precision.agreement for precision in report.precisions)]
+    sizes = [report.before.bytes, report.after.bytes, *(precision.bytes for precision in report.precisions)]
+    times = [report.latency.ratio, *(precision.latency.ratio for precision in report.precisions)]
     table.add_row("file size (bytes)", *(f"{size:,}" for size in sizes))
     table.add_row("latency, of the original's", "1", *(f"{ratio:.3f}" for ratio in times))
-    table.add_row("latency, of the shrunk model's", "", "1", *(f"{made.on_top:.3f}" for made in report.precisions))
+    table.add_row(
+        "latency, of the shrunk model's", "", "1", *(f"{precision.on_top:.3f}" for precision in report.precisions)
+    )
     if (first := report.agreement).score is not None:
         unit = " (%)" if first.score == "accuracy" else ""
         scores = [first.score_a, *(a.score_b for a in agreements)]
@@ -256,12 +260,12 @@ def expansion_tables(report: Expansion) -> Iterator[RenderableType]:
     yield "\n".join([*costs, f"relative error of any output on {where}: {report.agreement.error:.2g}"])
 
 
-def design_tables(found: Blueprint) -> Iterator[RenderableType]:
+def design_tables(blueprint: Blueprint) -> Iterator[RenderableType]:
     """Tables for `design`."""
-    rank = {name: place for place, name in enumerate(found.prunable, start=1)}
+    rank = {name: position for position, name in enumerate(blueprint.prunable, start=1)}
     figures = ("filters", "significant", "D/M", "sensitivity", "prune as no.", "in the design")
     layers = plain_table("layer", "kind", right=figures)
-    for layer in found.layers:
+    for layer in blueprint.layers:
         layers.add_row(
             layer.name,
             layer.kind,
@@ -274,9 +278,13 @@ def design_tables(found: Blueprint) -> Iterator[RenderableType]:
         )
     yield layers
     rows = plain_table("", "configuration", right=("MACs", "#ops", "parameters", "#params"))
-    named = (("initial", found.initial), ("significant dimensions", found.significant), ("final", found.final))
+    named = (
+        ("initial", blueprint.initial),
+        ("significant dimensions", blueprint.significant),
+        ("final", blueprint.final),
+    )
     for name, row in named:
         written = configuration_text(row.configuration)
         rows.add_row(name, written, f"{row.macs:,}", f"{row.ops:.2f}X", f"{row.parameters:,}", f"{row.params:.2f}X")
     yield rows
-    yield f"variance {found.variance:.6g}, depth {found.depth}, {found.samples:,} samples"
+    yield f"variance {blueprint.variance:.6g}, depth {blueprint.depth}, {blueprint.samples:,} samples"
