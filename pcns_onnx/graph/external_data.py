@@ -39,9 +39,11 @@ from pcns_onnx.graph.initializers import is_large, is_left_out, leave_out, put_b
 from pcns_onnx.graph.protobuf import Array, copy_of, encode, first_line, parse
 
 _BITS: dict[int, int] = {
-    TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.FLOAT4E2M1: 4,
-    TensorProto.UINT2: 2, TensorProto.INT2: 2, TensorProto.FLOAT6E2M3: 6, TensorProto.FLOAT6E3M2: 6,
-}  # fmt: skip
+    TensorProto.DataType.Value(name): bits
+    for bits, names in ((2, ("UINT2", "INT2")), (4, ("UINT4", "INT4", "FLOAT4E2M1")), (6, ("FLOAT6E2M3", "FLOAT6E3M2")))
+    for name in names
+    if name in set(TensorProto.DataType.keys())  # older releases of onnx have fewer
+}
 """Bits per element of the types that are packed; NumPy's have a byte."""
 
 _PAGE = 4096
