@@ -43,3 +43,8 @@ class GateError(PcnsError):
     def __init__(self, message: str, report: object = None) -> None:
         super().__init__(message)
         self.report = report
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, its type's name if it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

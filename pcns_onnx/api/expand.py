@@ -21,10 +21,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from importlib import metadata
 from typing import TYPE_CHECKING, Unpack
-
-import msgspec
 
 from pcns_onnx.api.inputs import run, stand_in
 from pcns_onnx.api.options import Options, Running
@@ -35,9 +32,10 @@ from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.evaluation.agreement import Agreement, verify
+from pcns_onnx.evaluation.provenance import note
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
-from pcns_onnx.methods.expansion import Expanded, shared_out, widened
+from pcns_onnx.methods.expansion import shared_out, widened
 from pcns_onnx.methods.registry import expansion_named
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.schema import Expansion
@@ -93,7 +91,8 @@ def expand(
         wide = widened(form.typed, dependencies, copies, groups, zero=kind.name == "zero")
         drop_zero_biases(wide, form.added)
         wide.prune()
-        wide.set_metadata("pcns_onnx", _provenance(kind.name, rows))
+        widths_after = {row.name: [row.after, row.before] for row in rows}
+        wide.set_metadata("pcns_onnx", note(method=kind.name, widths=widths_after))
         wide.check(full=form.original.passes_full_check())
         samples = current.samples(dataset, form.original)
         agreement, more = _proven(current.engine, form.original, wide, samples, current.progress)
@@ -156,12 +155,3 @@ def _is_called(graph: Graph, layer: Layer, pattern: str) -> bool:
         at = graph.consumers[at][0].key
         names.append(at)
     return any(fnmatchcase(name, pattern) for name in names)
-
-
-def _provenance(method: str, rows: Sequence[Expanded]) -> str:
-    said = {
-        "version": metadata.version("pcns-onnx"),
-        "method": method,
-        "widths": {row.name: [row.after, row.before] for row in rows},
-    }
-    return msgspec.json.encode(said, order="sorted").decode()

@@ -17,7 +17,7 @@ from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
-from pcns_onnx.methods.registry import method_named
+from pcns_onnx.methods.registry import method_named, methods_with
 from pcns_onnx.methods.strategy import Request
 from pcns_onnx.methods.subset.search import meet_measured
 from pcns_onnx.methods.subset.strategy import SubsetStrategy
@@ -100,7 +100,7 @@ def _accepted(options: Options, *, frontier: bool, has_data: bool, writes: bool)
     if not has_data and (goal.stats is None or not os.path.exists(goal.stats)):
         raise InputError("a plan needs to see what neurons do: give --data, or --stats of an earlier run")
     if not method.plans:
-        raise InputError("plan is for methods obs and interpolative: `shrink --plan-out` writes plans of the others")
+        raise InputError(f"plan is for {methods_with('plans')}: `shrink --plan-out` writes plans of the others")
     if goal.qualities:
         raise InputError("budgets error and drop need solved models: give them to `shrink --plan-out`")
     if frontier and (goal.budgets or goal.width is not None):

@@ -15,10 +15,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
-import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +41,7 @@ from pcns_onnx.data.columns import (
 )
 from pcns_onnx.data.images import image_folder
 from pcns_onnx.data.preprocess import Preprocess
+from pcns_onnx.data.references import resolve_here
 from pcns_onnx.data.text import text_file
 from pcns_onnx.errors import InputError
 from pcns_onnx.files import Scratch
@@ -50,9 +49,6 @@ from pcns_onnx.graph import TensorSpec
 
 Feed: TypeAlias = Mapping[str, Array]
 DataSource: TypeAlias = str | os.PathLike[str] | Array | Feed | Iterable[Feed] | Callable[[], Iterable[Feed]]
-
-KINDS = ".npz, .npy, .parquet, .arrow, .txt"
-"""Files that are read."""
 
 
 @dataclass(frozen=True)
@@ -105,21 +101,37 @@ def _named(name: str, specs: Sequence[TensorSpec], preprocess: Preprocess) -> So
 # --- files
 
 
-def _file_part(path: Path, specs: Sequence[TensorSpec], preprocess: Preprocess) -> Part:
-    where, inputs = str(path), [spec.name for spec in specs]
-    if path.suffix in tables.SUFFIXES:
-        return tables.table_part(path, specs, preprocess)
-    if path.suffix == ".txt":
-        return text_file(path, specs, preprocess)
-    if path.suffix == ".npy":
-        name = _only(inputs, where)
-        return Part(where, {name: npy_column(path, f"{where}: `{name}`")})
-    if path.suffix != ".npz":
-        raise InputError(f"{where} is none of {KINDS}: convert it, or name a module:function to read it")
-    names = npz_names(path)
-    wanted = [name for name in _wanted(inputs) if name in names]
+Opener: TypeAlias = Callable[[Path, Sequence[TensorSpec], Preprocess], Part]
+"""From a file, the model's inputs and how images and texts become arrays, to its samples."""
+
+
+def _array_file(path: Path, specs: Sequence[TensorSpec], preprocess: Preprocess) -> Part:
+    where = str(path)
+    name = _only([spec.name for spec in specs], where)
+    return Part(where, {name: npy_column(path, f"{where}: `{name}`")})
+
+
+def _archive(path: Path, specs: Sequence[TensorSpec], preprocess: Preprocess) -> Part:
+    where, names = str(path), npz_names(path)
+    wanted = [name for name in _wanted([spec.name for spec in specs]) if name in names]
     columns = {name: npz_column(path, name, f"{where}: `{name}`") for name in wanted}
     return Part(where, columns, tuple(name for name in names if name not in wanted))
+
+
+FILES: Mapping[str, Opener] = {
+    ".npz": _archive,
+    ".npy": _array_file,
+    **dict.fromkeys(tables.SUFFIXES, tables.table_part),
+    ".txt": text_file,
+}
+"""Files that are read, by suffix."""
+KINDS = ", ".join(FILES)
+
+
+def _file_part(path: Path, specs: Sequence[TensorSpec], preprocess: Preprocess) -> Part:
+    if path.suffix not in FILES:
+        raise InputError(f"{path} is none of {KINDS}: convert it, or name a module:function to read it")
+    return FILES[path.suffix](path, specs, preprocess)
 
 
 def _folder_parts(folder: Path, specs: Sequence[TensorSpec], preprocess: Preprocess) -> list[Part]:
@@ -160,14 +172,8 @@ def _wanted(inputs: Sequence[str]) -> list[str]:
 
 def _imported(name: str) -> Callable[[], Iterable[Feed]]:
     """The function that `module:function` names."""
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        # For good, as with `python -m`: the module may import its neighbours when the function runs.
-        sys.path.insert(0, os.getcwd())
     with refusing(f"`{name}` cannot be imported", "run from the folder of the module, and check both names"):
-        function: Any = importlib.import_module(module)
-        for step in attribute.split("."):
-            function = getattr(function, step)
+        function = resolve_here(name)
     if not callable(function):
         raise InputError(f"`{name}` is a {type(function).__name__}: name a function that yields feeds")
     return function  # type: ignore[no-any-return]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
+from pcns_onnx.data.references import resolve_here
 from pcns_onnx.errors import InputError
 
 Metric = Callable[[Mapping[str, NDArray[Any]], NDArray[Any] | None], float]
@@ -22,14 +20,11 @@ def load_metric(reference: str | Metric | None) -> Metric | None:
         return reference
     if not isinstance(reference, str):
         raise InputError(f"a metric cannot be a {type(reference).__name__}: give module:function or a function")
-    module, _, name = reference.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        found: Metric = getattr(importlib.import_module(module), name)
+        metric: Metric = resolve_here(reference)
     except Exception as error:  # a user's module may raise anything
         cause = f"{type(error).__name__}: {error}"
         raise InputError(f"metric '{reference}' cannot be imported as module:function ({cause})") from error
-    if not callable(found):
-        raise InputError(f"metric '{reference}' is a {type(found).__name__}, not a function")
-    return found
+    if not callable(metric):
+        raise InputError(f"metric '{reference}' is a {type(metric).__name__}, not a function")
+    return metric

@@ -96,16 +96,13 @@ def _lines(files: Iterable[Path]) -> Iterator[str]:
 def provenance_note(plan: Plan, seed: int) -> str:
     """What the shrunk model says about itself: JSON that depends on model, data and options only."""
     widths = {name: [entry.width, entry.of] for name, entry in plan.groups.items()}
-    said: dict[str, object] = {
-        "version": metadata.version("pcns-onnx"),
-        "method": plan.method,
-        "model": plan.model,
-        "seed": seed,
-        "widths": widths,
-    }
-    if plan.rank_ratio is not None:
-        said["rank_ratio"] = plan.rank_ratio
-    return msgspec.json.encode(said, order="sorted").decode()
+    ratio = {} if plan.rank_ratio is None else {"rank_ratio": plan.rank_ratio}
+    return note(method=plan.method, model=plan.model, seed=seed, widths=widths, **ratio)
+
+
+def note(**facts: object) -> str:
+    """What a model that was written here says of itself, as JSON: these facts, and the version of the tool."""
+    return msgspec.json.encode({"version": metadata.version("pcns-onnx"), **facts}, order="sorted").decode()
 
 
 def library_versions() -> dict[str, str]:

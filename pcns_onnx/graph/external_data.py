@@ -33,10 +33,10 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from pcns_onnx.errors import InputError
+from pcns_onnx.errors import InputError, first_line
 from pcns_onnx.files import staged, write_atomic
 from pcns_onnx.graph.initializers import is_large, is_left_out, leave_out, put_back, raw, take_out
-from pcns_onnx.graph.protobuf import Array, copy_of, encode, first_line, parse
+from pcns_onnx.graph.protobuf import Array, copy_of, encode, parse
 
 _BITS: dict[int, int] = {
     TensorProto.DataType.Value(name): bits

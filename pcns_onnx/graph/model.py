@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, shape_inference
 
-from pcns_onnx.errors import InputError
+from pcns_onnx.errors import InputError, first_line
 from pcns_onnx.files import alone_in, write_atomic
 from pcns_onnx.graph.external_data import (
     read_model,
@@ -28,7 +28,6 @@ from pcns_onnx.graph.protobuf import (
     HALF_TYPES,
     Array,
     Node,
-    first_line,
     is_float,
     keep_only,
     shape_of,

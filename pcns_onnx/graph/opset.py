@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from onnx import version_converter
 
-from pcns_onnx.errors import InputError
+from pcns_onnx.errors import InputError, first_line
 from pcns_onnx.graph.model import Graph
-from pcns_onnx.graph.protobuf import first_line, keep_only
+from pcns_onnx.graph.protobuf import keep_only
 
 
 def at_least_opset(graph: Graph, version: int) -> Graph:

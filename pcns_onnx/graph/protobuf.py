@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from pcns_onnx.errors import InputError, UnsupportedError
+from pcns_onnx.errors import InputError, UnsupportedError, first_line
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
@@ -206,8 +206,3 @@ def encode(model: onnx.ModelProto) -> bytes:
         return bytes(model.SerializeToString(deterministic=True))
     except (EncodeError, ValueError) as error:
         raise InputError(f"the model cannot be written as one protobuf: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, its type's name if it has none."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

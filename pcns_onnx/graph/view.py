@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from pcns_onnx.errors import InputError
+from pcns_onnx.errors import InputError, first_line
 from pcns_onnx.graph.constants import Derived
 from pcns_onnx.graph.initializers import Program, put_back, raw, take_out, without, without_placeholders
 from pcns_onnx.graph.protobuf import (
@@ -23,7 +23,6 @@ from pcns_onnx.graph.protobuf import (
     constant_tensor,
     copy_of,
     encode,
-    first_line,
     is_float,
     is_sound,
     keep_only,

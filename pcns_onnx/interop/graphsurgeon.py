@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from pcns_onnx.errors import InputError, UnsupportedError
+from pcns_onnx.errors import InputError, UnsupportedError, first_line
 from pcns_onnx.graph import Array, Graph, ModelSource
-from pcns_onnx.graph.protobuf import first_line
 from pcns_onnx.graph.restoration import complete, dense, packed, readable, restore, sparse_like, sparse_tensors
 
 try:

@@ -17,7 +17,8 @@ class Method:
 
     A 'subset' method looks at the data, keeps some neurons as they are and re-fits their readers; a 'basis'
     method makes new neurons; a 'weights' method looks at the weights only; an 'expansion' adds neurons.
-    `has_rank_ratio`: it takes --rank-ratio; `drops_blocks`: budgets may take residual blocks out as a whole;
+    `ranks`: of a subset method, the function that ranks channels ("module:function"). `has_rank_ratio`: it takes
+    --rank-ratio; `has_orders`: it takes --order and --no-refit; `drops_blocks`: budgets may take residual blocks out;
     `plans`: its widths can be chosen without solving (`plan`).
     """
 
@@ -28,7 +29,9 @@ class Method:
     exact: str
     cost: str
     source: str
+    ranks: str = ""
     has_rank_ratio: bool = False
+    has_orders: bool = False
     drops_blocks: bool = False
     plans: bool = False
 
@@ -60,6 +63,7 @@ METHODS: dict[str, Method] = {
             exact=_REDUNDANT,
             cost="one sweep of N downdates of an n x n inverse per group (n = N * taps)",
             source="Hassibi & Stork 1993, in blocks",
+            ranks="pcns_onnx.methods.subset.obs:rank_by_surgeon",
             drops_blocks=True,
             plans=True,
         ),
@@ -71,6 +75,7 @@ METHODS: dict[str, Method] = {
             exact=_REDUNDANT,
             cost="N³/3 per group",
             source="interpolative decomposition by column-pivoted QR",
+            ranks="pcns_onnx.methods.subset.interpolative:rank_by_pivots",
             drops_blocks=True,
             plans=True,
         ),
@@ -82,6 +87,7 @@ METHODS: dict[str, Method] = {
             exact="without an activation, and at full width",
             cost="one N x N eigenproblem and four runs of the model's prefix per group",
             source="Rolet, PCNS (2022)",
+            has_orders=True,
         ),
         Method(
             name="eigenremove",
@@ -132,6 +138,12 @@ EXPANSIONS: dict[str, Method] = {
 """What `expand` can do."""
 
 CHOICES = ("auto", *METHODS)
+
+
+def methods_with(capability: str) -> str:
+    """The methods that have a capability, as messages name them: 'methods obs and interpolative'."""
+    names = [name for name, method in METHODS.items() if getattr(method, capability)]
+    return f"method{'s' if len(names) > 1 else ''} {' and '.join(names)}"
 
 
 def method_named(name: str) -> Method:

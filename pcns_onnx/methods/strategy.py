@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.data.references import resolve
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.scope import Scope
 from pcns_onnx.graph import Graph
-from pcns_onnx.methods.registry import Method
+from pcns_onnx.methods.registry import Method, methods_with
 from pcns_onnx.numerics.ridge import Fit
 from pcns_onnx.planning.budget import Goal
 from pcns_onnx.planning.decision import Decision
@@ -103,9 +103,8 @@ STRATEGIES: Mapping[str, str] = {
 
 def strategy_for(request: Request) -> Strategy:
     """The strategy of the requested method's family."""
-    module, _, name = STRATEGIES[request.method.family].partition(":")
-    make: Callable[[Request], Any] = getattr(import_module(module), name)
-    return cast(Strategy, make(request))
+    make: Callable[[Request], Strategy] = resolve(STRATEGIES[request.method.family])
+    return make(request)
 
 
 def first_refusal(conditions: Iterable[tuple[bool, str]]) -> str | None:
@@ -123,7 +122,7 @@ def only_pcns_orders(request: Request) -> tuple[bool, str]:
     """A condition of all methods but pcns."""
     return (
         request.solving.order != SolveOptions.order,
-        f"--order and --no-refit are choices of method pcns: '{request.method.name}' has neither",
+        f"--order and --no-refit are choices of {methods_with('has_orders')}: '{request.method.name}' has neither",
     )
 
 
@@ -131,7 +130,7 @@ def only_eigenremove_has_ranks(request: Request) -> tuple[bool, str]:
     """A condition of all methods but eigenremove."""
     return (
         request.goal.rank_ratio is not None,
-        f"--rank-ratio is a choice of method eigenremove: '{request.method.name}' has none",
+        f"--rank-ratio is a choice of {methods_with('has_rank_ratio')}: '{request.method.name}' has none",
     )
 
 
@@ -139,9 +138,9 @@ def only_subsets(request: Request) -> list[tuple[bool, str]]:
     """Conditions of methods that do not keep neurons as they are."""
     name = request.method.name
     return [
-        (request.scope.low_rank, f"--low-rank is for methods obs and interpolative, not '{name}'"),
+        (request.scope.low_rank, f"--low-rank is for {methods_with('ranks')}, not '{name}'"),
         (
             bool(request.goal.qualities),
-            f"budgets error and drop are for methods obs and interpolative, not '{name}'",
+            f"budgets error and drop are for {methods_with('ranks')}, not '{name}'",
         ),
     ]

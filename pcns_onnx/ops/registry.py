@@ -30,6 +30,8 @@ def rule(
 
     def register(function: Rule) -> Rule:
         for op in ops:
+            if (domain, op) in _RULES:
+                raise ValueError(f"two rules for {domain or 'ai.onnx'}.{op}")
             _RULES[domain, op] = function if operands == "all" else _first_only(function)
             if bias_behind is not None:
                 _BIAS_SHAPES[domain, op] = bias_behind

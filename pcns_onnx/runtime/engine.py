@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pcns_onnx.errors import InputError, UnsupportedError
+from pcns_onnx.errors import InputError, UnsupportedError, first_line
 from pcns_onnx.files import Scratch
 from pcns_onnx.graph import Program
 from pcns_onnx.numerics.arrays import Array, array_module, synchronize, wrap_device_memory
@@ -151,7 +151,7 @@ class Session:
             options.add_external_initializers(list(program.weights), self._weights)
             self._session = ort.InferenceSession(program.model, options, providers=providers)
         except Exception as error:  # onnxruntime raises its own untyped family
-            raise InputError(f"onnxruntime cannot load the model: {_first_line(error)}") from None
+            raise InputError(f"onnxruntime cannot load the model: {first_line(error)}") from None
         if engine.provider not in self._session.get_providers():
             raise UnsupportedError(f"onnxruntime could not start its {engine.provider}; use --device cpu")
         self._engine = engine
@@ -171,7 +171,7 @@ class Session:
             raise
         except Exception as error:
             shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in wanted.items())
-            raise InputError(f"onnxruntime failed on a batch of {shapes}: {_first_line(error)}") from None
+            raise InputError(f"onnxruntime failed on a batch of {shapes}: {first_line(error)}") from None
 
     def kernels(self) -> tuple[Kernel, ...]:
         """What the kernels of a profiled session took, to the microsecond; it keeps no more time after that."""
@@ -214,7 +214,7 @@ def _register(options: Any, libraries: tuple[str, ...]) -> None:
         try:
             options.register_custom_ops_library(path)
         except Exception as error:
-            raise InputError(f"--custom-ops '{path}' cannot be registered: {_first_line(error)}") from None
+            raise InputError(f"--custom-ops '{path}' cannot be registered: {first_line(error)}") from None
 
 
 def _ort_value(ort: Any, value: Array) -> Any:
@@ -243,10 +243,6 @@ def _wrap(value: Any) -> Array:
         return array_module("cuda").asarray(value.numpy())
     dtype = np.dtype(_ELEMENT_TYPES[kind])
     return wrap_device_memory(value.data_ptr(), int(np.prod(shape)) * dtype.itemsize, shape, dtype, value)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 Tensors = dict[str, Array]

@@ -14,6 +14,7 @@ from pcns_onnx.api.inputs import run
 from pcns_onnx.api.options import Options
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.graph import Graph
+from pcns_onnx.methods.registry import method_named
 from pcns_onnx.methods.subset.score import score_channels
 from pcns_onnx.planning.grids import GridRules
 from pcns_onnx.planning.importance import Importance
@@ -30,7 +31,7 @@ def looked(model: onnx.ModelProto, x: Array, *, probes: bool = True, **choices: 
     with run(options) as running:
         problem = problem_for(form, running.calibration(open_data(x, form.twin.inputs), form.twin), options.scope)
     problem, _ = selected(replace(problem, rules=GridRules("1")), options.scope, lambda *_: None)
-    return problem, score_channels(problem, "obs", seed=options.data.seed, probes=probes)
+    return problem, score_channels(problem, method_named("obs"), seed=options.data.seed, probes=probes)
 
 
 def rows(count: int = 60) -> Array:

@@ -6,12 +6,14 @@ import pytest
 
 from pcns_onnx.errors import InputError
 from pcns_onnx.methods.registry import CHOICES, DEFAULT, METHODS, method_named
-from pcns_onnx.methods.subset.score import RANK_OF
+from pcns_onnx.methods.subset.score import rank_of
 
 
 def test_every_method_can_be_named_and_auto_is_the_default() -> None:
     assert [method_named(name).name for name in CHOICES] == [DEFAULT, *METHODS]
-    assert {method.name for method in METHODS.values() if method.family == "subset"} == set(RANK_OF)
+    subsets = [method for method in METHODS.values() if method.family == "subset"]
+    assert all(callable(rank_of(method)) for method in subsets)
+    assert [method.name for method in METHODS.values() if method.ranks] == [method.name for method in subsets]
 
 
 def test_an_unknown_method_is_refused_with_the_choices() -> None:

@@ -20,7 +20,7 @@ def importance_of(problem: Problem, request: Request, *, probes: bool) -> Import
     if stats is not None and os.path.exists(stats):
         return load_stats(stats, problem, model, method)
     probes = probes or stats is not None
-    importance = score_channels(problem, method, seed=request.seed, probes=probes)
+    importance = score_channels(problem, request.method, seed=request.seed, probes=probes)
     if probes:
         importance = weigh_streams(problem, importance, request)
     if stats is not None:

@@ -6,7 +6,6 @@ spent, it is also probed at the model's outputs (`planning.sensitivity`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,24 +16,28 @@ from pcns_onnx.calibration.columns import BlockKey, ChannelCovariance
 from pcns_onnx.calibration.group_inputs import GroupStats, read_groups
 from pcns_onnx.calibration.ranking import Rank, Ranking
 from pcns_onnx.data.dataset import split
+from pcns_onnx.data.references import resolve
 from pcns_onnx.dependency.origins import Origins
-from pcns_onnx.methods.subset import interpolative, obs
+from pcns_onnx.methods.registry import Method
 from pcns_onnx.planning.importance import Importance, essential
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.planning.sensitivity import Prober, probe_samples
 from pcns_onnx.reconstruction.rotation import rotations
 from pcns_onnx.rewrite.change_basis import BasisChange, change_basis
 
-RANK_OF: Mapping[str, Rank] = {"obs": obs.rank_by_surgeon, "interpolative": interpolative.rank_by_pivots}
-"""What ranks channels, by method."""
+
+def rank_of(method: Method) -> Rank:
+    """What ranks channels for a method, as its row in the table says."""
+    ranks: Rank = resolve(method.ranks)
+    return ranks
 
 
-def score_channels(problem: Problem, method: str, *, seed: int, probes: bool) -> Importance:
+def score_channels(problem: Problem, method: Method, *, seed: int, probes: bool) -> Importance:
     """One pass over the data, and with `probes` some forward passes more."""
     rankings: dict[str, Ranking] = {}
     curves: dict[str, NDArray[np.float64]] = {}
     seen: dict[BlockKey, dict[str, ChannelCovariance]] = {}
-    changes = _BasisSearch(problem)
+    changes, ranks = _BasisSearch(problem), rank_of(method)
     prober = _prober(problem, seed) if probes else None
     try:
         for read in map(
@@ -43,7 +46,7 @@ def score_channels(problem: Problem, method: str, *, seed: int, probes: bool) ->
         ):
             name = read.group.name
             with problem.calibration.progress.stage("rank"):
-                ranking = RANK_OF[method](read.all, read.group.width)
+                ranking = ranks(read.all, read.group.width)
             rankings[name] = ranking = ranking.led_by(essential(problem.dependencies, read.group, ranking))
             for place, view in read.seen().items():
                 seen.setdefault(place, {})[name] = view
