@@ -33,7 +33,7 @@ class Calibration:
     executor: Executor = field(default_factory=LocalExecutor)
 
     def streams(self, count: int) -> ActivationStreams:
-        """ActivationStreams over the samples, side by side, from the inputs on."""
+        """Streams of activations over the samples, side by side, from the inputs on."""
         return self.executor.streams(self.engine, self.samples, self.progress, self.shares.stream, count)
 
     def gather(self, ends: Sequence[Cut], into: G, title: str | None = None) -> G:
@@ -61,5 +61,5 @@ def is_same(calibration: Calibration, a: Graph, b: Graph, names: Sequence[str]) 
         for graph in (a, b)
     )
     xp, (left, right) = calibration.engine.xp, both
-    miss = [float(xp.max(xp.abs(left[n] - right[n]))) - 1e-3 * float(xp.max(xp.abs(left[n]))) for n in names]
-    return all(found <= 0 for found in miss)
+    excesses = [float(xp.max(xp.abs(left[n] - right[n]))) - 1e-3 * float(xp.max(xp.abs(left[n]))) for n in names]
+    return all(excess <= 0 for excess in excesses)

@@ -33,11 +33,11 @@ class Columns:
     def of(cls, part: ConvGroup, labels: Labels) -> Columns:
         """The columns of a block that read one of the classes `labels`."""
         owners = part.op.owners(part.reads)
-        mine = np.argsort(owners, kind="stable")
-        mine = mine[np.isin(owners[mine], labels)]
-        classes, counts = np.unique(owners[mine], return_counts=True)
+        columns = np.argsort(owners, kind="stable")
+        columns = columns[np.isin(owners[columns], labels)]
+        classes, counts = np.unique(owners[columns], return_counts=True)
         index = np.full((len(classes), int(counts.max(initial=0))), -1, dtype=np.int64)
-        index[np.arange(index.shape[1]) < counts[:, None]] = mine
+        index[np.arange(index.shape[1]) < counts[:, None]] = columns
         return cls(classes, index)
 
     @property
@@ -59,18 +59,18 @@ class ChannelCovariance:
 
 
 def mixed_prior(
-    matrix: Array, part: ConvGroup, seen: Mapping[str, ChannelCovariance], keep: Mapping[str, Labels]
+    matrix: Array, part: ConvGroup, covariances: Mapping[str, ChannelCovariance], keep: Mapping[str, Labels]
 ) -> Array:
     """V (K, n') of a block over the columns that stay, what goes replaced by its mixture of what stays.
 
-    `matrix` is the block's V; `seen` and `keep` are by group.
+    `matrix` is the block's V; `covariances` and `keep` are by group.
     """
     xp = namespace_of(matrix)
     stays = np.ones(int(matrix.shape[1]), dtype=np.bool_)
-    for name, view in seen.items():
-        columns = Columns.of(part, view.classes)
+    for name, channels in covariances.items():
+        columns = Columns.of(part, channels.classes)
         kept = columns.places(keep[name])
-        matrix = mixed_matrix(matrix, columns, mixing(view.covariance, kept), kept)
+        matrix = mixed_matrix(matrix, columns, mixing(channels.covariance, kept), kept)
         gone = np.delete(columns.index, kept, axis=0).reshape(-1)
         stays[gone[gone >= 0]] = False
     return xp.take(matrix, xp.asarray(np.flatnonzero(stays)), axis=1)
@@ -79,7 +79,7 @@ def mixed_prior(
 def mixed_matrix(matrix: Array, columns: Columns, mix: Array, places: NDArray[np.int64]) -> Array:
     """V (K, n) with the N classes t = mix t', mix (N, M), the same for all taps.
 
-    The new channels take the places (M,) of old ones; columns at other places keep what they had.
+    The new channels take the places (M,) of old ones; columns at other places stay as they are.
     """
     xp = namespace_of(mix)
     n, taps = columns.index.shape

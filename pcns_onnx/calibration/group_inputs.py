@@ -1,7 +1,7 @@
-"""The first pass over the data: what the readers see.
+"""How every group is read: second moments of its readers' inputs, gathered over the samples.
 
-It runs the original model once and gathers, for every group, the second moments of its readers'
-inputs; everything that chooses channels and widths works on these.
+The original model runs once, or as often as memory asks for; everything that chooses channels and
+widths works on these moments.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class GroupStats:
         """What the re-fit of the readers needs of it."""
         labels = self.group.labels
         return {
-            place: ChannelCovariance(labels[reading.among(len(labels))], reading.channel_covariance())
-            for place, reading in self.layers.items()
+            block_key: ChannelCovariance(labels[reading.among(len(labels))], reading.channel_covariance())
+            for block_key, reading in self.layers.items()
         }
 
 
@@ -68,7 +68,7 @@ class GroupObserver:
     ) -> None:
         layers = [layer for layer in dependencies.layers if any(layer.name in group.readers for group in groups)]
         self._layers = [(layer, calibration.positions(dependencies, layer, 0)) for layer in layers]
-        self._views = {
+        self._observers = {
             (layer.name, block): {
                 group.name: InputObserver(graph, group, layer, part, calibration.engine.xp)
                 for group in groups
@@ -85,62 +85,66 @@ class GroupObserver:
 
     @property
     def wanted(self) -> list[str]:
-        """The tensors that are looked at."""
+        """The tensors that are observed."""
         sources = [layer.source for layer, _ in self._layers]
         return list(dict.fromkeys(sources + [name for names, _, _ in self._products.values() for name in names]))
 
     def begin(self, sides: Sides) -> None:
         """Settle how taps are compressed."""
-        if any(view.is_open for views in self._views.values() for view in views.values()):
-            for view, rows in self._rows(0, sides[0]):
-                view.begin(rows)
+        if any(observer.is_open for observers in self._observers.values() for observer in observers.values()):
+            for observer, rows in self._rows(0, sides[0]):
+                observer.begin(rows)
 
     def update(self, index: int, sides: Sides) -> None:
-        """Show a batch to all views."""
+        """Show a batch to all observers."""
         (tensors,) = sides
-        for view, rows in self._rows(index, tensors):
-            view.update(rows)
+        for observer, rows in self._rows(index, tensors):
+            observer.update(rows)
         for (q, k), positions, product in self._products.values():
             product.update(tensors[q], tensors[k], partial(positions.draw, index))
 
     def merge(self, other: GroupObserver) -> None:
         """Add what was seen of later batches."""
-        for place, views in self._views.items():
-            for name, view in views.items():
-                view.merge(other._views[place][name])
+        for block_key, observers in self._observers.items():
+            for name, observer in observers.items():
+                observer.merge(other._observers[block_key][name])
         for key, (_, _, product) in self._products.items():
             product.merge(other._products[key][2])
 
     def readings(self, group: Group) -> GroupStats:
         """What was seen of a group; can be asked for once."""
-        mine = {place: views.pop(group.name).reading() for place, views in self._views.items() if group.name in views}
+        layers = {
+            block_key: observers.pop(group.name).reading()
+            for block_key, observers in self._observers.items()
+            if group.name in observers
+        }
         heads = {p.key: self._products[group.name, p.key][2].readings(group) for p in group.products}
-        return GroupStats(group, mine, heads)
+        return GroupStats(group, layers, heads)
 
     def _rows(self, index: int, tensors: Tensors) -> Iterator[tuple[InputObserver, Array]]:
-        """The views with their blocks' input rows in a batch."""
+        """The observers with their blocks' input rows in a batch."""
         for layer, positions in self._layers:
             x = tensors[layer.source]
             at = positions.draw(index, layer.linear.op.positions(x.shape))
             for block, part in enumerate(layer.parts):
                 rows = part.op.inputs(x, at)
-                for view in self._views[layer.name, block].values():
-                    yield view, rows
+                for observer in self._observers[layer.name, block].values():
+                    yield observer, rows
 
 
 def read_groups(
     calibration: Calibration, graph: Graph, dependencies: DependencyGraph, groups: Sequence[Group]
 ) -> Iterator[GroupStats]:
-    """Pass one: how each group is read in `graph`; as many at once as memory allows."""
+    """How each group is read in `graph`; as many at once as memory allows."""
     for chunk in _chunks(dependencies, groups, calibration.shares.statistics):
-        views = GroupObserver(calibration, graph, dependencies, chunk)
-        calibration.gather([Cut(graph, views.wanted)], views, "capture")
+        observer = GroupObserver(calibration, graph, dependencies, chunk)
+        calibration.gather([Cut(graph, observer.wanted)], observer, "capture")
         for group in chunk:
-            yield views.readings(group)
+            yield observer.readings(group)
 
 
 def _chunks(dependencies: DependencyGraph, groups: Sequence[Group], room: int) -> Iterator[list[Group]]:
-    """Groups whose second moments fit into `room` bytes together; the others take another pass."""
+    """Groups whose second moments fit into `room` bytes together; the others take another run."""
     chunk: list[Group] = []
     used = 0
     for group in groups:

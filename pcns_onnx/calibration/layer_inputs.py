@@ -1,9 +1,4 @@
-"""How a layer reads a group: the columns of V by class, their second moments, V without them.
-
-A class owns the same number of columns (`taps`) in every block that reads it: all kernel taps of
-all its channels. Where one class happens to have fewer channels than another, the gap is filled
-with columns that are always zero, which cost and carry nothing.
-"""
+"""How a layer reads a group: the second moments of its inputs, by class (see `calibration.columns`)."""
 
 from __future__ import annotations
 
@@ -40,7 +35,7 @@ class InputObserver:
         self._whole = np.array_equal(tap_major, np.arange(width))
         self._gaps = bool((tap_major < 0).any())
         self._index = xp.asarray(np.where(tap_major < 0, width, tap_major))
-        self._matrix = self._pick(xp.asarray(matrix))
+        self._matrix = self._select(xp.asarray(matrix))
         self._energy = xp.sum(xp.reshape(self._matrix * self._matrix, (-1, self._taps, self._channels)), axis=(0, 1))
         self._basis: Array | None = None
         self._moments = Moments(self._channels * self._kept, 0, xp)
@@ -57,15 +52,15 @@ class InputObserver:
     def begin(self, rows: Array) -> None:
         """Settle how taps are compressed, from the first batch's rows."""
         if self.is_open:
-            self._basis = self._principal_taps(self._pick(rows), self._kept)
+            self._basis = self._principal_taps(self._select(rows), self._kept)
 
     def update(self, rows: Array) -> None:
         """Take a batch of the block's input rows in."""
-        rows = self._pick(rows)
-        self._moments.update(rows if self._basis is None else self._turn(rows, self._basis))
+        rows = self._select(rows)
+        self._moments.update(rows if self._basis is None else self._project(rows, self._basis))
 
     def merge(self, other: InputObserver) -> None:
-        """Add what another view, of the same beginning, has seen."""
+        """Add what another observer, of the same beginning, has seen."""
         self._basis = other._basis
         self._moments.merge(other._moments)
 
@@ -74,13 +69,13 @@ class InputObserver:
         xp = namespace_of(self._matrix)
         n, t, matrix = self._channels, self._kept, self._matrix
         if self._basis is not None:
-            matrix = self._turn(matrix, xp.astype(self._basis, xp.float64))
+            matrix = self._project(matrix, xp.astype(self._basis, xp.float64))
         covariance = xp.reshape(self._moments.covariance, (t, n, t, n))
         covariance = xp.reshape(xp.permute_dims(covariance, (1, 0, 3, 2)), (n * t, n * t))
         matrix = xp.reshape(xp.permute_dims(xp.reshape(matrix, (-1, t, n)), (0, 2, 1)), (-1, n * t))
         return ReaderStats(covariance, matrix, t, self._moments.rows, None if self._all else self._places)
 
-    def _pick(self, rows: Array) -> Array:
+    def _select(self, rows: Array) -> Array:
         if self._whole:
             return rows
         xp = namespace_of(rows)
@@ -88,10 +83,10 @@ class InputObserver:
             rows = xp.concat([rows, xp.zeros((int(rows.shape[0]), 1), dtype=rows.dtype)], axis=1)
         return xp.take(rows, self._index, axis=1)
 
-    def _turn(self, rows: Array, basis: Array) -> Array:
+    def _project(self, rows: Array, basis: Array) -> Array:
         xp = namespace_of(rows)
-        turned = basis.T @ xp.reshape(rows, (-1, int(basis.shape[0]), self._channels))
-        return xp.reshape(turned, (int(rows.shape[0]), -1))
+        projected = basis.T @ xp.reshape(rows, (-1, int(basis.shape[0]), self._channels))
+        return xp.reshape(projected, (int(rows.shape[0]), -1))
 
     def _principal_taps(self, rows: Array, keep: int) -> Array:
         """(taps, keep) float32: principal directions of the taps, channels weighted by their readers."""

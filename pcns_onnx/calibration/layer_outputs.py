@@ -21,8 +21,8 @@ def bases(
     names = list(dict.fromkeys(group.activation for group in groups))
     outputs = calibration.gather([Cut(graph, names)], OutputObserver(calibration, dependencies, groups), "eigenvalues")
     for group in groups:
-        found = outputs.moments[group.name]
-        yield group, Basis.of(found.mean_x, found.covariance), found
+        moments = outputs.moments[group.name]
+        yield group, Basis.of(moments.mean_x, moments.covariance), moments
 
 
 class OutputObserver:

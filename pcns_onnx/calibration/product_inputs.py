@@ -30,28 +30,28 @@ class ProductObserver:
 
     def update(self, q: Array, k: Array, at: Callable[[int], NDArray[np.int64] | None]) -> None:
         """Take a batch of both tensors in, at some positions of each."""
-        for tensor, order, moments in zip((q, k), self._product.orders, (self._q, self._k), strict=True):
+        for tensor, order, by_head in zip((q, k), self._product.orders, (self._q, self._k), strict=True):
             xp = namespace_of(tensor)
             rows = xp.permute_dims(tensor, order)
             rows = xp.reshape(rows, (-1, self._heads, int(rows.shape[-2]), int(rows.shape[-1])))
-            some = at(int(rows.shape[2]))
-            rows = rows if some is None else xp.take(rows, xp.asarray(some), axis=2)
-            for head, found in enumerate(moments):
-                found.update(xp.reshape(rows[:, head], (-1, int(rows.shape[-1]))))
+            positions = at(int(rows.shape[2]))
+            rows = rows if positions is None else xp.take(rows, xp.asarray(positions), axis=2)
+            for head, moments in enumerate(by_head):
+                moments.update(xp.reshape(rows[:, head], (-1, int(rows.shape[-1]))))
 
     def merge(self, other: ProductObserver) -> None:
-        """Add what another view has seen."""
-        for mine, found in zip((*self._q, *self._k), (*other._q, *other._k), strict=True):
-            mine.merge(found)
+        """Add what another observer has seen."""
+        for moments, others in zip((*self._q, *self._k), (*other._q, *other._k), strict=True):
+            moments.merge(others)
 
     def readings(self, group: Group) -> list[ReaderStats]:
         """One reading per head: its covariance is the second moment of q, its matrix C_k^½."""
-        found = []
+        readings = []
         places = np.searchsorted(group.labels, self._product.labels)
         for q, k in zip(self._q, self._k, strict=True):
             xp = namespace_of(q.mean_x)
             second = q.covariance + q.mean_x[:, None] * q.mean_x[None, :]
             values, vectors = eigh_descending(k.covariance)
             root = xp.sqrt(xp.where(values > 0, values, 0.0))[:, None] * vectors.T
-            found.append(ReaderStats(second, root, 1, q.rows, places))
-        return found
+            readings.append(ReaderStats(second, root, 1, q.rows, places))
+        return readings

@@ -1,4 +1,4 @@
-"""What a method is given and what it answers: the vocabulary of `methods`."""
+"""What methods are told of a group, the statistics of its readers, and what they answer: a ranking."""
 
 from __future__ import annotations
 

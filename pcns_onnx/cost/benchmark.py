@@ -80,12 +80,12 @@ def compare_many(
     One by one: many small models in one round would push each other out of the caches, and the
     original with them, which in use they do not.
     """
-    feeds, found = _first_batch(samples), list[float]()
+    feeds, ratios = _first_batch(samples), list[float]()
     first = engine.session(original.program(), spinning=True)
     for other in others:
         second = engine.session(other.program(), spinning=True)
-        found.append(_ratio(*_in_turns(engine, first, second, feeds, seconds)))
-    return found
+        ratios.append(_ratio(*_in_turns(engine, first, second, feeds, seconds)))
+    return ratios
 
 
 def _in_turns(
@@ -114,22 +114,22 @@ def _ratio(times_a: Sequence[float], times_b: Sequence[float]) -> float:
 
 def _first_batch(samples: Samples) -> dict[str, NDArray[Any]]:
     """The first batch, filled up with itself where the samples are too few."""
-    held = next(iter(samples))
-    batch = min(samples.batch, max(held.size, _REPEATED))
-    return {name: np.resize(array, (batch, *array.shape[1:])) for name, array in held.feeds.items()}
+    first = next(iter(samples))
+    batch = min(samples.batch, max(first.size, _REPEATED))
+    return {name: np.resize(array, (batch, *array.shape[1:])) for name, array in first.feeds.items()}
 
 
 def pass_seconds(engine: Engine, graph: Graph, samples: Samples) -> float:
     """Seconds for one pass of the model over all samples, extrapolated from some of them."""
     session = engine.session(graph.program(), spinning=True)
-    seen, seconds = 0, 0.0
+    timed, seconds = 0, 0.0
     for batch in samples:
-        if not seen:
+        if not timed:
             session.run(batch.feeds)
         start = time.perf_counter()
         session.run(batch.feeds)
         seconds += time.perf_counter() - start
-        seen += batch.size
-        if seen >= _SAMPLED:
+        timed += batch.size
+        if timed >= _SAMPLED:
             break
-    return seconds * samples.count / max(seen, 1)
+    return seconds * samples.count / max(timed, 1)

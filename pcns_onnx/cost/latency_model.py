@@ -90,7 +90,7 @@ class LatencyModel:
 
     def of_classes(self, dependencies: DependencyGraph, kept: NDArray[np.bool_]) -> float:
         """Seconds of the whole model when these classes stay (the last element answers for -1)."""
-        return self.total(*(left(ends, kept) for ends in self.ends(dependencies)))
+        return self.total(*(kept_shares(ends, kept) for ends in self.ends(dependencies)))
 
     @cached_property
     def _timed(self) -> list[LayerLatency]:
@@ -101,7 +101,7 @@ class LatencyModel:
         return np.array([part.seconds for part in self.rest])
 
 
-def left(ends: Sequence[Labels], kept: NDArray[np.bool_]) -> Floats:
+def kept_shares(ends: Sequence[Labels], kept: NDArray[np.bool_]) -> Floats:
     """The share of each of `ends` (classes) that stays; the last element of `kept` answers for -1."""
     return np.array([kept[labels].mean() for labels in ends])
 
@@ -169,8 +169,8 @@ class _Whole:
 
 def _made_up(engine: Engine, graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, Array]:
     """Normal noise for floats, ones (valid as tokens, masks and lengths) for all else."""
-    made = {spec.name: noise(_known(spec.name, shapes), spec.dtype) for spec in graph.inputs}
-    return {name: engine.xp.asarray(array) for name, array in made.items()}
+    feeds = {spec.name: noise(_known(spec.name, shapes), spec.dtype) for spec in graph.inputs}
+    return {name: engine.xp.asarray(array) for name, array in feeds.items()}
 
 
 def _known(name: str, shapes: Mapping[str, Shape]) -> tuple[int, ...]:
@@ -182,14 +182,14 @@ def _known(name: str, shapes: Mapping[str, Shape]) -> tuple[int, ...]:
 
 def _seconds_within(graph: Graph, dependencies: DependencyGraph, run: _Run) -> dict[str, float]:
     """Seconds of each layer within the whole model, of those that can be found in its profile."""
-    names, found = {layer.key: layer.name for layer in dependencies.layers}, dict[str, float]()
+    names, within = {layer.key: layer.name for layer in dependencies.layers}, dict[str, float]()
     for name, op, seconds in run.kernels:
         node = _node(graph, name)
         while node is not None and node.key not in names and node.op != op:  # named after what is fused to it
             node = next((graph.producers[source] for source in node.inputs if source in graph.producers), None)
         if node is not None and node.key in names:
-            found[names[node.key]] = found.get(names[node.key], 0.0) + seconds
-    return found
+            within[names[node.key]] = within.get(names[node.key], 0.0) + seconds
+    return within
 
 
 def _rest(graph: Graph, dependencies: DependencyGraph, run: _Run, start: float) -> Iterator[Rest]:
@@ -201,7 +201,7 @@ def _rest(graph: Graph, dependencies: DependencyGraph, run: _Run, start: float) 
         if node is None or node.key in keys or node.op != op:
             continue
         carried = (scales.get(node.label), *(dependencies.labels.get(tensor) for tensor in (node.key, *node.inputs)))
-        labels = next((found for found in carried if found is not None), None)
+        labels = next((candidate for candidate in carried if candidate is not None), None)
         if labels is not None and seconds > start:
             yield Rest(node.key, seconds - start, labels.reshape(-1))
 

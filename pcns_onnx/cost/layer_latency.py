@@ -65,8 +65,8 @@ class LayerLatency:
     def at(self, read: ArrayLike, written: ArrayLike) -> Floats:
         """Seconds where these fractions of the channels are left, in (0, 1]; they broadcast."""
         a, b = (_width(f, int(nodes[-1])) for f, nodes in ((read, self.reads), (written, self.writes)))
-        found: Floats = self._table[a - 1, b - 1] if self._table.size else self._at(a, b)
-        return found
+        seconds: Floats = self._table[a - 1, b - 1] if self._table.size else self._at(a, b)
+        return seconds
 
     @cached_property
     def _table(self) -> Floats:
@@ -82,8 +82,8 @@ class LayerLatency:
         low = self.seconds[i, j] * (1 - t) + self.seconds[i, np.minimum(j + 1, len(self.writes) - 1)] * t
         i = np.minimum(i + 1, len(self.reads) - 1)
         high = self.seconds[i, j] * (1 - t) + self.seconds[i, np.minimum(j + 1, len(self.writes) - 1)] * t
-        found: Floats = (low * (1 - s) + high * s) * self.read_shares[a] * self.write_shares[b]
-        return found
+        seconds: Floats = (low * (1 - s) + high * s) * self.read_shares[a] * self.write_shares[b]
+        return seconds
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -150,13 +150,13 @@ class Sliced:
         grid = list(product(reads, writes))
         jobs = [self.full, *grid, *((w, written) for w in inside_reads), *((read, w) for w in inside_writes)]
         times = take_turns(self.engine, [partial(self.job, *job) for job in jobs], _SECONDS)
-        found = dict(zip(jobs[1:], map(float, times[1:]), strict=True))
+        seconds = dict(zip(jobs[1:], map(float, times[1:]), strict=True))
         return Measured(
             reads,
             writes,
-            [[found[a, b] for b in writes] for a in reads],
-            {w: found[w, written] for w in inside_reads},
-            {w: found[read, w] for w in inside_writes},
+            [[seconds[a, b] for b in writes] for a in reads],
+            {w: seconds[w, written] for w in inside_reads},
+            {w: seconds[read, w] for w in inside_writes},
         )
 
     def job(self, read: int, written: int) -> Job:
@@ -196,9 +196,9 @@ def _shares(tops: NDArray[np.int64], seconds: Floats, inside: Mapping[int, float
     blocks: dict[int, Floats] = {}
     for top, whole in zip(tops.tolist(), seconds, strict=True):
         bottom = _below(top)
-        mine = {w - bottom: t / whole for w, t in inside.items() if bottom < w < top}
-        if mine:
-            blocks[top] = _block(mine, top - bottom)
+        measured = {w - bottom: t / whole for w, t in inside.items() if bottom < w < top}
+        if measured:
+            blocks[top] = _block(measured, top - bottom)
     whole_blocks = [top for top in blocks if top % BLOCK == 0]
     shares = np.ones(full + 1)
     for width in range(1, full):
@@ -214,13 +214,13 @@ def _shares(tops: NDArray[np.int64], seconds: Floats, inside: Mapping[int, float
 
 def _block(shares: Mapping[int, float], size: int) -> Floats:
     """Shares at the offsets 0..size of a block, multiples of 4 and others each from their own kind."""
-    found = np.ones(size + 1)
+    at_offsets = np.ones(size + 1)
     for even in (True, False):
         known = sorted(offset for offset in shares if (offset % 4 == 0) is even)
         wanted = [offset for offset in range(1, size) if (offset % 4 == 0) is even]
         if known and wanted:
-            found[wanted] = np.interp(wanted, known, [shares[offset] for offset in known])
-    return found
+            at_offsets[wanted] = np.interp(wanted, known, [shares[offset] for offset in known])
+    return at_offsets
 
 
 def _below(top: int) -> int:
@@ -228,13 +228,13 @@ def _below(top: int) -> int:
 
 
 def _up(width: NDArray[np.int64], full: int) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = np.minimum(-(-width // BLOCK) * BLOCK, full)
-    return found
+    multiple: NDArray[np.int64] = np.minimum(-(-width // BLOCK) * BLOCK, full)
+    return multiple
 
 
 def _width(fraction: ArrayLike, full: int) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = np.minimum(np.maximum(np.rint(np.multiply(fraction, full)), 1), full).astype(np.int64)
-    return found
+    width: NDArray[np.int64] = np.minimum(np.maximum(np.rint(np.multiply(fraction, full)), 1), full).astype(np.int64)
+    return width
 
 
 def _place(nodes: NDArray[np.int64], width: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:

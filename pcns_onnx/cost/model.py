@@ -2,10 +2,10 @@
 
 A weight costs the product of the two fractions that it lies between, a bias the fraction of its
 layer; so costs are linear in any one width while the others stand still, and quadratic where a
-layer reads what it writes. Seconds come from `timing`, which has measured every layer. A layer
+layer reads what it writes. Seconds come from `cost.latency_model`, which has measured every layer. A layer
 that reads (or writes) several groups has the mean of their fractions, weighted by their channels.
 A layer without a bias is counted with one: the re-fit may give it one. Where one layer is put as two
-(`factors`) and the channels between them are all there, it stays one: the second costs nothing.
+(`rewrite.low_rank`) and the channels between them are all there, it stays one: the second costs nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.cost.latency_model import LatencyModel, left
+from pcns_onnx.cost.latency_model import LatencyModel, kept_shares
 from pcns_onnx.cost.resources import COUNTED, RESOURCES
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.graph import Graph
@@ -40,12 +40,12 @@ class Costs:
     def __init__(
         self,
         dependencies: DependencyGraph,
-        held: Mapping[str, float],
+        totals: Mapping[str, float],
         original: Mapping[str, float],
         latency_model: LatencyModel | None = None,
         between: Collection[str] = (),
     ) -> None:
-        """`held`: what the graph holds in all of a resource, where that is more than its layers have.
+        """`totals`: what the graph has in all of a resource, where that is more than its layers have.
 
         `original`: what budgets are fractions of, where that is not the graph's own cost. `between` are the groups in
         the middle of layers that are put as two.
@@ -66,7 +66,7 @@ class Costs:
         self._weights, self._biases = (
             np.array(values, dtype=np.float64).reshape(-1, len(counters)) for values in (weights, biases)
         )
-        self._fixed = np.array([self._fixed_part(name, held, between) for name in COUNTED])
+        self._fixed = np.array([self._fixed_part(name, totals, between) for name in COUNTED])
         seconds = {name for group in dependencies.groups if group.name in between for name in group.readers}
         self._second = np.array([*(layer.name in seconds for layer in dependencies.layers), False], dtype=np.bool_)
         if latency_model is not None:
@@ -76,17 +76,17 @@ class Costs:
         for name, value in original.items():
             self.total[COUNTED.index(name)] = value
 
-    def _fixed_part(self, name: str, held: Mapping[str, float], between: Collection[str]) -> float:
-        """What no width changes: what the graph holds beside its layers, or what nodes cost that carry no channels."""
+    def _fixed_part(self, name: str, totals: Mapping[str, float], between: Collection[str]) -> float:
+        """What no width changes: what the graph has beside its layers, or what nodes cost that carry no channels."""
         counter, dependencies = RESOURCES[name].counter, self._dependencies
         assert counter is not None, "asked for what adds up only"
-        if name not in held:
+        if name not in totals:
             return float(sum(counter.node(node) for node in dependencies.unsolved if node.scales is None))
         stored = sum(
             counter.weights(layer) + (0 if layer.bias.absent else counter.bias(layer)) for layer in dependencies.layers
         )
         stored += sum(counter.node(node) for node in dependencies.unsolved if node.scales is not None)
-        return max(held[name] - stored, 0.0)
+        return max(totals[name] - stored, 0.0)
 
     @property
     def resources(self) -> tuple[str, ...]:
@@ -96,10 +96,10 @@ class Costs:
     @property
     def untimed(self) -> Costs:
         """The same without latency, which takes most of the time to work out."""
-        found = copy(self)
+        costs = copy(self)
         counted = self.total[: len(COUNTED)]
-        found.latency_model, found.total, found._last = None, counted, (b"", self.total)
-        return found
+        costs.latency_model, costs.total, costs._last = None, counted, (b"", self.total)
+        return costs
 
     def __call__(self, fractions: Mapping[str, float]) -> Costed:
         """Costs when each group keeps this fraction of its width, all of it where none is given."""
@@ -120,11 +120,11 @@ class Costs:
         change = np.asarray(shares, dtype=np.float64) - f[at]
         now = self(fractions)
         read, written = self._reads @ f, self._writes @ f
-        mine = np.flatnonzero((self._reads[:, at] > 0) | (self._writes[:, at] > 0))
-        r = self._read(read[mine] + change[:, None] * self._reads[mine, at], mine)
-        w = written[mine] + change[:, None] * self._writes[mine, at]
-        more = (r * w - self._read(read[mine], mine) * written[mine]) @ self._weights[mine]
-        more += (w - written[mine]) @ self._biases[mine]
+        rows = np.flatnonzero((self._reads[:, at] > 0) | (self._writes[:, at] > 0))
+        r = self._read(read[rows] + change[:, None] * self._reads[rows, at], rows)
+        w = written[rows] + change[:, None] * self._writes[rows, at]
+        more = (r * w - self._read(read[rows], rows) * written[rows]) @ self._weights[rows]
+        more += (w - written[rows]) @ self._biases[rows]
         if self.latency_model is None:
             return np.asarray(now + more, dtype=np.float64)
         return np.asarray(now + np.column_stack([more, self._seconds_along(at, f, change)]), dtype=np.float64)
@@ -141,10 +141,12 @@ class Costs:
 
     def of_classes(self, kept: NDArray[np.bool_]) -> Costed:
         """Costs when these classes stay (the last element answers for -1)."""
-        counted = self._counted(*(left(ends, kept) for ends in self._ends))
+        counted = self._counted(*(kept_shares(ends, kept) for ends in self._ends))
         if self.latency_model is None:
             return counted
-        return self._with_seconds(counted, *(left(ends, kept) for ends in self.latency_model.ends(self._dependencies)))
+        return self._with_seconds(
+            counted, *(kept_shares(ends, kept) for ends in self.latency_model.ends(self._dependencies))
+        )
 
     def _with_seconds(self, counted: Costed, read: Costed, written: Costed) -> Costed:
         assert self.latency_model is not None, "asked for where there are timings only"
@@ -163,8 +165,10 @@ class Costs:
     def _shares(self, ends: Sequence[Labels]) -> Costed:
         """By layer the share of each group among its labels; the last is that of what belongs to none."""
         wide = len(self._index) + 1
-        found = [np.bincount(self._dependencies.owner[labels], minlength=wide) / max(len(labels), 1) for labels in ends]
-        return np.array(found, dtype=np.float64).reshape(-1, wide)
+        shares = [
+            np.bincount(self._dependencies.owner[labels], minlength=wide) / max(len(labels), 1) for labels in ends
+        ]
+        return np.array(shares, dtype=np.float64).reshape(-1, wide)
 
     def _vector(self, fractions: Mapping[str, float]) -> Costed:
         f = np.ones(len(self._index) + 1)

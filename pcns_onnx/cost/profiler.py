@@ -24,7 +24,7 @@ from pcns_onnx.runtime.engine import Engine, Kernel, Session
 
 _WARM = 1
 _ROUNDS = (5, 30)
-_HELD = 1 << 28
+_OPEN_BYTES = 1 << 28
 """Bytes of programs that are open at a time."""
 _LEAST = 1e-6
 """The resolution of onnxruntime's profile."""
@@ -60,27 +60,27 @@ def take_turns(engine: Engine, jobs: Sequence[Callable[[], Job]], seconds: float
     Jobs that do not fit into memory together are timed in parts, each along with the first job,
     whose time ties the parts together.
     """
-    first, found = jobs[0](), np.empty(len(jobs))
+    first, per_job = jobs[0](), np.empty(len(jobs))
     share, start = seconds / len(jobs), 0
     for part in _parts(first, jobs[1:]):
         times = _rounds(engine, part, share * len(part))
         if not start:
-            found[0] = times[0]
+            per_job[0] = times[0]
             start = 1
-        found[start : start + len(part) - 1] = times[1:] * (found[0] / times[0])
+        per_job[start : start + len(part) - 1] = times[1:] * (per_job[0] / times[0])
         start += len(part) - 1
     if engine.device == "cuda":
-        found = found - found.min()
-    return np.maximum(found, _LEAST)
+        per_job = per_job - per_job.min()
+    return np.maximum(per_job, _LEAST)
 
 
 def _parts(first: Job, others: Sequence[Callable[[], Job]]) -> Iterator[list[Job]]:
-    part, room = [first], _HELD - first.nbytes
+    part, room = [first], _OPEN_BYTES - first.nbytes
     for make in others:
         job = make()
         if len(part) > 1 and job.nbytes > room:
             yield part
-            part, room = [first], _HELD - first.nbytes
+            part, room = [first], _OPEN_BYTES - first.nbytes
         part.append(job)
         room -= job.nbytes
     yield part
@@ -95,13 +95,13 @@ def _rounds(engine: Engine, jobs: Sequence[Job], seconds: float) -> Floats:
         if len(rounds) == _WARM:
             start = time.perf_counter()
         rounds.append([_run(engine, session, job) for session, job in zip(sessions, jobs, strict=True)])
-    found = []
+    times = []
     for session, *runs in zip(sessions, *rounds, strict=True):
         if on_cpu:
-            found.append(sum(t for kernel, t in _kernels(session, runs) if not kernel.op.startswith("Reorder")))
+            times.append(sum(t for kernel, t in _kernels(session, runs) if not kernel.op.startswith("Reorder")))
         else:
-            found.append(_typical([run.own for run in runs]))
-    return np.array(found)
+            times.append(_typical([run.own for run in runs]))
+    return np.array(times)
 
 
 def _goes_on(done: int, start: float, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""Everything that was found about which channels go together, and what stays of it when some go."""
+"""The dependency graph: which channels go together, and which classes stay when some go."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pcns_onnx.ops import ChannelCount, ChannelIndex, Heads, Kind, Labels, PerCh
 
 @dataclass(frozen=True)
 class DependencyGraph:
-    """Everything that was found. `born` is the number of labels; classes are the smallest of theirs."""
+    """Which channels of a model go together. `born` is the number of labels; classes are the smallest of theirs."""
 
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
@@ -48,14 +48,14 @@ class DependencyGraph:
     @cached_property
     def carriers(self) -> Mapping[str, tuple[Labels, ...]]:
         """Group -> the sets of its classes that tensors carry."""
-        found: dict[str, dict[bytes, Labels]] = {group.name: {} for group in self.groups}
+        by_group: dict[str, dict[bytes, Labels]] = {group.name: {} for group in self.groups}
         for labels in self.labels.values():
             classes = np.unique(labels)
             owners = self.owner[classes]
             for index in np.unique(owners[owners < len(self.groups)]):
-                mine = classes[owners == index]
-                found[self.groups[index].name][mine.tobytes()] = mine
-        return {name: tuple(sets.values()) for name, sets in found.items()}
+                members = classes[owners == index]
+                by_group[self.groups[index].name][members.tobytes()] = members
+        return {name: tuple(sets.values()) for name, sets in by_group.items()}
 
     def layer(self, name: str) -> Layer:
         """The layer of this name."""
@@ -78,30 +78,32 @@ class DependencyGraph:
 def build_dependency_graph(
     graph: Graph, feeds: Mapping[str, Sequence[int]] | None = None, *, heads: Heads = "width"
 ) -> DependencyGraph:
-    """Propagation `graph`; `feeds` gives the shape of each input where the model leaves it open."""
+    """Propagate labels through `graph`; `feeds` gives the shape of each input where the model leaves it open."""
     propagation = Propagation.over(graph, feeds, heads=heads)
     layers = tuple(find_layers(propagation))
-    see, classes = propagation.classes.compact, propagation.classes.of
-    flows = propagation.flows
+    compact, classes = propagation.classes.compact, propagation.classes.of
+    node_facts = propagation.node_facts
     return DependencyGraph(
         layers=layers,
         groups=tuple(form_groups(propagation, layers)),
         per_channel=tuple(
-            (n.key, replace(ride, labels=see(ride.labels))) for n, flow in flows for ride in flow.per_channel
+            (n.key, replace(constant, labels=compact(constant.labels)))
+            for n, facts in node_facts
+            for constant in facts.per_channel
         ),
         sizes=tuple(
             replace(s, labels=classes(s.labels), along=classes(s.labels if s.along is None else s.along))
-            for _, flow in flows
-            for s in flow.sizes
+            for _, facts in node_facts
+            for s in facts.sizes
         ),
         channel_indices=tuple(
-            replace(pick, labels=classes(pick.labels)) for _, flow in flows for pick in flow.channel_indices
+            replace(index, labels=classes(index.labels)) for _, facts in node_facts for index in facts.channel_indices
         ),
-        kinds={node.key: flow.kind for node, flow in flows},
-        labels={name: see(labels) for name, labels in propagation.labels.items()},
+        kinds={node.key: facts.kind for node, facts in node_facts},
+        labels={name: compact(labels) for name, labels in propagation.labels.items()},
         shapes=propagation.shapes,
         unsolved=tuple(find_unsolved(propagation)),
-        largest={node.key: flow.largest for node, flow in flows if flow.largest is not None},
+        largest={node.key: facts.largest for node, facts in node_facts if facts.largest is not None},
         born=propagation.classes.born,
         feeds=feeds,
     )

@@ -1,4 +1,4 @@
-"""Which channels can go, and what goes with them: the findings of the walk, as layers and groups.
+"""Which channels can go, and what goes with them: layers and groups, from the facts of a propagation.
 
 A *class* is a set of channels tied to one another. Layers that write to a common class belong to
 one *group*: the unit that is narrowed, by the same subset of classes for all its writers, with a
@@ -66,15 +66,15 @@ def form_groups(propagation: Propagation, layers: Sequence[Layer]) -> Iterator[G
     """Layers that write to a common class, together; those of which all classes must stay likewise."""
     written = [set(np.unique(layer.linear.writes).tolist()) for layer in layers]
     free = [classes - propagation.frozen.keys() for classes in written]
-    left = dict(enumerate(a or b for a, b in zip(free, written, strict=True)))
-    while left:
-        first, classes = next(iter(left.items()))
+    remaining = dict(enumerate(a or b for a, b in zip(free, written, strict=True)))
+    while remaining:
+        first, classes = next(iter(remaining.items()))
         members = {first}
-        while more := {i for i, c in left.items() if i not in members and c & classes}:
+        while more := {i for i, c in remaining.items() if i not in members and c & classes}:
             members |= more
-            classes = classes.union(*(left[i] for i in more))
+            classes = classes.union(*(remaining[i] for i in more))
         for i in members:
-            del left[i]
+            del remaining[i]
         yield _group(propagation, [layers[i] for i in sorted(members)], classes, layers)
 
 
@@ -91,7 +91,7 @@ def _group(propagation: Propagation, writers: Sequence[Layer], classes: set[int]
         frozen = "it has a single channel" if single else "its channels can only go all at once"
     unit = max(int(np.unique(layer.linear.writes, return_counts=True)[1].max()) for layer in writers)
     activation, path = _path(propagation, writers, classes)
-    kinds = {node.key: flow.kind for node, flow in propagation.flows}
+    kinds = {node.key: facts.kind for node, facts in propagation.node_facts}
     return Group(
         name=writers[0].name,
         labels=labels,
@@ -108,17 +108,17 @@ def _group(propagation: Propagation, writers: Sequence[Layer], classes: set[int]
 
 
 def _products(propagation: Propagation, labels: Labels) -> Iterator[Product]:
-    for node, flow in propagation.flows:
-        found: Bilinear | None = flow.bilinear
-        if found is None:
+    for node, facts in propagation.node_facts:
+        bilinear: Bilinear | None = facts.bilinear
+        if bilinear is None:
             continue
-        classes = propagation.classes.of(found.a.reshape(-1, found.a.shape[-1])[0])
+        classes = propagation.classes.of(bilinear.a.reshape(-1, bilinear.a.shape[-1])[0])
         if np.isin(classes, labels).all():
-            names = (node.inputs[found.inputs[0]], node.inputs[found.inputs[1]])
+            names = (node.inputs[bilinear.inputs[0]], node.inputs[bilinear.inputs[1]])
             shapes = [propagation.shapes.get(name, ()) for name in names]
-            blocks = [_blocks(shape, order) for shape, order in zip(shapes, found.orders, strict=True)]
+            blocks = [_blocks(shape, order) for shape, order in zip(shapes, bilinear.orders, strict=True)]
             heads = blocks[0] // propagation.batch if blocks[0] == blocks[1] else 1
-            yield Product(node.key, names, found.orders, classes, max(heads, 1))
+            yield Product(node.key, names, bilinear.orders, classes, max(heads, 1))
 
 
 def _blocks(shape: Shape, order: tuple[int, ...]) -> int:
@@ -126,22 +126,22 @@ def _blocks(shape: Shape, order: tuple[int, ...]) -> int:
     return int(np.prod([shape[axis] or 0 for axis in order[:-2]])) if shape else 0
 
 
-def _path(propagation: Propagation, writers: Sequence[Layer], mine: set[int]) -> tuple[str, tuple[str, ...]]:
+def _path(propagation: Propagation, writers: Sequence[Layer], group_classes: set[int]) -> tuple[str, tuple[str, ...]]:
     """The tensor after the activation, and the keys of all nodes between writers and readers.
 
     The activation ends where the pointwise nodes behind the layer come back to a single tensor
     (x * sigmoid(x) does); where they do not, it is the layer's own output.
     """
-    carries = {name for name, classes in propagation.carried.items() if not mine.isdisjoint(classes)}
+    carries = {name for name, carried in propagation.carried.items() if not group_classes.isdisjoint(carried)}
     biases = {layer.output for layer in writers}
     between = [
-        (node, flow)
-        for node, flow in propagation.flows
-        if flow.linear is None and node.key not in biases and carries.intersection(node.inputs)
+        (node, facts)
+        for node, facts in propagation.node_facts
+        if facts.linear is None and node.key not in biases and carries.intersection(node.inputs)
     ]
     inside = {writers[0].output}
-    for node, flow in between:
-        if flow.kind in ("pointwise", "scaling") and inside.issuperset(carries.intersection(node.inputs)):
+    for node, facts in between:
+        if facts.kind in ("pointwise", "scaling") and inside.issuperset(carries.intersection(node.inputs)):
             inside.update(node.outputs)
     consumers = propagation.graph.consumers
     exits = [

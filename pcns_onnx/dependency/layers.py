@@ -1,4 +1,4 @@
-"""The linear layers of a model, and what else has multiply-adds, as the walk found them."""
+"""The linear layers of a model, and what else has multiply-adds, from the facts of a propagation."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ def find_layers(propagation: Propagation) -> Iterator[Layer]:
     """Every layer that is solved for, in topological order, under a name of its own."""
     graph = propagation.graph
     taken: set[str] = set()
-    for node, flow in propagation.flows:
-        if flow.linear is None:
+    for node, facts in propagation.node_facts:
+        if facts.linear is None:
             continue
         classes = propagation.classes.of
-        linear = replace(flow.linear, reads=classes(flow.linear.reads), writes=classes(flow.linear.writes))
+        linear = replace(facts.linear, reads=classes(facts.linear.reads), writes=classes(facts.linear.writes))
         bias = _bias(graph, node, linear)
         size = int(np.prod([d or 1 for d in propagation.shapes[node.inputs[linear.weight]]]))
         name = next(n for n in _names(node.name, bias.key) if n not in taken)
@@ -103,7 +103,7 @@ def find_layers(propagation: Propagation) -> Iterator[Layer]:
             output=bias.key,
             linear=linear,
             bias=bias,
-            macs=(flow.macs or 0) // propagation.batch,
+            macs=(facts.macs or 0) // propagation.batch,
             parameters=size + (0 if bias.absent else len(linear.writes)),
         )
 
@@ -117,7 +117,7 @@ def _names(name: str, output: str) -> Iterator[str]:
 
 
 def _bias(graph: Graph, node: Node, linear: Linear) -> Bias:
-    """The node's own bias input, or the Add behind it (`fold` puts one where there is none)."""
+    """The node's own bias input, or the Add behind it (`explicit_biases` puts one where there is none)."""
     if linear.bias is not None:
         absent = len(node.inputs) <= linear.bias or not node.inputs[linear.bias]
         return Bias(node.key, linear.bias, linear.bias_scale, absent)
@@ -129,13 +129,13 @@ def _bias(graph: Graph, node: Node, linear: Linear) -> Bias:
 
 def find_unsolved(propagation: Propagation) -> Iterator[Unsolved]:
     """Every other node with multiply-adds."""
-    for node, flow in propagation.flows:
-        if flow.macs is not None and flow.linear is None:
+    for node, facts in propagation.node_facts:
+        if facts.macs is not None and facts.linear is None:
             weights: list[Array] = [c for n in node.inputs if (c := propagation.graph.constant(n)) is not None]
             shape = propagation.shapes.get(node.key, ())
             axis = 1 if node.op.startswith("Conv") else -1
             width = shape[axis] if len(shape) > 1 else None
             parameters = sum(int(w.size) for w in weights)
-            scales = None if flow.scales is None else propagation.classes.of(flow.scales)
-            macs = flow.macs // propagation.batch
-            yield Unsolved(node.label, node.op, flow.reason, width or 0, macs, parameters, scales)
+            scales = None if facts.scales is None else propagation.classes.of(facts.scales)
+            macs = facts.macs // propagation.batch
+            yield Unsolved(node.label, node.op, facts.reason, width or 0, macs, parameters, scales)

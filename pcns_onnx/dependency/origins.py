@@ -11,32 +11,32 @@ Maker = tuple[str, int]
 
 
 class Origins:
-    """Which row of which layer made a channel: from a walk that leaves ties out of account."""
+    """Which row of which layer made a channel: from a propagation that leaves ties out of account."""
 
     def __init__(self, graph: Graph, dependencies: DependencyGraph) -> None:
         propagation = Propagation.over(graph, dependencies.feeds, tied=False)
-        flows = {node.key: flow for node, flow in propagation.flows}
-        linear = {layer.name: flows[layer.key].linear for layer in dependencies.layers}
-        self._reads = {name: found.reads for name, found in linear.items() if found is not None}
-        self._made = {
+        by_node = {node.key: facts for node, facts in propagation.node_facts}
+        by_layer = {layer.name: by_node[layer.key].linear for layer in dependencies.layers}
+        self._reads = {name: linear.reads for name, linear in by_layer.items() if linear is not None}
+        self._makers = {
             int(label): (name, row)
-            for name, found in linear.items()
-            if found is not None
-            for row, label in enumerate(found.writes)
+            for name, linear in by_layer.items()
+            if linear is not None
+            for row, label in enumerate(linear.writes)
         }
-        self._products = {key: flow.bilinear for key, flow in flows.items() if flow.bilinear is not None}
+        self._products = {key: facts.bilinear for key, facts in by_node.items() if facts.bilinear is not None}
 
     def of_columns(self, layer: str) -> list[Maker | None]:
         """The maker of every channel that a layer reads."""
-        return [self._made.get(int(label)) for label in self._reads[layer]]
+        return [self._makers.get(int(label)) for label in self._reads[layer]]
 
     def of_product(self, key: str) -> list[tuple[list[Maker | None], list[Maker | None]]]:
         """For every head of a product: the makers of the channels of both sides."""
-        found = self._products.get(key)
-        if found is None:
+        product = self._products.get(key)
+        if product is None:
             return []
-        sides = (side.reshape(-1, side.shape[-1]) for side in (found.a, found.b))
+        sides = (side.reshape(-1, side.shape[-1]) for side in (product.a, product.b))
         return [
-            ([self._made.get(int(x)) for x in a], [self._made.get(int(x)) for x in b])
+            ([self._makers.get(int(x)) for x in a], [self._makers.get(int(x)) for x in b])
             for a, b in zip(*sides, strict=True)
         ]

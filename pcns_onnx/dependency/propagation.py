@@ -1,4 +1,4 @@
-"""One walk over the graph: every node goes to its rule, and what the rules state is collected.
+"""Labels propagated over the graph: every node goes to its rule, and what the rules state is collected.
 
 Channels are labels (see `ops.facts`). A tie merges labels into one class; from then on rules are
 shown one label per class, and an axis along which the class does not change has size one. So
@@ -20,7 +20,7 @@ from pcns_onnx.ops import Heads, Labels, OpContext, OpFacts, axes_of, facts_of
 
 @dataclass
 class Propagation:
-    """The walk's state and, once `run`, its findings; with `tied` false, ties are left out of account."""
+    """Labels, their classes and what the rule of each node states; with `tied` false, ties are left out of account."""
 
     graph: Graph
     shapes: Mapping[str, Shape]
@@ -30,14 +30,14 @@ class Propagation:
     tied: bool = True
     classes: Classes = field(default_factory=Classes)
     labels: dict[str, Labels] = field(default_factory=dict)
-    flows: list[tuple[Node, OpFacts]] = field(default_factory=list)
+    node_facts: list[tuple[Node, OpFacts]] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def over(
         cls, graph: Graph, feeds: Mapping[str, Sequence[int]] | None, *, heads: Heads = "width", tied: bool = True
     ) -> Propagation:
-        """Propagation `graph`; `feeds` gives the shape of each input where the model leaves it open."""
+        """Propagate labels through `graph`; `feeds` gives the shape of each input where the model leaves it open."""
         batch = next((s.shape[0] for s in graph.inputs if s.shape and s.shape[0] is not None), 2)
         shapes = graph.shapes(feeds, batch=batch)
         propagation = cls(graph, shapes, graph.shapes(feeds, batch=batch + 1), batch, heads, tied)
@@ -57,29 +57,29 @@ class Propagation:
     @cached_property
     def coupled(self) -> frozenset[int]:
         """Classes that several layers share."""
-        shared = [self.classes.of(labels).reshape(-1) for _, flow in self.flows for labels in flow.coupled]
+        shared = [self.classes.of(labels).reshape(-1) for _, facts in self.node_facts for labels in facts.coupled]
         return frozenset(np.unique(np.concatenate(shared)).tolist()) - {-1} if shared else frozenset()
 
     @cached_property
     def frozen(self) -> Mapping[int, str]:
         """Class -> why it must stay."""
-        found: dict[int, str] = {}
+        by_class: dict[int, str] = {}
         for label in sorted(self.reasons):
-            found.setdefault(int(self.classes.roots[label]), self.reasons[label])
-        return found
+            by_class.setdefault(int(self.classes.roots[label]), self.reasons[label])
+        return by_class
 
     def _run(self) -> None:
         for node in self.graph.nodes:
             if self.graph.is_constant(node.key):
                 continue
-            flow = facts_of(self._context(node), local=(node.domain, node.op) in self.graph.functions)
-            self.flows.append((node, flow))
-            for name, labels in zip(node.outputs, flow.outputs, strict=False):
+            facts = facts_of(self._context(node), local=(node.domain, node.op) in self.graph.functions)
+            self.node_facts.append((node, facts))
+            for name, labels in zip(node.outputs, facts.outputs, strict=False):
                 if name and labels is not None:
                     self.labels[name] = labels
-            for fact in flow.frozen:
+            for fact in facts.frozen:
                 self._freeze(fact.labels, fact.reason)
-            for tie in flow.ties if self.tied else ():
+            for tie in facts.ties if self.tied else ():
                 both = (tie.a >= 0) & (tie.b >= 0)
                 self.classes.tie(tie.a[both], tie.b[both])
                 self._freeze(np.concatenate([tie.a[~both], tie.b[~both]]), tie.reason)
@@ -98,7 +98,7 @@ class Propagation:
             if label >= 0:
                 self.reasons.setdefault(int(label), reason)
 
-    def _seen(self, name: str) -> Labels | None:
+    def _labels_of(self, name: str) -> Labels | None:
         labels = self.labels.get(name)
         return labels if labels is None or not self.tied else self.classes.compact(labels)
 
@@ -111,7 +111,7 @@ class Propagation:
         names = node.inputs
         return OpContext(
             node=node,
-            labels=tuple(self._seen(name) for name in names),
+            labels=tuple(self._labels_of(name) for name in names),
             shapes=tuple(self.shapes.get(name) for name in names),
             outputs=tuple(self.shapes.get(name) for name in node.outputs),
             constants=tuple(graph.constant(name) if name else None for name in names),
@@ -124,7 +124,7 @@ class Propagation:
             readers=lambda name: graph.consumers.get(name, ()),
             value=graph.constant,
             size=self.shapes.get,
-            carried=self._seen,
+            carried=self._labels_of,
             leaves=self.exposed.__contains__,
             sparse=graph.sparse.__contains__,
         )

@@ -59,7 +59,7 @@ class ResidualBlock:
 
 def residual_blocks(graph: Graph, dependencies: DependencyGraph) -> Mapping[str, ResidualBlock]:
     """By group, the blocks that can be left out."""
-    found = {}
+    blocks = {}
     for group in dependencies.shrinkable:
         if group.coupled or group.products or len(group.readers) != 1:
             continue
@@ -71,5 +71,5 @@ def residual_blocks(graph: Graph, dependencies: DependencyGraph) -> Mapping[str,
         if writes is None or sum(size > 1 for size in writes.shape) != 1:
             continue
         position = list(graph.node(goal.tensor).inputs).index(layer.output)
-        found[group.name] = ResidualBlock(group, layer, goal.tensor, position)
-    return found
+        blocks[group.name] = ResidualBlock(group, layer, goal.tensor, position)
+    return blocks

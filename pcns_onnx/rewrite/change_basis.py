@@ -22,7 +22,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class BasisChange:
-    """Rows of V of a writer (`is_row`) or columns of a reader, (N,), and the matrix (N, N) that they are turned by."""
+    """Rows of V of a writer (`is_row`) or columns of a reader, (N,), and the matrix (N, N) that multiplies them."""
 
     layer: str
     places: Indices
@@ -36,19 +36,19 @@ def change_basis(
     """`graph` in the new basis, and the edits that make it so."""
     patch: Patch = ()
     for layer in dependencies.layers:
-        mine = [turn for turn in basis_changes if turn.layer == layer.name]
-        if mine:
-            patch += _turn(graph, layer, mine)
+        of_layer = [change for change in basis_changes if change.layer == layer.name]
+        if of_layer:
+            patch += _change_layer(graph, layer, of_layer)
     return (apply(graph, patch) if patch else graph), patch
 
 
-def _turn(graph: Graph, layer: Layer, basis_changes: list[BasisChange]) -> Patch:
+def _change_layer(graph: Graph, layer: Layer, basis_changes: list[BasisChange]) -> Patch:
     matrix = layer.linear.op.matrix(stored_weight(graph, layer)).copy()
     bias = stored_bias(graph, layer).copy()
-    for turn in basis_changes:
-        at = turn.places
-        if turn.is_row:
-            matrix[at], bias[at] = turn.by @ matrix[at], turn.by @ bias[at]
+    for change in basis_changes:
+        at = change.places
+        if change.is_row:
+            matrix[at], bias[at] = change.by @ matrix[at], change.by @ bias[at]
         else:
-            matrix[:, at] = matrix[:, at] @ turn.by
+            matrix[:, at] = matrix[:, at] @ change.by
     return set_layer(graph, layer, matrix, bias)

@@ -28,24 +28,24 @@ def narrow(graph: Graph, dependencies: DependencyGraph, keep: Mapping[str, Label
 def repeat(graph: Graph, dependencies: DependencyGraph, copies: NDArray[np.int64]) -> Patch:
     """Everything that carries channels, with class c there copies[c] times: 0 takes it out, 2 doubles it.
 
-    `copies` is (census.born + 1,), the last element 1 for what belongs to no class. Copies are alike
-    in every constant, so a reader sees a class copies[c] times (`expanding` shares its weights out).
+    `copies` is (dependencies.born + 1,), the last element 1 for what belongs to no class. Copies are alike
+    in every constant, so a reader sees a class copies[c] times (`methods.expansion` shares its weights out).
     """
     biases = {layer.bias.key for layer in dependencies.layers}
     edits: list[Edit] = []
     for layer in dependencies.layers:
         edits += _repeat_layer(graph, layer, copies)
-    for key, ride in dependencies.per_channel:
+    for key, constant in dependencies.per_channel:
         if key in biases:
             continue
-        value = stored(graph, key, ride.position)
-        sliced = _taken(value, ride.labels, copies)
+        value = stored(graph, key, constant.position)
+        sliced = _taken(value, constant.labels, copies)
         if sliced.shape != value.shape:
-            edits.append(SetInput(key, ride.position, sliced))
-    for pick in dependencies.channel_indices:
-        if (copies[pick.labels] != 1).any():
-            places = stored(graph, pick.key, pick.position)
-            edits.append(SetInput(pick.key, pick.position, _picked(places, pick.labels, copies)))
+            edits.append(SetInput(key, constant.position, sliced))
+    for index in dependencies.channel_indices:
+        if (copies[index.labels] != 1).any():
+            places = stored(graph, index.key, index.position)
+            edits.append(SetInput(index.key, index.position, _renumbered(places, index.labels, copies)))
     return (*edits, *_resize(graph, dependencies, copies))
 
 
@@ -66,7 +66,7 @@ def layout(labels: Labels, copies: NDArray[np.int64]) -> tuple[NDArray[np.int64]
     return np.repeat(starts[run], sizes) + inside, np.repeat(number, sizes)
 
 
-def _picked(places: Array, labels: Labels, copies: NDArray[np.int64]) -> Array:
+def _renumbered(places: Array, labels: Labels, copies: NDArray[np.int64]) -> Array:
     """Places along an axis with these labels, brought up to date; a single place stays, in its first copy."""
     index, number = layout(labels, copies)
     place_of = np.zeros((len(labels), max(int(copies[labels].max()), 1)), dtype=np.int64)
@@ -79,10 +79,10 @@ def _picked(places: Array, labels: Labels, copies: NDArray[np.int64]) -> Array:
 
 def _resize(graph: Graph, dependencies: DependencyGraph, copies: NDArray[np.int64]) -> Iterator[Edit]:
     """Numbers that count channels, brought up to date."""
-    held: dict[tuple[str, int | str], list[ChannelCount]] = {}
+    by_number: dict[tuple[str, int | str], list[ChannelCount]] = {}
     for size in dependencies.sizes:
-        held.setdefault((size.key, size.place), []).append(size)
-    for (key, place), sizes in held.items():
+        by_number.setdefault((size.key, size.place), []).append(size)
+    for (key, place), sizes in by_number.items():
         if all((copies[size.labels if size.along is None else size.along] == 1).all() for size in sizes):
             continue
         if isinstance(place, int) and graph.is_computed(key, place):

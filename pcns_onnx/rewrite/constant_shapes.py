@@ -53,17 +53,17 @@ def _fixed_dims(graph: Graph) -> dict[str, Dims]:
 
 def _taken(graph: Graph, reader: Node, dims: Dims) -> NDArray[np.int64] | None:
     """What a Gather or Slice takes of `dims`, None if some of it is not known."""
-    given = [graph.constant(name) if name else None for name in reader.inputs[1:]]
-    if reader.domain or not given or given[0] is None:
+    constants = [graph.constant(name) if name else None for name in reader.inputs[1:]]
+    if reader.domain or not constants or constants[0] is None:
         return None
     if reader.op == "Gather":
-        picked = [dims[int(i)] for i in np.ravel(given[0])]
-        shape = given[0].shape
-    elif reader.op == "Slice" and given[1] is not None and (len(given) < 4 or (given[3] is not None)):
-        step = int(np.ravel(given[3])[0]) if len(given) > 3 and given[3] is not None else 1
-        picked = dims[int(np.ravel(given[0])[0]) : int(np.ravel(given[1])[0]) : step]
-        shape = (len(picked),)
+        sizes = [dims[int(i)] for i in np.ravel(constants[0])]
+        shape = constants[0].shape
+    elif reader.op == "Slice" and constants[1] is not None and (len(constants) < 4 or (constants[3] is not None)):
+        step = int(np.ravel(constants[3])[0]) if len(constants) > 3 and constants[3] is not None else 1
+        sizes = dims[int(np.ravel(constants[0])[0]) : int(np.ravel(constants[1])[0]) : step]
+        shape = (len(sizes),)
     else:
         return None
-    known = [size for size in picked if size is not None]
-    return np.asarray(known, dtype=np.int64).reshape(shape) if len(known) == len(picked) else None
+    known = [size for size in sizes if size is not None]
+    return np.asarray(known, dtype=np.int64).reshape(shape) if len(known) == len(sizes) else None

@@ -81,13 +81,13 @@ def stored_weight(graph: Graph, layer: Layer) -> NDArray[np.float64]:
 
 def stored_bias(graph: Graph, layer: Layer) -> NDArray[np.float64]:
     """The bias that a layer adds as it stands in `graph`, (K,)."""
-    found = layer.bias
+    bias = layer.bias
     rows = layer.linear.op.matrix(stored_weight(graph, layer)).shape[0]
-    if found.absent:
+    if bias.absent:
         return np.zeros(rows)
-    value = graph.constant(graph.node(found.key).inputs[found.position])
+    value = graph.constant(graph.node(bias.key).inputs[bias.position])
     assert value is not None, "a bias is stored"
-    node = graph.node(found.key)
+    node = graph.node(bias.key)
     scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
     value = value.astype(np.float64) * scale
     if has_value_per_row(value, layer) and value.ndim > 1:

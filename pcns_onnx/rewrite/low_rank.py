@@ -3,7 +3,7 @@
 Where a layer's outputs cannot get fewer (a residual stream, outputs of the model), its rank can:
 with A (r, n) and B (K, r), B A x costs n r + r K instead of n K per position. Put as two layers, the
 first W and the second the identity, the channels between them are a group like any other; its best
-basis is the PCA of what W makes (`rotation`), and narrowing it to r is reduced-rank regression.
+basis is the PCA of what W makes (`reconstruction.rotation`), and narrowing it to r is reduced-rank regression.
 """
 
 from __future__ import annotations

@@ -44,11 +44,11 @@ def in_precision(kind: str, small: Graph, calibration: Samples) -> tuple[Graph, 
 
     Raises `InputError` where they fail, and for models above 2 GB.
     """
-    made: Callable[[Graph, Samples, Path], tuple[Any, list[str]]] = {"int8": _int8, "fp16": _float16}[kind]
+    convert: Callable[[Graph, Samples, Path], tuple[Any, list[str]]] = {"int8": _int8, "fp16": _float16}[kind]
     small = constant_weights(small)
     with tempfile.TemporaryDirectory(prefix="pcns-onnx-") as folder, _warnings() as warned:
         try:
-            proto, notes = made(small, calibration, Path(folder))
+            proto, notes = convert(small, calibration, Path(folder))
         except (InputError, UnsupportedError):
             raise
         except Exception as error:  # onnxruntime's tools raise anything
@@ -104,8 +104,8 @@ def _float16(small: Graph, calibration: Samples, folder: Path) -> tuple[Any, lis
     finally:
         sys.path[:] = paths  # that package adds its own folder, whose modules have names like 'benchmark'
     small.serialize()
-    made = module.convert_float_to_float16(small.proto, keep_io_types=True)
-    wrapped = importlib.import_module("onnxruntime.quantization.onnx_model").ONNXModel(made)
+    converted = module.convert_float_to_float16(small.proto, keep_io_types=True)
+    wrapped = importlib.import_module("onnxruntime.quantization.onnx_model").ONNXModel(converted)
     wrapped.topological_sort()  # its casts of inputs stand at the end
     return wrapped.model, []
 
@@ -132,15 +132,15 @@ def _tidy(proto: Any, small: Graph) -> None:
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
     """What is logged as a warning within, kept from the terminal."""
-    seen: list[str] = []
+    messages: list[str] = []
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            seen.append(" ".join(record.getMessage().split()))
+            messages.append(" ".join(record.getMessage().split()))
 
     root, keep = logging.getLogger(), Keep(logging.WARNING)
     root.addHandler(keep)
     try:
-        yield seen
+        yield messages
     finally:
         root.removeHandler(keep)

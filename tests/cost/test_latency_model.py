@@ -234,7 +234,7 @@ def test_jobs_that_do_not_fit_together_are_all_timed(monkeypatch: pytest.MonkeyP
     graph = twin(two_equal_convs())
     layer = build_dependency_graph(graph).layers[1]
     sliced = Sliced(ENGINE, graph, layer, (1, 8, 24, 24), (True, True))
-    monkeypatch.setattr("pcns_onnx.cost.profiler._HELD", 1)
+    monkeypatch.setattr("pcns_onnx.cost.profiler._OPEN_BYTES", 1)
     assert (take_turns(ENGINE, [lambda n=n: sliced.job(n, n) for n in (8, 4, 2)], 0.05) > 0).all()  # type: ignore[misc]
 
 
