@@ -86,7 +86,7 @@ def design(
 
     Every hidden Conv and Gemm becomes as wide as its significant dimensions at `variance` (0.999 by default), or at
     the largest share up to that which meets `budget` ('macs=0.5', 'params=0.4' or a list: fractions
-    of the original). `depth` ('monotone', 'first-contraction', 'none') drops Convs, see `depth`. As
+    of the original). `depth` ('monotone', 'first-contraction', 'none') drops Convs, see `architecture.depth`. As
     many samples are used as give every layer 100 rows per filter, unless `samples` says how many.
 
     The new net, with fresh weights (seeded), is written to `output`, the record of the design as JSON to
@@ -106,14 +106,14 @@ def design(
         check_targets(tuple(original.files), output, config)
         samples, chain = _opened(original, data, options)
         calibration = Calibration(running.engine, samples, options.data.seed, running.progress, options.runtime.budget)
-        found = spectra(calibration, chain.graph.as_float32(), chain.dependencies, chain.hidden)
-        drafts = _Drafts(chain, found, rule)
+        layer_spectra = spectra(calibration, chain.graph.as_float32(), chain.dependencies, chain.hidden)
+        drafts = _Drafts(chain, layer_spectra, rule)
         share = options.goal.variance or VARIANCE
         if budgets:
             with running.progress.stage("budget"):
                 share = drafts.largest_share(budgets)
         widths = drafts.widths(share)
-        new = chain.made(widths, options.data.seed)
+        new = chain.fresh_net(widths, options.data.seed)
         blueprint = _blueprint(original, drafts, share, widths, budgets, depth, samples, options.data.seed)
     new.set_metadata("pcns_onnx", _provenance(blueprint))
     new.check(full=original.passes_full_check())
@@ -121,7 +121,7 @@ def design(
         write_atomic(config, blueprint.json())
     if output is not None:
         new.save(output)
-    return DesignResult(new.proto, blueprint, _first_eigenfilters(chain, found))
+    return DesignResult(new.proto, blueprint, _first_eigenfilters(chain, layer_spectra))
 
 
 def ungrouped(
@@ -151,13 +151,13 @@ class _Drafts:
     """Architectures by share of variance. What a draft costs depends on which layers stay: `_skeletons` keeps those."""
 
     chain: Chain
-    found: Mapping[str, Spectrum]
+    layer_spectra: Mapping[str, Spectrum]
     rule: Rule
     _skeletons: dict[tuple[bool, ...], Chain] = field(default_factory=dict)
 
     def significant(self, share: float) -> list[int]:
         """Significant dimensions of every hidden layer."""
-        return [self.found[layer.name].dimensions(share) for layer in self.chain.hidden]
+        return [self.layer_spectra[layer.name].dimensions(share) for layer in self.chain.hidden]
 
     def stays(self, dimensions: Sequence[int]) -> tuple[bool, ...]:
         """Which hidden layers stay; the paper's rule is one for convolutions, all else does."""
@@ -175,7 +175,9 @@ class _Drafts:
         stays = tuple(layer.name in widths for layer in self.chain.hidden)
         if stays not in self._skeletons:
             full = sequence([layer.width for layer in self.chain.hidden], self.chain.hidden, stays)
-            self._skeletons[stays] = self.chain if all(stays) else Chain.of(self.chain.made(full), self.chain.feeds)
+            self._skeletons[stays] = (
+                self.chain if all(stays) else Chain.of(self.chain.fresh_net(full), self.chain.feeds)
+            )
         return self._skeletons[stays].costs(widths)
 
     def largest_share(self, budgets: Sequence[Budget]) -> float:
@@ -188,17 +190,17 @@ class _Drafts:
         """
         original = self.chain.costs({layer.name: layer.width for layer in self.chain.hidden})
         limits = [(_COUNTED.index(b.resource), b.limit) for b in budgets]
-        points = np.unique(np.concatenate([[VARIANCE], *(s.explained for s in self.found.values())]))
-        seen = None
+        points = np.unique(np.concatenate([[VARIANCE], *(s.explained for s in self.layer_spectra.values())]))
+        previous = None
         for share in points[points <= VARIANCE][::-1]:
             widths = self.widths(float(share))
-            if widths == seen:
+            if widths == previous:
                 continue
-            seen, cost = widths, self.costs(widths)
+            previous, cost = widths, self.costs(widths)
             if all(cost[at] <= fraction * original[at] for at, fraction in limits):
                 return float(share)
-        assert seen is not None, "there is a point at 0.999"
-        least = ", ".join(f"{r}={c / o:.3g}" for r, c, o in zip(_COUNTED, self.costs(seen), original, strict=True))
+        assert previous is not None, "there is a point at 0.999"
+        least = ", ".join(f"{r}={c / o:.3g}" for r, c, o in zip(_COUNTED, self.costs(previous), original, strict=True))
         raise InputError(f"the budget is out of reach: the smallest design has {least}")
 
 
@@ -236,13 +238,13 @@ def _blueprint(
             name=layer.name,
             kind=layer.kind,
             filters=layer.width,
-            significant=found,
+            significant=significant,
             stays=layer.name in widths,
-            rows=drafts.found[layer.name].rows,
-            sensitivity=round(drafts.found[layer.name].sensitivity, 6),
-            explained=drafts.found[layer.name].explained.tolist(),
+            rows=drafts.layer_spectra[layer.name].rows,
+            sensitivity=round(drafts.layer_spectra[layer.name].sensitivity, 6),
+            explained=drafts.layer_spectra[layer.name].explained.tolist(),
         )
-        for layer, found in zip(chain.hidden, dimensions, strict=True)
+        for layer, significant in zip(chain.hidden, dimensions, strict=True)
     ]
     full = {layer.name: layer.width for layer in chain.hidden}
     first = drafts.costs(full)
@@ -289,7 +291,7 @@ def _shallower(drafts: _Drafts, widths: Mapping[str, int]) -> Iterator[str]:
 
 def _provenance(blueprint: Blueprint) -> str:
     """What the new net says about itself: JSON that depends on model, data and options only."""
-    said = {
+    facts = {
         "method": "design",
         "model": blueprint.model,
         "variance": blueprint.variance,
@@ -297,10 +299,10 @@ def _provenance(blueprint: Blueprint) -> str:
         "seed": blueprint.seed,
         "configuration": blueprint.final.configuration,
     }
-    return msgspec.json.encode(said, order="deterministic").decode()
+    return msgspec.json.encode(facts, order="deterministic").decode()
 
 
-def _first_eigenfilters(chain: Chain, found: Mapping[str, Spectrum]) -> NDArray[np.float64]:
+def _first_eigenfilters(chain: Chain, layer_spectra: Mapping[str, Spectrum]) -> NDArray[np.float64]:
     """Those of the first layer, its norm folded in where that stands in front of the activation."""
     layer = chain.layers[0]
     folded, _ = fold_batch_norms(chain.graph)
@@ -308,4 +310,4 @@ def _first_eigenfilters(chain: Chain, found: Mapping[str, Spectrum]) -> NDArray[
     node = end if end.op == layer.kind else folded.node(layer.key)
     weight = folded.constant(node.inputs[layer.linear.weight])
     assert weight is not None, "a layer has a stored weight"
-    return eigenfilters(np.moveaxis(weight, layer.linear.weight_axes[0], 0), found[layer.name])
+    return eigenfilters(np.moveaxis(weight, layer.linear.weight_axes[0], 0), layer_spectra[layer.name])

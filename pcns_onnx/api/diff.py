@@ -49,12 +49,12 @@ class LayerChange(msgspec.Struct, frozen=True):
         """What happened to it, in words."""
         if self.before is None or self.after is None:
             return "added" if self.before is None else "removed"
-        said = [] if self.before.kind == self.after.kind else ["another kind"]
-        said += _resized("width", self.before.width, self.after.width)
-        said += _resized("inputs", self.before.reads, self.after.reads)
+        changes = [] if self.before.kind == self.after.kind else ["another kind"]
+        changes += _resized("width", self.before.width, self.after.width)
+        changes += _resized("inputs", self.before.reads, self.after.reads)
         if self.weights or self.biases:
-            said.append("other weights")
-        return ", ".join(said) or "the same"
+            changes.append("other weights")
+        return ", ".join(changes) or "the same"
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -100,11 +100,11 @@ def _resized(what: str, before: int, after: int) -> list[str]:
 
 
 def _sides(dependencies: DependencyGraph) -> dict[str, LayerSide]:
-    found = {
+    sides = {
         layer.name: LayerSide(layer.kind, len(layer.linear.reads), layer.width, layer.macs, layer.parameters)
         for layer in dependencies.layers
     }
-    return found | {n.name: LayerSide(n.kind, 0, n.width, n.macs, n.parameters) for n in dependencies.unsolved}
+    return sides | {n.name: LayerSide(n.kind, 0, n.width, n.macs, n.parameters) for n in dependencies.unsolved}
 
 
 def _solved(form: Canonical, dependencies: DependencyGraph) -> set[str]:
@@ -147,27 +147,27 @@ def _operator(node: Node) -> str:
 def _nodes(a: Graph, b: Graph, layers: set[str]) -> dict[str, str]:
     """Nodes that are no layers: what differs, those that are in one model only included."""
     one, two = ({node.label: node for node in graph.nodes if node.label not in layers} for graph in (a, b))
-    found = {}
+    changes = {}
     for name in dict.fromkeys((*one, *two)):
         if name not in one or name not in two:
-            found[name] = f"{_operator((one | two)[name])} {'added' if name in two else 'removed'}"
-        elif said := _node_change(a, one[name], b, two[name]):
-            found[name] = ", ".join(said)
-    return found
+            changes[name] = f"{_operator((one | two)[name])} {'added' if name in two else 'removed'}"
+        elif differences := _node_change(a, one[name], b, two[name]):
+            changes[name] = ", ".join(differences)
+    return changes
 
 
 def _node_change(a: Graph, one: Node, b: Graph, two: Node) -> list[str]:
     if _operator(one) != _operator(two):
         return [f"{_operator(one)} is now {_operator(two)}"]
     names = dict.fromkeys((*one.attrs, *two.attrs))
-    said = [f"attribute {n}" for n in names if not _same(one.attrs.get(n), two.attrs.get(n))]
+    changes = [f"attribute {n}" for n in names if not _same(one.attrs.get(n), two.attrs.get(n))]
     if len(one.inputs) != len(two.inputs):
-        return [*said, f"{len(one.inputs)} inputs, now {len(two.inputs)}"]
+        return [*changes, f"{len(one.inputs)} inputs, now {len(two.inputs)}"]
     for at, (x, y) in enumerate(zip(one.inputs, two.inputs, strict=True)):
         stored = [graph.constant(name) if name else None for graph, name in ((a, x), (b, y))]
         if not _same(*stored):
-            said.append(f"constant input {at}")
-    return said
+            changes.append(f"constant input {at}")
+    return changes
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -177,20 +177,20 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _interface(a: Graph, b: Graph) -> list[str]:
-    found = []
+    changes = []
     for what, one, two in (("input", a.inputs, b.inputs), ("output", a.outputs, b.outputs)):
         left, right = ({spec.name: spec for spec in specs} for specs in (one, two))
         for name in dict.fromkeys((*left, *right)):
             if left.get(name) != right.get(name):
-                found.append(f"{what} '{name}': {_spec(left.get(name))}, now {_spec(right.get(name))}")
+                changes.append(f"{what} '{name}': {_spec(left.get(name))}, now {_spec(right.get(name))}")
     if a.opset != b.opset:
-        found.append(f"opset: {a.opset}, now {b.opset}")
+        changes.append(f"opset: {a.opset}, now {b.opset}")
     if a.storage != b.storage:
-        found.append(f"weights stored as {a.storage}, now {b.storage}")
-    made = [graph.metadata("pcns_onnx") for graph in (a, b)]
-    if made[0] != made[1]:
-        found.append(f"made by pcns-onnx: {made[1] or 'no'}" + (f" (before: {made[0]})" if made[0] else ""))
-    return found
+        changes.append(f"weights stored as {a.storage}, now {b.storage}")
+    notes = [graph.metadata("pcns_onnx") for graph in (a, b)]
+    if notes[0] != notes[1]:
+        changes.append(f"made by pcns-onnx: {notes[1] or 'no'}" + (f" (before: {notes[0]})" if notes[0] else ""))
+    return changes
 
 
 def _spec(spec: TensorSpec | None) -> str:

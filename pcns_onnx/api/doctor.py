@@ -54,21 +54,21 @@ def examine() -> Checkup:
     """Look at this machine; nothing is changed, and nothing raises."""
     needed = {name: _version(name) for name, extra in _requirements() if extra is None}
     runtimes = {name: _version(name) for name in _RUNTIMES}
-    found, problems = list[str](), list[str]()
+    available, problems = list[str](), list[str]()
     try:
-        found = providers()
+        available = providers()
     except (UnsupportedError, OSError) as error:  # a broken library does not even load
         problems.append(str(error))
     problems += [f"{name} is missing: `pip install {name}`" for name, version in needed.items() if version is None]
     if all(runtimes.values()):
         problems.append("onnxruntime and onnxruntime-gpu overwrite each other: uninstall both, then install one")
-    gpu, no_gpu = _gpu(found)
+    gpu, no_gpu = _gpu(available)
     return Checkup(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         versions={"pcns-onnx": _version("pcns-onnx"), **needed, **{n: v for n, v in runtimes.items() if v}},
         extras=list(_extras()),
-        providers=found,
+        providers=available,
         gpu=gpu,
         no_gpu=no_gpu,
         processor=_model_name(),
@@ -78,7 +78,7 @@ def examine() -> Checkup:
                threadpool_info()},
         environment={n: v for n in sorted(os.environ) if n.endswith("_NUM_THREADS") and (v := os.environ[n])},
         problems=problems,
-        can_run=bool(found) and all(needed.values()),
+        can_run=bool(available) and all(needed.values()),
     )  # fmt: skip
 
 
@@ -107,9 +107,9 @@ def _extras() -> Iterator[Extra]:
         yield Extra(extra, libraries, f"pip install 'pcns-onnx[{extra}]'")
 
 
-def _gpu(found: list[str]) -> tuple[str | None, str | None]:
+def _gpu(available: list[str]) -> tuple[str | None, str | None]:
     """The name of the GPU that would be used, or why there is none."""
-    if "CUDAExecutionProvider" not in found:
+    if "CUDAExecutionProvider" not in available:
         return None, "this onnxruntime has no CUDA provider: uninstall it, then `pip install 'pcns-onnx[cuda]'`"
     try:
         array_module("cuda")

@@ -2,7 +2,7 @@
 
 A group of N channels gets M > N. Channels are ordered by the mean of their outgoing weights, the largest first,
 and channel c is there n_c times: the strongest M mod N once more than the others. All that lies between its writers
-and its readers (norms, slopes, depthwise kernels, sizes) is repeated with it (`rewrite.repeat`). Then
+and its readers (norms, slopes, depthwise kernels, sizes) is repeated with it (`rewrite.channels.repeat`). Then
 
     weak   rows of the writers are copied, columns of the readers divided by n_c:  sum of n_c shares w/n_c s(x) = w s(x)
     zero   rows and columns of the new channels are 0:                            0 s(0) is added
@@ -126,20 +126,20 @@ def _chosen(graph: Graph, dependencies: DependencyGraph, patterns: Sequence[str]
 
     Raises `InputError`, with a reason, where all that a pattern matches must stay.
     """
-    found, left = list[Group](), list[str]()
+    chosen, left = list[Group](), list[str]()
     for pattern in patterns:
-        mine = [
+        matches = [
             g for g in dependencies.groups if any(_is_called(graph, dependencies.layer(n), pattern) for n in g.writers)
         ]
-        if not mine:
+        if not matches:
             raise InputError(f"'{pattern}' matches no layer: `pcns-onnx inspect` lists their names")
-        refused = {group.name: reason for group in mine if (reason := _refusal(group)) is not None}
-        said = [f"'{name}' cannot be widened: {reason}" for name, reason in refused.items()]
-        if len(refused) == len(mine):
-            raise InputError(said[0])
-        found += [group for group in mine if group.name not in refused and group not in found]
-        left += said
-    return found, left
+        refused = {group.name: reason for group in matches if (reason := _refusal(group)) is not None}
+        messages = [f"'{name}' cannot be widened: {reason}" for name, reason in refused.items()]
+        if len(refused) == len(matches):
+            raise InputError(messages[0])
+        chosen += [group for group in matches if group.name not in refused and group not in chosen]
+        left += messages
+    return chosen, left
 
 
 def _refusal(group: Group) -> str | None:

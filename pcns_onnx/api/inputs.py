@@ -109,7 +109,7 @@ def stand_in(graph: Graph, options: Options) -> Dataset:
     generator, feeds = np.random.default_rng(options.data.seed), {}
     for spec in graph.inputs:
         known = stated.get(spec.name, (None,) * len(spec.shape))
-        sizes = [own or given for own, given in zip(spec.shape[1:], known[1:], strict=False)]
+        sizes = [own or stated_size for own, stated_size in zip(spec.shape[1:], known[1:], strict=False)]
         if None in sizes:
             raise InputError(f"input '{spec.name}' has open sizes: say them with --shape {spec.name}=1x3x224x224")
         shape = (count, *(int(size or 1) for size in sizes))

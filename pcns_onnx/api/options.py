@@ -130,7 +130,9 @@ def _row(one: Field[Any]) -> str:
     if not metavar and kind_of(one) in (int, float):
         metavar = "N" if kind_of(one) is int else "F"
     texts = (
-        [f"{where}: {said}" if where else said for where, said in text.items()] if isinstance(text, Mapping) else [text]
+        [f"{where}: {meaning}" if where else meaning for where, meaning in text.items()]
+        if isinstance(text, Mapping)
+        else [text]
     )
     default = "" if one.default in (None, (), False, True) else f"`{one.default}`"
     shown = f"`{flag_of(one)} {metavar}`".replace(" `", "`").replace("|", "\\|")

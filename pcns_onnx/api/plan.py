@@ -1,8 +1,8 @@
 """`plan`: what a budget would do, before anything is solved, and the whole curve to choose from.
 
 Predicted errors are relative L2 errors at the outputs, from forward passes with groups narrowed
-one by one (`probing`); the re-fit and the refinement make up for some of it. Latency is predicted
-from the layers as they were timed on this machine (`timing`).
+one by one (`planning.sensitivity`); the re-fit and the refinement make up for some of it. Latency is predicted
+from the layers as they were timed on this machine (`cost.latency_model`).
 """
 
 from __future__ import annotations

@@ -75,11 +75,11 @@ class Chain:
 
         Pools stay, whatever goes in front of them.
         """
-        made = {layer.key: layer.name for layer in self.hidden}
+        names = {layer.key: layer.name for layer in self.hidden}
         vector: list[Item] = []
         for node in self.graph.nodes:
-            if node.key in made and made[node.key] in widths:
-                vector.append(widths[made[node.key]])
+            if node.key in names and names[node.key] in widths:
+                vector.append(widths[names[node.key]])
             elif node.op in _POOLS:
                 vector.append(_POOLS[node.op])
         return vector
@@ -108,16 +108,16 @@ class Chain:
     def _per_channel(self) -> Mapping[str, int]:
         """Floats that come and go with a layer's channels: bias, norms."""
         biases = {layer.bias.key for layer in self.layers}
-        found = {
+        counts = {
             layer.name: 0 if layer.bias.absent or layer.bias.key in self.added else layer.width for layer in self.layers
         }
-        for key, ride in self.dependencies.per_channel:
-            owner = next((n for n, g in self.groups.items() if np.isin(ride.labels, g.labels).any()), None)
+        for key, constant in self.dependencies.per_channel:
+            owner = next((n for n, g in self.groups.items() if np.isin(constant.labels, g.labels).any()), None)
             if owner is not None and key not in biases:
-                found[owner] += stored(self.graph, key, ride.position).size
-        return found
+                counts[owner] += stored(self.graph, key, constant.position).size
+        return counts
 
-    def made(self, widths: Mapping[str, int], seed: int | None = None) -> Graph:
+    def fresh_net(self, widths: Mapping[str, int], seed: int | None = None) -> Graph:
         """A graph with fresh weights whose hidden layers are those in `widths`, as wide as said there.
 
         A layer that is left out takes its norm and its activation with it. Pools stay, and where it had

@@ -34,9 +34,9 @@ def first_contraction(dimensions: Sequence[int]) -> list[bool]:
 def monotone(dimensions: Sequence[int]) -> list[bool]:
     """Which layers stay: those with more dimensions than every layer that stayed in front of them."""
     stays, most = list[bool](), 0
-    for found in dimensions:
-        stays.append(found > most)
-        most = max(most, found)
+    for count in dimensions:
+        stays.append(count > most)
+        most = max(most, count)
     return stays
 
 

@@ -48,15 +48,15 @@ def initialise(graph: Graph, seed: int | None, feeds: Feeds | None = None) -> No
 
 def ungroup(graph: Graph) -> tuple[str, ...]:
     """Every grouped Conv reads all channels, in place; the names of those that did not. Weights are to be made anew."""
-    found = []
+    names = []
     for node in graph.nodes:
         groups, weight = conv_groups(node), graph.constant(node.inputs[1]) if node.op in LAYERS else None
         if groups > 1 and weight is not None:
-            found.append(node.label)
+            names.append(node.label)
             wide = [weight.shape[0], weight.shape[1] * groups, *weight.shape[2:]]
             graph.set_attributes(node.key, group=1)
             graph.set_input(node.key, 1, np.zeros(wide))
-    return tuple(found)
+    return tuple(names)
 
 
 def conv_groups(node: Node) -> int:

@@ -100,23 +100,23 @@ def spectra(
     names = {layer.name: preactivation(graph, dependencies, layer) for layer in layers}
     count = calibration.samples.count
     moments = {layer.name: Moments(layer.width, 0, calibration.engine.xp) for layer in layers}
-    places = {
+    positions = {
         layer.name: Positions(MOST * layer.width, count, (calibration.seed, 6, at)) for at, layer in enumerate(layers)
     }
     batches = run_batches(calibration.engine, graph, calibration.samples, list(dict.fromkeys(names.values())))
     for index, tensors in enumerate(calibration.progress.track(batches, "eigenvalues", calibration.samples.batches)):
         for layer in layers:
             y, op = tensors[names[layer.name]], layer.linear.op
-            moments[layer.name].update(op.outputs(y, places[layer.name].draw(index, op.positions_of(y.shape))))
-    found = {}
-    for name, seen in moments.items():
-        values, vectors = eigh_descending(seen.covariance)
-        found[name] = Spectrum(to_numpy(values), to_numpy(vectors), seen.rows)
-    return found
+            moments[layer.name].update(op.outputs(y, positions[layer.name].draw(index, op.positions_of(y.shape))))
+    by_layer = {}
+    for name, layer_moments in moments.items():
+        values, vectors = eigh_descending(layer_moments.covariance)
+        by_layer[name] = Spectrum(to_numpy(values), to_numpy(vectors), layer_moments.rows)
+    return by_layer
 
 
 def eigenfilters(weight: NDArray[np.floating], spectrum: Spectrum) -> NDArray[np.float64]:
-    """The filters (M, C, *kernel) of a layer turned onto its principal components, strongest first (Fig. 7).
+    """The filters (M, C, *kernel) of a layer rotated onto its principal components, strongest first (Fig. 7).
 
     Convolving with row i of V^T W gives component i of the pre-activations, up to the mean.
     """

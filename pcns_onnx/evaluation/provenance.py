@@ -52,9 +52,9 @@ def provenance_of(
         for path in sorted(graph.files):
             hashes[f"{name}: {path.name}"] = _of_path(path)
     for name, samples in data.items():
-        found = _of_data(samples)
-        if found is not None:
-            hashes[name] = found
+        digest = _of_data(samples)
+        if digest is not None:
+            hashes[name] = digest
     if plan is not None:
         hashes["plan"] = hashlib.sha256(plan_bytes(plan)).hexdigest()
     return Provenance(command, device, engine.provider, engine.threads, seed, hashes)
@@ -67,14 +67,14 @@ def _of_data(data: DataSource | None) -> str | None:
     named = {"": data} if isinstance(data, np.ndarray) else data
     if not isinstance(named, Mapping):
         return None
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name, array in sorted(named.items()):
         values = np.ascontiguousarray(array)
         if values.dtype.hasobject:
             return None  # its bytes are addresses
-        found.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
-        found.update(values.tobytes())
-    return found.hexdigest()
+        hasher.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+        hasher.update(values.tobytes())
+    return hasher.hexdigest()
 
 
 def _of_path(path: Path) -> str:

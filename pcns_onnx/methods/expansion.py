@@ -70,9 +70,9 @@ def strength(graph: Graph, dependencies: DependencyGraph, group: Group) -> NDArr
         weight = stored_weight(graph, layer)
         for part in layer.parts:
             owners, matrix = part.op.owners(part.reads), np.asarray(part.op.matrix(weight))
-            mine = np.isin(owners, group.labels)
-            at = np.searchsorted(group.labels, owners[mine])
-            np.add.at(total, at, matrix[:, mine].sum(axis=0))
+            in_group = np.isin(owners, group.labels)
+            at = np.searchsorted(group.labels, owners[in_group])
+            np.add.at(total, at, matrix[:, in_group].sum(axis=0))
             np.add.at(count, at, matrix.shape[0])
     return np.asarray(total / np.maximum(count, 1))
 
@@ -89,9 +89,9 @@ def _weighted(before: Graph, after: Graph, layer: Layer, copies: Copies, *, zero
     edits: Patch = (SetInput(layer.key, linear.weight, weight * shares),)
     if not zero or layer.bias.absent:
         return edits
-    axis, place = linear.bias_axes[-1], (layer.bias.key, layer.bias.position)
-    bias, was = stored(after, *place), stored(before, *place)
+    axis, bias_input = linear.bias_axes[-1], (layer.bias.key, layer.bias.position)
+    bias, was = stored(after, *bias_input), stored(before, *bias_input)
     if has_value_per_row(was, layer):
         _, number = layout(linear.writes[: was.shape[axis]], copies)
-        edits += (SetInput(*place, bias * (number == 0).reshape(-1, *(1,) * (-1 - axis))),)
+        edits += (SetInput(*bias_input, bias * (number == 0).reshape(-1, *(1,) * (-1 - axis))),)
     return edits

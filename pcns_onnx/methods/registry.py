@@ -148,10 +148,10 @@ def methods_with(capability: str) -> str:
 
 def method_named(name: str) -> Method:
     """The method, 'auto' being the default; raises `InputError` with the choices."""
-    found = METHODS.get(DEFAULT if name == "auto" else name)
-    if found is None:
+    method = METHODS.get(DEFAULT if name == "auto" else name)
+    if method is None:
         raise InputError(f"unknown method '{name}': choose one of {', '.join(CHOICES)}")
-    return found
+    return method
 
 
 def expansion_named(name: str) -> Method:

@@ -43,9 +43,9 @@ def frontier_figure(path: str | Path, sources: Sequence[object] = ()) -> Callabl
         axes.set(xlabel="share of the original", ylabel="predicted relative error", xlim=(0, 1), ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend()
-        held = io.BytesIO()
-        figure.savefig(held, format=kind[1:], metadata={"Date": None} if kind == ".svg" else None)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind[1:], metadata={"Date": None} if kind == ".svg" else None)
         pyplot.close(figure)
-        write_atomic(path, held.getvalue())
+        write_atomic(path, buffer.getvalue())
 
     return draw

@@ -1,4 +1,4 @@
-"""What a run says about itself: one record, as JSON (`tables` shows it on a terminal).
+"""What a run says about itself: one record, as JSON (`cli.tables` shows it on a terminal).
 
 The record has a schema version. Numbers that depend on the machine (seconds, latency) are in
 it and not in the model, so that the model's bytes depend on model, data, options and seed only.

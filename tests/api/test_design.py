@@ -400,7 +400,7 @@ def test_costs_of_any_draft_are_those_of_the_net_that_is_made() -> None:
     chain = Chain.of(Graph.load(planted()))
     names = [layer.name for layer in chain.hidden]
     for widths in ({names[0]: 5, names[1]: 7, names[2]: 1, names[3]: 12, names[4]: 3}, {n: 12 for n in names}):
-        counted = inspect(chain.made(widths, 0).proto)
+        counted = inspect(chain.fresh_net(widths, 0).proto)
         assert chain.costs(widths) == (counted.macs, counted.parameters)
 
 

@@ -50,9 +50,9 @@ class WeightEstimates:
             before, after = (stored_weight(graph, layer) for graph in (self.problem.graph, reduced))
             for part in layer.parts:
                 owners = part.op.owners(part.reads)
-                mine = np.isin(owners, group.labels)
-                at = np.searchsorted(group.labels, owners[mine])
-                w, r = (np.asarray(part.op.matrix(weight))[:, mine] for weight in (before, after))
+                in_group = np.isin(owners, group.labels)
+                at = np.searchsorted(group.labels, owners[in_group])
+                w, r = (np.asarray(part.op.matrix(weight))[:, in_group] for weight in (before, after))
                 for total, values in ((size, r), (whole, w), (missed, w - r)):
                     np.add.at(total, at, _squares(values))
         return by_norm(size, whole, missed)

@@ -147,16 +147,16 @@ class DataFreeStrategy:
         patch = estimates + narrow(apply(graph, estimates), dependencies, keep)
         if not self.solves:
             return Solution(patch, {group.name: {} for group in chosen})
-        seen, steps = _seen(problem, chosen), self.request.solving.refine or 0
-        solved = refit(problem.calibration, graph, apply(graph, patch), dependencies, keep, seen, steps)
+        covariances, steps = _covariances(problem, chosen), self.request.solving.refine or 0
+        solved = refit(problem.calibration, graph, apply(graph, patch), dependencies, keep, covariances, steps)
         fits = {g.name: {name: solved.fits[name] for name in g.readers if name in solved.fits} for g in chosen}
         return Solution(patch + solved.patch, fits, solved.refined)
 
 
-def _seen(problem: Problem, groups: list[Group]) -> dict[BlockKey, dict[str, ChannelCovariance]]:
+def _covariances(problem: Problem, groups: list[Group]) -> dict[BlockKey, dict[str, ChannelCovariance]]:
     """How the readers of the groups see them, for the re-fit."""
-    seen: dict[BlockKey, dict[str, ChannelCovariance]] = {}
+    covariances: dict[BlockKey, dict[str, ChannelCovariance]] = {}
     for stats in read_groups(problem.calibration, problem.graph, problem.dependencies, groups):
         for block, covariance in stats.seen().items():
-            seen.setdefault(block, {})[stats.group.name] = covariance
-    return seen
+            covariances.setdefault(block, {})[stats.group.name] = covariance
+    return covariances

@@ -69,13 +69,13 @@ def assess(
     """By layer, the principal directions of its outputs (centred over samples) for each share; and the outlooks."""
     shares = [*SHARES, *([] if variance is None else [f"{variance:g}"])]
     dimensions, outlooks = dict[str, dict[str, int]](), list[Outlook]()
-    for group, found, moments in bases(
+    for group, basis, moments in bases(
         problem.calibration, problem.graph, problem.dependencies, problem.dependencies.groups
     ):
         values, _ = eigh_descending(moments.covariance)
         dimensions[group.name] = {share: dimensions_for(values, float(share)) for share in SHARES[1:]}
         if group.frozen is None:
-            outlook = _outlook(problem, group, found, list(dict.fromkeys(shares)))
+            outlook = _outlook(problem, group, basis, list(dict.fromkeys(shares)))
             if trials and outlook.reason is None and scope.wants(group.name):
                 sampled = _trials(problem, group, variance or _TRIED, trials)
                 outlook = msgspec.structs.replace(outlook, trials=sampled)
@@ -85,19 +85,19 @@ def assess(
 
 def eigenvalue_shares(problem: Problem) -> dict[str, list[float]]:
     """By group, the eigenvalues of its outputs' covariance (centred over samples), as shares of their sum."""
-    found = dict[str, list[float]]()
+    shares = dict[str, list[float]]()
     for group, _, moments in bases(problem.calibration, problem.graph, problem.dependencies, problem.groups):
         values = np.maximum(to_numpy(eigh_descending(moments.covariance)[0]), 0.0)
-        found[group.name] = [float(v) for v in values / max(float(values.sum()), 1e-300)]
-    return found
+        shares[group.name] = [float(v) for v in values / max(float(values.sum()), 1e-300)]
+    return shares
 
 
-def _outlook(problem: Problem, group: Group, found: Basis, shares: list[str]) -> Outlook:
+def _outlook(problem: Problem, group: Group, basis: Basis, shares: list[str]) -> Outlook:
     linear = problem.dependencies.layer(group.name).linear
     reason = refusal(problem.graph, problem.dependencies, group, refit=True)
     sigma = activation_of(problem.graph, problem.dependencies, group)
-    values = to_numpy(found.values)
-    counts = {share: found.components(float(share)) for share in shares}
+    values = to_numpy(basis.values)
+    counts = {share: basis.components(float(share)) for share in shares}
     return Outlook(
         name=group.name,
         width=len(values),
@@ -125,11 +125,11 @@ def _trials(problem: Problem, group: Group, variance: float, count: int) -> list
     return [
         BatchTrial(
             rows=size,
-            neurons=int(np.median([d.neurons for d in found])),
-            seen_error=float(np.median([d.seen for d in found])),
-            new_error=float(np.median([d.new for d in found])),
-            worst_new_error=max(d.new for d in found),
-            close=sum(d.new <= 1.1 * d.seen for d in found) / len(found),
+            neurons=int(np.median([d.neurons for d in same_size])),
+            seen_error=float(np.median([d.batch_error for d in same_size])),
+            new_error=float(np.median([d.new_error for d in same_size])),
+            worst_new_error=max(d.new_error for d in same_size),
+            close=sum(d.new_error <= 1.1 * d.batch_error for d in same_size) / len(same_size),
         )
-        for size, found in by_size.items()
+        for size, same_size in by_size.items()
     ]

@@ -33,8 +33,8 @@ class Draw:
 
     rows: int
     neurons: int
-    seen: float
-    new: float
+    batch_error: float
+    new_error: float
 
 
 def draws(
@@ -68,14 +68,14 @@ def draws(
 def _error(new: RebuiltLayer, sigma: Activation, x: Array, t: Array) -> float:
     """Relative L2 error of the outputs that the rebuilt layer stands for."""
     xp = namespace_of(x)
-    made = sigma.forward(xp.astype(x, xp.float64) @ new.matrix.T + new.bias)
-    miss = made @ new.projection.T + new.offset - t
+    activations = sigma.forward(xp.astype(x, xp.float64) @ new.matrix.T + new.bias)
+    residual = activations @ new.projection.T + new.offset - t
     spread = t - xp.mean(t, axis=0)[None, :]
-    return math.sqrt(float(xp.sum(miss * miss)) / max(float(xp.sum(spread * spread)), 1e-300))
+    return math.sqrt(float(xp.sum(residual * residual)) / max(float(xp.sum(spread * spread)), 1e-300))
 
 
-def probability(found: Sequence[Draw], rows: int, error: float, seen: float) -> float | None:
-    """P(error, rows | seen): of the draws of `rows` that err at most `seen` on their batch, how many err at most
-    `error` on new rows. None where there is no such draw."""
-    given = [draw for draw in found if draw.rows == rows and draw.seen <= seen]
-    return sum(draw.new <= error for draw in given) / len(given) if given else None
+def probability(sample: Sequence[Draw], rows: int, error: float, batch_error: float) -> float | None:
+    """P(error, rows | batch_error): of the draws of `rows` that err at most `batch_error` on their batch, how many err
+    at most `error` on new rows. None where there is no such draw."""
+    matches = [draw for draw in sample if draw.rows == rows and draw.batch_error <= batch_error]
+    return sum(draw.new_error <= error for draw in matches) / len(matches) if matches else None

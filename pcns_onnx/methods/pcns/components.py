@@ -137,11 +137,11 @@ def _least_squares(x: Array, inside: Array, prior: Array, sigma: Activation) -> 
     """
     xp = namespace_of(x)
     cut = int(x.shape[0]) - int(x.shape[0]) // 5
-    miss = _preactivations(inside, sigma) - x @ prior
+    residual = _preactivations(inside, sigma) - x @ prior
 
     def solved(rows: int, ridge: float) -> Array:
         known = x[:rows, :]
-        return prior + solve_spd(add_ridge(known.T @ known, ridge), known.T @ miss[:rows, :])
+        return prior + solve_spd(add_ridge(known.T @ known, ridge), known.T @ residual[:rows, :])
 
     def error(ridge: float) -> float:
         off = sigma.forward(x[cut:, :] @ solved(cut, ridge)) - inside[cut:, :]
@@ -189,8 +189,8 @@ def _better(x: Array, inside: Array, sigma: Activation, solved: Array, prior: Ar
     xp = namespace_of(x)
 
     def error(weight: Array) -> Array:
-        miss = sigma.forward(x @ weight) - inside
-        return xp.sum(miss * miss, axis=0)
+        residual = sigma.forward(x @ weight) - inside
+        return xp.sum(residual * residual, axis=0)
 
     return xp.where((error(solved) <= error(prior))[None, :], solved, prior)
 
@@ -219,8 +219,8 @@ def _into_range(x: Array, targets: Array, sigma: Activation) -> tuple[Array, Arr
         bad = (xp.min(inside, axis=0) <= sigma.low) | (xp.max(inside, axis=0) >= sigma.high)
         safe = xp.where(bad[None, :], 0.5 * xp.ones_like(inside), inside)
         weight = solve_spd(factor, x.T @ sigma.inverse(safe))
-        miss = (sigma.forward(x @ weight) - inside) / scale
-        error = xp.where(bad, float("inf"), xp.sum(miss * miss, axis=0))
+        residual = (sigma.forward(x @ weight) - inside) / scale
+        error = xp.where(bad, float("inf"), xp.sum(residual * residual, axis=0))
         if best_error is None:
             best_error = error
             best_scale, best_shift = scale, shift
@@ -247,10 +247,10 @@ def _candidate(
     return scale, sigma.low + 0.02 * scale * span - low * scale
 
 
-def _relative(made: Array, wanted: Array, scale: Array) -> NDArray[np.float64]:
+def _relative(outputs: Array, wanted: Array, scale: Array) -> NDArray[np.float64]:
     """Relative L2 error of each generated target, in its own units."""
-    xp = namespace_of(made)
-    miss = xp.sum((made - wanted) ** 2, axis=0) / (scale * scale)
+    xp = namespace_of(outputs)
+    squared_error = xp.sum((outputs - wanted) ** 2, axis=0) / (scale * scale)
     centred = wanted - xp.mean(wanted, axis=0)[None, :]
     size = xp.sum(centred * centred, axis=0) / (scale * scale)
-    return np.asarray(np.sqrt(to_numpy(miss) / np.maximum(to_numpy(size), 1e-300)))
+    return np.asarray(np.sqrt(to_numpy(squared_error) / np.maximum(to_numpy(size), 1e-300)))

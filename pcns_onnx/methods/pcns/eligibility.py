@@ -20,8 +20,8 @@ def activation_of(graph: Graph, dependencies: DependencyGraph, group: Group) -> 
     if len(acting) > 1:
         return "its activation is made of several operators (" + ", ".join(sorted({n.op for n in acting})) + ")"
     node = acting[0]
-    found = activation(node.op, dict(node.attrs), _slope(graph, node), _bounds(graph, node))
-    return found or f"{node.op} has no inverse that PCNS could solve through"
+    sigma = activation(node.op, dict(node.attrs), _slope(graph, node), _bounds(graph, node))
+    return sigma or f"{node.op} has no inverse that PCNS could solve through"
 
 
 def _slope(graph: Graph, node: Node) -> float | None:
@@ -32,14 +32,14 @@ def _slope(graph: Graph, node: Node) -> float | None:
 
 def _bounds(graph: Graph, node: Node) -> tuple[float, float] | None:
     """A Clip's bounds, from attributes (opset 6) or inputs; None where they are computed."""
-    found = []
+    bounds = []
     for position, (name, default) in enumerate((("min", float("-inf")), ("max", float("inf"))), start=1):
         source = node.inputs[position] if len(node.inputs) > position else ""
         value = graph.constant(source) if source else np.asarray(node.attrs.get(name, default))
         if value is None:
             return None
-        found.append(float(value.reshape(-1)[0]))
-    return found[0], found[1]
+        bounds.append(float(value.reshape(-1)[0]))
+    return bounds[0], bounds[1]
 
 
 def refusal(graph: Graph, dependencies: DependencyGraph, group: Group, *, refit: bool) -> str | None:
@@ -56,12 +56,12 @@ def refusal(graph: Graph, dependencies: DependencyGraph, group: Group, *, refit:
         return sigma
     inside = activation_nodes(graph, dependencies, group)
     rest = [graph.node(key) for key in group.path if key not in inside]
-    riding = {key for key, _ in dependencies.per_channel}
+    constant_keys = {key for key, _ in dependencies.per_channel}
     for node in rest:
         kind = dependencies.kinds[node.key]
         if kind == "select":
             return f"{node.op} '{node.label}' takes some of its channels, which new neurons do not match"
-        if kind == "affine" or node.key in riding:
+        if kind == "affine" or node.key in constant_keys:
             return f"{node.op} '{node.label}' has per-channel constants, which new neurons do not match"
         if kind not in ("linear", "move", "pointwise") and not refit:
             return f"{node.op} '{node.label}' does not commute with the projection: re-fit the reader instead"
@@ -75,11 +75,11 @@ def refusal(graph: Graph, dependencies: DependencyGraph, group: Group, *, refit:
 
 def activation_nodes(graph: Graph, dependencies: DependencyGraph, group: Group) -> dict[str, Node]:
     """The nodes that make up the activation, by key."""
-    found, pending = dict[str, Node](), [group.activation]
+    nodes, pending = dict[str, Node](), [group.activation]
     while pending:
         name = pending.pop()
         node = graph.producers.get(name)
-        if node is not None and name != dependencies.layer(group.name).output and node.key not in found:
-            found[node.key] = node
+        if node is not None and name != dependencies.layer(group.name).output and node.key not in nodes:
+            nodes[node.key] = node
             pending += [i for i in node.inputs if i in dependencies.labels]
-    return found
+    return nodes

@@ -1,7 +1,7 @@
 """PCNS over a graph: groups rebuilt on the principal components of their outputs.
 
 Per group: capture the writer's inputs x and its outputs t behind the activation, expand
-(`methods.pcns`), put the new neurons into the writer and V P into every reader.
+(`methods.pcns.components`), put the new neurons into the writer and V P into every reader.
 
 Order. 'ascending' makes one pass per layer: x comes from the model as shrunk so far, so later
 layers see and absorb the errors of earlier ones. 'descending' takes everything from the
@@ -58,15 +58,15 @@ def rebuild(
     *,
     order: str,
     refit: bool,
-    found: Mapping[str, Basis] | None = None,
+    group_bases: Mapping[str, Basis] | None = None,
 ) -> tuple[Graph, Patch, dict[str, Rebuilt]]:
     """Run PCNS on the groups in `widths` (name -> neurons); other groups stay as they are.
 
-    `found` are the groups' bases in `original` where they are known already.
+    `group_bases`: the groups' bases in `original`, where they are known already.
     """
     groups = [g for g in dependencies.groups if g.name in widths]
-    if found is None:
-        found = {group.name: basis for group, basis, _ in bases(calibration, original, dependencies, groups)}
+    if group_bases is None:
+        group_bases = {group.name: basis for group, basis, _ in bases(calibration, original, dependencies, groups)}
     done: dict[str, Rebuilt] = {}
     current, edits = original, Patch()
     if order == "descending":
@@ -74,7 +74,15 @@ def rebuild(
     for group in calibration.progress.track(groups, "rebuild", len(groups)):
         reference = original if order == "ascending" else current
         current, patch, done[group.name] = _rebuild_one(
-            calibration, original, reference, current, dependencies, group, found[group.name], widths[group.name], refit
+            calibration,
+            original,
+            reference,
+            current,
+            dependencies,
+            group,
+            group_bases[group.name],
+            widths[group.name],
+            refit,
         )
         edits += patch
     return current, edits, done
@@ -100,9 +108,9 @@ def _rebuild_one(
     keep = {group.name: group.labels[:width]}
     patch = narrow(current, dependencies, keep)
     following = apply(current, patch)
-    made = set_layer(following, writer, to_numpy(new.matrix), to_numpy(new.bias))
-    made += _slopes(original, dependencies, group, sigma, width)
-    following, patch = apply(following, made), patch + made
+    writer_edits = set_layer(following, writer, to_numpy(new.matrix), to_numpy(new.bias))
+    writer_edits += _slopes(original, dependencies, group, sigma, width)
+    following, patch = apply(following, writer_edits), patch + writer_edits
     fits: dict[str, Fit] = {}
     for name in group.readers:
         reader = dependencies.layer(name)
@@ -110,8 +118,8 @@ def _rebuild_one(
         if refit:
             fits[name] = solved = _refit_reader(calibration, reference, following, dependencies, reader, matrix)
             matrix, bias = solved.matrix, solved.bias
-        put = set_layer(following, reader, to_numpy(matrix), to_numpy(bias))
-        following, patch = apply(following, put), patch + put
+        reader_edits = set_layer(following, reader, to_numpy(matrix), to_numpy(bias))
+        following, patch = apply(following, reader_edits), patch + reader_edits
     return following, patch, Rebuilt(new.errors, new.plain_errors, fits)
 
 
@@ -120,12 +128,12 @@ def rows(
 ) -> tuple[Array, Array]:
     """Inputs x of the writer in `current` and outputs t of the group in `original`, row by row."""
     writer = dependencies.layer(group.name)
-    op, places = writer.linear.op, calibration.positions(dependencies, writer, 3)
+    op, positions = writer.linear.op, calibration.positions(dependencies, writer, 3)
     xs, ts, size = list[Array](), list[Array](), 0
     left = run_batches(calibration.engine, current, calibration.samples, [writer.source])
     right = run_batches(calibration.engine, original, calibration.samples, [group.activation])
     for index, (a, b) in enumerate(zip(left, right, strict=True)):
-        at = places.draw(index, op.positions(a[writer.source].shape))
+        at = positions.draw(index, op.positions(a[writer.source].shape))
         xs.append(op.inputs(a[writer.source], at))
         ts.append(op.outputs(b[group.activation], at))
         size += int(xs[-1].shape[0]) * (int(xs[-1].shape[1]) + int(ts[-1].shape[1]))
@@ -156,14 +164,14 @@ def _slopes(graph: Graph, dependencies: DependencyGraph, group: Group, sigma: Ac
 def _project(graph: Graph, group: Group, reader: Layer, new: RebuiltLayer) -> tuple[Array, Array]:
     """V P and the bias that takes the offset; columns in the narrowed reader's own order."""
     xp = namespace_of(new.projection)
-    places = np.arange(int(new.projection.shape[1]))
+    neurons = np.arange(int(new.projection.shape[1]))
     part = reader.parts[0]
     columns = Columns.of(part, group.labels)
     matrix = xp.asarray(part.op.matrix(stored_weight(graph, reader)))
-    wide = columns.index[places]
-    shift = mixed_matrix(matrix, columns, new.offset[:, None], places[:1])[:, xp.asarray(wide[0])]
+    wide = columns.index[neurons]
+    shift = mixed_matrix(matrix, columns, new.offset[:, None], neurons[:1])[:, xp.asarray(wide[0])]
     bias = xp.sum(shift, axis=1) + xp.asarray(stored_bias(graph, reader))
-    mixed = mixed_matrix(matrix, columns, new.projection, places)
+    mixed = mixed_matrix(matrix, columns, new.projection, neurons)
     return xp.take(mixed, xp.asarray(np.sort(wide.reshape(-1))), axis=1), bias
 
 
@@ -177,8 +185,8 @@ def _refit_reader(
 ) -> Fit:
     """Least squares from the new activations to what the reader puts out in `reference`."""
     rows, positions = [np.arange(int(prior.shape[0]))], calibration.positions(dependencies, reader, 4)
-    stops = [Cut(following, [reader.source]), Cut(reference, [reader.output])]
+    cuts = [Cut(following, [reader.source]), Cut(reference, [reader.output])]
     (evidence,) = calibration.gather(
-        stops, TargetObserver(reader.parts, rows, positions, reader.source, reader.output)
+        cuts, TargetObserver(reader.parts, rows, positions, reader.source, reader.output)
     ).evidence
     return fit(evidence, prior)

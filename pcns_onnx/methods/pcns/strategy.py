@@ -97,7 +97,7 @@ class PcnsStrategy:
             decision.narrowed,
             order=self.request.solving.order,
             refit=self.refits,
-            found=self._bases,
+            group_bases=self._bases,
         )
         return Solution(
             patch,

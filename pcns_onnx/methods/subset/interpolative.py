@@ -23,15 +23,15 @@ def rank_by_pivots(readings: Sequence[ReaderStats], channels: int) -> Ranking:
     covariance = xp.zeros((channels, channels), dtype=xp.float64)
     use = xp.zeros((channels,), dtype=xp.float64)
     for reading in readings:
-        seen, energy = reading.channel_covariance(), reading.channel_energy()
-        variance = xp.linalg.diagonal(seen)
+        reader_covariance, energy = reading.channel_covariance(), reading.channel_energy()
+        variance = xp.linalg.diagonal(reader_covariance)
         size = max(float(xp.mean(variance)), 1e-300)
         read = max(float(xp.sum(energy * variance)), 1e-300)
-        seen, energy = seen / size, energy * (size / read)
+        reader_covariance, energy = reader_covariance / size, energy * (size / read)
         if reading.places is not None:  # rows of the identity, to lay it among the group's channels
             chosen = xp.asarray(np.eye(channels)[reading.places])
-            seen, energy = chosen.T @ seen @ chosen, energy @ chosen
-        covariance, use = covariance + seen, use + energy
+            reader_covariance, energy = chosen.T @ reader_covariance @ chosen, energy @ chosen
+        covariance, use = covariance + reader_covariance, use + energy
     weight = xp.sqrt(use)
     total = weight[:, None] * covariance * weight[None, :]
     pivots = pivoted_cholesky(total)

@@ -69,26 +69,26 @@ class _State:
     def restrict(self, wanted: NDArray[np.bool_]) -> _State:
         """The same problem on those of the group's channels that are wanted, as copies."""
         xp = namespace_of(self.inverse)
-        mine = np.flatnonzero(wanted[self.places])
-        index = self.columns(mine)
+        kept = np.flatnonzero(wanted[self.places])
+        index = self.columns(kept)
         inverse = xp.take(xp.take(self.inverse, index, axis=0), index, axis=1)
         matrix = xp.take(self.matrix, index, axis=1)
-        return _State(inverse, matrix, self.taps, self.scale, self.places[mine], self.alive[mine])
+        return _State(inverse, matrix, self.taps, self.scale, self.places[kept], self.alive[kept])
 
     def eliminate(self, channels: Sequence[int]) -> None:
         """Remove channels of the group, as far as it reads them, and re-fit the rest."""
         xp = namespace_of(self.inverse)
-        mine = np.flatnonzero(np.isin(self.places, channels))
-        if not len(mine):
+        removed = np.flatnonzero(np.isin(self.places, channels))
+        if not len(removed):
             return
-        index = self.columns(mine)
+        index = self.columns(removed)
         rows = xp.take(self.inverse, index, axis=0)
         own = xp.take(rows, index, axis=1)
         gain = xp.linalg.solve(own, rows)
         self.matrix = self.matrix - xp.take(self.matrix, index, axis=1) @ gain
         subtract_product(self.inverse, rows.T, gain)
         self.alive = self.alive.copy()
-        self.alive[mine] = False
+        self.alive[removed] = False
 
 
 def _traces(own: Array, gram: Array) -> Array:
@@ -103,7 +103,7 @@ def rank_by_surgeon(readings: Sequence[ReaderStats], channels: int) -> Ranking:
     """Order the `channels` of a group by one sweep over all its readers."""
     states = [_prepare(reading, channels) for reading in readings]
     left = np.ones(channels, dtype=np.bool_)
-    held = channels
+    state_channels = channels
     removed: list[int] = []
     errors: list[float] = [0.0]
     block = max(1, channels // _ROUNDS) if channels * max(s.taps for s in states) > _SMALL else 1
@@ -115,8 +115,8 @@ def rank_by_surgeon(readings: Sequence[ReaderStats], channels: int) -> Ranking:
         for state in states:
             state.eliminate([channel for channel, _ in gone])
         left[[channel for channel, _ in gone]] = False
-        if left.sum() < 0.8 * held:
-            states, held = [state.restrict(left) for state in states], int(left.sum())
+        if left.sum() < 0.8 * state_channels:
+            states, state_channels = [state.restrict(left) for state in states], int(left.sum())
     removed.append(int(np.flatnonzero(left)[0]))
     errors.append(float(len(readings)))
     curve = np.asarray(errors[::-1]) / len(readings)

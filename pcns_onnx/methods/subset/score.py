@@ -36,7 +36,7 @@ def score_channels(problem: Problem, method: Method, *, seed: int, probes: bool)
     """One pass over the data, and with `probes` some forward passes more."""
     rankings: dict[str, Ranking] = {}
     curves: dict[str, NDArray[np.float64]] = {}
-    seen: dict[BlockKey, dict[str, ChannelCovariance]] = {}
+    covariances: dict[BlockKey, dict[str, ChannelCovariance]] = {}
     changes, ranks = _BasisSearch(problem), rank_of(method)
     prober = _prober(problem, seed) if probes else None
     try:
@@ -48,8 +48,8 @@ def score_channels(problem: Problem, method: Method, *, seed: int, probes: bool)
             with problem.calibration.progress.stage("rank"):
                 ranking = ranks(read.all, read.group.width)
             rankings[name] = ranking = ranking.led_by(essential(problem.dependencies, read.group, ranking))
-            for place, view in read.seen().items():
-                seen.setdefault(place, {})[name] = view
+            for block, covariance in read.seen().items():
+                covariances.setdefault(block, {})[name] = covariance
             curves[name] = ranking.error
             if prober is not None:
                 with problem.calibration.progress.stage("probe"):
@@ -58,7 +58,7 @@ def score_channels(problem: Problem, method: Method, *, seed: int, probes: bool)
     finally:
         if prober is not None:
             prober.close()
-    return Importance(rankings, curves, seen, changes.by_group)
+    return Importance(rankings, curves, covariances, changes.by_group)
 
 
 def _prober(problem: Problem, seed: int) -> Prober:

@@ -19,7 +19,7 @@ def solve(problem: Problem, decision: Decision, importance: Importance, scope: S
     problem, decision, importance, factored = merge_unused_factors(problem, decision, importance, scope)
     chosen = [g for g in problem.groups if g.name in decision.narrowed]
     keep = {g.name: g.labels[decision.keep[g.name]] for g in chosen}
-    seen = {
+    covariances = {
         block: {name: covariance for name, covariance in by_group.items() if name in keep}
         for block, by_group in importance.seen.items()
     }
@@ -27,7 +27,7 @@ def solve(problem: Problem, decision: Decision, importance: Importance, scope: S
     base, basis_changes = change_basis(problem.graph, problem.dependencies, changes)
     patch = narrow_or_drop(base, problem.dependencies, keep)
     small = apply(base, patch)
-    solved = refit(problem.calibration, base, small, problem.dependencies, keep, seen, steps)
+    solved = refit(problem.calibration, base, small, problem.dependencies, keep, covariances, steps)
     return Solution(
         factored + basis_changes + patch + solved.patch + shifted(small, problem.dependencies, problem.factors),
         {g.name: {n: solved.fits[n] for n in g.readers if n in solved.fits} for g in chosen},

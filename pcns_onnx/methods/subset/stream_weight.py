@@ -1,4 +1,4 @@
-"""How much the loss of a residual stream counts: found by trying.
+"""How much the loss of a residual stream counts: found by trial.
 
 Probes narrow one group at a time, with readers that make up for it by themselves. What a stream
 loses adds up over all the blocks that write to it, and how much worse that is than its probe
@@ -85,13 +85,13 @@ def _best(problem: Problem, importance: Importance, plans: Sequence[Decision], r
 def _error(calibration: Calibration, original: Graph, samples: Samples, small: Graph) -> float:
     """Squared relative error, averaged over the outputs."""
     names = [output.name for output in original.outputs]
-    miss, size = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1e-30)
+    squared_error, size = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1e-30)
     runs = (run_batches(calibration.engine, graph, samples, names) for graph in (original, small))
-    for expected, found in zip(*runs, strict=True):
+    for expected, actual in zip(*runs, strict=True):
         for name in names:
             size[name] += _squares(expected[name])
-            miss[name] += _squares(expected[name] - found[name])
-    return sum(miss[name] / size[name] for name in names) / len(names)
+            squared_error[name] += _squares(expected[name] - actual[name])
+    return sum(squared_error[name] / size[name] for name in names) / len(names)
 
 
 def _squares(values: Array) -> float:

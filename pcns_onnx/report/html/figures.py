@@ -92,14 +92,14 @@ def _drawn(title: str, words: str, tall: float, draw: Callable[[Any], None]) -> 
         "grid.color": FAINT, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
         "axes.spines.right": False, "legend.frameon": False, "legend.labelcolor": INK,
     }  # fmt: skip
-    held = io.StringIO()
+    buffer = io.StringIO()
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the page's font may have it
         figure = figures.Figure(figsize=(_WIDE, tall), layout="constrained")
         draw(figure)
         plain = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(held, format="svg", transparent=True, metadata=plain)
-    return title, words, _themed(held.getvalue())
+        figure.savefig(buffer, format="svg", transparent=True, metadata=plain)
+    return title, words, _themed(buffer.getvalue())
 
 
 def _themed(svg: str) -> str:
@@ -108,7 +108,7 @@ def _themed(svg: str) -> str:
     head, body = svg.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     used = set(re.findall(r'(?:url\(|href=")#([^")]+)', body))
-    body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
+    body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
     for stand_in, colour in _INKS.items():
         body = body.replace(stand_in, colour)
     return f'{head} role="img">{body}'
@@ -155,9 +155,10 @@ def _errors(figure: Any, groups: list[GroupInfo]) -> None:
     fits = [list(group.fits.values()) for group in groups]
     series = (
         ("predicted", "o", INK, [group.predicted_error for group in groups]),
-        ("re-fit", "x", THIRD, [max((fit.error for fit in mine), default=np.nan) for mine in fits]),
+        ("re-fit", "x", THIRD, [max((fit.error for fit in group_fits), default=np.nan) for group_fits in fits]),
         ("held out", "D", AFTER, [
-            max((fit.held_out_error for fit in mine if fit.held_out_error is not None), default=np.nan) for mine in fits
+            max((fit.held_out_error for fit in group_fits if fit.held_out_error is not None), default=np.nan)
+            for group_fits in fits
         ]),
     )  # fmt: skip
     for label, marker, colour, values in series:

@@ -16,7 +16,7 @@ def verdict(report: Report) -> str:
 def answers(report: Report) -> list[tuple[str, str, str]]:
     """What, the number, and what it was before."""
     a, b, latency, agreement = report.before, report.after, report.latency, report.agreement
-    found = [
+    rows = [
         ("multiply-adds", _change(a.macs, b.macs), f"{a.macs:,} → {b.macs:,}"),
         ("parameters", _change(a.parameters, b.parameters), f"{a.parameters:,} → {b.parameters:,}"),
         ("file", _change(a.bytes, b.bytes), f"{a.bytes:,} → {b.bytes:,} bytes"),
@@ -27,17 +27,17 @@ def answers(report: Report) -> list[tuple[str, str, str]]:
     ]  # fmt: skip
     if not math.isnan(agreement.error):
         samples = f"{agreement.samples:,} sample{'' if agreement.samples == 1 else 's'}"
-        found.append(("relative error", f"{agreement.error:.4f}", f"of the outputs, on {samples}"))
+        rows.append(("relative error", f"{agreement.error:.4f}", f"of the outputs, on {samples}"))
     if agreement.score_a is not None and agreement.score_b is not None:
         name = "accuracy, points" if agreement.score == "accuracy" else agreement.score or "score"
-        said = f"{agreement.score_a:.2f} → {agreement.score_b:.2f}"
-        found.append((name, f"{agreement.score_b - agreement.score_a:+.2f}", said))
-    return found
+        scores = f"{agreement.score_a:.2f} → {agreement.score_b:.2f}"
+        rows.append((name, f"{agreement.score_b - agreement.score_a:+.2f}", scores))
+    return rows
 
 
 def precisions(report: Report) -> list[tuple[str, ...]]:
     """The original, the shrunk model and what was made of it: bytes, time against both, error, score."""
-    made, agreement = report.precisions, report.agreement
+    quantized, agreement = report.precisions, report.agreement
     return [
         ("original", f"{report.before.bytes:,}", "1", "", "0", _score(agreement.score_a)),
         (
@@ -49,7 +49,7 @@ def precisions(report: Report) -> list[tuple[str, ...]]:
                 f"shrunk, {one.kind}", f"{one.bytes:,}", f"{one.latency.ratio:.3f}", f"{one.on_top:.3f}",
                 f"{one.agreement.error:.4f}", _score(one.agreement.score_b),
             )
-            for one in made
+            for one in quantized
         ),
     ]  # fmt: skip
 

@@ -139,16 +139,16 @@ def test_batches_of_every_size_are_drawn_as_long_as_there_are_rows() -> None:
 
 def test_without_an_activation_nothing_is_missed_anywhere() -> None:
     """Rank 3: a batch that spans it is as good as all samples."""
-    assert max(d.new for d in drawn(IDENTITY, rank=3) if d.rows >= 10) < 0.02
+    assert max(d.new_error for d in drawn(IDENTITY, rank=3) if d.rows >= 10) < 0.02
     assert all(d.neurons <= 5 for d in drawn(IDENTITY, rank=3))
 
 
 def test_a_small_batch_is_learnt_by_heart() -> None:
     found = drawn(leaky(), count=8)
     small, large = ([d for d in found if d.rows == rows] for rows in (5, 200))
-    gap = [float(np.median([d.new - d.seen for d in some])) for some in (small, large)]
+    gap = [float(np.median([d.new_error - d.batch_error for d in some])) for some in (small, large)]
     assert gap[0] > 3 * abs(gap[1])
-    assert np.median([d.new for d in small]) > np.median([d.new for d in large])
+    assert np.median([d.new_error for d in small]) > np.median([d.new_error for d in large])
 
 
 def test_draws_depend_on_the_seed_alone() -> None:

@@ -125,11 +125,11 @@ def trained(subject: Subject, data: object, out: Path, suffix: str, args: argpar
     significant = {layer.name: layer.significant for layer in layers}
 
     def scores(widths: Mapping[str, int]) -> list[float]:
-        nets = ((chain.made(widths, seed).proto, seed) for seed in seeds)
+        nets = ((chain.fresh_net(widths, seed).proto, seed) for seed in seeds)
         return [training.trained(m, data, epochs=args.epochs, seed=s, device=args.device)[1] for m, s in nets]
 
     def row(name: object, widths: Mapping[str, int], got: Sequence[float]) -> str:
-        made = Chain.of(chain.made(widths))
+        made = Chain.of(chain.fresh_net(widths))
         macs, parameters = made.costs({layer.name: layer.width for layer in made.hidden})
         all_macs, every = chain.costs(full)
         vector = configuration_text(chain.configuration(widths))
