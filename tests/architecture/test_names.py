@@ -9,7 +9,7 @@ from pathlib import Path
 
 HOUSE = Path(__file__).parents[2] / "pcns_onnx"
 VAGUE = ("found", "mine", "made", "seen", "said", "given", "held", "had", "miss", "turned", "spared", "crew", "voice")
-MOST = 0
+MOST = 190
 """How many of them there are in the package: lower it whenever some are gone."""
 
 
