@@ -11,7 +11,7 @@ from pcns_onnx.calibration.shapes import stated_shapes
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.graph import Graph, ModelSource
-from pcns_onnx.methods.pcns.assessment import Outlook, assess
+from pcns_onnx.methods.pcns.assessment import PcnsAssessment, assess
 from pcns_onnx.planning.prepare import problem_for
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.inspection import group_rows, layer_rows, shrinkable_share
@@ -32,12 +32,12 @@ def inspect(
     stated = stated_shapes(form.twin, options.scope)
     dependencies = build_dependency_graph(form.twin, stated, heads=options.scope.heads)
     dimensions, per_neuron, warnings = dict[str, dict[str, int]](), dict[str, float](), list[str]()
-    outlooks = list[Outlook]()
+    assessments = list[PcnsAssessment]()
     if data is not None:
         with run(options, progress) as running:
             everything = running.all_of(running.opened(form, data))
             problem = problem_for(form, running.calibration(everything, form.twin), options.scope)
-            dimensions, outlooks = assess(
+            dimensions, assessments = assess(
                 problem, options.scope, variance=options.goal.variance, trials=options.data.trials
             )
         dependencies = problem.dependencies
@@ -47,4 +47,4 @@ def inspect(
     if any(layer.macs == 0 for layer in dependencies.layers):
         warnings.append("sizes that the model leaves open hide some costs: give --data, or --shape NAME=1x3x224x224")
     macs, share = sum(layer.macs for layer in layers), shrinkable_share(dependencies)
-    return Inspection(layers, macs, form.original.parameters, share, warnings, group_rows(dependencies), outlooks)
+    return Inspection(layers, macs, form.original.parameters, share, warnings, group_rows(dependencies), assessments)

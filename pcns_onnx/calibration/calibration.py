@@ -47,7 +47,7 @@ class Calibration:
 
     def positions(self, dependencies: DependencyGraph, layer: Layer, stage: int) -> Positions:
         """Sampled output positions of a layer, drawn anew for each stage."""
-        columns = len(layer.linear.reads) // layer.linear.op.blocks * layer.linear.op.taps
+        columns = len(layer.linear.reads) // layer.linear.op.conv_groups * layer.linear.op.taps
         columns = min(columns, COLUMNS) if stage == 0 else columns
         rows = columns * ROWS_PER_COLUMN[columns > 1024]
         seed = (self.seed, stage, dependencies.layers.index(layer))

@@ -11,7 +11,7 @@ from rich.table import Table
 from pcns_onnx.architecture.blueprint import Blueprint, configuration_text
 from pcns_onnx.cost.resources import COUNTED, RESOURCES, TIMED
 from pcns_onnx.evaluation.agreement import Agreement
-from pcns_onnx.methods.pcns.assessment import Outlook
+from pcns_onnx.methods.pcns.assessment import PcnsAssessment
 from pcns_onnx.planning.plan import SkippedLayer
 from pcns_onnx.report.schema import Expansion, GroupRow, Inspection, PlanReport, Report
 
@@ -54,7 +54,7 @@ def inspection_tables(inspection: Inspection) -> Iterator[RenderableType]:
     if shared:
         yield _shared_groups(shared)
     if inspection.pcns:
-        yield from _outlooks(inspection.pcns)
+        yield from _assessments(inspection.pcns)
     yield (
         f"{inspection.macs:,} MACs per sample, {inspection.parameters:,} parameters; "
         f"{100 * inspection.shrinkable_macs:.0f} % of the MACs are in layers that can shrink"
@@ -71,7 +71,7 @@ def _shared_groups(groups: list[GroupRow]) -> Table:
     return table
 
 
-def _outlooks(layers: list[Outlook]) -> Iterator[Table]:
+def _assessments(layers: list[PcnsAssessment]) -> Iterator[Table]:
     """Eigenvectors by share of variance, then what the trials of batch sizes found."""
     shares = sorted(layers[0].eigenvectors, key=float)
     reached = (f"{100 * float(share):g} %" for share in shares)

@@ -129,7 +129,9 @@ class Sliced:
         linear = self.layer.linear
         sizes = stored(self.graph, self.layer.key, linear.weight).shape
         writes, reads = (sizes[axis] for axis in linear.weight_axes)
-        return min(len(linear.reads) // linear.op.blocks, reads), min(len(linear.writes) // linear.op.blocks, writes)
+        return min(len(linear.reads) // linear.op.conv_groups, reads), min(
+            len(linear.writes) // linear.op.conv_groups, writes
+        )
 
     @property
     def key(self) -> str:

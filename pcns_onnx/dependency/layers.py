@@ -56,7 +56,7 @@ class Layer:
     @property
     def parts(self) -> tuple[ConvGroup, ...]:
         """The blocks of V; one for all but grouped convolutions."""
-        blocks = self.linear.op.blocks
+        blocks = self.linear.op.conv_groups
         reads, writes = np.split(self.linear.reads, blocks), np.split(self.linear.writes, blocks)
         step = self.width // blocks
         return tuple(

@@ -48,7 +48,7 @@ class TransposedOp(WindowOp):
 
     @property
     def _own_blocks(self) -> int:
-        return self.blocks if self.block is None else 1
+        return self.conv_groups if self.block is None else 1
 
     def places(self, x_shape: tuple[int, ...], at: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Flat input position that each tap reads, (P, taps); -1 where it falls between two or outside."""
@@ -103,9 +103,9 @@ def conv_transpose(context: OpContext) -> OpFacts:
     reads = reads_of(context, axis=1, rank=rank, width=shape[0])
     if reads is None:
         return freeze(context, f"{describe(context.node)} reads channels along another axis", macs=macs)
-    if op.blocks > shape[0] // op.blocks:
-        return whole_blocks(context, reads.reshape(op.blocks, -1), shape[1], macs)
-    writes = context.fresh(shape[1] * op.blocks)
+    if op.conv_groups > shape[0] // op.conv_groups:
+        return whole_blocks(context, reads.reshape(op.conv_groups, -1), shape[1], macs)
+    writes = context.fresh(shape[1] * op.conv_groups)
     linear = Linear(op, weight=1, weight_axes=(1, 0), bias=2, reads=reads, writes=writes)
-    ties = (*alike(reads, op.blocks, context), *alike(writes, op.blocks, context))
+    ties = (*alike(reads, op.conv_groups, context), *alike(writes, op.conv_groups, context))
     return OpFacts((spread(writes, 1, rank),), "reader", linear=linear, macs=macs, ties=ties)

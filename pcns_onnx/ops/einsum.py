@@ -141,7 +141,7 @@ class EinsumOp:
     writes: int
     mixed: bool
 
-    blocks = 1
+    conv_groups = 1
     taps = 1
     padded = False
 

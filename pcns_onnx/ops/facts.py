@@ -54,12 +54,12 @@ class Window(Protocol):
 class LinearOp(Window, Protocol):
     """The numeric face of a linear layer: y = V x + c at every position.
 
-    With `blocks` > 1 input and output channels are cut into as many equal blocks, and each block
-    of V sees its own block of channels only: V is (K, C/blocks*taps), `part(b)` is block b alone.
+    With `conv_groups` > 1 input and output channels are cut into as many equal blocks, and each block
+    of V sees its own block of channels only: V is (K, C/conv_groups*taps), `part(b)` is block b alone.
     """
 
     @property
-    def blocks(self) -> int:
+    def conv_groups(self) -> int:
         """Number of equal blocks; 1 where every output sees every input channel."""
 
     def part(self, block: int) -> LinearOp:

@@ -69,7 +69,7 @@ class RowOp:
     rows_first: bool = True
     mixed: bool = False
 
-    blocks = 1
+    conv_groups = 1
     taps = 1
     padded = False
 
@@ -139,14 +139,14 @@ def conv(context: OpContext) -> OpFacts:
     if why := unsolvable(context):
         return freeze(context, f"{describe(context.node)} {why}", macs=macs)
     op, rank = ConvOp.of(context, shape[2:]), len(shape)
-    reads = reads_of(context, axis=1, rank=rank, width=shape[1] * op.blocks)
+    reads = reads_of(context, axis=1, rank=rank, width=shape[1] * op.conv_groups)
     if reads is None:
         return freeze(context, f"{describe(context.node)} reads channels along another axis", macs=macs)
-    if op.blocks > shape[1]:
-        return whole_blocks(context, reads.reshape(op.blocks, -1), shape[0] // op.blocks, macs)
+    if op.conv_groups > shape[1]:
+        return whole_blocks(context, reads.reshape(op.conv_groups, -1), shape[0] // op.conv_groups, macs)
     writes = context.fresh(shape[0])
     linear = Linear(op, weight=1, weight_axes=(0, 1), bias=2, reads=reads, writes=writes)
-    ties = (*alike(reads, op.blocks, context), *alike(writes, op.blocks, context))
+    ties = (*alike(reads, op.conv_groups, context), *alike(writes, op.conv_groups, context))
     return OpFacts((spread(writes, 1, rank),), "reader", linear=linear, macs=macs, ties=ties)
 
 

@@ -34,7 +34,7 @@ class WindowOp:
     dilations: tuple[int, ...]
     pads: tuple[int, ...] | None
     auto_pad: str
-    blocks: int = 1
+    conv_groups: int = 1
     block: int | None = None
 
     axis = 1
@@ -50,13 +50,13 @@ class WindowOp:
             dilations=tuple(context.attr("dilations", (1,) * len(kernel))),
             pads=tuple(pads) if pads else None,
             auto_pad=auto_pad,
-            blocks=int(context.attr("group", 1)),
+            conv_groups=int(context.attr("group", 1)),
             **more,
         )
 
     def part(self, block: int) -> Self:
         """One block of a grouped layer; an ungrouped one is its own only block."""
-        return self if self.blocks == 1 else replace(self, block=block)
+        return self if self.conv_groups == 1 else replace(self, block=block)
 
     @property
     def mixed(self) -> bool:
@@ -124,7 +124,7 @@ class WindowOp:
         """The block's share of an axis."""
         if self.block is None:
             return array
-        step = int(array.shape[axis]) // self.blocks
+        step = int(array.shape[axis]) // self.conv_groups
         share = slice(self.block * step, (self.block + 1) * step)
         return array[share, ...] if axis == 0 else array[:, share, ...]
 

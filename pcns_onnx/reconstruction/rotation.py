@@ -77,7 +77,7 @@ def _rows(dependencies: DependencyGraph, makers: Sequence[Maker | None]) -> tupl
     """The layer and its rows that made the channels of one head."""
     found = [maker for maker in makers if maker is not None]
     names = {name for name, _ in found}
-    if len(found) != len(makers) or len(names) != 1 or dependencies.layer(found[0][0]).linear.op.blocks != 1:
+    if len(found) != len(makers) or len(names) != 1 or dependencies.layer(found[0][0]).linear.op.conv_groups != 1:
         raise _Unfit
     return names.pop(), np.array([row for _, row in found], dtype=np.int64)
 
@@ -128,7 +128,7 @@ def _columns(
 ) -> Iterator[tuple[tuple[str, Indices], list[Indices]]]:
     """Per head that a layer reads: (its maker and rows), and for every tap the columns of its channels."""
     layer = dependencies.layer(name)
-    if layer.linear.op.blocks != 1 or not np.isin(layer.linear.reads, group.labels).all():
+    if layer.linear.op.conv_groups != 1 or not np.isin(layer.linear.reads, group.labels).all():
         raise _Unfit
     makers = origins.of_columns(name)
     numbers = {writer: _heads_of(dependencies.layer(writer).linear.writes) for writer in group.writers}

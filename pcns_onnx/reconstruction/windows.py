@@ -50,7 +50,7 @@ def route(graph: Graph, dependencies: DependencyGraph, layer: Layer) -> Route | 
         return None
     reader = dependencies.layer(group.readers[0])
     ops = layer.linear.op, reader.linear.op
-    if any(op.blocks > 1 or op.mixed for op in ops) or len(reader.linear.reads) != layer.width:
+    if any(op.conv_groups > 1 or op.mixed for op in ops) or len(reader.linear.reads) != layer.width:
         return None
     walked, name, largest = set[str](), reader.source, None
     while name != group.activation:

@@ -18,7 +18,7 @@ from pcns_onnx.evaluation.precisions import Precision
 from pcns_onnx.evaluation.provenance import Provenance
 from pcns_onnx.files import write_atomic
 from pcns_onnx.methods.expansion import Expanded
-from pcns_onnx.methods.pcns.assessment import Outlook
+from pcns_onnx.methods.pcns.assessment import PcnsAssessment
 from pcns_onnx.planning.plan import FrontierPoint, GroupPlan, SkippedLayer
 
 SCHEMA = 1
@@ -62,7 +62,7 @@ class Inspection(msgspec.Struct, frozen=True):
     shrinkable_macs: float
     warnings: list[str]
     groups: list[GroupRow] = []
-    pcns: list[Outlook] = []
+    pcns: list[PcnsAssessment] = []
     schema: int = SCHEMA
 
 

@@ -87,13 +87,13 @@ def test_a_narrow_program_is_the_layer_on_fewer_channels(model: onnx.ModelProto)
             x, kept = full.feeds[layer.source].copy(), job.feeds[layer.source]
             axis = next((i for i, (m, n) in enumerate(zip(x.shape, kept.shape, strict=True)) if m != n), None)
             if axis is not None:
-                blocks = layer.linear.op.blocks
+                blocks = layer.linear.op.conv_groups
                 going = np.tile(np.arange(sliced.full[0]) >= read, blocks)
                 np.moveaxis(x, axis, 0)[going] = 0
             expected = ENGINE.session(whole).run({layer.source: x})[layer.key]
             found = ENGINE.session(job.program).run(job.feeds)[layer.key]
             axis = 1 if layer.kind.startswith("Conv") else found.ndim - 1
-            rows = np.tile(np.arange(sliced.full[1]) < written, layer.linear.op.blocks)
+            rows = np.tile(np.arange(sliced.full[1]) < written, layer.linear.op.conv_groups)
             assert relative(np.compress(rows, expected, axis=axis), found) < 1e-5
 
 

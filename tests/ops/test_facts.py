@@ -75,7 +75,7 @@ def test_zeroed_channels_slice_exactly(name: str) -> None:
         for axis, labels in zip(old.linear.weight_axes, (old.linear.writes, old.parts[0].reads), strict=True):
             shape[axis] = int(np.sum(~np.isin(labels, gone)))
         assert list(weight_of(small, new).shape) == shape
-        assert old.linear.op.blocks == new.linear.op.blocks
+        assert old.linear.op.conv_groups == new.linear.op.conv_groups
     for group, same in zip(dependencies.groups, after.groups, strict=True):
         kept = len(keep.get(group.name, group.labels))
         assert (same.width, same.writers, same.readers) == (kept, group.writers, group.readers)
@@ -146,7 +146,7 @@ def test_a_layers_algebra_is_what_onnxruntime_computes(name: str) -> None:
             np.broadcast_to(np.arange(1, width + 1), (*np.moveaxis(source, axis, -1).shape[:-1], width)), -1, axis
         )
         seen = op.inputs(numbered, None)
-        mine = np.split(np.arange(1, width + 1), layer.linear.op.blocks)[block]
+        mine = np.split(np.arange(1, width + 1), layer.linear.op.conv_groups)[block]
         np.testing.assert_array_equal(np.where(seen, op.owners(mine), 0), seen)
         assert seen.any(axis=0).all()
 

@@ -44,7 +44,7 @@ class BatchTrial(msgspec.Struct, frozen=True):
     close: float
 
 
-class Outlook(msgspec.Struct, frozen=True):
+class PcnsAssessment(msgspec.Struct, frozen=True):
     """What PCNS would find in one layer, before anything is changed.
 
     `eigenvalues` of the outputs centred across neurons, as shares of their sum, largest first. By share of variance:
@@ -65,22 +65,22 @@ class Outlook(msgspec.Struct, frozen=True):
 
 def assess(
     problem: Problem, scope: Scope, *, variance: float | None = None, trials: int | None = None
-) -> tuple[dict[str, dict[str, int]], list[Outlook]]:
-    """By layer, the principal directions of its outputs (centred over samples) for each share; and the outlooks."""
+) -> tuple[dict[str, dict[str, int]], list[PcnsAssessment]]:
+    """By layer, the principal directions of its outputs (centred over samples) for each share; and the assessments."""
     shares = [*SHARES, *([] if variance is None else [f"{variance:g}"])]
-    dimensions, outlooks = dict[str, dict[str, int]](), list[Outlook]()
+    dimensions, assessments = dict[str, dict[str, int]](), list[PcnsAssessment]()
     for group, basis, moments in bases(
         problem.calibration, problem.graph, problem.dependencies, problem.dependencies.groups
     ):
         values, _ = eigh_descending(moments.covariance)
         dimensions[group.name] = {share: dimensions_for(values, float(share)) for share in SHARES[1:]}
         if group.frozen is None:
-            outlook = _outlook(problem, group, basis, list(dict.fromkeys(shares)))
-            if trials and outlook.reason is None and scope.wants(group.name):
+            assessment = _assessment(problem, group, basis, list(dict.fromkeys(shares)))
+            if trials and assessment.reason is None and scope.wants(group.name):
                 sampled = _trials(problem, group, variance or _TRIED, trials)
-                outlook = msgspec.structs.replace(outlook, trials=sampled)
-            outlooks.append(outlook)
-    return dimensions, outlooks
+                assessment = msgspec.structs.replace(assessment, trials=sampled)
+            assessments.append(assessment)
+    return dimensions, assessments
 
 
 def eigenvalue_shares(problem: Problem) -> dict[str, list[float]]:
@@ -92,16 +92,16 @@ def eigenvalue_shares(problem: Problem) -> dict[str, list[float]]:
     return shares
 
 
-def _outlook(problem: Problem, group: Group, basis: Basis, shares: list[str]) -> Outlook:
+def _assessment(problem: Problem, group: Group, basis: Basis, shares: list[str]) -> PcnsAssessment:
     linear = problem.dependencies.layer(group.name).linear
     reason = refusal(problem.graph, problem.dependencies, group, refit=True)
     sigma = activation_of(problem.graph, problem.dependencies, group)
     values = to_numpy(basis.values)
     counts = {share: basis.components(float(share)) for share in shares}
-    return Outlook(
+    return PcnsAssessment(
         name=group.name,
         width=len(values),
-        inputs=len(linear.reads) // linear.op.blocks * linear.op.taps,
+        inputs=len(linear.reads) // linear.op.conv_groups * linear.op.taps,
         eigenvalues=[float(v) for v in values / max(float(values.sum()), 1e-300)],
         eigenvectors=counts,
         neurons=None

@@ -41,19 +41,19 @@ def leaky_net(x: Array, width: int = 12) -> tuple[Any, Array]:
 # -- 3.1: the eigenvalues, before anything is changed ------------------------------------------
 
 
-def test_the_outlook_has_the_eigenvalues_of_the_transposed_outputs() -> None:
+def test_the_assessment_has_the_eigenvalues_of_the_transposed_outputs() -> None:
     """Those of an eigen-decomposition that was never streamed: of T itself, centred across neurons."""
     x = normal(4, 200, 6)
     model, t = leaky_net(x)
-    (outlook,) = inspect(model, x).pcns
+    (assessment,) = inspect(model, x).pcns
     centred = t.astype(np.float64) - t.mean(axis=1, keepdims=True)
     values = np.linalg.svd(centred, compute_uv=False) ** 2
-    np.testing.assert_allclose(outlook.eigenvalues, values / values.sum(), atol=1e-6)
-    assert (outlook.name, outlook.width, outlook.inputs, outlook.reason) == ("one", 12, 6, None)
-    for share, count in outlook.eigenvectors.items():
+    np.testing.assert_allclose(assessment.eigenvalues, values / values.sum(), atol=1e-6)
+    assert (assessment.name, assessment.width, assessment.inputs, assessment.reason) == ("one", 12, 6, None)
+    for share, count in assessment.eigenvectors.items():
         assert np.cumsum(values)[count - 1] >= float(share) * values.sum() * (1 - 1e-6)
         assert count == 1 or np.cumsum(values)[count - 2] < float(share) * values.sum()
-        assert outlook.neurons is not None and outlook.neurons[share] == min(count + 1, 12)
+        assert assessment.neurons is not None and assessment.neurons[share] == min(count + 1, 12)
 
 
 def test_data_of_known_rank_has_that_many_eigenvectors() -> None:
