@@ -505,13 +505,15 @@ REFUSED: dict[str, Case] = {
         lambda: "nope.npz",
         [IMAGE],
         None,
-        "nope.npz does not exist: give a file (.npz, .npy, .parquet, .arrow, .feather, .ipc, .txt), a folder, or module:function",
+        "nope.npz does not exist: give a file "
+        "(.npz, .npy, .parquet, .arrow, .feather, .ipc, .txt), a folder, or module:function",
     ),
     "another format": (
         lambda: with_bytes("d.csv", b"1,2"),
         [IMAGE],
         None,
-        "d.csv is none of .npz, .npy, .parquet, .arrow, .feather, .ipc, .txt: convert it, or name a module:function to read it",
+        "d.csv is none of .npz, .npy, .parquet, .arrow, .feather, .ipc, .txt: "
+        "convert it, or name a module:function to read it",
     ),
     "empty folder": (
         in_folder,
