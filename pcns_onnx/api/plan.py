@@ -110,7 +110,7 @@ def _accepted(options: Options, *, frontier: bool, has_data: bool, writes: bool)
     if not frontier and not goal.budgets and goal.width is None:
         raise InputError("plan takes --budget or --width, or --frontier")
     if not frontier:
-        goal.given()
+        goal.chosen_way()
     strategy = SubsetStrategy(Request(method, goal, options.scope, options.solving, options.data.seed))
     refusal = strategy.accepts()
     if refusal is not None:

@@ -82,7 +82,7 @@ def shrink(
     is written, the model is not).
     """
     options = Options.of(**choices)
-    options.goal.given()
+    options.goal.chosen_way()
     _check_files((model, data, options.data.eval, options.goal.plan), output, options)
     check_page(options.outputs.html)
     metric = load_metric(options.gates.metric)

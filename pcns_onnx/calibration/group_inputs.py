@@ -43,7 +43,7 @@ class GroupStats:
         """Products as they are where no change of basis can make up for what goes: every channel for itself."""
         return replace(self, products={key: [_alone(r) for r in heads] for key, heads in self.products.items()})
 
-    def seen(self) -> dict[BlockKey, ChannelCovariance]:
+    def covariances(self) -> dict[BlockKey, ChannelCovariance]:
         """What the re-fit of the readers needs of it."""
         labels = self.group.labels
         return {

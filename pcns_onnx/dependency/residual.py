@@ -23,7 +23,7 @@ class RegressionTarget(NamedTuple):
     """What a layer is solved for: a tensor of the original less, for a sum, what its other operand has already."""
 
     tensor: str
-    had: str = ""
+    already: str = ""
 
 
 def regression_target(graph: Graph, dependencies: DependencyGraph, layer: Layer) -> RegressionTarget:
@@ -65,7 +65,7 @@ def residual_blocks(graph: Graph, dependencies: DependencyGraph) -> Mapping[str,
             continue
         layer = dependencies.layer(group.readers[0])
         goal = regression_target(graph, dependencies, layer)
-        if not goal.had or not np.isin(layer.linear.reads, group.labels).all() or layer.linear.op.conv_groups > 1:
+        if not goal.already or not np.isin(layer.linear.reads, group.labels).all() or layer.linear.op.conv_groups > 1:
             continue
         writes = dependencies.labels.get(layer.output)
         if writes is None or sum(size > 1 for size in writes.shape) != 1:

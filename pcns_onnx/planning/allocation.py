@@ -46,11 +46,11 @@ def allocate(
         wanted = ", ".join(map(str, budgets))
         least = ", ".join(f"{r}={x:.3f}" for r, x in zip(costs.resources, reached, strict=True))
         raise InputError(f"budget {wanted} is out of reach: the narrowest model that can be made has {least}")
-    found = [dict(state.widths)]
+    candidates = [dict(state.widths)]
     for start in (state.take_evenly, state.take_by_price):
         start()
-        found.append(state.settled())
-    return min(found, key=lambda widths: (state.error(widths), state.price(widths)))
+        candidates.append(state.settled())
+    return min(candidates, key=lambda widths: (state.error(widths), state.price(widths)))
 
 
 class _Allocation:

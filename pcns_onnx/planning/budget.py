@@ -174,7 +174,7 @@ class Goal:
         """Whether layers have to be timed: a budget is on what is timed, or the fastest model is sought."""
         return any(b.kind.is_timed for b in self.costs) or bool(self.qualities)
 
-    def given(self) -> str:
+    def chosen_way(self) -> str:
         """Which of the four ways says how small; raises `InputError` unless exactly one does."""
         ways = {
             "--budget": bool(self.budgets),

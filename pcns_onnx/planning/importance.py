@@ -30,7 +30,7 @@ class Importance:
 
     rankings: Mapping[str, Ranking]
     curves: Mapping[str, NDArray[np.float64]]
-    seen: Mapping[BlockKey, Mapping[str, ChannelCovariance]]
+    covariances: Mapping[BlockKey, Mapping[str, ChannelCovariance]]
     basis_changes: Mapping[str, tuple[BasisChange, ...]]
     stream_weight: float = 1.0
 
@@ -40,7 +40,7 @@ def essential(dependencies: DependencyGraph, group: Group, ranking: Ranking) -> 
     place = np.empty(group.width, dtype=np.int64)
     place[ranking.order] = np.arange(group.width)
     best: set[int] = set()
-    for mine in dependencies.carriers[group.name]:
-        at = np.searchsorted(group.labels, mine)
+    for carried in dependencies.carriers[group.name]:
+        at = np.searchsorted(group.labels, carried)
         best.add(int(at[np.argmin(place[at])]))
     return sorted(best, key=lambda channel: int(place[channel]))

@@ -40,16 +40,16 @@ GAIN = 0.1
 
 def candidates(dependencies: DependencyGraph, scope: Scope, plan: Plan | None) -> dict[str, Factor]:
     """The layers that may be put as two, by the group that comes between: those of the plan, or all with `low_rank`."""
-    found = {}
+    factors = {}
     for layer in dependencies.layers:
         group, name = dependencies.writes(layer), layer.name + ENDING
         alone = group.frozen is None and not group.coupled
         plain = layer.kind in FACTORED and layer.linear.op.conv_groups == 1 and not group.products
         if plain and not alone and layer.width >= LEAST and scope.wants(layer.name):
-            found[name] = Factor(layer.key)
+            factors[name] = Factor(layer.key)
     if plan is not None:
-        return {name: factor for name, factor in found.items() if name in plan.groups}
-    return found if scope.low_rank else {}
+        return {name: factor for name, factor in factors.items() if name in plan.groups}
+    return factors if scope.low_rank else {}
 
 
 NONE = SkippedLayer("low rank", f"no layer with {LEAST} outputs or more has to keep them all")
@@ -123,9 +123,9 @@ def _without(
         return replace(covariance, classes=new[np.searchsorted(old, covariance.classes)])
 
     seconds = {whole(name) for name in gone}
-    seen = {
+    covariances = {
         (whole(layer), block): {name: moved(name, covariance) for name, covariance in by_group.items()}
-        for (layer, block), by_group in importance.seen.items()
+        for (layer, block), by_group in importance.covariances.items()
         if layer not in seconds
     }
     basis_changes = {
@@ -136,7 +136,7 @@ def _without(
         importance,
         rankings=_but(importance.rankings, gone),
         curves=_but(importance.curves, gone),
-        seen=seen,
+        covariances=covariances,
         basis_changes=basis_changes,
     )
 

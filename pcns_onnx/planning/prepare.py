@@ -51,11 +51,11 @@ def problem_for(
     batch, latency_model = at_latency_batch(calibration.samples, batch_latency).batch, None
     if times or scope.low_rank:
         latency_model = measure_layers(engine, graph, dependencies, batch, progress=calibration.progress)
-    held, original = dict[str, float](), dict[str, float]()
+    totals, original = dict[str, float](), dict[str, float]()
     for name, row in RESOURCES.items():
         if row.counter is not None and row.counter.totals is not None:
-            held[name], original[name] = row.counter.totals(form, graph)
-    costs = Costs(dependencies, held, original, latency_model, factors)
+            totals[name], original[name] = row.counter.totals(form, graph)
+    costs = Costs(dependencies, totals, original, latency_model, factors)
     return Problem(form, graph, dependencies, calibration, (), costs, batch, undivided=undivided)
 
 

@@ -66,7 +66,7 @@ class Prober:
         self._blocks = residual_blocks(graph, dependencies)
 
     def close(self) -> None:
-        """Remove what the tape holds."""
+        """Remove what the stream holds."""
         self._stream.close()
 
     def curve(self, graph: Graph, base: Graph, read: GroupStats, ranking: Ranking) -> NDArray[np.float64]:
@@ -82,7 +82,7 @@ class Prober:
         live = self._stream.live(graph, first.key, self._outputs)
         sessions: list[Session] = []
         full = None if self._expected else self._session(base, live)
-        miss, size = np.zeros(len(widths) + (block is not None)), 0.0
+        missed, size = np.zeros(len(widths) + (block is not None)), 0.0
         stop = Cut(graph, live, first.key, self._outputs, finite=False)
         for index, cut in enumerate(self._stream.advance(stop)):
             if full is not None:
@@ -95,9 +95,9 @@ class Prober:
             expected = self._expected[index]
             size += 1.0
             for at, session in enumerate(sessions):
-                found = session.run(cut)
-                miss[at] += sum(_share(expected[name], found[name]) for name in self._outputs) / len(self._outputs)
-        loss = miss / max(size, 1.0)
+                outputs = session.run(cut)
+                missed[at] += sum(_share(expected[name], outputs[name]) for name in self._outputs) / len(self._outputs)
+        loss = missed / max(size, 1.0)
         applied = [_applied(read, ranking.keep(width)) for width in widths]
         for at, width in enumerate(widths):
             if applied[at] > 0 and not read.group.coupled:  # a stream's loss is not made up for reader by reader
@@ -122,14 +122,16 @@ class Prober:
         layers = [self._dependencies.layer(name) for name in read.group.readers]
         sources = [layer.source for layer in layers]
         computed = [name for name in dict.fromkeys(sources) if name not in live]
-        made = self._calibration.engine.session(base.extract(live, computed).program()).run(cut) if computed else {}
-        xp, found = self._calibration.engine.xp, {}
+        computed_sources = (
+            self._calibration.engine.session(base.extract(live, computed).program()).run(cut) if computed else {}
+        )
+        xp, means = self._calibration.engine.xp, {}
         for layer in layers:
-            x = xp.asarray(made[layer.source] if layer.source in made else cut[layer.source])
+            x = xp.asarray(computed_sources[layer.source] if layer.source in computed_sources else cut[layer.source])
             for block, part in enumerate(layer.parts):
                 if (layer.name, block) in read.layers:
-                    found[layer.name, block] = xp.mean(part.op.inputs(x, None), axis=0, dtype=xp.float64)
-        return found
+                    means[layer.name, block] = xp.mean(part.op.inputs(x, None), axis=0, dtype=xp.float64)
+        return means
 
     def _narrowed(
         self,
@@ -140,11 +142,11 @@ class Prober:
         means: dict[tuple[str, int], Array],
     ) -> Iterator[Graph]:
         """The model at each of the group's widths."""
-        seen = read.seen()
+        covariances = read.covariances()
         for width in widths:
             keep = {read.group.name: read.group.labels[ranking.keep(width)]}
             small = apply(base, narrow(base, self._dependencies, keep))
-            yield apply(small, self._readers(base, small, read.group, keep, seen, means))
+            yield apply(small, self._readers(base, small, read.group, keep, covariances, means))
 
     def _readers(
         self,
@@ -152,7 +154,7 @@ class Prober:
         small: Graph,
         group: Group,
         keep: dict[str, Labels],
-        seen: dict[tuple[str, int], ChannelCovariance],
+        covariances: dict[tuple[str, int], ChannelCovariance],
         means: dict[tuple[str, int], Array],
     ) -> Patch:
         xp, kept = self._calibration.engine.xp, kept_classes(self._dependencies, keep)
@@ -163,11 +165,11 @@ class Prober:
             bias = stored_bias(base, layer)
             residual_blocks, shifts = [], []
             for block, part in enumerate(layer.parts):
-                view, own = seen.get((name, block)), matrix[part.rows, :]
+                covariance, own = covariances.get((name, block)), matrix[part.rows, :]
                 rows = np.flatnonzero(kept[part.writes])
-                prior = mixed_prior(own, part, {} if view is None else {group.name: view}, keep)
+                prior = mixed_prior(own, part, {} if covariance is None else {group.name: covariance}, keep)
                 shift = xp.zeros(int(own.shape[0]), dtype=xp.float64)
-                if view is not None:
+                if covariance is not None:
                     mean, owners = means[name, block], part.op.owners(part.reads)
                     shift = own @ mean - prior @ xp.take(mean, xp.asarray(np.flatnonzero(kept[owners])), axis=0)
                 residual_blocks.append(to_numpy(prior)[rows])
@@ -179,22 +181,22 @@ class Prober:
 def _widths(ranking: Ranking) -> list[int]:
     """The largest widths whose error reaches each level, widest first, all different."""
     full = len(ranking.order)
-    found: list[int] = []
+    widths: list[int] = []
     for level in LEVELS:
         reached = np.flatnonzero(ranking.error[:full] >= level)
         width = max(int(reached[-1]) if len(reached) else ranking.least, ranking.least, 1)
-        if width < full and width not in found:
-            found.append(width)
-    return found
+        if width < full and width not in widths:
+            widths.append(width)
+    return widths
 
 
-def _share(expected: Array, found: Array) -> float:
+def _share(expected: Array, actual: Array) -> float:
     xp = namespace_of(expected)
     if not xp.isdtype(expected.dtype, "real floating"):
-        return float(xp.mean(xp.astype(expected != found, xp.float64)))
-    miss = xp.astype(expected - found, xp.float64)
+        return float(xp.mean(xp.astype(expected != actual, xp.float64)))
+    difference = xp.astype(expected - actual, xp.float64)
     size = float(xp.sum(xp.astype(expected, xp.float64) ** 2))
-    return float(xp.sum(miss * miss)) / max(size, 1e-30)
+    return float(xp.sum(difference * difference)) / max(size, 1e-30)
 
 
 def _applied(read: GroupStats, kept: NDArray[np.int64]) -> float:
@@ -229,7 +231,7 @@ def _between(own: NDArray[np.float64], widths: Sequence[int], loss: NDArray[np.f
     order = np.argsort(x, kind="stable")
     x, y = x[order], y[order]
     at = np.log(np.maximum(own, _LEAST))
-    found = np.interp(at, x, y)
-    found = np.where(at < x[0], y[0] + (at - x[0]), found)
-    found = np.where(at > x[-1], y[-1] + (at - x[-1]), found)
-    return np.where(own > 0, np.exp(found), 0.0)
+    errors = np.interp(at, x, y)
+    errors = np.where(at < x[0], y[0] + (at - x[0]), errors)
+    errors = np.where(at > x[-1], y[-1] + (at - x[-1]), errors)
+    return np.where(own > 0, np.exp(errors), 0.0)

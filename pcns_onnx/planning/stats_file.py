@@ -40,35 +40,36 @@ class _Index(msgspec.Struct, forbid_unknown_fields=True):
     seen: list[tuple[str, int, str]]
 
 
-def save(path: str | Path, found: Importance, model: str, method: str, *, probed: bool) -> None:
+def save(path: str | Path, importance: Importance, model: str, method: str, *, probed: bool) -> None:
     """Write findings, atomically."""
     arrays: dict[str, Any] = {}
-    for name, ranking in found.rankings.items():
+    for name, ranking in importance.rankings.items():
         at = len(arrays) // 3
-        arrays |= {f"order{at}": ranking.order, f"error{at}": ranking.error, f"curve{at}": found.curves[name]}
-    seen = [(layer, block, group) for (layer, block), views in found.seen.items() for group in views]
-    for at, (layer, block, group) in enumerate(seen):
-        view = found.seen[layer, block][group]
-        arrays |= {f"classes{at}": view.classes, f"covariance{at}": to_numpy(view.covariance)}
-    basis_changes = [turn for group in found.basis_changes.values() for turn in group]
-    for at, turn in enumerate(basis_changes):
-        arrays |= {f"places{at}": turn.places, f"by{at}": to_numpy(turn.by)}
+        arrays |= {f"order{at}": ranking.order, f"error{at}": ranking.error, f"curve{at}": importance.curves[name]}
+    keys = [(layer, block, group) for (layer, block), by_group in importance.covariances.items() for group in by_group]
+    for at, (layer, block, group) in enumerate(keys):
+        covariance = importance.covariances[layer, block][group]
+        arrays |= {f"classes{at}": covariance.classes, f"covariance{at}": to_numpy(covariance.covariance)}
+    basis_changes = [change for group in importance.basis_changes.values() for change in group]
+    for at, change in enumerate(basis_changes):
+        arrays |= {f"places{at}": change.places, f"by{at}": to_numpy(change.by)}
     index = _Index(
         schema=SCHEMA,
         model=model,
         method=method,
         probed=probed,
-        widths={name: len(ranking.order) for name, ranking in found.rankings.items()},
-        least={name: ranking.least for name, ranking in found.rankings.items()},
+        widths={name: len(ranking.order) for name, ranking in importance.rankings.items()},
+        least={name: ranking.least for name, ranking in importance.rankings.items()},
         basis_changes={
-            name: [(turn.layer, turn.is_row) for turn in group] for name, group in found.basis_changes.items()
+            name: [(change.layer, change.is_row) for change in group]
+            for name, group in importance.basis_changes.items()
         },
-        streams=found.stream_weight,
-        seen=seen,
+        streams=importance.stream_weight,
+        seen=keys,
     )
-    held = io.BytesIO()
-    np.savez(held, index=np.frombuffer(msgspec.json.encode(index), dtype=np.uint8), **arrays)
-    write_atomic(path, held.getvalue())
+    buffer = io.BytesIO()
+    np.savez(buffer, index=np.frombuffer(msgspec.json.encode(index), dtype=np.uint8), **arrays)
+    write_atomic(path, buffer.getvalue())
 
 
 def load(path: str | Path, problem: Problem, model: str, method: str) -> Importance:
@@ -82,15 +83,15 @@ def load(path: str | Path, problem: Problem, model: str, method: str) -> Importa
             )
         if index.widths != {group.name: group.width for group in problem.groups} or not index.probed:
             raise InputError(f"statistics '{path}' are of other layers or options: make them again with --stats")
-        found = _findings(index, arrays, problem)
-        _check(found, problem)
+        importance = _findings(index, arrays, problem)
+        _check(importance, problem)
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"cannot read statistics '{path}': {error.strerror or error}") from None
     except Exception as error:  # zip, JSON and missing arrays all raise their own
         raise InputError(f"'{path}' holds no statistics ({type(error).__name__}): make it again with --stats") from None
-    return found
+    return importance
 
 
 def _arrays(path: str | Path) -> dict[str, Any]:
@@ -98,34 +99,34 @@ def _arrays(path: str | Path) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("packed arrays")
-    with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as held:  # a handle of its own would leak
-        return {name: held[name] for name in held.files}
+    with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as archive:  # a handle of its own would leak
+        return {name: archive[name] for name in archive.files}
 
 
-def _check(found: Importance, problem: Problem) -> None:
+def _check(importance: Importance, problem: Problem) -> None:
     """Raise where the arrays are not of the shapes, places and numbers that the groups and layers allow."""
     groups = {group.name: group for group in problem.groups}
     layers = {layer.name: layer for layer in problem.dependencies.layers}
-    if found.rankings.keys() != groups.keys() or not found.basis_changes.keys() <= groups.keys():
+    if importance.rankings.keys() != groups.keys() or not importance.basis_changes.keys() <= groups.keys():
         raise ValueError("other groups")
-    for name, ranking in found.rankings.items():
+    for name, ranking in importance.rankings.items():
         width = groups[name].width
         _require(ranking.order.dtype.kind == "i")
         _require(sorted(ranking.order.tolist()) == list(range(width)) and 1 <= ranking.least <= width)
-        _require(all(_is_sound(curve, (width + 1,)) for curve in (ranking.error, found.curves[name])))
-    for (layer, block), views in found.seen.items():
+        _require(all(_is_sound(curve, (width + 1,)) for curve in (ranking.error, importance.curves[name])))
+    for (layer, block), by_group in importance.covariances.items():
         _require(0 <= block < len(layers[layer].parts))
-        for group, view in views.items():
-            classes = view.classes
+        for group, covariance in by_group.items():
+            classes = covariance.classes
             _require(classes.dtype.kind == "i")
             _require(np.array_equal(classes, np.unique(classes)) and bool(np.isin(classes, groups[group].labels).all()))
-            _require(_is_sound(to_numpy(view.covariance), (len(classes), len(classes))))
-    for turn in (turn for basis_changes in found.basis_changes.values() for turn in basis_changes):
-        linear = layers[turn.layer].linear
-        count = len(linear.writes) if turn.is_row else len(linear.reads) * linear.op.taps
-        size = len(turn.places)
-        _require(turn.places.dtype.kind == "i" and set(turn.places.tolist()) <= set(range(count)))
-        _require(_is_sound(to_numpy(turn.by), (size, size)))
+            _require(_is_sound(to_numpy(covariance.covariance), (len(classes), len(classes))))
+    for change in (change for basis_changes in importance.basis_changes.values() for change in basis_changes):
+        linear = layers[change.layer].linear
+        count = len(linear.writes) if change.is_row else len(linear.reads) * linear.op.taps
+        size = len(change.places)
+        _require(change.places.dtype.kind == "i" and set(change.places.tolist()) <= set(range(count)))
+        _require(_is_sound(to_numpy(change.by), (size, size)))
 
 
 def _require(condition: bool) -> None:
@@ -143,10 +144,10 @@ def _findings(index: _Index, arrays: dict[str, Any], problem: Problem) -> Import
     for at, (name, least) in enumerate(index.least.items()):
         rankings[name] = Ranking(arrays[f"order{at}"], arrays[f"error{at}"], least)
         curves[name] = arrays[f"curve{at}"]
-    seen: dict[tuple[str, int], dict[str, ChannelCovariance]] = {}
+    covariances: dict[tuple[str, int], dict[str, ChannelCovariance]] = {}
     for at, (layer, block, group) in enumerate(index.seen):
-        view = ChannelCovariance(arrays[f"classes{at}"], xp.asarray(arrays[f"covariance{at}"]))
-        seen.setdefault((layer, block), {})[group] = view
+        covariance = ChannelCovariance(arrays[f"classes{at}"], xp.asarray(arrays[f"covariance{at}"]))
+        covariances.setdefault((layer, block), {})[group] = covariance
     basis_changes, at = {}, 0
     for name, members in index.basis_changes.items():
         basis_changes[name] = tuple(
@@ -154,4 +155,4 @@ def _findings(index: _Index, arrays: dict[str, Any], problem: Problem) -> Import
             for i, (layer, is_row) in enumerate(members)
         )
         at += len(members)
-    return Importance(rankings, curves, seen, basis_changes, index.streams)
+    return Importance(rankings, curves, covariances, basis_changes, index.streams)

@@ -81,26 +81,26 @@ class Pair:
         total = 0.0
         for piece in pieces:
             xp = namespace_of(piece.x)
-            miss = self._miss(weights, piece, self.read(weights, piece))
-            total += float(xp.sum(miss * miss, dtype=xp.float64))
+            residual = self._residual(weights, piece, self.read(weights, piece))
+            total += float(xp.sum(residual * residual, dtype=xp.float64))
         return total
 
     def gradient(self, weights: Weights, piece: Piece) -> tuple[Array, Array, Array, Array]:
         """Half the derivative of the sum of squares by W, b, V and c."""
         xp = namespace_of(piece.x)
         s, t, pooled, rows = self._forward(weights, piece)
-        miss = self._miss(weights, piece, rows)
+        residual = self._residual(weights, piece, rows)
         count = int(piece.x.shape[0])
-        back = _gather_back(xp.reshape(miss @ weights.v, (count, piece.taps.size, -1)), piece.taps, pooled)
+        back = _gather_back(xp.reshape(residual @ weights.v, (count, piece.taps.size, -1)), piece.taps, pooled)
         if piece.peaks is not None:
             back = _peaks_back(back, t, pooled, piece.peaks)
         step = _NUDGE * float(xp.mean(xp.abs(s))) + 1e-12
         slope = (self._sigma(s + step) - self._sigma(s - step)) / (2 * step)
         ds = xp.reshape(back, s.shape) * slope
         x = xp.reshape(piece.x, (-1, int(piece.x.shape[2])))
-        return ds.T @ x, xp.sum(ds, axis=0), miss.T @ rows, xp.sum(miss, axis=0)
+        return ds.T @ x, xp.sum(ds, axis=0), residual.T @ rows, xp.sum(residual, axis=0)
 
-    def _miss(self, weights: Weights, piece: Piece, rows: Array) -> Array:
+    def _residual(self, weights: Weights, piece: Piece, rows: Array) -> Array:
         return rows @ weights.v.T + weights.c - namespace_of(rows).reshape(piece.y, (int(rows.shape[0]), -1))
 
     def _forward(self, weights: Weights, piece: Piece) -> tuple[Array, Array, Array, Array]:
@@ -188,8 +188,8 @@ def refine(
             order = order or [int(i) for i in generator.permutation(len(train))]
             piece = train[order.pop()]
             rows += int(piece.x.shape[0]) * piece.taps.shape[0]
-            found = pair.gradient(weights, piece)
-            total = found if total is None else tuple(a + b for a, b in zip(total, found, strict=True))
+            gradient = pair.gradient(weights, piece)
+            total = gradient if total is None else tuple(a + b for a, b in zip(total, gradient, strict=True))
             if not order:
                 break
         assert total is not None, "there is at least one piece"

@@ -49,18 +49,18 @@ def rotations(
         layers = dict(read.layers)
         products = dict(read.products)
         if read.layers:
-            turned, layers = _between_layers(dependencies, read, origins)
-            basis_changes += turned
+            changes, layers = _between_layers(dependencies, read, origins)
+            basis_changes += changes
         for product in group.products:
-            turned, products[product.key] = _inside_product(dependencies, origins, product.key, products[product.key])
-            basis_changes += turned
+            changes, products[product.key] = _inside_product(dependencies, origins, product.key, products[product.key])
+            basis_changes += changes
     except _Unfit:
         return (), read
-    rows = [(turn.layer, int(row)) for turn in basis_changes if turn.is_row for row in turn.places]
+    rows = [(change.layer, int(row)) for change in basis_changes if change.is_row for row in change.places]
     if len(set(rows)) != len(rows):
         return (), read
     xp = namespace_of(read.all[0].covariance)
-    layers = {place: _on_device(reading, xp) for place, reading in layers.items()}
+    layers = {block_key: _on_device(reading, xp) for block_key, reading in layers.items()}
     products = {key: [_on_device(reading, xp) for reading in heads] for key, heads in products.items()}
     return tuple(basis_changes), replace(read, layers=layers, products=products)
 
@@ -75,19 +75,19 @@ class _Unfit(Exception):
 
 def _rows(dependencies: DependencyGraph, makers: Sequence[Maker | None]) -> tuple[str, Indices]:
     """The layer and its rows that made the channels of one head."""
-    found = [maker for maker in makers if maker is not None]
-    names = {name for name, _ in found}
-    if len(found) != len(makers) or len(names) != 1 or dependencies.layer(found[0][0]).linear.op.conv_groups != 1:
+    known = [maker for maker in makers if maker is not None]
+    names = {name for name, _ in known}
+    if len(known) != len(makers) or len(names) != 1 or dependencies.layer(known[0][0]).linear.op.conv_groups != 1:
         raise _Unfit
-    return names.pop(), np.array([row for _, row in found], dtype=np.int64)
+    return names.pop(), np.array([row for _, row in known], dtype=np.int64)
 
 
 def _heads_of(labels: Labels) -> Indices:
     """The n-th row of a class is in head n."""
-    seen: dict[int, int] = {}
+    counts: dict[int, int] = {}
     heads = np.empty(len(labels), dtype=np.int64)
     for row, label in enumerate(labels):
-        heads[row] = seen[int(label)] = seen.get(int(label), -1) + 1
+        heads[row] = counts[int(label)] = counts.get(int(label), -1) + 1
     return heads
 
 
@@ -98,27 +98,27 @@ def _between_layers(
     group = read.group
     columns = {place: list(_columns(dependencies, group, origins, place[0])) for place in read.layers}
     heads = len(next(iter(columns.values())))
-    if any(len(found) != heads for found in columns.values()):
+    if any(len(by_head) != heads for by_head in columns.values()):
         raise _Unfit
     basis_changes, maps = [], []
     for head in range(heads):
-        made = [found[head][0] for found in columns.values()]
-        name, rows = made[0]
-        if any(other != name or not np.array_equal(at, rows) for other, at in made):
+        makers = [by_head[head][0] for by_head in columns.values()]
+        name, rows = makers[0]
+        if any(other != name or not np.array_equal(at, rows) for other, at in makers):
             raise _Unfit  # one of them reads other channels than the rest
-        seen = [
+        statistics = [
             _of_head(dependencies, group, read.layers[place], place[0], columns[place][head][1]) for place in columns
         ]
-        covariance = np.mean([c for c, _ in seen], axis=0)
+        covariance = np.mean([c for c, _ in statistics], axis=0)
         lower = np.linalg.cholesky(add_ridge(covariance, _RIDGE))
-        _, axes = np.linalg.eigh(lower.T @ np.sum([g for _, g in seen], axis=0) @ lower)
+        _, axes = np.linalg.eigh(lower.T @ np.sum([g for _, g in statistics], axis=0) @ lower)
         ahead = np.linalg.solve(lower.T, axes[:, ::-1]).T
         scale = np.linalg.norm(ahead, axis=1)
         ahead, back = ahead / scale[:, None], (lower @ axes[:, ::-1]) * scale
         maps.append((ahead, back))
         basis_changes.append(BasisChange(name, rows, ahead, True))
-        for (layer, _), found in columns.items():
-            basis_changes += [BasisChange(layer, at, back, False) for at in found[head][1]]
+        for (layer, _), by_head in columns.items():
+            basis_changes += [BasisChange(layer, at, back, False) for at in by_head[head][1]]
     readings = {p: _in_basis(dependencies, group, r, p[0], columns[p], maps) for p, r in read.layers.items()}
     return basis_changes, readings
 
@@ -155,7 +155,7 @@ def _inside_product(
     heads = origins.of_product(key)[: len(readings)]  # samples, if merged with the heads, repeat them
     if len(heads) != len(readings):
         raise _Unfit
-    basis_changes, found = [], []
+    basis_changes, changed = [], []
     for (a, b), reading in zip(heads, readings, strict=True):
         q, k = _rows(dependencies, a), _rows(dependencies, b)
         left = np.linalg.cholesky(add_ridge(to_numpy(reading.covariance), _RIDGE))
@@ -165,8 +165,8 @@ def _inside_product(
         half = np.sqrt(np.maximum(sigma, 1e-9 * sigma[0]))
         basis_changes.append(BasisChange(q[0], q[1], half[:, None] * np.linalg.solve(left.T, u).T, True))
         basis_changes.append(BasisChange(k[0], k[1], ((left @ u) / half).T, True))
-        found.append(replace(reading, covariance=np.diag(half**2), matrix=np.diag(half)))
-    return basis_changes, found
+        changed.append(replace(reading, covariance=np.diag(half**2), matrix=np.diag(half)))
+    return basis_changes, changed
 
 
 def _of_head(

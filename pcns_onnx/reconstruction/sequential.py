@@ -54,29 +54,29 @@ def refit(
     shrunk: Graph,
     dependencies: DependencyGraph,
     keep: Mapping[str, Labels],
-    seen: Mapping[BlockKey, Mapping[str, ChannelCovariance]],
+    covariances: Mapping[BlockKey, Mapping[str, ChannelCovariance]],
     steps: int = 0,
 ) -> Refit:
     """Solve every layer behind the first narrowed group, in order.
 
-    `keep` are the classes that stay, by narrowed group; `seen`, by reader, how these groups vary
+    `keep` are the classes that stay, by narrowed group; `covariances`, by reader, how these groups vary
     there. The ridge pulls towards the original's weights, what went replaced by its mixture of
     what stayed. `shrunk` gets the new weights in place. With `steps`, layers are also refined.
     """
-    walk = _Walk(calibration, original, shrunk, dependencies, keep, seen, steps)
+    sequence = _SequentialSolve(calibration, original, shrunk, dependencies, keep, covariances, steps)
     patch: Patch = ()
     try:
-        for at, layer in enumerate(calibration.progress.track(walk.layers, "re-fit", len(walk.layers))):
-            made = walk.solve(at, layer)
-            edit(shrunk, made)
-            patch += made
+        for at, layer in enumerate(calibration.progress.track(sequence.layers, "re-fit", len(sequence.layers))):
+            edits = sequence.solve(at, layer)
+            edit(shrunk, edits)
+            patch += edits
     finally:
-        walk.close()
-    return Refit(patch, walk.fits, walk.refined)
+        sequence.close()
+    return Refit(patch, sequence.fits, sequence.refined)
 
 
-class _Walk:
-    """The two tapes and what has been solved so far."""
+class _SequentialSolve:
+    """The two streams and what has been solved so far."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class _Walk:
         shrunk: Graph,
         dependencies: DependencyGraph,
         keep: Mapping[str, Labels],
-        seen: Mapping[BlockKey, Mapping[str, ChannelCovariance]],
+        covariances: Mapping[BlockKey, Mapping[str, ChannelCovariance]],
         steps: int,
     ) -> None:
         self._calibration, self._original, self._shrunk, self._dependencies = (
@@ -94,7 +94,7 @@ class _Walk:
             shrunk,
             dependencies,
         )
-        self._keep, self._seen, self._steps = keep, seen, steps
+        self._keep, self._covariances, self._steps = keep, covariances, steps
         self._kept = kept_classes(dependencies, keep)
         self._streams = calibration.streams(2)
         self._ridge: float | None = None
@@ -116,7 +116,7 @@ class _Walk:
         self.refined: dict[str, Refined] = {}
 
     def close(self) -> None:
-        """Remove what the tapes hold."""
+        """Remove what the streams hold."""
         self._streams.close()
 
     def _leads(self, layer: Layer) -> bool:
@@ -126,9 +126,9 @@ class _Walk:
     def _found_routes(self) -> Iterator[tuple[str, Route]]:
         """Layers with the one that alone reads them, where that is solved."""
         for layer in self._dependencies.layers:
-            found = route(self._original, self._dependencies, layer)
-            if found is not None and found.reader.name in self._solved - self._gone.keys():
-                yield layer.name, found
+            way = route(self._original, self._dependencies, layer)
+            if way is not None and way.reader.name in self._solved - self._gone.keys():
+                yield layer.name, way
 
     def solve(self, at: int, layer: Layer) -> Patch:
         """Solve layer number `at`, all before it being done: the edits."""
@@ -138,7 +138,7 @@ class _Walk:
         aim = None if way is None else self._aim(way.reader, [layer, *later])
         rows = [np.flatnonzero(self._kept[part.writes]) for part in layer.parts]
         wanted = [goal.tensor] if aim is None else [goal.tensor, aim.tensor]
-        held = [layer.source, goal.had, "" if aim is None else aim.had]
+        from_shrunk = [layer.source, goal.already, "" if aim is None else aim.already]
         windows = gathered = None
         if way is not None and aim is not None:
             seed = (self._calibration.seed, 2, self._dependencies.layers.index(layer))
@@ -146,8 +146,8 @@ class _Walk:
             windows = Windows(way, self._dependencies, outputs, self._calibration.samples.count, seed, room)
         if layer.name in self._solved:
             positions = self._calibration.positions(self._dependencies, layer, 1)
-            gathered = TargetObserver(layer.parts, rows, positions, layer.source, goal.tensor, goal.had)
-        self._advance(at, held, wanted, LayerObserver(gathered, windows, layer.source, aim))
+            gathered = TargetObserver(layer.parts, rows, positions, layer.source, goal.tensor, goal.already)
+        self._advance(at, from_shrunk, wanted, LayerObserver(gathered, windows, layer.source, aim))
         if gathered is not None:
             fits = [fit(e, prior, self._ridge) for e, prior in zip(gathered.evidence, self._priors(layer), strict=True)]
             self.fits[layer.name] = whole = Fit.joined(fits)
@@ -162,36 +162,38 @@ class _Walk:
     def _needed(self, layers: Sequence[Layer]) -> list[str]:
         """Tensors of the shrunk model that these layers are solved from."""
         sources = [item.source for item in layers if item.name not in self._gone]
-        return sources + [self._goals[item.name].had for item in layers]
+        return sources + [self._goals[item.name].already for item in layers]
 
     def _leave_out(self, at: int, block: ResidualBlock) -> Patch:
         """Instead of a block, the mean of what the sum lacks without it."""
         layer, goal = block.layer, self._goals[block.layer.name]
         rows = self._outputs(layer)
         lacks = MissingMeanObserver(layer.linear.op, rows, goal, np.zeros(len(rows)))
-        found = self._advance(at, [goal.had], [goal.tensor], lacks, finite=False)
-        return (constant_for(block, self._dependencies, found.total / max(found.count, 1)),)
+        sums = self._advance(at, [goal.already], [goal.tensor], lacks, finite=False)
+        return (constant_for(block, self._dependencies, sums.total / max(sums.count, 1)),)
 
-    def _advance(self, at: int, held: Sequence[str], wanted: Sequence[str], into: G, *, finite: bool = True) -> G:
-        """Move the tapes in front of layer number `at`; gather `held` of the shrunk model, `wanted` of the original."""
+    def _advance(
+        self, at: int, from_shrunk: Sequence[str], wanted: Sequence[str], into: G, *, finite: bool = True
+    ) -> G:
+        """Move the cuts in front of layer number `at`; gather `from_shrunk`, `wanted` of the original."""
         layer, later = self.layers[at], self.layers[at + 1 :]
         needed = [name for name in self._needed((layer, *later)) if name]
         aims = [self._goals[item.name].tensor for item in later]
-        inputs = Cut(self._shrunk, held, layer.key, needed, finite)
+        inputs = Cut(self._shrunk, from_shrunk, layer.key, needed, finite)
         return self._streams.advance([inputs, Cut(self._original, wanted, layer.key, aims, finite)], into)
 
     def _aim(self, reader: Layer, unsolved: Sequence[Layer]) -> RegressionTarget:
         """The reader's goal; its own output where the sum's other operand will change yet."""
         goal = self._goals[reader.name]
-        pending, keys = [goal.had], {layer.key for layer in unsolved}
-        seen = set[str]()
+        pending, keys = [goal.already], {layer.key for layer in unsolved}
+        visited = set[str]()
         while pending:
             node = self._shrunk.producers.get(pending.pop())
-            if node is None or node.key in seen:
+            if node is None or node.key in visited:
                 continue
             if node.key in keys:
                 return RegressionTarget(reader.output)
-            seen.add(node.key)
+            visited.add(node.key)
             pending += [*node.inputs, *node.captures]
         return goal
 
@@ -203,7 +205,7 @@ class _Walk:
         xp = self._calibration.engine.xp
         matrix = xp.asarray(layer.linear.op.matrix(stored_weight(self._original, layer)))
         return [
-            mixed_prior(matrix[part.rows, :], part, self._seen.get((layer.name, block), {}), self._keep)[
+            mixed_prior(matrix[part.rows, :], part, self._covariances.get((layer.name, block), {}), self._keep)[
                 xp.asarray(np.flatnonzero(self._kept[part.writes])), :
             ]
             for block, part in enumerate(layer.parts)
@@ -227,8 +229,8 @@ class _Walk:
         start = replace(start, v=xp.astype(first.matrix, xp.float32), c=xp.astype(first.bias, xp.float32))
         seed = (self._calibration.seed, 3, self._dependencies.layers.index(way.layer))
         with self._calibration.progress.stage("refine"):
-            self.refined[way.layer.name] = found = refine(windows.pieces, start, sigma, self._steps, seed)
-        return found.weights.w, to_numpy(found.weights.b).astype(np.float64)
+            self.refined[way.layer.name] = refined = refine(windows.pieces, start, sigma, self._steps, seed)
+        return refined.weights.w, to_numpy(refined.weights.b).astype(np.float64)
 
     def _activation(self, way: Route) -> Callable[[Array], Array]:
         """What the shrunk model does between the layer's output and its activations, on rows (R, M)."""

@@ -21,7 +21,7 @@ from pcns_onnx.runtime.samples import Positions
 class TargetObserver:
     """What is known of each block of a layer: gathered from the shrunk model and the original, side by side.
 
-    `rows` are, by block, the outputs that stay. The tensors `source` (the layer's input) and `had` (what the
+    `rows` are, by block, the outputs that stay. The tensors `source` (the layer's input) and `already` (what the
     target has already, if anything) come from the shrunk model, which has no other outputs; `target` from the
     original.
     """
@@ -33,10 +33,10 @@ class TargetObserver:
         positions: Positions,
         source: str,
         target: str,
-        had: str = "",
+        already: str = "",
     ) -> None:
         self._parts, self._rows, self._positions = parts, rows, positions
-        self._source, self._target, self._had = source, target, had
+        self._source, self._target, self._already = source, target, already
         self.evidence: list[AnyEvidence] = []
 
     def begin(self, sides: Sides) -> None:
@@ -44,21 +44,21 @@ class TargetObserver:
         x = sides[0][self._source]
         at = self._drawn(0, x)
         for part, rows in zip(self._parts, self._rows, strict=True):
-            found = part.op.inputs(x, at)
-            expected = int(found.shape[0]) * self._positions.samples // int(x.shape[0])
-            self.evidence.append(evidence_for(expected, int(found.shape[1]), len(rows), namespace_of(found)))
+            rows_x = part.op.inputs(x, at)
+            expected = int(rows_x.shape[0]) * self._positions.samples // int(x.shape[0])
+            self.evidence.append(evidence_for(expected, int(rows_x.shape[1]), len(rows), namespace_of(rows_x)))
 
     def update(self, index: int, sides: Sides) -> None:
         """Take a batch in."""
         shrunk, original = sides
-        x, y, had = shrunk[self._source], original[self._target], shrunk.get(self._had)
+        x, y, already = shrunk[self._source], original[self._target], shrunk.get(self._already)
         at = self._drawn(index, x)
         for part, rows, evidence in zip(self._parts, self._rows, self.evidence, strict=True):
             rows_x, rows_y = part.op.inputs(x, at), part.op.outputs(y, at)
             xp = namespace_of(rows_x)
             rows_y = xp.take(rows_y, xp.asarray(rows), axis=1)
-            if had is not None:
-                rows_y = rows_y - part.op.outputs(had, at)
+            if already is not None:
+                rows_y = rows_y - part.op.outputs(already, at)
             _split(evidence, rows_x, rows_y, int(x.shape[0]), index)
 
     def merge(self, other: TargetObserver) -> None:
@@ -66,8 +66,8 @@ class TargetObserver:
         if not self.evidence:
             self.evidence = other.evidence
             return
-        for mine, found in zip(self.evidence, other.evidence, strict=True):
-            mine.merge(found)
+        for own, others in zip(self.evidence, other.evidence, strict=True):
+            own.merge(others)
 
     def _drawn(self, index: int, x: Array) -> NDArray[np.int64] | None:
         return self._positions.draw(index, self._parts[0].op.positions(x.shape))
@@ -102,7 +102,7 @@ class LayerObserver:
         """Take a batch in."""
         if self.windows is not None and self.aim is not None:
             aim, (shrunk, original) = self.aim, sides
-            self.windows.update(index, shrunk[self.source], original[aim.tensor], shrunk.get(aim.had))
+            self.windows.update(index, shrunk[self.source], original[aim.tensor], shrunk.get(aim.already))
         if self.gathered is not None:
             self.gathered.update(index, sides)
 
@@ -133,7 +133,7 @@ class MissingMeanObserver:
         y = original[self.goal.tensor]
         xp = namespace_of(y)
         lacks = xp.take(self.op.outputs(y, None), xp.asarray(self.rows), axis=1)
-        lacks = lacks - self.op.outputs(shrunk[self.goal.had], None)
+        lacks = lacks - self.op.outputs(shrunk[self.goal.already], None)
         self.total = self.total + to_numpy(xp.sum(lacks, axis=0, dtype=xp.float64))
         self.count += int(lacks.shape[0])
 

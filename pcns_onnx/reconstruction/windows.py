@@ -130,27 +130,27 @@ class Windows:
         self._used = 0
         self.pieces: list[Piece] = []
 
-    def update(self, index: int, x: Array, y: Array, had: Array | None) -> None:
+    def update(self, index: int, x: Array, y: Array, already: Array | None) -> None:
         """Take a batch in: the layer's input in the shrunk model, the reader's target, what it has already."""
         xp, count = namespace_of(x), int(x.shape[0])
         first, second = self._route.layer.linear.op, self._route.reader.linear.op
         if first.positions(tuple(x.shape)) != self._positions(self._hidden):
-            return  # a batch of another size than the one that was surveyed
+            return  # a batch of another size than the one that shapes are known of
         at = self._draw(index, second.positions(self._read))
-        taps, seen = _compact(second.places(self._read, at))
+        taps, positions = _compact(second.places(self._read, at))
         peaks = None
         if self._route.largest is not None:
-            peaks, seen = _compact(self._route.largest.places(self._hidden, seen))
-        patches = first.inputs(x, seen)
+            peaks, positions = _compact(self._route.largest.places(self._hidden, positions))
+        patches = first.inputs(x, positions)
         size = int(patches.shape[0]) * int(patches.shape[1]) * 4
         if not self._takes(size):
             return
         targets = xp.take(second.outputs(y, at), xp.asarray(self._rows), axis=1)
-        if had is not None:
-            targets = targets - second.outputs(had, at)
+        if already is not None:
+            targets = targets - second.outputs(already, at)
         self.pieces.append(
             Piece(
-                xp.astype(xp.reshape(patches, (count, len(seen), -1)), xp.float32),
+                xp.astype(xp.reshape(patches, (count, len(positions), -1)), xp.float32),
                 xp.astype(xp.reshape(targets, (count, len(at), -1)), xp.float32),
                 peaks,
                 taps,
@@ -189,5 +189,5 @@ class Windows:
 
 def _compact(places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Places as indices into the sorted different ones (their number for -1), and these."""
-    seen = np.unique(places[places >= 0])
-    return np.where(places < 0, len(seen), np.searchsorted(seen, np.maximum(places, 0))), seen
+    distinct = np.unique(places[places >= 0])
+    return np.where(places < 0, len(distinct), np.searchsorted(distinct, np.maximum(places, 0))), distinct

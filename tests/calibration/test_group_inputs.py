@@ -118,7 +118,7 @@ def test_readings_are_the_covariance_of_the_columns_by_class(name: str, monkeypa
             np.testing.assert_array_equal(group.labels[reading.among(group.width)], classes)
             np.testing.assert_allclose(reading.covariance, np.cov(expected.T, bias=True), rtol=1e-4, atol=1e-5)
             np.testing.assert_array_equal(reading.matrix, matrix)
-            seen = read.seen()[reader, block]
+            seen = read.covariances()[reader, block]
             np.testing.assert_array_equal(seen.classes, classes)
             assert reading.rows == len(rows)
 

@@ -422,7 +422,7 @@ def solved(model: onnx.ModelProto, x: Array, damaged: str, width: int) -> tuple[
     (group,) = [g for g in dependencies.groups if g.name == damaged]
     seen: dict[BlockKey, dict[str, ChannelCovariance]] = {}
     for read in read_groups(calibration, graph, dependencies, [group]):
-        for place, view in read.seen().items():
+        for place, view in read.covariances().items():
             seen.setdefault(place, {})[group.name] = view
     keep = {group.name: group.labels[:width]}
     patch = narrow(graph, dependencies, keep)

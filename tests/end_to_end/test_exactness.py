@@ -469,7 +469,7 @@ def test_a_refit_at_full_width_changes_nothing(architecture: str, name: str, pri
     seen: dict[BlockKey, dict[str, ChannelCovariance]] = {}
     if prior == "mixed":
         for read in read_groups(calibration, graph, dependencies, dependencies.shrinkable):
-            for place, view in read.seen().items():
+            for place, view in read.covariances().items():
                 seen.setdefault(place, {})[read.group.name] = view
         assert set(seen) == {("second", 0), ("last", 0)}
     made = refit(calibration, graph, graph.copy(), dependencies, keep, seen)

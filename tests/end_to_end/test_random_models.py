@@ -211,7 +211,7 @@ def test_whatever_goes_together_goes_without_a_trace(seed: int) -> None:
     calibration = Calibration(Engine(threads=1), Samples(open_data(data, twin.inputs), 32), 0, Progress())
     seen: dict[BlockKey, dict[str, ChannelCovariance]] = {}
     for read in read_groups(calibration, twin, dependencies, [g for g in dependencies.shrinkable if g.name in keep]):
-        for place, view in read.seen().items():
+        for place, view in read.covariances().items():
             seen.setdefault(place, {})[read.group.name] = view
     patch = narrow(twin, dependencies, keep)
     edits = refit(calibration, twin, apply(twin, patch), dependencies, keep, seen).patch

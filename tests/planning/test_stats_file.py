@@ -49,11 +49,13 @@ def test_what_is_read_is_what_was_written(model: onnx.ModelProto, tmp_path: Path
         np.testing.assert_array_equal(read.rankings[name].error, ranking.error)
         np.testing.assert_array_equal(read.curves[name], found.curves[name])
     assert read.rankings.keys() == found.rankings.keys()
-    assert {place: set(views) for place, views in read.seen.items()} == {p: set(v) for p, v in found.seen.items()}
-    for place, views in found.seen.items():
+    assert {place: set(views) for place, views in read.covariances.items()} == {
+        p: set(v) for p, v in found.covariances.items()
+    }
+    for place, views in found.covariances.items():
         for name, view in views.items():
-            np.testing.assert_array_equal(read.seen[place][name].classes, view.classes)
-            np.testing.assert_array_equal(to_numpy(read.seen[place][name].covariance), to_numpy(view.covariance))
+            np.testing.assert_array_equal(read.covariances[place][name].classes, view.classes)
+            np.testing.assert_array_equal(to_numpy(read.covariances[place][name].covariance), to_numpy(view.covariance))
     assert {name for name, group in read.basis_changes.items() if group} == {
         name for name, g in found.basis_changes.items() if g
     }

@@ -157,6 +157,6 @@ def _covariances(problem: Problem, groups: list[Group]) -> dict[BlockKey, dict[s
     """How the readers of the groups see them, for the re-fit."""
     covariances: dict[BlockKey, dict[str, ChannelCovariance]] = {}
     for stats in read_groups(problem.calibration, problem.graph, problem.dependencies, groups):
-        for block, covariance in stats.seen().items():
+        for block, covariance in stats.covariances().items():
             covariances.setdefault(block, {})[stats.group.name] = covariance
     return covariances

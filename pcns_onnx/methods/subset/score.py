@@ -48,7 +48,7 @@ def score_channels(problem: Problem, method: Method, *, seed: int, probes: bool)
             with problem.calibration.progress.stage("rank"):
                 ranking = ranks(read.all, read.group.width)
             rankings[name] = ranking = ranking.led_by(essential(problem.dependencies, read.group, ranking))
-            for block, covariance in read.seen().items():
+            for block, covariance in read.covariances().items():
                 covariances.setdefault(block, {})[name] = covariance
             curves[name] = ranking.error
             if prober is not None:

@@ -21,7 +21,7 @@ def solve(problem: Problem, decision: Decision, importance: Importance, scope: S
     keep = {g.name: g.labels[decision.keep[g.name]] for g in chosen}
     covariances = {
         block: {name: covariance for name, covariance in by_group.items() if name in keep}
-        for block, by_group in importance.seen.items()
+        for block, by_group in importance.covariances.items()
     }
     changes = [change for name in keep for change in importance.basis_changes.get(name, ())]
     base, basis_changes = change_basis(problem.graph, problem.dependencies, changes)
