@@ -112,7 +112,9 @@ def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
     """Name, dtype and shape of a graph input or output."""
     kind = value.type.tensor_type.elem_type
     dtype = helper.tensor_dtype_to_np_dtype(kind) if kind else np.dtype(object)
-    return TensorSpec(value.name, np.dtype(dtype), shape_of(value))
+    # Exporters write open sizes as -1 or 0, too, and onnxruntime runs such files.
+    sizes = tuple(size if size is None or size > 0 else None for size in shape_of(value))
+    return TensorSpec(value.name, np.dtype(dtype), sizes)
 
 
 def shape_of(value: onnx.ValueInfoProto) -> Shape:

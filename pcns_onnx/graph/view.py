@@ -199,7 +199,7 @@ class GraphView:
         for value in probe.graph.input:
             known = (feeds or {}).get(value.name)
             for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-                if dim.HasField("dim_value"):
+                if dim.dim_value > 0:
                     continue
                 if axis == 0:
                     dim.dim_value = batch

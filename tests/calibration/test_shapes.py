@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 
 from builders.chains import node
+from builders.mlp import mlp, rows
 from builders.models import build
-from pcns_onnx import InputError, inspect
+from pcns_onnx import InputError, inspect, shrink
 
 
 def open_sizes() -> onnx.ModelProto:
@@ -52,3 +55,16 @@ def test_a_shape_that_is_not_understood_is_refused(text: str) -> None:
 def test_a_shape_that_does_not_fit_the_model_is_refused(text: str, line: str) -> None:
     with pytest.raises(InputError, match=line):
         inspect(open_sizes(), shape=text)
+
+
+@pytest.mark.parametrize("size", [-1, 0])
+def test_a_size_below_one_is_an_open_size(size: int, tmp_path: Path) -> None:
+    """Older exporters write it so, and onnxruntime runs -1 as if it were open (0 it refuses by itself)."""
+    model = mlp()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = size
+    layers = inspect(model, rows(40)).layers
+    assert [layer.macs for layer in layers] == [layer.macs for layer in inspect(mlp(), rows(40)).layers]
+    if size:
+        shrink(model, rows(200), tmp_path / "o.onnx", width=0.5, refine=0, batch=8)
+        assert (tmp_path / "o.onnx").exists()
