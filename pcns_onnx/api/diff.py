@@ -95,8 +95,8 @@ def diff(a: ModelSource, b: ModelSource, **choices: Unpack[Running]) -> Differen
     )
 
 
-def _resized(what: str, before: int, after: int) -> list[str]:
-    return [] if before == after or not (before and after) else [f"{what} {before} to {after}"]
+def _resized(quantity: str, before: int, after: int) -> list[str]:
+    return [] if before == after or not (before and after) else [f"{quantity} {before} to {after}"]
 
 
 def _sides(dependencies: DependencyGraph) -> dict[str, LayerSide]:
@@ -178,11 +178,11 @@ def _same(a: Any, b: Any) -> bool:
 
 def _interface(a: Graph, b: Graph) -> list[str]:
     changes = []
-    for what, one, two in (("input", a.inputs, b.inputs), ("output", a.outputs, b.outputs)):
+    for direction, one, two in (("input", a.inputs, b.inputs), ("output", a.outputs, b.outputs)):
         left, right = ({spec.name: spec for spec in specs} for specs in (one, two))
         for name in dict.fromkeys((*left, *right)):
             if left.get(name) != right.get(name):
-                changes.append(f"{what} '{name}': {_spec(left.get(name))}, now {_spec(right.get(name))}")
+                changes.append(f"{direction} '{name}': {_spec(left.get(name))}, now {_spec(right.get(name))}")
     if a.opset != b.opset:
         changes.append(f"opset: {a.opset}, now {b.opset}")
     if a.storage != b.storage:

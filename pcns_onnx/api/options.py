@@ -63,8 +63,8 @@ class Options:
         """The choices that shape the result, as text, for reports."""
         values = {
             name: getattr(getattr(self, record), name)
-            for name, (record, one) in FIELDS.items()
-            if one.metadata.get("described", True)
+            for name, (record, option) in FIELDS.items()
+            if option.metadata.get("described", True)
         }
         return {
             name: ", ".join(value) if isinstance(value, tuple) else str(value)
@@ -87,29 +87,29 @@ RECORDS: Mapping[str, type[Any]] = {
 
 def _all_fields() -> Iterator[tuple[str, tuple[str, Field[Any]]]]:
     for name, record in RECORDS.items():
-        yield from ((one.name, (name, one)) for one in fields(record))
+        yield from ((option.name, (name, option)) for option in fields(record))
 
 
 FIELDS: Mapping[str, tuple[str, Field[Any]]] = dict(_all_fields())
 """By the name of a choice: its record's name and its field."""
 
 
-def flag_of(one: Field[Any]) -> str:
+def flag_of(option: Field[Any]) -> str:
     """How the command line names a field."""
-    return str(one.metadata.get("flag", f"--{one.name.replace('_', '-')}"))
+    return str(option.metadata.get("flag", f"--{option.name.replace('_', '-')}"))
 
 
-def takes_many(one: Field[Any]) -> bool:
+def takes_many(option: Field[Any]) -> bool:
     """Whether a field takes a list."""
-    return "Sequence" in str(one.type)
+    return "Sequence" in str(option.type)
 
 
-def kind_of(one: Field[Any]) -> type | None:
+def kind_of(option: Field[Any]) -> type | None:
     """The number that a field holds, str for other texts; None where it is of several types."""
     for name, kind in (("int", int), ("float", float), ("bool", bool)):
-        if str(one.type) in (name, f"{name} | None"):
+        if str(option.type) in (name, f"{name} | None"):
             return kind
-    return None if one.name in _OPEN else str
+    return None if option.name in _OPEN else str
 
 
 def options_page() -> str:
@@ -117,47 +117,47 @@ def options_page() -> str:
     sections = []
     for record in RECORDS.values():
         title = (record.__doc__ or "").strip().partition("\n")[0].rstrip(".")
-        rows = [_row(one) for one in fields(record) if one.metadata["commands"]]
+        rows = [_row(option) for option in fields(record) if option.metadata["commands"]]
         sections.append(
             "\n".join([f"## {title}", "", "| option | commands | default | meaning |", "|---|---|---|---|", *rows])
         )
     return "\n\n".join(sections)
 
 
-def _row(one: Field[Any]) -> str:
-    metavar, text = (one.metadata.get(name) or "" for name in ("metavar", "help"))
+def _row(option: Field[Any]) -> str:
+    metavar, text = (option.metadata.get(name) or "" for name in ("metavar", "help"))
     metavar = metavar[""] if isinstance(metavar, Mapping) else metavar
-    if not metavar and kind_of(one) in (int, float):
-        metavar = "N" if kind_of(one) is int else "F"
+    if not metavar and kind_of(option) in (int, float):
+        metavar = "N" if kind_of(option) is int else "F"
     texts = (
         [f"{where}: {meaning}" if where else meaning for where, meaning in text.items()]
         if isinstance(text, Mapping)
         else [text]
     )
-    default = "" if one.default in (None, (), False, True) else f"`{one.default}`"
-    shown = f"`{flag_of(one)} {metavar}`".replace(" `", "`").replace("|", "\\|")
-    commands = one.metadata["commands"].replace(" ", ", ")
+    default = "" if option.default in (None, (), False, True) else f"`{option.default}`"
+    shown = f"`{flag_of(option)} {metavar}`".replace(" `", "`").replace("|", "\\|")
+    commands = option.metadata["commands"].replace(" ", ", ")
     return f"| {shown} | {commands} | {default} | {'<br>'.join(texts)} |".replace("|  |", "| |")
 
 
-def _checked(one: Field[Any], value: Any) -> Any:
+def _checked(option: Field[Any], value: Any) -> Any:
     """A value as its record keeps it; raises `InputError` where it is not what the field takes."""
-    name, facts = flag_of(one).partition("/")[0], one.metadata
-    if takes_many(one) and one.name != "custom_ops":
+    name, facts = flag_of(option).partition("/")[0], option.metadata
+    if takes_many(option) and option.name != "custom_ops":
         texts = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
         if not all(isinstance(text, str) for text in texts):
             raise InputError(f"{name} {value!r} is not understood: give a text or a list of texts")
         return texts
-    if value is None and one.default is None:
+    if value is None and option.default is None:
         return None
-    kind = kind_of(one)
-    if one.name == "normalize" and type(value).__name__ != "Normalize":
+    kind = kind_of(option)
+    if option.name == "normalize" and type(value).__name__ != "Normalize":
         raise InputError(f"{name} {value!r} is not understood: it must be a pcns_onnx.Normalize(mean, std)")
     if kind is int and not isinstance(value, Integral):
         raise InputError(f"{name} {value!r} is not understood: it must be a whole number")
     if kind is float and not isinstance(value, Real):
         raise InputError(f"{name} {value!r} is not understood: it must be a number")
-    if one.name in ("preprocess", "scheduler") and not isinstance(value, str):
+    if option.name in ("preprocess", "scheduler") and not isinstance(value, str):
         raise InputError(f"{name} {value!r} is not understood: give a text")
     if "choices" in facts and value not in facts["choices"]:
         choices = facts["choices"]

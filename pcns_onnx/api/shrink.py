@@ -269,8 +269,8 @@ def _check_on(running: Run, form: Canonical, data: DataSource | None, metric: Me
     options = running.options
     needs_score = options.gates.max_drop is not None or any(b.resource == "drop" for b in options.goal.qualities)
     if needs_score and metric is None and not (held_out or train).has_labels:
-        what = "--max-drop" if options.gates.max_drop is not None else "budget drop"
-        raise InputError(f"{what} needs labels in the data it is checked on, or --metric")
+        limit = "--max-drop" if options.gates.max_drop is not None else "budget drop"
+        raise InputError(f"{limit} needs labels in the data it is checked on, or --metric")
     return Check(running, form, train, held_out, metric, data is not None)
 
 

@@ -90,8 +90,8 @@ def _weighted(before: Graph, after: Graph, layer: Layer, copies: Copies, *, zero
     if not zero or layer.bias.absent:
         return edits
     axis, bias_input = linear.bias_axes[-1], (layer.bias.key, layer.bias.position)
-    bias, was = stored(after, *bias_input), stored(before, *bias_input)
-    if has_value_per_row(was, layer):
-        _, number = layout(linear.writes[: was.shape[axis]], copies)
+    bias, old_bias = stored(after, *bias_input), stored(before, *bias_input)
+    if has_value_per_row(old_bias, layer):
+        _, number = layout(linear.writes[: old_bias.shape[axis]], copies)
         edits += (SetInput(*bias_input, bias * (number == 0).reshape(-1, *(1,) * (-1 - axis))),)
     return edits

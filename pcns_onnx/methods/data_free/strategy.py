@@ -1,7 +1,7 @@
 """Shrinking by the weights alone: EigenRemove and minimum weight selection (Graham 2019), no data needed.
 
 EigenRemove takes the weights that write a group and those that read it, puts their low-rank estimates R
-(`methods.weights`) in their place, and keeps the neurons whose outgoing weights in R are largest. Minimum weight
+(`low_rank_weights`) in their place, and keeps the neurons whose outgoing weights in R are largest. Minimum weight
 selection is the same at full rank, where R = W.
 
 Where the thesis disagrees with itself:

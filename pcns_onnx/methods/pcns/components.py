@@ -144,8 +144,8 @@ def _least_squares(x: Array, inside: Array, prior: Array, sigma: Activation) -> 
         return prior + solve_spd(add_ridge(known.T @ known, ridge), known.T @ residual[:rows, :])
 
     def error(ridge: float) -> float:
-        off = sigma.forward(x[cut:, :] @ solved(cut, ridge)) - inside[cut:, :]
-        return float(xp.sum(off * off))
+        deviation = sigma.forward(x[cut:, :] @ solved(cut, ridge)) - inside[cut:, :]
+        return float(xp.sum(deviation * deviation))
 
     best = min(_RIDGES, key=error)
     return solved(int(x.shape[0]), best), best
@@ -216,11 +216,11 @@ def _into_range(x: Array, targets: Array, sigma: Activation) -> tuple[Array, Arr
     for share in (None, *_SCALES):
         scale, shift = _candidate(xp, sigma, low, high, span, share)
         inside = targets * scale + shift
-        bad = (xp.min(inside, axis=0) <= sigma.low) | (xp.max(inside, axis=0) >= sigma.high)
-        safe = xp.where(bad[None, :], 0.5 * xp.ones_like(inside), inside)
+        out_of_range = (xp.min(inside, axis=0) <= sigma.low) | (xp.max(inside, axis=0) >= sigma.high)
+        safe = xp.where(out_of_range[None, :], 0.5 * xp.ones_like(inside), inside)
         weight = solve_spd(factor, x.T @ sigma.inverse(safe))
         residual = (sigma.forward(x @ weight) - inside) / scale
-        error = xp.where(bad, float("inf"), xp.sum(residual * residual, axis=0))
+        error = xp.where(out_of_range, float("inf"), xp.sum(residual * residual, axis=0))
         if best_error is None:
             best_error = error
             best_scale, best_shift = scale, shift

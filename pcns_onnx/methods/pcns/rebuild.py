@@ -67,13 +67,13 @@ def rebuild(
     groups = [g for g in dependencies.groups if g.name in widths]
     if group_bases is None:
         group_bases = {group.name: basis for group, basis, _ in bases(calibration, original, dependencies, groups)}
-    done: dict[str, Rebuilt] = {}
+    rebuilt: dict[str, Rebuilt] = {}
     current, edits = original, Patch()
     if order == "descending":
         groups.reverse()
     for group in calibration.progress.track(groups, "rebuild", len(groups)):
         reference = original if order == "ascending" else current
-        current, patch, done[group.name] = _rebuild_one(
+        current, patch, rebuilt[group.name] = _rebuild_one(
             calibration,
             original,
             reference,
@@ -85,7 +85,7 @@ def rebuild(
             refit,
         )
         edits += patch
-    return current, edits, done
+    return current, edits, rebuilt
 
 
 def _rebuild_one(

@@ -39,14 +39,14 @@ _SMALL = 512  # columns up to which channels go strictly one by one
 class _State:
     """One reader during the sweep: C⁻¹ (n, n), V (K, n) over its active channels, 1/variance.
 
-    `places` (n/taps,) are these channels among those of the group, ascending.
+    `group_channels` (n/taps,) are these channels among those of the group, ascending.
     """
 
     inverse: Array
     matrix: Array
     taps: int
     scale: float
-    places: NDArray[np.int64]
+    group_channels: NDArray[np.int64]
     alive: NDArray[np.bool_]
 
     def costs(self) -> NDArray[np.float64]:
@@ -69,16 +69,16 @@ class _State:
     def restrict(self, wanted: NDArray[np.bool_]) -> _State:
         """The same problem on those of the group's channels that are wanted, as copies."""
         xp = namespace_of(self.inverse)
-        kept = np.flatnonzero(wanted[self.places])
+        kept = np.flatnonzero(wanted[self.group_channels])
         index = self.columns(kept)
         inverse = xp.take(xp.take(self.inverse, index, axis=0), index, axis=1)
         matrix = xp.take(self.matrix, index, axis=1)
-        return _State(inverse, matrix, self.taps, self.scale, self.places[kept], self.alive[kept])
+        return _State(inverse, matrix, self.taps, self.scale, self.group_channels[kept], self.alive[kept])
 
     def eliminate(self, channels: Sequence[int]) -> None:
         """Remove channels of the group, as far as it reads them, and re-fit the rest."""
         xp = namespace_of(self.inverse)
-        removed = np.flatnonzero(np.isin(self.places, channels))
+        removed = np.flatnonzero(np.isin(self.group_channels, channels))
         if not len(removed):
             return
         index = self.columns(removed)
@@ -136,7 +136,7 @@ def _total(states: Sequence[_State], left: NDArray[np.bool_]) -> NDArray[np.floa
     """Cost of removing each channel of the group for all readers; infinite where it is gone."""
     total = np.where(left, 0.0, np.inf)
     for state in states:
-        total[state.places] += state.costs()
+        total[state.group_channels] += state.costs()
     return total
 
 

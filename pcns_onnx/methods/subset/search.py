@@ -45,8 +45,8 @@ def latency_ratio(problem: Problem, patch: Patch) -> float:
 
 def size_ratio(problem: Problem, patch: Patch) -> float:
     """Bytes of the narrowed model as it will be stored, with its note of provenance, against the original's."""
-    note = 256 + sum(len(group.name) + 24 for group in problem.groups)
-    return (emit(problem.form, patch).nbytes + note) / problem.form.original.nbytes
+    provenance_bytes = 256 + sum(len(group.name) + 24 for group in problem.groups)
+    return (emit(problem.form, patch).nbytes + provenance_bytes) / problem.form.original.nbytes
 
 
 MEASURES: Mapping[str, tuple[Callable[[Problem, Patch], float], float]] = {

@@ -56,10 +56,10 @@ class SubsetStrategy:
         """Why the request cannot be met."""
         request = self.request
         letter = (request.solving.refit is False, only_pcns_orders(request)[1])
-        other = next((way for way in ("width", "variance", "plan") if getattr(request.goal, way) is not None), None)
+        other_way = next((way for way in ("width", "variance", "plan") if getattr(request.goal, way) is not None), None)
         ranks = (
-            request.scope.low_rank and other is not None,
-            f"--low-rank is a choice that a budget makes: give --budget and not --{other}",
+            request.scope.low_rank and other_way is not None,
+            f"--low-rank is a choice that a budget makes: give --budget and not --{other_way}",
         )
         return first_refusal(
             [needs_data(request), only_pcns_orders(request), letter, ranks, only_eigenremove_has_ranks(request)]

@@ -63,18 +63,18 @@ def _best(problem: Problem, importance: Importance, plans: Sequence[Decision], r
     solved, judged = split(calibration.samples.data, holdout=1 / 3, seed=request.seed, samples=max(SAMPLES, 3 * batch))
     if judged is None:
         return 0
-    some, others = (replace(calibration.samples, data=data, _kept=[]) for data in (solved, judged))
-    if not some.count or not others.count:
+    trial_samples, held_out = (replace(calibration.samples, data=data, _kept=[]) for data in (solved, judged))
+    if not trial_samples.count or not held_out.count:
         return 0
     trial = replace(
-        problem, calibration=replace(calibration, samples=some, progress=Progress(), executor=LocalExecutor())
+        problem, calibration=replace(calibration, samples=trial_samples, progress=Progress(), executor=LocalExecutor())
     )
     with calibration.progress.stage("try"):
         errors = [
             _error(
                 trial.calibration,
                 problem.graph,
-                others,
+                held_out,
                 apply(problem.whole, solve(trial, plan, importance, request.scope, 0).patch),
             )
             for plan in plans

@@ -170,20 +170,20 @@ def _errors(figure: Any, groups: list[GroupInfo]) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
 
 
-def _curves(figure: Any, curves: dict[str, list[float]], across: str, up: str) -> None:
+def _curves(figure: Any, curves: dict[str, list[float]], x_label: str, y_label: str) -> None:
     axes = figure.subplots()
     ranked = sorted(curves, key=lambda name: -len(curves[name]))
     styles = ("-", "--", ":", "-.")
     for order, name in enumerate(ranked):
         values = np.asarray(curves[name])
-        first = 0 if across.endswith("kept") else 1
+        first = 0 if x_label.endswith("kept") else 1
         shares = np.linspace(first / max(len(values), 1), 1.0, len(values))
         named = len(ranked) <= _NAMED
         axes.plot(
             shares, np.maximum(values, _LEAST), color=(AFTER, THIRD, INK)[order % 3],
             linestyle=styles[order % 4], linewidth=1.2 if named else 0.7, label=_label(name) if named else "_",
         )  # fmt: skip
-    axes.set(xlabel=across, ylabel=up, yscale="log", xlim=(0, 1))
+    axes.set(xlabel=x_label, ylabel=y_label, yscale="log", xlim=(0, 1))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if len(ranked) <= _NAMED:
         axes.legend(fontsize=8)

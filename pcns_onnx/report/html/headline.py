@@ -46,10 +46,10 @@ def precisions(report: Report) -> list[tuple[str, ...]]:
         ),
         *(
             (
-                f"shrunk, {one.kind}", f"{one.bytes:,}", f"{one.latency.ratio:.3f}", f"{one.on_top:.3f}",
-                f"{one.agreement.error:.4f}", _score(one.agreement.score_b),
+                f"shrunk, {precision.kind}", f"{precision.bytes:,}", f"{precision.latency.ratio:.3f}",
+                f"{precision.on_top:.3f}", f"{precision.agreement.error:.4f}", _score(precision.agreement.score_b),
             )
-            for one in quantized
+            for precision in quantized
         ),
     ]  # fmt: skip
 
