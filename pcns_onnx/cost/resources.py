@@ -50,18 +50,24 @@ _WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of a stored value."""
 
 
+def _parameters(form: Canonical, graph: Graph) -> tuple[float, float]:
+    """Parameters of what would be written; layers that are put as two have more than their form."""
+    added = graph.parameters - form.twin.parameters
+    return form.emitted.parameters + added, form.original.parameters
+
+
 def _file_sizes(form: Canonical, graph: Graph) -> tuple[float, float]:
     """Sizes of the files that would be written, counted in stored values."""
     added = graph.parameters - form.twin.parameters
     width = _WIDTHS[form.original.storage]
-    return form.typed.nbytes / width + added, form.original.nbytes / width
+    return form.emitted.nbytes / width + added, form.original.nbytes / width
 
 
 _STORED = Counter(
     weights=lambda layer: layer.parameters - (0 if layer.bias.absent else layer.width),
     bias=lambda layer: layer.width,
     node=lambda node: node.parameters,
-    totals=lambda form, graph: (graph.parameters, form.original.parameters),
+    totals=_parameters,
 )
 
 RESOURCES: dict[str, Resource] = {

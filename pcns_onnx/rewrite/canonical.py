@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.constant_shapes import store_constant_shapes
@@ -32,6 +33,11 @@ class Canonical:
         norms_folded, folded = fold_batch_norms(start) if folds else (start, ())
         typed, added = explicit_biases(norms_folded)
         return cls(original, typed, typed.as_float32(), folded, added)
+
+    @cached_property
+    def emitted(self) -> Graph:
+        """What would be written if nothing were narrowed: without weights that folding has left without a reader."""
+        return emit(self, ())
 
 
 def emit(form: Canonical, patch: Patch) -> Graph:
