@@ -18,17 +18,17 @@ import psutil
 import pytest
 
 from builders.models import MODELS, Array
+from builders.observers import OutputMoments
 from pcns_onnx import ShrinkResult, shrink
 from pcns_onnx.api.options import Choices, Options
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime.activations import Cut
 from pcns_onnx.runtime.dask_executor import executor_for
 from pcns_onnx.runtime.engine import Engine
-from pcns_onnx.runtime.executor import LocalExecutor, Sides
+from pcns_onnx.runtime.executor import LocalExecutor
 from pcns_onnx.runtime.samples import Samples
 
 # Dask closes its sockets and loops a moment after it says that it has.
@@ -39,28 +39,6 @@ pytestmark = [
 
 T = TypeVar("T")
 distributed: Any = importlib.import_module("distributed")
-
-
-class Seen:
-    """Moments of the model's output, and the numbers of the batches that were seen, in order."""
-
-    def __init__(self) -> None:
-        self.first: float | None = None
-        self.moments = Moments(10, 0)
-        self.batches: list[int] = []
-
-    def begin(self, sides: Sides) -> None:
-        self.first = float(sides[0]["logits"][0, 0])
-
-    def update(self, index: int, sides: Sides) -> None:
-        assert self.first is not None, "every shard starts from what the first batch settled"
-        self.moments.update(sides[0]["logits"])
-        self.batches.append(index)
-
-    def merge(self, other: Seen) -> None:
-        self.first = other.first
-        self.moments.merge(other.moments)
-        self.batches += other.batches
 
 
 def images() -> Array:
@@ -115,8 +93,8 @@ def test_shards_add_up_in_order() -> None:
             samples = Samples(open_data(data, graph.inputs), 9)
             streams = who.streams(Engine(threads=1), samples, Progress(), 1 << 20, 1)
             with_logits = Cut(graph, ["logits"], graph.producers[middle].key, ["logits"])
-            first = streams.advance([with_logits], Seen())
-            found.append((first, streams.advance([Cut(graph, ["logits"])], Seen(), "capture")))
+            first = streams.advance([with_logits], OutputMoments())
+            found.append((first, streams.advance([Cut(graph, ["logits"])], OutputMoments(), "capture")))
             streams.close()
     assert not children()
     for one, other in zip(*found, strict=True):
