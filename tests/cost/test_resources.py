@@ -83,3 +83,36 @@ def test_a_size_that_cannot_be_reached_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^budget size=0\.0001 is out of reach"):
         shrink(MODELS / "digits_mlp_tanh.onnx", DATA, tmp_path / "o.onnx", budget="size=0.0001", refine=0)
     assert not list(tmp_path.iterdir())
+
+
+def normed() -> onnx.ModelProto:
+    """Two Convs with norms that fold, and all weights in Constant nodes, as Paddle's exporter writes them."""
+    generator, nodes, weights, name = np.random.default_rng(0), list[onnx.NodeProto](), dict[str, np.ndarray](), "x"
+    for i, (wide, inside) in enumerate(((24, 3), (32, 24))):
+        weights[f"w{i}"] = generator.standard_normal((wide, inside, 3, 3)).astype(np.float32)
+        statistics = [f"{what}{i}" for what in ("scale", "shift", "mean", "variance")]
+        weights |= {key: generator.uniform(0.5, 1.5, wide).astype(np.float32) for key in statistics}
+        nodes.append(helper.make_node("Conv", [name, f"w{i}"], [f"c{i}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("BatchNormalization", [f"c{i}", *statistics], [f"b{i}"]))
+        nodes.append(helper.make_node("Relu", [f"b{i}"], [f"r{i}"]))
+        name = f"r{i}"
+    weights["head"] = generator.standard_normal((32, 5)).astype(np.float32)
+    nodes.append(helper.make_node("GlobalAveragePool", [name], ["pooled"]))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"]))
+    nodes.append(helper.make_node("MatMul", ["flat", "head"], ["y"]))
+    constants = [
+        helper.make_node("Constant", [], [key], value=numpy_helper.from_array(value, key))
+        for key, value in weights.items()
+    ]
+    return build([*constants, *nodes], {}, ["n", 3, 6, 6])
+
+
+@pytest.mark.parametrize("resource", ["params", "size"])
+def test_what_folding_leaves_without_a_reader_is_not_counted(resource: str) -> None:
+    model = normed()
+    x = np.random.default_rng(1).standard_normal((100, 3, 6, 6)).astype(np.float32)
+    report = shrink(model, x, budget=f"{resource}=0.8", refine=0, multiple=1).report
+    before, after = (
+        (side.parameters if resource == "params" else side.bytes) for side in (report.before, report.after)
+    )
+    assert 0.7 * before < after <= 0.8 * before
