@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from pcns_onnx.api.outputs import Outputs
 from pcns_onnx.data.options import DataOptions
-from pcns_onnx.dependency.scope import Scope
+from pcns_onnx.dependency.options import Scope
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.options import GateOptions
 from pcns_onnx.methods.registry import method_named

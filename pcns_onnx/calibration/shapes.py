@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pcns_onnx.data.dataset import Dataset
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph
-from pcns_onnx.dependency.scope import Scope
+from pcns_onnx.dependency.options import Scope
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.graph.queries import names_of

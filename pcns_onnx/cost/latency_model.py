@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.cost.cache import Table
+from pcns_onnx.cost.latency_table import Table
 from pcns_onnx.cost.layer_latency import BLOCK, Floats, LayerLatency, Measured, Sliced
 from pcns_onnx.cost.profiler import Job, noise, take_apart
 from pcns_onnx.dependency.dependency_graph import DependencyGraph

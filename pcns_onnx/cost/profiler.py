@@ -1,4 +1,4 @@
-"""Seconds of many programs in onnxruntime, and a table of them on disk.
+"""Seconds of many programs in onnxruntime; what was measured is kept by `latency_table`.
 
 Runs take turns, so that a machine whose speed drifts slows all alike, and of the rounds the faster
 half is averaged: what else the machine does can only add. On the CPU a profiled session tells what

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from pcns_onnx.errors import InputError
+from pcns_onnx.errors import GateError, InputError
 from pcns_onnx.evaluation.agreement import Agreement
 from pcns_onnx.evaluation.options import GateOptions
 from pcns_onnx.planning.budget import Budget
@@ -46,3 +46,11 @@ def quality_gates(budgets: Iterable[Budget], agreement: Agreement) -> list[Gate]
             raise InputError("budget drop needs an output of shape (N, classes) and one label per sample, or --metric")
         gates.append(Gate(f"budget {budget.resource}", budget.limit, value))
     return gates
+
+
+def enforce(gates: Iterable[Gate], report: object, consequence: str = "") -> None:
+    """Raise `GateError`, which carries the report and the exit code, where a limit was exceeded."""
+    failed = [gate for gate in gates if not gate.passed]
+    if failed:
+        exceeded = ", ".join(f"{g.name} {g.value:.4g} exceeds {g.limit:g}" for g in failed)
+        raise GateError(f"gate failed: {exceeded}{consequence}", report)

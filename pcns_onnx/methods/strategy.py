@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pcns_onnx.data.references import resolve
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
-from pcns_onnx.dependency.scope import Scope
+from pcns_onnx.dependency.options import Scope
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.registry import Method, methods_with
 from pcns_onnx.numerics.ridge import Fit

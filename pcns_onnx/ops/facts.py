@@ -1,4 +1,4 @@
-"""What an operator may state about channels, and the table of operators that do.
+"""What an operator may state about channels.
 
 A *label* is a number that names one channel (one neuron). The labels of a tensor are an
 integer array with the tensor's rank whose axes have the tensor's size where the channel

@@ -20,7 +20,7 @@ from pcns_onnx.calibration.columns import ChannelCovariance
 from pcns_onnx.calibration.shapes import dependency_graph_of
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
-from pcns_onnx.dependency.scope import Scope
+from pcns_onnx.dependency.options import Scope
 from pcns_onnx.graph import Graph
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.importance import Importance

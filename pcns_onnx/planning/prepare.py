@@ -13,7 +13,7 @@ from pcns_onnx.cost.model import Costs
 from pcns_onnx.cost.resources import RESOURCES
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
-from pcns_onnx.dependency.scope import Scope
+from pcns_onnx.dependency.options import Scope
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.planning.low_rank import NONE, candidates, paying

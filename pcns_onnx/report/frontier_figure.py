@@ -1,4 +1,4 @@
-"""Pictures, by matplotlib, which is an extra."""
+"""The picture that `plan --figure` draws of the frontier, by matplotlib (an extra). The page draws its own."""
 
 from __future__ import annotations
 

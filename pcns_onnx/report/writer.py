@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from pcns_onnx.cost.benchmark import pass_seconds
-from pcns_onnx.errors import GateError
+from pcns_onnx.evaluation.gates import enforce
 from pcns_onnx.graph import Graph
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import write_page
@@ -25,10 +25,7 @@ def finish(
         report.save(path)
     if page is not None:
         write_page(report, page)
-    failed = [gate for gate in report.gates if not gate.passed]
-    if failed:
-        exceeded = ", ".join(f"{g.name} {g.value:.4g} exceeds {g.limit:g}" for g in failed)
-        raise GateError(f"gate failed: {exceeded}{consequence}", report)
+    enforce(report.gates, report, consequence)
 
 
 def stages_of(engine: Engine, graph: Graph, samples: Samples, progress: Progress) -> dict[str, Stage]:

@@ -1,9 +1,4 @@
-"""From decisions to a graph: a patch is a list of printable edits, applied to a copy.
-
-Edits address nodes by key and inputs by position, never initializers by name, so shared
-weights and shared biases come apart by themselves. The same patch is applied to the float32
-graph that is captured from and to the stored one, whose types are kept.
-"""
+"""Channels taken out, or repeated: everything that carries them is sliced, and every number that counts them follows."""
 
 from __future__ import annotations
 

@@ -1,14 +1,9 @@
-"""The graph put into the form that is solved: norms folded, every layer with a bias.
-
-A BatchNormalization is folded into its neighbour where that is exact.
+"""A BatchNormalization is folded into its neighbour where that is exact.
 
 At inference y = a*(x - mean) + B with a = scale / sqrt(var + epsilon). Behind a linear layer
 the rows of W are scaled and the bias shifted. In front of one, its columns are scaled and
 W (B - a*mean) goes into its bias; that needs a layer without zero padding (the border would
 see a shifted zero), or a shift of zero.
-
-A MatMul has no bias of its own. Where no Add follows it, one with zeros is put there for the
-time of the solve; those that are still zero afterwards go again.
 """
 
 from __future__ import annotations

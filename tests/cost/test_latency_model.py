@@ -18,8 +18,8 @@ from builders.layer_latency import layer_times
 from builders.models import build, relative
 from builders.topologies import depthwise, grouped, residual
 from pcns_onnx.cost.benchmark import Latency, compare_many, unsteady
-from pcns_onnx.cost.cache import Table
 from pcns_onnx.cost.latency_model import LatencyModel, Rest, measure_layers, step_that_pays
+from pcns_onnx.cost.latency_table import Table
 from pcns_onnx.cost.layer_latency import BLOCK, LayerLatency, Sliced
 from pcns_onnx.cost.profiler import Job, take_apart, take_turns
 from pcns_onnx.data.dataset import open_data

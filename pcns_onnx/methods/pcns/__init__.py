@@ -1,1 +1,1 @@
-"""PCNS: groups rebuilt on the principal components of their outputs."""
+"""PCNS: groups rebuilt on the principal components of their outputs (`calibration.eigenbasis` finds them)."""

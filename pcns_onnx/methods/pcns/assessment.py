@@ -14,7 +14,7 @@ import numpy as np
 from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.calibration.layer_outputs import bases
 from pcns_onnx.dependency.groups import Group
-from pcns_onnx.dependency.scope import Scope
+from pcns_onnx.dependency.options import Scope
 from pcns_onnx.methods.pcns.activations import Activation
 from pcns_onnx.methods.pcns.batch_size import Draw, draws
 from pcns_onnx.methods.pcns.components import neurons_for

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pcns_onnx.dependency.scope import Scope
+from pcns_onnx.dependency.options import Scope
 from pcns_onnx.methods.strategy import Solution
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.importance import Importance

@@ -1,4 +1,4 @@
-"""Measured values on disk, one file for each key and machine."""
+"""The latency table: measured values on disk, one file for each key and machine."""
 
 from __future__ import annotations
 
