@@ -1,4 +1,4 @@
-"""Channels taken out, or repeated: everything that carries them is sliced, and every number that counts them follows."""
+"""Channels taken out or repeated: all that carries them is sliced, and every number that counts them follows."""
 
 from __future__ import annotations
 
