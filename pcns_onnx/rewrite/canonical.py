@@ -36,13 +36,17 @@ class Canonical:
 
     @cached_property
     def emitted(self) -> Graph:
-        """What would be written if nothing were narrowed: without weights that folding has left without a reader."""
-        return emit(self, ())
+        """What would be written at most if nothing were narrowed: weights that have a reader, and all biases."""
+        return emit(self, (), keeps_biases=True)
 
 
-def emit(form: Canonical, patch: Patch) -> Graph:
-    """The model with these edits, in the original's storage types and without what only the solve needed."""
+def emit(form: Canonical, patch: Patch, *, keeps_biases: bool = False) -> Graph:
+    """The model with these edits, in the original's storage types and without what only the solve needed.
+
+    With `keeps_biases` added biases stay that are zero now: the solve may need them.
+    """
     small = apply(form.typed, patch)
-    drop_zero_biases(small, form.added + additions(small, patch))
+    if not keeps_biases:
+        drop_zero_biases(small, form.added + additions(small, patch))
     small.prune(form.typed)
     return small

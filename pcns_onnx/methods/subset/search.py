@@ -46,7 +46,7 @@ def latency_ratio(problem: Problem, patch: Patch) -> float:
 def size_ratio(problem: Problem, patch: Patch) -> float:
     """Bytes of the narrowed model as it will be stored, with its note of provenance, against the original's."""
     provenance_bytes = 256 + sum(len(group.name) + 24 for group in problem.groups)
-    return (emit(problem.form, patch).nbytes + provenance_bytes) / problem.form.original.nbytes
+    return (emit(problem.form, patch, keeps_biases=True).nbytes + provenance_bytes) / problem.form.original.nbytes
 
 
 MEASURES: Mapping[str, tuple[Callable[[Problem, Patch], float], float]] = {
@@ -79,7 +79,9 @@ def meet_measured(problem: Problem, importance: Importance, request: Request) ->
         over = {name: ratio / asked[name] for name, ratio in ratios.items() if ratio > asked[name] * MEASURES[name][1]}
         if not over:
             return decision
-        budgets = tuple(replace(b, limit=b.limit / over.get(b.resource, 1.0)) for b in budgets)
+        # By a hundredth at least: less may leave all widths where they are.
+        tighter = {name: max(ratio, 1.01) for name, ratio in over.items()}
+        budgets = tuple(replace(b, limit=b.limit / tighter.get(b.resource, 1.0)) for b in budgets)
         try:
             decision = choose(problem, importance, request.goal, plan, budgets)
         except InputError:  # it names the tightened budget, which nobody asked for
