@@ -6,17 +6,18 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
-from pcns_onnx.api.inputs import Run, datasets, run
+import numpy as np
+
+from pcns_onnx.api.check import Check, Evaluation, check_on
+from pcns_onnx.api.inputs import Run, run
 from pcns_onnx.api.options import Choices, Options
-from pcns_onnx.cost.benchmark import Latency, unsteady
 from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.dataset import Dataset
+from pcns_onnx.data.fingerprints import sketch
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
-from pcns_onnx.evaluation.agreement import UNCHECKED, Agreement, time_both, verify
-from pcns_onnx.evaluation.gates import Gate, gates_of, quality_gates
-from pcns_onnx.evaluation.metric import Metric, load_metric
-from pcns_onnx.evaluation.precisions import QuantizedModel, check_precisions, precision_path, quantize
+from pcns_onnx.evaluation.metric import load_metric
+from pcns_onnx.evaluation.precisions import check_precisions, precision_path
 from pcns_onnx.evaluation.provenance import library_versions, provenance_note, provenance_of
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
@@ -28,19 +29,18 @@ from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.frontier import point_of
 from pcns_onnx.planning.grids import GridRules
 from pcns_onnx.planning.plan import SCHEMA as PLAN_SCHEMA
-from pcns_onnx.planning.plan import FrontierPoint, Plan, SkippedLayer, fingerprint, load_plan, pairs, write_plan
+from pcns_onnx.planning.plan import SKETCH, FrontierPoint, Plan, SkippedLayer, fingerprint, load_plan, pairs, write_plan
 from pcns_onnx.planning.prepare import problem_for, selected
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
 from pcns_onnx.report.summary import group_infos
-from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, apart, few_samples
+from pcns_onnx.report.warnings import apart, degenerate, few_samples, starved, still
 from pcns_onnx.report.writer import finish, stages_of
 from pcns_onnx.rewrite.canonical import Canonical, emit
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
 from pcns_onnx.rewrite.patch import Patch
-from pcns_onnx.runtime.samples import Samples
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -91,7 +91,7 @@ def shrink(
         _check_files(tuple(form.original.files), output, options)
         check_precisions(form.original, options.outputs.precisions)
         request, strategy = _accepted(form, options, has_data=data is not None)
-        check = _check_on(running, form, data, metric, solves=strategy.solves)
+        check = check_on(running, form, data, metric, request.plan, solves=strategy.solves)
         problem, skipped = _prepare(running, form, check.train, strategy, request)
         decision = strategy.decide(problem, check.keeps_limits)
         skipped += _kept_whole(problem, decision)
@@ -101,9 +101,12 @@ def shrink(
         problem, decision = strategy.settle(problem, decision)
         solution = strategy.solve(problem, decision)
         groups = decision.planned()
-        plan = Plan(PLAN_SCHEMA, fingerprint(form.original), request.method.name, groups, strategy.rank_ratio)
-        small = _emit(form, solution.patch, plan, options.data.seed)
-        evaluation = check.evaluate(small, problem.calibration.samples)
+        hashes = np.concatenate([np.zeros(0, np.uint64), *check.used])
+        chosen_on = sketch(hashes, SKETCH) if request.plan is None else request.plan.samples
+        model_hash, ratio = fingerprint(form.original), strategy.rank_ratio
+        plan = Plan(PLAN_SCHEMA, model_hash, request.method.name, groups, ratio, chosen_on)
+        small = _emit(form, solution.patch, provenance_note(plan, options.data.seed, hashes))
+        evaluation = check.evaluate(small, problem.calibration.samples, [*starved(solution, problem), *still(solution)])
         shrunk = Shrunk(strategy, problem, decision, solution, plan, small, frontier, skipped)
     report = _report(running, shrunk, check, evaluation, {"model": (model, form.original)}, data)
     return _write(shrunk, report, evaluation, output, options)
@@ -121,17 +124,6 @@ class Shrunk:
     small: Graph
     frontier: list[FrontierPoint]
     skipped: list[SkippedLayer]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How the shrunk model compares with the original, and what a reader must be warned of."""
-
-    agreement: Agreement
-    latency: Latency
-    gates: list[Gate]
-    quantized: list[QuantizedModel]
-    warnings: list[str]
 
 
 # -- open --------------------------------------------------------------------------------------
@@ -206,72 +198,12 @@ def _kept_whole(problem: Problem, decision: Decision) -> list[SkippedLayer]:
 # -- emit --------------------------------------------------------------------------------------
 
 
-def _emit(form: Canonical, patch: Patch, plan: Plan, seed: int) -> Graph:
+def _emit(form: Canonical, patch: Patch, provenance: str) -> Graph:
     """The shrunk model, checked by onnx, with a note of where it comes from."""
     small = emit(form, patch)
-    small.set_metadata("pcns_onnx", provenance_note(plan, seed))
+    small.set_metadata("pcns_onnx", provenance)
     small.check(full=form.original.passes_full_check())
     return small
-
-
-# -- evaluate ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Check:
-    """What the shrunk model is checked on: samples that were `held_out`, or those of the solve (`train`)."""
-
-    running: Run
-    form: Canonical
-    train: Dataset
-    held_out: Dataset | None
-    metric: Metric | None
-    has_data: bool
-
-    @property
-    def samples(self) -> Samples:
-        """The samples of the check."""
-        return self.running.samples(self.held_out or self.train, self.form.original)
-
-    def keeps_limits(self, patch: Patch) -> bool:
-        """Whether the model with these edits keeps the budgets on what may be lost."""
-        engine, original = self.running.engine, self.form.original
-        agreement, _ = verify(engine, original, emit(self.form, patch), self.samples, self.metric, Progress())
-        return all(gate.passed for gate in quality_gates(self.running.options.goal.qualities, agreement))
-
-    def evaluate(self, small: Graph, calibration: Samples) -> Evaluation:
-        """Agreement, latency, gates, and the precisions that are asked for."""
-        running, original, options = self.running, self.form.original, self.running.options
-        engine, samples, goal = running.engine, self.samples, options.goal
-        agreement, warnings = UNCHECKED, [NOTHING_CHECKED]
-        if self.has_data or self.held_out is not None:
-            agreement, warnings = verify(engine, original, small, samples, self.metric, running.progress)
-        if self.held_out is None:
-            agreement = agreement.unproved()
-        if self.held_out is None and self.has_data:
-            warnings.append("checked on the samples that it was solved on: keep some back or give --eval")
-        timed = running.timed(samples)
-        latency = time_both(engine, original, small, timed, running.progress)
-        if latency.ratio > 1 and not (goal.qualities or goal.plan is not None):
-            warnings.append(SLOWER)
-        warnings += unsteady(latency)
-        gates = [*quality_gates(goal.qualities, agreement), *gates_of(options.gates, agreement)]
-        quantized = quantize(
-            engine, original, small, options.outputs.precisions, calibration, samples, timed, self.metric,
-            options.gates, running.progress,
-        )  # fmt: skip
-        return Evaluation(agreement, latency, gates, quantized, warnings)
-
-
-def _check_on(running: Run, form: Canonical, data: DataSource | None, metric: Metric | None, *, solves: bool) -> Check:
-    """The samples of the solve and of the check; raises `InputError` where a limit needs labels that are not there."""
-    train, held_out = datasets(running, form, data, solves=solves)
-    options = running.options
-    needs_score = options.gates.max_drop is not None or any(b.resource == "drop" for b in options.goal.qualities)
-    if needs_score and metric is None and not (held_out or train).has_labels:
-        limit = "--max-drop" if options.gates.max_drop is not None else "budget drop"
-        raise InputError(f"{limit} needs labels in the data it is checked on, or --metric")
-    return Check(running, form, train, held_out, metric, data is not None)
 
 
 # -- report ------------------------------------------------------------------------------------
@@ -308,7 +240,7 @@ def _report(
         folded=list(check.form.folded),
         stages=stages_of(running.engine, check.form.twin, samples, running.progress),
         warnings=[
-            *(few_samples(problem) if shrunk.strategy.solves else []),
+            *(_of_samples(shrunk) if shrunk.strategy.solves else []),
             *evaluation.warnings,
             *apart(infos),
             *(text for quantized in evaluation.quantized for text in quantized.warnings),
@@ -327,6 +259,13 @@ def _report(
         chosen=point_of(problem, shrunk.decision) if shrunk.frontier else None,
         precisions=[quantized.precision for quantized in evaluation.quantized],
     )
+
+
+def _of_samples(shrunk: Shrunk) -> list[str]:
+    """What must be known of the samples that it was solved on."""
+    problem, solution = shrunk.problem, shrunk.solution
+    summary = problem.calibration.samples.summary
+    return [*few_samples(problem), *degenerate(summary), *starved(solution, problem), *still(solution)]
 
 
 # -- write -------------------------------------------------------------------------------------

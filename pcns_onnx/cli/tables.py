@@ -14,6 +14,7 @@ from pcns_onnx.evaluation.agreement import Agreement
 from pcns_onnx.methods.pcns.assessment import PcnsAssessment
 from pcns_onnx.planning.plan import SkippedLayer
 from pcns_onnx.report.schema import Expansion, GroupRow, Inspection, PlanReport, Report
+from pcns_onnx.report.shares import flipped, number, share, worst_share
 
 _BAR = 40
 """Columns of the longest bar of a frontier."""
@@ -89,7 +90,7 @@ def _assessments(layers: list[PcnsAssessment]) -> Iterator[Table]:
     for layer in layers:
         for trial in layer.trials:
             ratios = (f"{trial.rows / layer.width:.1f}", f"{trial.rows / layer.inputs:.1f}")
-            errors = (f"{e:.2%}" for e in (trial.seen_error, trial.new_error, trial.worst_new_error))
+            errors = (share(e) for e in (trial.seen_error, trial.new_error, trial.worst_new_error))
             table.add_row(layer.name, str(trial.rows), *ratios, str(trial.neurons), *errors, f"{trial.close:.0%}")
     yield table
 
@@ -110,15 +111,19 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
             widths.add_column("eigenvectors: median, worst", justify="right")
         for group in report.groups:
             fits = list(group.fits.values())
-            held_out = [f.held_out_error for f in fits if f.held_out_error is not None]
+            refits, held_out = (worst_share(getattr(f, of) for f in fits) for of in ("error", "held_out_error"))
             widths.add_row(
                 group.name,
                 str(group.width),
                 str(group.kept),
-                f"{group.predicted_error:.2%}",
-                f"{max(f.error for f in fits):.2%}" if fits else "",
-                f"{max(held_out):.2%}" if held_out else "",
-                *([f"{np.median(errors):.1%}, {max(errors):.1%}"] if (errors := group.eigenvector_errors) else []),
+                share(group.predicted_error),
+                share(refits) if fits else "",
+                share(held_out) if fits else "",
+                *(
+                    [f"{share(float(np.median(errors)), 1)}, {share(max(errors), 1)}"]
+                    if (errors := group.eigenvector_errors)
+                    else []
+                ),
             )
         yield widths
     if report.left_alone:
@@ -167,9 +172,10 @@ def _agreement(agreement: Agreement) -> Iterator[str]:
     samples = _samples(agreement.samples)
     for output in agreement.outputs:
         same = "" if output.argmax_agreement is None else f", arg-max agrees {output.argmax_agreement:.2%}"
+        where = samples if output.feeds is None else f"{output.feeds} feed{'' if output.feeds == 1 else 's'}"
         yield (
-            f"output '{output.name}' on {samples}: relative error {output.relative_error:.4f}, "
-            f"cosine {output.cosine:.4f}{same}"
+            f"output '{output.name}' on {where}: relative error {number(output.relative_error)}, "
+            f"cosine {number(output.cosine)}{same}{flipped(output, '%')}"
         )
         proved = [] if output.argmax_bound is None else [f"arg-max differs on at most {output.argmax_bound:.2%}"]
         proved += [] if output.error_bound is None else [f"95 % err by at most {output.error_bound:.4f}"]
@@ -204,7 +210,7 @@ def _precisions(report: Report) -> Table:
         unit = " (%)" if first.score == "accuracy" else ""
         scores = [first.score_a, *(a.score_b for a in agreements)]
         table.add_row(f"{first.score}{unit}", *("" if score is None else f"{score:.2f}" for score in scores))
-    table.add_row("relative error", "0", *(f"{a.error:.4f}" for a in agreements))
+    table.add_row("relative error", "0", *(number(a.error) for a in agreements))
     for i, output in enumerate(report.agreement.outputs):
         if output.argmax_agreement is not None:
             same = [a.outputs[i].argmax_agreement or 0.0 for a in agreements]
@@ -225,7 +231,7 @@ def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
                 str(entry.of),
                 str(entry.width),
                 str(report.steps[name]),
-                f"{entry.error:.2%}",
+                share(entry.error),
                 *(f"{saves.get(resource, 0.0):.1%}" for resource in shown),
             )
         yield table

@@ -20,6 +20,7 @@ import numpy as np
 
 from pcns_onnx.data.columns import LABELS, Array, Part
 from pcns_onnx.data.conform import Normalize, convert, match
+from pcns_onnx.data.fingerprints import SampleSummary
 from pcns_onnx.data.preprocess import Preprocess
 from pcns_onnx.data.sources import DataSource, find_source
 from pcns_onnx.errors import InputError
@@ -58,6 +59,7 @@ class Dataset:
         self.count = count
         self.has_labels = has_labels
         self.ignored = ignored
+        self.summaries: dict[int | None, SampleSummary] = {}
 
     def batches(self, size: int) -> Iterator[Batch]:
         """A fresh pass in batches of `size` samples; the last one may be shorter.

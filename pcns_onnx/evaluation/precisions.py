@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from pcns_onnx.cost.benchmark import Latency, compare_many
 from pcns_onnx.errors import UnsupportedError
@@ -68,15 +70,19 @@ def quantize(
     checked: Samples,
     timed: Samples,
     metric: Metric | None,
+    proving: NDArray[np.bool_] | None,
     limits: GateOptions,
     progress: Progress,
 ) -> list[QuantizedModel]:
-    """`small` in fewer bits: each of `kinds` compared with `original` on `checked`, timed against both on `timed`."""
+    """`small` in fewer bits: each of `kinds` compared with `original` on `checked`, timed against both on `timed`.
+
+    `proving`: which of those checked count for bounds.
+    """
     quantized = []
     for kind in kinds:
         with progress.stage(kind):
             graph, warnings = in_precision(kind, small, calibration)
-        agreement, more = verify(engine, original, graph, checked, metric, progress)
+        agreement, more = verify(engine, original, graph, checked, metric, progress, proving)
         latency = time_both(engine, original, graph, timed, progress)
         (on_top,) = compare_many(engine, small, [graph], timed)
         gates = [_named(gate, kind) for gate in gates_of(limits, agreement)]

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from pcns_onnx.data.fingerprints import Hashes, in_sketch, sketch
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph, ModelSource
@@ -93,11 +94,28 @@ def _lines(files: Iterable[Path]) -> Iterator[str]:
         yield f"{_of_path(file)}  {file.name}\n"
 
 
-def provenance_note(plan: Plan, seed: int) -> str:
-    """What the shrunk model says about itself: JSON that depends on model, data and options only."""
+SKETCH = 8
+"""Samples that a model remembers of those it was made on: enough to tell a fresh check from one on the same data."""
+
+
+def provenance_note(plan: Plan, seed: int, hashes: Hashes) -> str:
+    """What the shrunk model says about itself: JSON that depends on model, data and options only.
+
+    `hashes` are those of the samples that it was made on.
+    """
     widths = {name: [entry.width, entry.of] for name, entry in plan.groups.items()}
     ratio = {} if plan.rank_ratio is None else {"rank_ratio": plan.rank_ratio}
-    return note(method=plan.method, model=plan.model, seed=seed, widths=widths, **ratio)
+    samples = {"samples": sketch(hashes, SKETCH)} if len(hashes) else {}
+    return note(method=plan.method, model=plan.model, seed=seed, widths=widths, **ratio, **samples)
+
+
+def made_on(graph: Graph, hashes: Hashes) -> int:
+    """How many of these samples a model says that it was made on (it remembers a few)."""
+    try:
+        facts = msgspec.json.decode(graph.metadata("pcns_onnx") or "{}", type=dict[str, object])
+        return int(in_sketch(str(facts.get("samples", "")), hashes).sum())
+    except (msgspec.DecodeError, msgspec.ValidationError, ValueError):  # anyone may have written it
+        return 0
 
 
 def note(**facts: object) -> str:

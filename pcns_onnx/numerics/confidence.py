@@ -7,8 +7,12 @@ Samples that neither the solve nor a choice has seen are independent draws, so
 * at least a share s of all samples have a value no larger than the k-th smallest of n, for the
   least k with P(Binomial(n, s) < k) >= c (Wilks 1941).
 
+One of n samples may differ by chance: n without a difference give 1 - 0.05^(1/n), which is 95 % for one sample and
+14 % for 20. Fewer than `LEAST` say nothing that is worth a number.
+
 Both hold after the fact ("a posteriori"), for any network and any method. They hold for one look:
-whoever tries many models and takes the best on the same samples has to keep others for the proof.
+whoever tries many models and takes the best on the same samples has to keep others for the proof
+(`evaluation.unseen` counts those).
 """
 
 from __future__ import annotations
@@ -19,6 +23,10 @@ from scipy.special import bdtr, betaincinv
 
 CONFIDENCE = 0.95
 SHARE = 0.95
+LEAST = 20
+"""Samples below which no bound is given."""
+ENOUGH = 59
+"""Samples from which on both bounds are given."""
 
 
 def share_bound(count: int, of: int, confidence: float = CONFIDENCE) -> float:

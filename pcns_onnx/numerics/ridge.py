@@ -33,6 +33,8 @@ from pcns_onnx.numerics.moments import Moments, Rows
 RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 VALID = 5
 """One sample in so many is kept aside to choose the ridge."""
+_STILL = 1e-12
+"""Targets whose variance is a smaller share of their squared mean do not vary: it is rounding of float32."""
 _JUDGES = 64
 """Outputs, evenly spaced, that choose the ridge for all."""
 
@@ -42,8 +44,8 @@ class Fit:
     """A solved layer: V (K, n) and b (K,) float64, and how well it does.
 
     Errors are relative: the share of the targets' variance that is missed, on the samples it was
-    solved on and on those that chose the ridge (NaN where there were none). `scale` is the
-    targets' root mean square deviation.
+    solved on and on those that chose the ridge (NaN where there were none, or where the targets do not
+    vary on them). `scale` is the targets' root mean square deviation.
     """
 
     matrix: Array
@@ -65,10 +67,15 @@ class Fit:
             bias=xp.concat([fit.bias for fit in blocks], axis=0),
             ridge=max(fit.ridge for fit in blocks),
             rows=min(fit.rows for fit in blocks),
-            error=float(np.mean([fit.error for fit in blocks])),
-            held_out_error=float(np.mean([fit.held_out_error for fit in blocks])),
+            error=_mean_of_known([fit.error for fit in blocks]),
+            held_out_error=_mean_of_known([fit.held_out_error for fit in blocks]),
             scale=float(np.mean([fit.scale for fit in blocks])),
         )
+
+
+def _mean_of_known(errors: Sequence[float]) -> float:
+    known = [error for error in errors if error == error]
+    return float(np.mean(known)) if known else float("nan")
 
 
 Known = TypeVar("Known", Moments, Rows)
@@ -114,7 +121,7 @@ def fit(evidence: AnyEvidence, prior: Array, guess: float | None = None) -> Fit:
     matrix, bias = system.solve(ridge)
     xp = namespace_of(prior)
     scale = float(xp.mean(moments.variance_y)) ** 0.5
-    return Fit(matrix, bias, ridge, moments.rows, system.error(matrix, bias), held_out, scale)
+    return Fit(matrix, bias, ridge, moments.rows, _known(system, matrix, bias), held_out, scale)
 
 
 def fit_apart(evidence: AnyEvidence, prior: Array, guess: float | None = None) -> Fit:
@@ -124,7 +131,12 @@ def fit_apart(evidence: AnyEvidence, prior: Array, guess: float | None = None) -
     system = _system(known, prior)
     matrix, bias = system.solve(ridge)
     scale = float(namespace_of(prior).mean(known.variance_y)) ** 0.5
-    return Fit(matrix, bias, ridge, known.rows, system.error(matrix, bias), held_out, scale)
+    return Fit(matrix, bias, ridge, known.rows, _known(system, matrix, bias), held_out, scale)
+
+
+def _known(system: _System | _Dual, matrix: Array, bias: Array) -> float:
+    """The error, NaN where there is no variance that it could be a share of."""
+    return system.error(matrix, bias) if system.varies else float("nan")
 
 
 def _system(known: Moments | Rows, prior: Array) -> _System | _Dual:
@@ -151,6 +163,13 @@ class _Dual:
         matrix = self._prior + solve_spd(system, self._residual).T @ self._centred
         return matrix, self._mean_y - matrix @ self._mean_x
 
+    @property
+    def varies(self) -> bool:
+        """Whether the targets do."""
+        xp = namespace_of(self._prior)
+        spread = float(xp.sum((self._y - self._mean_y) ** 2))
+        return spread > _STILL * float(xp.sum(self._mean_y**2)) * int(self._y.shape[0]) + 1e-300
+
     def error(self, matrix: Array, bias: Array) -> float:
         """Share of the targets' variance that V x + b misses on these rows, as `_System.error` counts it."""
         xp = namespace_of(matrix)
@@ -172,6 +191,12 @@ class _System:
         """V (K, n) and b (K,)."""
         matrix = self._prior + solve_spd(add_ridge(self._covariance, ridge), self._residual_cross).T
         return matrix, self._moments.mean_y - matrix @ self._moments.mean_x
+
+    @property
+    def varies(self) -> bool:
+        """Whether the targets do."""
+        xp, moments = namespace_of(self._prior), self._moments
+        return float(xp.sum(moments.variance_y)) > _STILL * float(xp.sum(moments.mean_y**2)) + 1e-300
 
     def error(self, matrix: Array, bias: Array) -> float:
         """Share of the targets' variance that V x + b misses on these moments.
@@ -213,5 +238,5 @@ def _choose_ridge(evidence: AnyEvidence, prior: Array, guess: float | None) -> t
         around = [i for i in (at - 1, at, at + 1) if 0 <= i < len(RIDGES)]
         best = min(around, key=error)
         if best == at:
-            return RIDGES[at], errors[at]
+            return RIDGES[at], errors[at] if valid.varies else float("nan")
         at = best

@@ -8,13 +8,14 @@ it can be saved and used for other budgets without another look at the data.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.calibration.columns import BlockKey, ChannelCovariance
 from pcns_onnx.calibration.ranking import Ranking
+from pcns_onnx.data.fingerprints import Hashes
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.rewrite.change_basis import BasisChange
@@ -25,7 +26,8 @@ class Importance:
     """By group: the ranking, the error curve that widths are chosen by, how its readers see it, its best basis.
 
     `curves` are squared relative errors at the outputs where groups were probed, else of the readers;
-    those of channels that several blocks share count `stream_weight` times as much.
+    those of channels that several blocks share count `stream_weight` times as much. `samples` are the hashes of those
+    that it was seen on, in their order.
     """
 
     rankings: Mapping[str, Ranking]
@@ -33,6 +35,7 @@ class Importance:
     covariances: Mapping[BlockKey, Mapping[str, ChannelCovariance]]
     basis_changes: Mapping[str, tuple[BasisChange, ...]]
     stream_weight: float = 1.0
+    samples: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
 
 
 def essential(dependencies: DependencyGraph, group: Group, ranking: Ranking) -> list[int]:

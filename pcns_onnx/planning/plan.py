@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from pcns_onnx.data.fingerprints import Hashes, in_sketch
 from pcns_onnx.errors import InputError
 from pcns_onnx.files import write_atomic
 from pcns_onnx.graph import Graph
 
 SCHEMA = 1
+SKETCH = 1024
+"""Samples that a plan remembers."""
 
 
 class GroupPlan(msgspec.Struct, forbid_unknown_fields=True):
@@ -29,13 +34,22 @@ class GroupPlan(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Plan(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """Widths for one model, as saved by --plan-out and replayed by --plan; `rank_ratio` is eigenremove's."""
+    """Widths for one model, as saved by --plan-out and replayed by --plan; `rank_ratio` is eigenremove's.
+
+    `samples`: a sketch of those that it was chosen on (`data.fingerprints`), which prove nothing of it; empty where
+    there were none, None where that is not known.
+    """
 
     schema: int
     model: str
     method: str
     groups: dict[str, GroupPlan]
     rank_ratio: float | None = None
+    samples: str | None = None
+
+    def was_chosen_on(self, hashes: Hashes) -> NDArray[np.bool_]:
+        """Which of these samples it was chosen on, as far as the sketch holds them."""
+        return in_sketch(self.samples or "", hashes)
 
 
 class SkippedLayer(msgspec.Struct, frozen=True):
@@ -66,6 +80,10 @@ def load_plan(path: str | Path, graph: Graph) -> Plan:
         raise InputError(f"cannot read plan '{path}': {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"plan '{path}' is not a valid plan: {error}") from None
+    try:
+        plan.was_chosen_on(np.zeros(0, np.uint64))
+    except ValueError:
+        raise InputError(f"plan '{path}' is not a valid plan: `samples` is no sketch: leave it out") from None
     if plan.schema != SCHEMA:
         raise InputError(f"plan '{path}' has schema {plan.schema}, this version reads {SCHEMA}: make the plan again")
     if plan.model != fingerprint(graph):

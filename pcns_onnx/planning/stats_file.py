@@ -1,7 +1,8 @@
 """Importance on disk: what was seen of the data, reused for other budgets without touching the data again.
 
 One .npz without pickles: arrays under names with running numbers, and a JSON index that says what
-they are and which model, method and groups they belong to.
+they are and which model, method and groups they belong to. Which samples they were gathered on is kept as their
+hashes: those of other data, of another share held out, and of another seed or count are refused.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from pcns_onnx.calibration.columns import ChannelCovariance
 from pcns_onnx.calibration.ranking import Ranking
+from pcns_onnx.data.fingerprints import Hashes, SampleSummary
 from pcns_onnx.errors import InputError
 from pcns_onnx.files import write_atomic
 from pcns_onnx.numerics.arrays import to_numpy
@@ -38,9 +40,12 @@ class _Index(msgspec.Struct, forbid_unknown_fields=True):
     basis_changes: dict[str, list[tuple[str, bool]]]
     streams: float
     seen: list[tuple[str, int, str]]
+    seed: int | None = None
 
 
-def save(path: str | Path, importance: Importance, model: str, method: str, *, probed: bool) -> None:
+def save(
+    path: str | Path, importance: Importance, model: str, method: str, *, probed: bool, seed: int = 0
+) -> None:
     """Write findings, atomically."""
     arrays: dict[str, Any] = {}
     for name, ranking in importance.rankings.items():
@@ -66,23 +71,34 @@ def save(path: str | Path, importance: Importance, model: str, method: str, *, p
         },
         streams=importance.stream_weight,
         seen=keys,
+        seed=seed,
     )
+    arrays["samples"] = importance.samples
     buffer = io.BytesIO()
     np.savez(buffer, index=np.frombuffer(msgspec.json.encode(index), dtype=np.uint8), **arrays)
     write_atomic(path, buffer.getvalue())
 
 
-def load(path: str | Path, problem: Problem, model: str, method: str) -> Importance:
-    """Read findings; raises `InputError` if they are malformed or of another model, method or choice of layers."""
+def load(
+    path: str | Path, problem: Problem, model: str, method: str, *, seed: int = 0, has_data: bool = True
+) -> Importance:
+    """Read findings; raises `InputError` if they are malformed or of another model, method or choice of layers.
+
+    So it does if they are of other samples than the problem's, or of another seed; without data there are none to
+    compare with.
+    """
     try:
         arrays = _arrays(path)
         index = msgspec.json.decode(arrays["index"].tobytes(), type=_Index)
-        if (index.schema, index.model, index.method) != (SCHEMA, model, method):
+        ours = (SCHEMA, model, method)
+        if (index.schema, index.model, index.method) != ours or index.seed is None or "samples" not in arrays:
             raise InputError(
                 f"statistics '{path}' are of another model, method or version: make them again with --stats"
             )
         if index.widths != {group.name: group.width for group in problem.groups} or not index.probed:
             raise InputError(f"statistics '{path}' are of other layers or options: make them again with --stats")
+        if has_data:
+            _check_samples(path, arrays["samples"], index.seed, problem.calibration.samples.summary, seed)
         importance = _findings(index, arrays, problem)
         _check(importance, problem)
     except InputError:
@@ -92,6 +108,17 @@ def load(path: str | Path, problem: Problem, model: str, method: str) -> Importa
     except Exception as error:  # zip, JSON and missing arrays all raise their own
         raise InputError(f"'{path}' holds no statistics ({type(error).__name__}): make it again with --stats") from None
     return importance
+
+
+def _check_samples(path: str | Path, hashes: Hashes, seed: int, summary: SampleSummary, own_seed: int) -> None:
+    if seed == own_seed and np.array_equal(hashes, summary.hashes):
+        return
+    what = f"seed {seed}, here {own_seed}" if seed != own_seed else f"{len(hashes)} samples, here {summary.count}"
+    same = "" if seed != own_seed or len(hashes) != summary.count else " others"
+    raise InputError(
+        f"statistics '{path}' are of other data ({what}{same}): give the same --data, --samples, --holdout and --seed, "
+        "or make them again with --stats"
+    )
 
 
 def _arrays(path: str | Path) -> dict[str, Any]:
@@ -155,4 +182,5 @@ def _findings(index: _Index, arrays: dict[str, Any], problem: Problem) -> Import
             for i, (layer, is_row) in enumerate(members)
         )
         at += len(members)
-    return Importance(rankings, curves, covariances, basis_changes, index.streams)
+    samples = arrays["samples"].astype(np.uint64)
+    return Importance(rankings, curves, covariances, basis_changes, index.streams, samples)

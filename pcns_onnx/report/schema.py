@@ -67,7 +67,8 @@ class Inspection(msgspec.Struct, frozen=True):
 
 
 class GroupInfo(msgspec.Struct, frozen=True):
-    """One narrowed group. Errors are shares of the reader's output variance (`fits`: by reader).
+    """One narrowed group. Errors are shares of the reader's output variance (`fits`: by reader), at most 1; None where
+    there is no variance.
 
     For the page only (`html`): `curve`, the error predicted for each width from 0 on, and `eigenvalues` of the
     covariance of the group's outputs as shares of their sum, largest first, where they are known.
@@ -76,7 +77,7 @@ class GroupInfo(msgspec.Struct, frozen=True):
     name: str
     width: int
     kept: int
-    predicted_error: float
+    predicted_error: float | None
     fits: dict[str, FitInfo]
     refined: dict[str, RefineInfo] = {}
     eigenvector_errors: list[float] | None = None
@@ -91,15 +92,15 @@ class FitInfo(msgspec.Struct, frozen=True):
     rows: int
     columns: int
     ridge: float
-    error: float
+    error: float | None
     held_out_error: float | None
 
 
 class RefineInfo(msgspec.Struct, frozen=True):
     """One refinement: the share of the reader's output variance missed on samples kept aside, before and after."""
 
-    before: float
-    after: float
+    before: float | None
+    after: float | None
 
 
 class Stage(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from pcns_onnx.methods.strategy import Solution
 from pcns_onnx.numerics.ridge import Fit
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.report.schema import FitInfo, GroupInfo, RefineInfo
+from pcns_onnx.report.shares import known_share
 
 
 def group_infos(
@@ -36,15 +37,17 @@ def _info(
     curve: NDArray[np.float64] | None,
     eigenvalues: list[float] | None,
 ) -> GroupInfo:
+    fits = solution.fits.get(group.name, {})
+    is_still = bool(fits) and all(fit.error != fit.error for fit in fits.values())
     errors, plain = solution.eigenvector_errors.get(group.name, (None, None))
     return GroupInfo(
         name=group.name,
         width=group.width,
         kept=decision.widths[group.name],
-        predicted_error=float(decision.errors[group.name]),
-        fits={name: _fit(fit) for name, fit in solution.fits.get(group.name, {}).items()},
+        predicted_error=None if is_still else known_share(decision.errors[group.name]),
+        fits={name: _fit(fit) for name, fit in fits.items()},
         refined={
-            name: RefineInfo(before=refined.before, after=refined.after)
+            name: RefineInfo(before=known_share(refined.before), after=known_share(refined.after))
             for name in group.writers
             if (refined := solution.refined.get(name)) is not None and refined.before == refined.before
         },
@@ -60,6 +63,6 @@ def _fit(fit: Fit) -> FitInfo:
         rows=fit.rows,
         columns=int(fit.matrix.shape[1]),
         ridge=fit.ridge,
-        error=fit.error,
-        held_out_error=None if fit.held_out_error != fit.held_out_error else fit.held_out_error,
+        error=known_share(fit.error),
+        held_out_error=known_share(fit.held_out_error),
     )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pcns_onnx.data.fingerprints import SampleSummary
+from pcns_onnx.methods.strategy import Solution
+from pcns_onnx.numerics.confidence import LEAST
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.report.schema import GroupInfo
+from pcns_onnx.report.shares import share
 
 FEW = 5.0
 """Samples per neuron below which a warning is given (the PCNS drafts ask for 5 to 10)."""
@@ -16,24 +20,24 @@ NOTHING_CHECKED = "nothing was checked: there are no samples to compare on (late
 
 
 def samples_per_neuron(problem: Problem, name: str) -> float:
-    """Samples, at all positions, for each of a layer's neurons."""
+    """Different samples, at all positions, for each of a layer's neurons."""
     layer = problem.dependencies.layer(name)
     shape = tuple(int(d or 1) for d in problem.dependencies.shapes[layer.source])
-    return problem.calibration.samples.count * layer.linear.op.positions(shape) / max(layer.width, 1)
+    return problem.calibration.samples.summary.distinct * layer.linear.op.positions(shape) / max(layer.width, 1)
 
 
 def apart(infos: Sequence[GroupInfo]) -> list[str]:
     """Layers whose solve holds for its own samples only, at the ridge that does best on others."""
     fits = {name: fit for info in infos for name, fit in info.fits.items()}
     missed = {name: fit.held_out_error or 0.0 for name, fit in fits.items()}
-    apart = [name for name, fit in fits.items() if missed[name] > max(APART * fit.error, LOUD)]
+    apart = [name for name, fit in fits.items() if missed[name] > max(APART * (fit.error or 0.0), LOUD)]
     if not apart:
         return []
     worst = max(apart, key=lambda name: missed[name])
     fit = fits[worst]
     return [
         f"{len(apart)} of {len(fits)} layers miss more on samples that they were not solved on, worst '{worst}': "
-        f"{missed[worst]:.2%} of the variance against {fit.error:.2%}, its ridge being raised to {fit.ridge:g}; more "
+        f"{share(missed[worst])} of the variance against {share(fit.error)}, its ridge being raised to {fit.ridge:g}; more "
         "samples would do better"
     ]
 
@@ -47,4 +51,64 @@ def few_samples(problem: Problem) -> list[str]:
     return [
         f"few samples: {len(few)} of {len(problem.groups)} layers have under {FEW:g} per neuron (least: '{worst}' with "
         f"{few[worst]:.1f}); more samples would do better"
+    ]
+
+
+def all_alike(summary: SampleSummary, where: str = "the solve") -> str | None:
+    """Why no sample says anything: all are the same, or some input is in all; None where they vary."""
+    if summary.distinct == 1:
+        size = "there is one sample" if summary.count == 1 else f"all {summary.count} samples are the same"
+        zero = ", nothing but zeros" if summary.zero and len(summary.zero) == summary.inputs else ""
+        return f"{size} for {where}{zero}: give many, as the model meets them in use"
+    if summary.constant:
+        names = ", ".join(f"'{name}'" for name in summary.constant)
+        zero = ", zero," if set(summary.constant) <= set(summary.zero) else ""
+        return (
+            f"input {names} is the same{zero} in all {summary.count} samples for {where}: give samples in which it "
+            "varies as in use"
+        )
+    return None
+
+
+def degenerate(summary: SampleSummary) -> list[str]:
+    """What is wrong with the samples that something is solved on: too few, too often the same, or always alike."""
+    if (alike := all_alike(summary)) is not None:
+        return [alike]
+    repeated, warnings = summary.count - summary.distinct, list[str]()
+    if repeated:
+        warnings.append(
+            f"{repeated} of {summary.count} samples of the solve repeat others: they say no more than "
+            f"{summary.distinct}"
+        )
+    if summary.distinct < LEAST:
+        warnings.append(
+            f"solved on {summary.distinct} different samples: what is reported of it rests on these, give {LEAST} or more"
+        )
+    return warnings
+
+
+def starved(solution: Solution, problem: Problem) -> list[str]:
+    """Re-fits that have fewer different rows than unknowns: they can be met by chance."""
+    summary = problem.calibration.samples.summary
+    fits = {name: fit for by_reader in solution.fits.values() for name, fit in by_reader.items()}
+    rows = {name: fit.rows * summary.distinct // max(summary.count, 1) for name, fit in fits.items()}
+    short = {name: int(fit.matrix.shape[1]) for name, fit in fits.items() if rows[name] < int(fit.matrix.shape[1])}
+    if not short:
+        return []
+    worst = min(short, key=lambda name: rows[name] / short[name])
+    return [
+        f"{len(short)} of {len(fits)} re-fits have fewer rows than unknowns (least: '{worst}' with {rows[worst]} for "
+        f"{short[worst]}), which many weights meet: give more samples"
+    ]
+
+
+def still(solution: Solution) -> list[str]:
+    """Re-fits whose targets do not vary on the samples: a constant would meet them."""
+    fits = {name: fit for by_reader in solution.fits.values() for name, fit in by_reader.items()}
+    names = [name for name, fit in fits.items() if fit.error != fit.error]
+    if not names:
+        return []
+    return [
+        f"{len(names)} of {len(fits)} layers that are solved again make the same of all samples ('{names[0]}' is the "
+        "first): what they were solved for holds for these only, give samples that differ"
     ]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.data.dataset import Batch, Dataset
+from pcns_onnx.data.fingerprints import SampleSummary, summarize
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 
@@ -52,6 +53,14 @@ class Samples:
         if self.data.count is None:
             return sum(batch.size for batch in self)
         return self.data.count - (self.data.count % self.batch if self.fixed else 0)
+
+    @property
+    def summary(self) -> SampleSummary:
+        """What tells these samples apart; reads the data once."""
+        whole = self.batch if self.fixed else None
+        if whole not in self.data.summaries:
+            self.data.summaries[whole] = summarize((batch.feeds, batch.size) for batch in self)
+        return self.data.summaries[whole]
 
 
 class Positions:

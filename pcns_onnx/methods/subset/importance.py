@@ -18,11 +18,11 @@ def importance_of(problem: Problem, request: Request, *, probes: bool) -> Import
     """From --stats where that file is there, else from the data (and written to it)."""
     stats, model, method = request.goal.stats, fingerprint(problem.form.original), request.method.name
     if stats is not None and os.path.exists(stats):
-        return load_stats(stats, problem, model, method)
+        return load_stats(stats, problem, model, method, seed=request.seed, has_data=request.has_data)
     probes = probes or stats is not None
     importance = score_channels(problem, request.method, seed=request.seed, probes=probes)
     if probes:
         importance = weigh_streams(problem, importance, request)
     if stats is not None:
-        save_stats(stats, importance, model, method, probed=True)
+        save_stats(stats, importance, model, method, probed=True, seed=request.seed)
     return importance

@@ -58,7 +58,8 @@ def score_channels(problem: Problem, method: Method, *, seed: int, probes: bool)
     finally:
         if prober is not None:
             prober.close()
-    return Importance(rankings, curves, covariances, changes.by_group)
+    hashes = problem.calibration.samples.summary.hashes
+    return Importance(rankings, curves, covariances, changes.by_group, samples=hashes)
 
 
 def _prober(problem: Problem, seed: int) -> Prober:

@@ -45,7 +45,7 @@ def latency_ratio(problem: Problem, patch: Patch) -> float:
 
 def size_ratio(problem: Problem, patch: Patch) -> float:
     """Bytes of the narrowed model as it will be stored, with its note of provenance, against the original's."""
-    provenance_bytes = 256 + sum(len(group.name) + 24 for group in problem.groups)
+    provenance_bytes = 384 + sum(len(group.name) + 24 for group in problem.groups)
     return (emit(problem.form, patch, keeps_biases=True).nbytes + provenance_bytes) / problem.form.original.nbytes
 
 

@@ -10,13 +10,14 @@ import importlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from pcns_onnx.cost.resources import COUNTED, RESOURCES, TIMED
 from pcns_onnx.report.schema import GroupInfo, Report
+from pcns_onnx.report.shares import worst_share
 
 Picture = tuple[str, str, str]
 """Title, what can be seen, and the SVG."""
@@ -154,12 +155,9 @@ def _errors(figure: Any, groups: list[GroupInfo]) -> None:
     axes, at = _rows(figure, groups)
     fits = [list(group.fits.values()) for group in groups]
     series = (
-        ("predicted", "o", INK, [group.predicted_error for group in groups]),
-        ("re-fit", "x", THIRD, [max((fit.error for fit in group_fits), default=np.nan) for group_fits in fits]),
-        ("held out", "D", AFTER, [
-            max((fit.held_out_error for fit in group_fits if fit.held_out_error is not None), default=np.nan)
-            for group_fits in fits
-        ]),
+        ("predicted", "o", INK, _known(group.predicted_error for group in groups)),
+        ("re-fit", "x", THIRD, _known(worst_share(fit.error for fit in fitted) for fitted in fits)),
+        ("held out", "D", AFTER, _known(worst_share(fit.held_out_error for fit in fitted) for fitted in fits)),
     )  # fmt: skip
     for label, marker, colour, values in series:
         if np.isfinite(values).any():
@@ -168,6 +166,10 @@ def _errors(figure: Any, groups: list[GroupInfo]) -> None:
     axes.set_xlabel("error, % of the variance")
     axes.set_xlim(left=0)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
+
+
+def _known(errors: Iterable[float | None]) -> list[float]:
+    return [np.nan if error is None else error for error in errors]
 
 
 def _curves(figure: Any, curves: dict[str, list[float]], x_label: str, y_label: str) -> None:

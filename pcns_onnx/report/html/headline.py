@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from pcns_onnx.report.schema import Report
+from pcns_onnx.report.shares import number
 
 
 def verdict(report: Report) -> str:
@@ -25,9 +24,12 @@ def answers(report: Report) -> list[tuple[str, str, str]]:
             f"{1e3 * latency.seconds_a:.3f} → {1e3 * latency.seconds_b:.3f} ms, batch {latency.batch}",
         ),
     ]  # fmt: skip
-    if not math.isnan(agreement.error):
+    if agreement.outputs:
         samples = f"{agreement.samples:,} sample{'' if agreement.samples == 1 else 's'}"
-        rows.append(("relative error", f"{agreement.error:.4f}", f"of the outputs, on {samples}"))
+        rows.append(("relative error", number(agreement.error), f"of the outputs, on {samples}"))
+        flips = [output.flips for output in agreement.outputs if output.flips is not None]
+        if flips:
+            rows.append(("decisions that flip", f"{100 * max(flips):.2f} %", "arg-max, side of 0.5, or value"))
     if agreement.score_a is not None and agreement.score_b is not None:
         name = "accuracy, points" if agreement.score == "accuracy" else agreement.score or "score"
         scores = f"{agreement.score_a:.2f} → {agreement.score_b:.2f}"
@@ -41,13 +43,13 @@ def precisions(report: Report) -> list[tuple[str, ...]]:
     return [
         ("original", f"{report.before.bytes:,}", "1", "", "0", _score(agreement.score_a)),
         (
-            "shrunk", f"{report.after.bytes:,}", f"{report.latency.ratio:.3f}", "1", f"{agreement.error:.4f}",
+            "shrunk", f"{report.after.bytes:,}", f"{report.latency.ratio:.3f}", "1", number(agreement.error),
             _score(agreement.score_b),
         ),
         *(
             (
                 f"shrunk, {precision.kind}", f"{precision.bytes:,}", f"{precision.latency.ratio:.3f}",
-                f"{precision.on_top:.3f}", f"{precision.agreement.error:.4f}", _score(precision.agreement.score_b),
+                f"{precision.on_top:.3f}", number(precision.agreement.error), _score(precision.agreement.score_b),
             )
             for precision in quantized
         ),
@@ -76,6 +78,6 @@ def _speed(ratio: float) -> str:
 
 
 def _closeness(report: Report) -> str:
-    if math.isnan(report.agreement.error):
+    if not report.agreement.outputs:
         return "not checked on samples"
-    return f"relative error {report.agreement.error:.4f}"
+    return f"relative error {number(report.agreement.error)}"

@@ -19,6 +19,7 @@ from pcns_onnx.files import write_atomic
 from pcns_onnx.report.html.figures import pictures
 from pcns_onnx.report.html.headline import answers, precisions, verdict
 from pcns_onnx.report.schema import Report
+from pcns_onnx.report.shares import flipped, number, share, worst_share
 
 _NEEDED = ("jinja2", "matplotlib")
 
@@ -57,5 +58,9 @@ def page(report: Report) -> str:
         precisions=precisions(report),
         verdict=verdict(report),
         pictures=drawn,
+        flipped=flipped,
+        number=number,
+        share=share,
+        worst_share=worst_share,
     )
     return str(text)

@@ -1,0 +1,174 @@
+"""What `shrink` checks its result on, and how much that proves.
+
+The samples of the check are held out of the data, or given by `eval`. A search for a budget on what may be lost judges
+its trials by them; so there they are halved, where there are enough: one half judges, and the other has seen nothing
+when the result is compared on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pcns_onnx.api.inputs import Run, datasets
+from pcns_onnx.cost.benchmark import Latency, unsteady
+from pcns_onnx.data.dataset import Dataset, split
+from pcns_onnx.data.fingerprints import Hashes
+from pcns_onnx.data.sources import DataSource
+from pcns_onnx.errors import InputError
+from pcns_onnx.evaluation.agreement import UNCHECKED, Agreement, time_both, verify
+from pcns_onnx.evaluation.gates import Gate, gates_of, quality_gates
+from pcns_onnx.evaluation.metric import Metric
+from pcns_onnx.evaluation.precisions import QuantizedModel, quantize
+from pcns_onnx.evaluation.unseen import Unseen, unseen
+from pcns_onnx.graph import Graph
+from pcns_onnx.numerics.confidence import ENOUGH
+from pcns_onnx.planning.plan import Plan
+from pcns_onnx.progress import Progress
+from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, all_alike
+from pcns_onnx.rewrite.canonical import Canonical, emit
+from pcns_onnx.rewrite.patch import Patch
+from pcns_onnx.runtime.samples import Samples
+
+
+SEEN = "checked on the samples that it was solved on: keep some back or give --eval"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the shrunk model compares with the original, and what a reader must be warned of."""
+
+    agreement: Agreement
+    latency: Latency
+    gates: list[Gate]
+    quantized: list[QuantizedModel]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the shrunk model is checked on: samples that were `held_out`, or those of the solve (`train`).
+
+    `judging`: the samples that a search judges by, None where those are the samples of the check, too. `plan` is one
+    that is replayed; `solves`: whether anything is solved, or chosen, on `train`.
+    """
+
+    running: Run
+    form: Canonical
+    train: Dataset
+    held_out: Dataset | None
+    metric: Metric | None
+    has_data: bool
+    solves: bool
+    plan: Plan | None = None
+    judging: Dataset | None = None
+
+    @property
+    def samples(self) -> Samples:
+        """The samples of the check."""
+        return self.running.samples(self.held_out or self.train, self.form.original)
+
+    @property
+    def judges(self) -> Samples:
+        """The samples that a search judges by."""
+        return self.samples if self.judging is None else self.running.samples(self.judging, self.form.original)
+
+    @property
+    def searches(self) -> bool:
+        """Whether the result is chosen by what it loses on `judges`."""
+        return bool(self.running.options.goal.qualities) and self.plan is None
+
+    @property
+    def used(self) -> list[Hashes]:
+        """Hashes of all samples that the result is made on."""
+        calibration = [self.running.samples(self.train, self.form.twin)] if self.solves and self.has_data else []
+        return [samples.summary.hashes for samples in (*calibration, *([self.judges] if self.searches else []))]
+
+    def keeps_limits(self, patch: Patch) -> bool:
+        """Whether the model with these edits keeps the budgets on what may be lost."""
+        return all(gate.passed for gate in self._budgets_kept(emit(self.form, patch)))
+
+    def _budgets_kept(self, small: Graph) -> list[Gate]:
+        qualities = self.running.options.goal.qualities
+        if not qualities:
+            return []
+        engine, original = self.running.engine, self.form.original
+        agreement, _ = verify(engine, original, small, self.judges, self.metric, Progress())
+        return quality_gates(qualities, agreement)
+
+    def unseen(self, weak: Sequence[str] = ()) -> Unseen:
+        """The samples of the check that prove something about new ones; `weak` is what makes the solve doubtful."""
+        checked, used = self.samples.summary, self.used
+        if self.held_out is None:
+            return Unseen(np.zeros(checked.count, np.bool_), (SEEN,))
+        result = unseen(checked, used if self.judging is not None or not self.searches else used[:-1])
+        return result.without_bound(self._without_bound(weak))
+
+    def _without_bound(self, weak: Sequence[str]) -> str | None:
+        """Why no sample of the check proves anything."""
+        checked = self.samples.summary
+        if self.solves and self.has_data and all_alike(self.running.samples(self.train, self.form.twin).summary):
+            return "it was solved on samples that are all alike"
+        if (alike := all_alike(checked, "the check")) is not None:
+            return alike
+        if self.searches and self.judging is None:
+            return f"the budget was searched for on the {checked.count} samples of the check, and no others are left"
+        if self.plan is not None and self.plan.samples is None:
+            return "the plan does not say which samples it was chosen on (make it again with --plan-out)"
+        if self.plan is not None and (seen := int(self.plan.was_chosen_on(checked.hashes).sum())):
+            return f"the plan was chosen on {seen} or more of the {checked.count} samples of the check"
+        if weak and self.running.options.data.eval is None:
+            return "what was held out of so few samples proves nothing, give more or --eval"
+        return None
+
+    def evaluate(self, small: Graph, calibration: Samples, weak: Sequence[str] = ()) -> Evaluation:
+        """Agreement, latency, gates, and the precisions that are asked for."""
+        running, original, options = self.running, self.form.original, self.running.options
+        engine, samples, goal = running.engine, self.samples, options.goal
+        agreement, warnings, proving = UNCHECKED, [NOTHING_CHECKED], None
+        if self.has_data or self.held_out is not None:
+            counted = self.unseen(weak)
+            proving = counted.proving
+            agreement, warnings = verify(engine, original, small, samples, self.metric, running.progress, proving)
+            warnings += counted.notes
+        timed = running.timed(samples)
+        latency = time_both(engine, original, small, timed, running.progress)
+        if latency.ratio > 1 and not (goal.qualities or goal.plan is not None):
+            warnings.append(SLOWER)
+        warnings += unsteady(latency)
+        gates = [*self._budgets_kept(small), *gates_of(options.gates, agreement)]
+        quantized = quantize(
+            engine, original, small, options.outputs.precisions, calibration, samples, timed, self.metric, proving,
+            options.gates, running.progress,
+        )  # fmt: skip
+        return Evaluation(agreement, latency, gates, quantized, warnings)
+
+
+def check_on(
+    running: Run, form: Canonical, data: DataSource | None, metric: Metric | None, plan: Plan | None, *, solves: bool
+) -> Check:
+    """The samples of the solve and of the check; raises `InputError` where a limit needs labels that are not there."""
+    train, held_out = datasets(running, form, data, solves=solves)
+    options = running.options
+    needs_score = options.gates.max_drop is not None or any(b.resource == "drop" for b in options.goal.qualities)
+    if needs_score and metric is None and not (held_out or train).has_labels:
+        limit = "--max-drop" if options.gates.max_drop is not None else "budget drop"
+        raise InputError(f"{limit} needs labels in the data it is checked on, or --metric")
+    check = Check(running, form, train, held_out, metric, data is not None, solves, plan)
+    return _halved(check) if check.searches and held_out is not None else check
+
+
+def _halved(check: Check) -> Check:
+    """The samples of the check in two halves, where each is enough for both bounds."""
+    assert check.held_out is not None, "there is something to halve"
+    if unseen(check.samples.summary, check.used[:-1]).proving.sum() < 2 * ENOUGH:
+        return check
+    judging, rest = split(check.held_out, holdout=0.5, seed=check.running.options.data.seed)
+    try:
+        halves = replace(check, held_out=rest, judging=judging)
+        enough = halves.unseen().proving.sum() >= ENOUGH
+    except InputError:  # a fixed batch that a half does not fill
+        return check
+    return halves if enough else check

@@ -1,0 +1,52 @@
+"""Which axis of an output counts samples: where its size grows with the number of samples that are fed.
+
+The first axis may be time, as in (T, N, C), or there may be none, as in a table that no sample changes. So one sample
+is run besides the first batch: the axis whose size is that many times as large is the one. A model that takes one
+batch size only cannot be asked; there the axis is the first that has this size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.errors import PcnsError
+from pcns_onnx.numerics.arrays import to_numpy
+from pcns_onnx.runtime.engine import Session, Tensors
+
+Array = NDArray[Any]
+
+
+def batch_axes(
+    session: Session, feeds: Mapping[str, Array], outputs: Mapping[str, Array], size: int, *, fixed: bool
+) -> dict[str, int | None]:
+    """By output, the axis that counts samples, None where there is none; from a run of `size` samples."""
+    one = {} if fixed or size == 1 else _of_one(session, feeds, size)
+    return {name: _axis(array.shape, one.get(name), size) for name, array in outputs.items()}
+
+
+def _of_one(session: Session, feeds: Mapping[str, Array], size: int) -> Mapping[str, tuple[int, ...]]:
+    first: Tensors = {
+        name: array[:1] if array.ndim and len(array) == size else array for name, array in feeds.items()
+    }
+    try:
+        return {name: to_numpy(array).shape for name, array in session.run(first).items()}
+    except PcnsError:  # a model may take other sizes only
+        return {}
+
+
+def _axis(shape: tuple[int, ...], one: tuple[int, ...] | None, size: int) -> int | None:
+    if one is None or len(one) != len(shape):
+        return next((axis for axis, length in enumerate(shape) if length == size), None)
+    grown = [axis for axis, (length, single) in enumerate(zip(shape, one, strict=True)) if length != single]
+    return grown[0] if len(grown) == 1 and shape[grown[0]] == size * one[grown[0]] else None
+
+
+def by_sample(values: Array, axis: int | None, size: int) -> Array:
+    """(size, values per sample) float64; (1, all values) where `axis` is None: what is told apart is a feed."""
+    if axis is None or size == 1 or values.shape[axis] % size:
+        return np.asarray(values, dtype=np.float64).reshape(1, -1)
+    return np.moveaxis(np.asarray(values, dtype=np.float64), axis, 0).reshape(size, -1)

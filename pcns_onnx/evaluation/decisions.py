@@ -1,0 +1,128 @@
+"""What an output decides: the class, or yes and no. Found from the graph, by what makes the output.
+
+    Softmax         the largest along its axis, at every place (arg-max)
+    Sigmoid, [0,1]  over one half or not (threshold)
+    integers, text  the value itself (equal)
+
+A relative error says little of such outputs: a probability of 0.51 that becomes 0.49 is 4 % off, and another answer.
+Followed is what keeps a value what it is (shapes, slices, transposes), and what keeps it within [0, 1] (products,
+means); of a Concat that holds such values and others, the part that is bounded, where its place is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.graph import Graph
+from pcns_onnx.graph.protobuf import Node
+
+Kind = Literal["arg-max", "threshold", "equal"]
+
+_SIGMOIDS = frozenset({"Sigmoid", "HardSigmoid"})
+_SOFTMAXES = frozenset({"Softmax", "LogSoftmax"})
+_SAME_PLACES = frozenset({"Identity", "Cast", "Dropout", "Resize", "Upsample"})
+_OTHER_PLACES = frozenset(
+    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "Split", "Tile"}
+    | {"AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceMin", "Sqrt"}
+)
+_PRODUCTS = frozenset({"Mul", "Min", "Max"})
+
+
+@dataclass(frozen=True)
+class DecisionRule:
+    """How an output decides: `axis` of an arg-max; `part` (axis, from, to) where only some of its values do."""
+
+    kind: Kind
+    axis: int = -1
+    part: tuple[int, int, int] | None = None
+
+    def flips(self, a: NDArray[Any], b: NDArray[Any]) -> tuple[int, int]:
+        """How many decisions of two outputs of the same shape differ, and how many there are."""
+        if self.part is not None:
+            axis, start, stop = self.part
+            a, b = (np.take(values, np.arange(start, stop), axis=axis) for values in (a, b))
+        if self.kind == "equal":
+            differs = np.asarray(a != b)
+        elif self.kind == "threshold":
+            differs = (a > 0.5) != (b > 0.5)
+        else:
+            differs = a.argmax(axis=self.axis) != b.argmax(axis=self.axis)
+        return int(differs.sum()), int(differs.size)
+
+
+def decision_rules(graph: Graph) -> dict[str, DecisionRule]:
+    """By name, the outputs that decide something."""
+    rules = dict[str, DecisionRule]()
+    for output in graph.outputs:
+        is_number = output.dtype.kind == "f" or output.dtype.name == "bfloat16"
+        rule = _rule(graph, output.name) if is_number else DecisionRule("equal")
+        if rule is not None:
+            rules[output.name] = rule
+    return rules
+
+
+def _rule(graph: Graph, name: str) -> DecisionRule | None:
+    node = graph.producers.get(name)
+    if node is None or node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op in _SIGMOIDS or (node.op == "Clip" and _is_unit(graph, node)):
+        return DecisionRule("threshold")
+    if node.op in _SOFTMAXES:
+        return DecisionRule("arg-max", int(node.attrs.get("axis", -1 if graph.opset >= 13 else 1)))
+    if node.op == "Concat":
+        return _of_parts(graph, node)
+    if node.op in _PRODUCTS:
+        whole = all((rule := _rule(graph, part)) is not None and rule.part is None for part in node.inputs)
+        return DecisionRule("threshold") if whole else None
+    if node.op not in _SAME_PLACES | _OTHER_PLACES | {"Transpose"} or not node.inputs:
+        return None
+    rule = _rule(graph, node.inputs[0])
+    if rule is None or node.op in _SAME_PLACES:
+        return rule
+    if node.op == "Transpose":
+        return _transposed(rule, node.attrs.get("perm"))
+    return DecisionRule("threshold") if rule.part is None else None
+
+
+def _transposed(rule: DecisionRule, order: Any) -> DecisionRule | None:
+    if order is None:
+        return rule if rule.kind == "threshold" and rule.part is None else None
+    place = {old: new for new, old in enumerate(int(axis) for axis in order)}
+    part = rule.part if rule.part is None else (place[rule.part[0] % len(place)], *rule.part[1:])
+    return replace(rule, axis=place[rule.axis % len(place)], part=part)
+
+
+def _of_parts(graph: Graph, node: Node) -> DecisionRule | None:
+    axis, rules = int(node.attrs["axis"]), [_rule(graph, name) for name in node.inputs]
+    bounded = [at for at, rule in enumerate(rules) if rule is not None]
+    if not bounded:
+        return None
+    if len(bounded) == len(rules):
+        first = rules[0]
+        alike = all(rule == first for rule in rules) and first is not None and first.kind == "arg-max"
+        return first if alike and first is not None and first.axis != axis else _all_bounded(rules)
+    shapes = graph.shapes()
+    sizes = [shapes[name][axis] if shapes.get(name) else None for name in node.inputs]
+    start, stop = bounded[0], bounded[-1] + 1
+    if bounded != list(range(start, stop)) or any(size is None for size in sizes[:stop]):
+        return None
+    before, within = (sum(size or 0 for size in sizes[a:b]) for a, b in ((0, start), (start, stop)))
+    rule = _all_bounded(rules[start:stop])
+    return None if rule is None else replace(rule, part=(axis, before, before + within))
+
+
+def _all_bounded(rules: list[DecisionRule | None]) -> DecisionRule | None:
+    return DecisionRule("threshold") if all(rule is not None and rule.part is None for rule in rules) else None
+
+
+def _is_unit(graph: Graph, node: Node) -> bool:
+    ends: Mapping[str, Any] = {
+        key: graph.constant(node.inputs[at]) if len(node.inputs) > at and node.inputs[at] else node.attrs.get(key)
+        for at, key in ((1, "min"), (2, "max"))
+    }
+    return all(end is not None for end in ends.values()) and (float(ends["min"]), float(ends["max"])) == (0.0, 1.0)
