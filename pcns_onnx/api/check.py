@@ -32,7 +32,6 @@ from pcns_onnx.rewrite.canonical import Canonical, emit
 from pcns_onnx.rewrite.patch import Patch
 from pcns_onnx.runtime.samples import Samples
 
-
 SEEN = "checked on the samples that it was solved on: keep some back or give --eval"
 
 
@@ -104,12 +103,21 @@ class Check:
         if self.held_out is None:
             return Unseen(np.zeros(checked.count, np.bool_), (SEEN,))
         result = unseen(checked, used if self.judging is not None or not self.searches else used[:-1])
+        if self.judging is not None:
+            halves = f"the budget was searched for on {self.judges.count} of the samples kept for the check"
+            result = replace(
+                result, notes=(f"{halves}: its gate is of these, all else of the other {checked.count}", *result.notes)
+            )
         return result.without_bound(self._without_bound(weak))
 
     def _without_bound(self, weak: Sequence[str]) -> str | None:
         """Why no sample of the check proves anything."""
         checked = self.samples.summary
-        if self.solves and self.has_data and all_alike(self.running.samples(self.train, self.form.twin).summary):
+        if (
+            self.solves
+            and self.has_data
+            and all_alike(self.running.samples(self.train, self.form.twin).summary, "the solve")
+        ):
             return "it was solved on samples that are all alike"
         if (alike := all_alike(checked, "the check")) is not None:
             return alike
@@ -117,8 +125,8 @@ class Check:
             return f"the budget was searched for on the {checked.count} samples of the check, and no others are left"
         if self.plan is not None and self.plan.samples is None:
             return "the plan does not say which samples it was chosen on (make it again with --plan-out)"
-        if self.plan is not None and (seen := int(self.plan.was_chosen_on(checked.hashes).sum())):
-            return f"the plan was chosen on {seen} or more of the {checked.count} samples of the check"
+        if self.plan is not None and (overlap := int(self.plan.was_chosen_on(checked.hashes).sum())):
+            return f"the plan was chosen on {overlap} or more of the {checked.count} samples of the check"
         if weak and self.running.options.data.eval is None:
             return "what was held out of so few samples proves nothing, give more or --eval"
         return None

@@ -13,15 +13,18 @@ from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.agreement import time_both, verify
 from pcns_onnx.evaluation.gates import gates_of
 from pcns_onnx.evaluation.metric import load_metric
-from pcns_onnx.evaluation.provenance import library_versions, provenance_of
+from pcns_onnx.evaluation.provenance import library_versions, made_on, provenance_of
+from pcns_onnx.evaluation.unseen import Unseen, unseen
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.graph.queries import names_of
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
+from pcns_onnx.report.warnings import all_alike
 from pcns_onnx.report.writer import finish
 from pcns_onnx.rewrite.canonical import Canonical
+from pcns_onnx.runtime.samples import Samples
 
 
 def compare(
@@ -51,7 +54,8 @@ def compare(
         if options.gates.max_drop is not None and metric is None and not dataset.has_labels:
             raise InputError("--max-drop needs labels in the data, or --metric")
         samples = running.samples(dataset, first, second)
-        agreement, warnings = verify(running.engine, first, second, samples, metric, running.progress)
+        counted = _unseen(samples, first, second)
+        agreement, warnings = verify(running.engine, first, second, samples, metric, running.progress, counted.proving)
         sizes = [model_size(form.original, running.dependencies(form.twin, dataset)) for form in forms]
         latency = time_both(running.engine, first, second, samples, running.progress)
     report = Report(
@@ -65,7 +69,7 @@ def compare(
         left_alone=[],
         folded=[],
         stages={},
-        warnings=warnings + unsteady(latency),
+        warnings=[*warnings, *counted.notes, *unsteady(latency)],
         versions=library_versions(),
         origin=provenance_of(
             outputs.command,
@@ -78,3 +82,13 @@ def compare(
     )
     finish(report, outputs.report, outputs.html)
     return report
+
+
+def _unseen(samples: Samples, *models: Graph) -> Unseen:
+    """The samples that prove something about new ones, as far as the models say what they were made on."""
+    summary = samples.summary
+    known = max(made_on(model, summary.hashes) for model in models)
+    why = all_alike(summary, "the check")
+    if known:
+        why = "these are samples that one of the models was made on"
+    return unseen(summary).without_bound(why)

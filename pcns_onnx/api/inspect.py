@@ -16,7 +16,7 @@ from pcns_onnx.planning.prepare import problem_for
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.inspection import group_rows, layer_rows, shrinkable_share
 from pcns_onnx.report.schema import Inspection
-from pcns_onnx.report.warnings import few_samples, samples_per_neuron
+from pcns_onnx.report.warnings import degenerate, few_samples, samples_per_neuron
 from pcns_onnx.rewrite.canonical import Canonical
 
 
@@ -43,6 +43,7 @@ def inspect(
         dependencies = problem.dependencies
         per_neuron = {layer.name: samples_per_neuron(problem, layer.name) for layer in dependencies.layers}
         warnings = few_samples(replace(problem, groups=dependencies.groups))
+        warnings += degenerate(problem.calibration.samples.summary, "is looked at")
     layers = layer_rows(dependencies, dimensions, per_neuron)
     if any(layer.macs == 0 for layer in dependencies.layers):
         warnings.append("sizes that the model leaves open hide some costs: give --data, or --shape NAME=1x3x224x224")

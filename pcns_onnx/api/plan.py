@@ -13,6 +13,7 @@ from typing import Unpack
 
 from pcns_onnx.api.inputs import datasets, run
 from pcns_onnx.api.options import Choices, Options
+from pcns_onnx.data.fingerprints import SampleSummary, sketch
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.files import check_targets
@@ -24,8 +25,10 @@ from pcns_onnx.methods.subset.strategy import SubsetStrategy
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.frontier import fractions_of, point_of, points
 from pcns_onnx.planning.grids import GridRules
+from pcns_onnx.planning.importance import Importance
 from pcns_onnx.planning.plan import (
     SCHEMA,
+    SKETCH,
     FrontierPoint,
     GroupPlan,
     Plan,
@@ -38,6 +41,7 @@ from pcns_onnx.planning.prepare import problem_for, selected
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.schema import PlanReport
+from pcns_onnx.report.warnings import degenerate
 from pcns_onnx.rewrite.canonical import Canonical
 
 
@@ -60,13 +64,14 @@ def plan(
 ) -> PlanResult:
     """Widths for `model` within the budgets of `choices`, or with `frontier` the whole curve; nothing is solved.
 
-    With `stats` of an earlier run no data is needed. With `output` the plan is written, for
+    The same share of the samples is held out as `shrink` would hold out, so that it can check the plan on it. With
+    `stats` of an earlier run no data is needed. With `output` the plan is written, for
     `shrink --plan`. Raises `InputError`, or `NothingToShrinkError` with the reasons.
     """
     options = Options.of(**choices)
     strategy = _accepted(options, frontier=frontier, has_data=data is not None, writes=output is not None)
     check_targets((model, data), output, stats=options.goal.stats)
-    with run(replace(options, data=replace(options.data, holdout=0.0)), progress) as running:
+    with run(options, progress) as running:
         form = Canonical.of(Graph.load(model))
         train, _ = datasets(running, form, data, solves=True)
         problem = problem_for(
@@ -84,14 +89,15 @@ def plan(
         importance = strategy.importance(problem, probes=True)
         if frontier:
             drawn = list(points(problem, importance, options.goal))
-            return PlanResult(None, _report(problem, {}, drawn, skipped))
+            return PlanResult(None, _report(problem, {}, drawn, skipped, importance))
         decision = meet_measured(problem, importance, strategy.request)
         _, decision = strategy.settle(problem, decision)
         groups = _with_savings(problem, decision)
-        plan = Plan(SCHEMA, fingerprint(form.original), strategy.request.method.name, groups)
+        chosen_on = sketch(importance.samples, SKETCH)
+        plan = Plan(SCHEMA, fingerprint(form.original), strategy.request.method.name, groups, samples=chosen_on)
     if output is not None:
         write_plan(plan, output)
-    return PlanResult(plan, _report(problem, plan.groups, [point_of(problem, decision)], skipped))
+    return PlanResult(plan, _report(problem, plan.groups, [point_of(problem, decision)], skipped, importance))
 
 
 def _accepted(options: Options, *, frontier: bool, has_data: bool, writes: bool) -> SubsetStrategy:
@@ -111,11 +117,11 @@ def _accepted(options: Options, *, frontier: bool, has_data: bool, writes: bool)
         raise InputError("plan takes --budget or --width, or --frontier")
     if not frontier:
         goal.chosen_way()
-    strategy = SubsetStrategy(Request(method, goal, options.scope, options.solving, options.data.seed))
-    refusal = strategy.accepts()
+    request = Request(method, goal, options.scope, options.solving, options.data.seed)
+    refusal = SubsetStrategy(request).accepts()
     if refusal is not None:
         raise InputError(refusal)
-    return strategy
+    return SubsetStrategy(replace(request, has_data=has_data))
 
 
 def _with_savings(problem: Problem, decision: Decision) -> dict[str, GroupPlan]:
@@ -129,7 +135,11 @@ def _with_savings(problem: Problem, decision: Decision) -> dict[str, GroupPlan]:
 
 
 def _report(
-    problem: Problem, groups: dict[str, GroupPlan], drawn: list[FrontierPoint], left: list[SkippedLayer]
+    problem: Problem,
+    groups: dict[str, GroupPlan],
+    drawn: list[FrontierPoint],
+    left: list[SkippedLayer],
+    importance: Importance,
 ) -> PlanReport:
     latency_model = problem.costs.latency_model
     assert latency_model is not None, "a plan times the layers"
@@ -141,4 +151,5 @@ def _report(
         batch=problem.latency_batch,
         threads=problem.calibration.engine.threads,
         provider=problem.calibration.engine.provider,
+        warnings=degenerate(SampleSummary(importance.samples), "is planned"),
     )

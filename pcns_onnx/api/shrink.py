@@ -36,7 +36,7 @@ from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
 from pcns_onnx.report.summary import group_infos
-from pcns_onnx.report.warnings import apart, degenerate, few_samples, starved, still
+from pcns_onnx.report.warnings import all_alike, apart, degenerate, few_samples, starved, still
 from pcns_onnx.report.writer import finish, stages_of
 from pcns_onnx.rewrite.canonical import Canonical, emit
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
@@ -265,6 +265,8 @@ def _of_samples(shrunk: Shrunk) -> list[str]:
     """What must be known of the samples that it was solved on."""
     problem, solution = shrunk.problem, shrunk.solution
     summary = problem.calibration.samples.summary
+    if all_alike(summary, "the solve") is not None:
+        return degenerate(summary)
     return [*few_samples(problem), *degenerate(summary), *starved(solution, problem), *still(solution)]
 
 

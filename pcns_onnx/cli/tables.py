@@ -214,7 +214,7 @@ def _precisions(report: Report) -> Table:
     for i, output in enumerate(report.agreement.outputs):
         if output.argmax_agreement is not None:
             same = [a.outputs[i].argmax_agreement or 0.0 for a in agreements]
-            table.add_row(f"arg-max of '{output.name}' agrees", "", *(f"{share:.2%}" for share in same))
+            table.add_row(f"arg-max of '{output.name}' agrees", "", *(f"{agreed:.2%}" for agreed in same))
     return table
 
 

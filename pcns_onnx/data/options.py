@@ -52,7 +52,7 @@ class DataOptions:
     holdout: float = field(
         default=0.1,
         metadata={
-            "commands": "shrink",
+            "commands": "shrink plan",
             "interval": "[0, 0.5]",
             "help": "Share of the samples kept from the solve for the check (0.1).",
         },

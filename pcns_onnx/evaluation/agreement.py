@@ -119,11 +119,13 @@ class _Tally:
         x, y = (by_sample(values, self.axis, len(proving)) for values in (a, b))
         self.by_feed |= len(x) != len(proving)
         proving = proving if len(x) == len(proving) else np.array([proving.all()])
-        norm, miss = np.linalg.norm(x, axis=1), np.linalg.norm(x - y, axis=1)
-        self.missed += float((miss**2).sum())
+        norm, distance = np.linalg.norm(x, axis=1), np.linalg.norm(x - y, axis=1)
+        self.missed += float((distance**2).sum())
         self.size += float((norm**2).sum())
         nothing = norm == 0
-        self.errors.append(np.where(nothing, np.where(miss > 0, np.inf, 0.0), miss / np.where(nothing, 1.0, norm)))
+        self.errors.append(
+            np.where(nothing, np.where(distance > 0, np.inf, 0.0), distance / np.where(nothing, 1.0, norm))
+        )
         self._add_cosines(x, y)
         by_row = self.axis == 0 or len(proving) == 1
         self.classes = by_row and a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f"

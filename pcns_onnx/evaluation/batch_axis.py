@@ -29,9 +29,7 @@ def batch_axes(
 
 
 def _of_one(session: Session, feeds: Mapping[str, Array], size: int) -> Mapping[str, tuple[int, ...]]:
-    first: Tensors = {
-        name: array[:1] if array.ndim and len(array) == size else array for name, array in feeds.items()
-    }
+    first: Tensors = {name: array[:1] if array.ndim and len(array) == size else array for name, array in feeds.items()}
     try:
         return {name: to_numpy(array).shape for name, array in session.run(first).items()}
     except PcnsError:  # a model may take other sizes only

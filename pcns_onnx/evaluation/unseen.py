@@ -31,20 +31,24 @@ class Unseen:
         return self if why is None else Unseen(np.zeros_like(self.proving), (f"{why}: {NO_BOUND}",))
 
 
-def unseen(checked: SampleSummary, used: Sequence[Hashes] = (), *, what: str = "the solve or a choice has seen") -> Unseen:
+def unseen(
+    checked: SampleSummary, used: Sequence[Hashes] = (), *, what: str = "the solve or a choice has seen"
+) -> Unseen:
     """The samples that none of `used` holds, each once; `what` says who has seen those."""
     hashes = checked.hashes
     known = np.isin(hashes, np.concatenate(used)) if used else np.zeros(len(hashes), dtype=np.bool_)
     first = np.zeros(len(hashes), dtype=np.bool_)
     first[np.unique(hashes, return_index=True)[1]] = True
     proving = first & ~known
-    seen, count, total = int(known.sum()), int(proving.sum()), len(hashes)
-    if seen == total:
-        return Unseen(proving, (f"all {total} samples of the check are among those that {what}: {NO_BOUND}; give others",))
-    repeated = total - seen - count
+    used_count, count, total = int(known.sum()), int(proving.sum()), len(hashes)
+    if used_count == total:
+        return Unseen(
+            proving, (f"all {total} samples of the check are among those that {what}: {NO_BOUND}; give others",)
+        )
+    repeated = total - used_count - count
     notes = []
-    if seen:
-        notes.append(f"{seen} of {total} samples of the check are among those that {what}: bounds leave them out")
+    if used_count:
+        notes.append(f"{used_count} of {total} samples of the check are among those that {what}: bounds leave them out")
     if repeated:
         notes.append(f"{repeated} of {total} samples of the check repeat others of it: bounds count each once")
     result = Unseen(proving, tuple(notes))

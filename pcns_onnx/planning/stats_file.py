@@ -43,9 +43,7 @@ class _Index(msgspec.Struct, forbid_unknown_fields=True):
     seed: int | None = None
 
 
-def save(
-    path: str | Path, importance: Importance, model: str, method: str, *, probed: bool, seed: int = 0
-) -> None:
+def save(path: str | Path, importance: Importance, model: str, method: str, *, probed: bool, seed: int = 0) -> None:
     """Write findings, atomically."""
     arrays: dict[str, Any] = {}
     for name, ranking in importance.rankings.items():
@@ -97,10 +95,10 @@ def load(
             )
         if index.widths != {group.name: group.width for group in problem.groups} or not index.probed:
             raise InputError(f"statistics '{path}' are of other layers or options: make them again with --stats")
-        if has_data:
-            _check_samples(path, arrays["samples"], index.seed, problem.calibration.samples.summary, seed)
         importance = _findings(index, arrays, problem)
         _check(importance, problem)
+        if has_data:
+            _check_samples(path, importance.samples, index.seed, problem.calibration.samples.summary, seed)
     except InputError:
         raise
     except OSError as error:
@@ -182,5 +180,6 @@ def _findings(index: _Index, arrays: dict[str, Any], problem: Problem) -> Import
             for i, (layer, is_row) in enumerate(members)
         )
         at += len(members)
-    samples = arrays["samples"].astype(np.uint64)
+    samples = arrays["samples"]
+    _require(samples.dtype == np.uint64 and samples.ndim == 1)
     return Importance(rankings, curves, covariances, basis_changes, index.streams, samples)

@@ -37,8 +37,8 @@ def apart(infos: Sequence[GroupInfo]) -> list[str]:
     fit = fits[worst]
     return [
         f"{len(apart)} of {len(fits)} layers miss more on samples that they were not solved on, worst '{worst}': "
-        f"{share(missed[worst])} of the variance against {share(fit.error)}, its ridge being raised to {fit.ridge:g}; more "
-        "samples would do better"
+        f"{share(missed[worst])} of the variance against {share(fit.error)}, its ridge being raised to {fit.ridge:g}; "
+        "more samples would do better"
     ]
 
 
@@ -54,7 +54,7 @@ def few_samples(problem: Problem) -> list[str]:
     ]
 
 
-def all_alike(summary: SampleSummary, where: str = "the solve") -> str | None:
+def all_alike(summary: SampleSummary, where: str) -> str | None:
     """Why no sample says anything: all are the same, or some input is in all; None where they vary."""
     if summary.distinct == 1:
         size = "there is one sample" if summary.count == 1 else f"all {summary.count} samples are the same"
@@ -70,19 +70,19 @@ def all_alike(summary: SampleSummary, where: str = "the solve") -> str | None:
     return None
 
 
-def degenerate(summary: SampleSummary) -> list[str]:
-    """What is wrong with the samples that something is solved on: too few, too often the same, or always alike."""
-    if (alike := all_alike(summary)) is not None:
+def degenerate(summary: SampleSummary, use: str = "is solved") -> list[str]:
+    """What is wrong with the samples that something `use` on: too few, too often the same, or always alike."""
+    if (alike := all_alike(summary, f"what {use}")) is not None:
         return [alike]
     repeated, warnings = summary.count - summary.distinct, list[str]()
     if repeated:
         warnings.append(
-            f"{repeated} of {summary.count} samples of the solve repeat others: they say no more than "
+            f"{repeated} of {summary.count} samples that the model {use} on repeat others: they say no more than "
             f"{summary.distinct}"
         )
     if summary.distinct < LEAST:
         warnings.append(
-            f"solved on {summary.distinct} different samples: what is reported of it rests on these, give {LEAST} or more"
+            f"the model {use} on {summary.distinct} different samples: all figures rest on these, give {LEAST} or more"
         )
     return warnings
 

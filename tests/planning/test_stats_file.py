@@ -172,7 +172,7 @@ def test_other_files_are_refused_in_a_line(harm: str, kept: bytes, tmp_path: Pat
     path.write_bytes(content)
     with pytest.raises(InputError) as failed:
         shrink(branches(1.0, 0.3), rows(), tmp_path / "small.onnx", budget="macs=0.5", stats=path, refine=0,
-               multiple="1", plan_out=tmp_path / "plan.json")  # fmt: skip
+               holdout=0.0, multiple="1", plan_out=tmp_path / "plan.json")  # fmt: skip
     line = str(failed.value)
     assert "\n" not in line and "stats.npz" in line and line.endswith("again with --stats")
     assert ("holds no statistics" in line) == (harm in DAMAGED)
@@ -182,7 +182,7 @@ def test_other_files_are_refused_in_a_line(harm: str, kept: bytes, tmp_path: Pat
 def test_statistics_that_fit_are_taken(kept: bytes, tmp_path: Path) -> None:
     path = tmp_path / "stats.npz"
     path.write_bytes(kept)
-    shrink(branches(1.0, 0.3), rows(), budget="macs=0.5", stats=path, refine=0, multiple="1")
+    shrink(branches(1.0, 0.3), rows(), budget="macs=0.5", stats=path, refine=0, holdout=0.0, multiple="1")
 
 
 def test_a_folder_is_no_statistics(tmp_path: Path) -> None:
@@ -209,3 +209,37 @@ def test_statistics_of_a_choice_of_layers_are_for_that_choice(kept: bytes, tmp_p
     path.write_bytes(kept)
     with pytest.raises(InputError, match=r"are of other layers or options: make them again with --stats$"):
         shrink(branches(1.0, 0.3), rows(), budget="macs=0.9", stats=path, include="a", refine=0, multiple="1")
+
+
+def altered(x: Array) -> Array:
+    x = x.copy()
+    x[7, 0] += 1e-3
+    return x
+
+
+OTHER_DATA: dict[str, tuple[Array, dict[str, Any]]] = {
+    "one number of one sample": (altered(rows()), {}),
+    "another order": (rows()[::-1].copy(), {}),
+    "more samples": (rows(70), {}),
+    "a choice of samples": (rows(), {"samples": 50}),
+    "a share held out": (rows(), {"holdout": 0.1}),
+    "another seed": (rows(), {"seed": 1}),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_DATA)
+def test_statistics_are_of_their_data(case: str, kept: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "stats.npz"
+    path.write_bytes(kept)
+    x, more = OTHER_DATA[case]
+    choices: dict[str, Any] = {"budget": "macs=0.5", "refine": 0, "multiple": "1", "holdout": 0.0} | more
+    with pytest.raises(InputError, match=r"^statistics '.*' are of other data \(.*again with --stats$"):
+        shrink(branches(1.0, 0.3), x, tmp_path / "small.onnx", stats=path, **choices)
+    assert os.listdir(tmp_path) == ["stats.npz"]
+
+
+def test_statistics_without_samples_are_of_another_version(kept: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "stats.npz"
+    path.write_bytes(edited(lambda arrays: arrays.pop("samples"))(kept))
+    with pytest.raises(InputError, match="are of another model, method or version"):
+        shrink(branches(1.0, 0.3), rows(), budget="macs=0.5", stats=path, refine=0, holdout=0.0, multiple="1")
