@@ -265,9 +265,10 @@ def _of_samples(shrunk: Shrunk) -> list[str]:
     """What must be known of the samples that it was solved on."""
     problem, solution = shrunk.problem, shrunk.solution
     summary = problem.calibration.samples.summary
-    if all_alike(summary, "the solve") is not None:
+    if all_alike(summary) is not None:
         return degenerate(summary)
-    return [*few_samples(problem), *degenerate(summary), *starved(solution, problem), *still(solution)]
+    few = few_samples(problem)
+    return [*few, *degenerate(summary, counts=not few), *starved(solution, problem), *still(solution)]
 
 
 # -- write -------------------------------------------------------------------------------------

@@ -54,36 +54,34 @@ def few_samples(problem: Problem) -> list[str]:
     ]
 
 
-def all_alike(summary: SampleSummary, where: str) -> str | None:
+def all_alike(summary: SampleSummary, where: str = "the solve") -> str | None:
     """Why no sample says anything: all are the same, or some input is in all; None where they vary."""
     if summary.distinct == 1:
-        size = "there is one sample" if summary.count == 1 else f"all {summary.count} samples are the same"
+        samples = (
+            f"{where} has one sample" if summary.count == 1 else f"all {summary.count} samples of {where} are the same"
+        )
         zero = ", nothing but zeros" if summary.zero and len(summary.zero) == summary.inputs else ""
-        return f"{size} for {where}{zero}: give many, as the model meets them in use"
+        return f"{samples}{zero}: give many, as the model meets them in use"
     if summary.constant:
         names = ", ".join(f"'{name}'" for name in summary.constant)
         zero = ", zero," if set(summary.constant) <= set(summary.zero) else ""
-        return (
-            f"input {names} is the same{zero} in all {summary.count} samples for {where}: give samples in which it "
-            "varies as in use"
-        )
+        of_all = f"all {summary.count} samples of {where}"
+        return f"input {names} is the same{zero} in {of_all}: give samples in which it varies as in use"
     return None
 
 
-def degenerate(summary: SampleSummary, use: str = "is solved") -> list[str]:
-    """What is wrong with the samples that something `use` on: too few, too often the same, or always alike."""
-    if (alike := all_alike(summary, f"what {use}")) is not None:
+def degenerate(summary: SampleSummary, where: str = "the solve", *, counts: bool = True) -> list[str]:
+    """What is wrong with samples: always alike, too often the same, or (where that `counts`) too few."""
+    if (alike := all_alike(summary, where)) is not None:
         return [alike]
     repeated, warnings = summary.count - summary.distinct, list[str]()
     if repeated:
         warnings.append(
-            f"{repeated} of {summary.count} samples that the model {use} on repeat others: they say no more than "
-            f"{summary.distinct}"
+            f"{repeated} of {summary.count} samples of {where} repeat others: they say as much as {summary.distinct}"
         )
-    if summary.distinct < LEAST:
-        warnings.append(
-            f"the model {use} on {summary.distinct} different samples: all figures rest on these, give {LEAST} or more"
-        )
+    if counts and summary.distinct < LEAST:
+        few = f"{summary.distinct} different samples"
+        warnings.append(f"{where} has {few}: all its figures rest on these, give {LEAST} or more")
     return warnings
 
 
