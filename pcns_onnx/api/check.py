@@ -103,21 +103,17 @@ class Check:
         if self.held_out is None:
             return Unseen(np.zeros(checked.count, np.bool_), (SEEN,))
         result = unseen(checked, used if self.judging is not None or not self.searches else used[:-1])
-        if self.judging is not None:
-            halves = f"the budget was searched for on {self.judges.count} of the samples kept for the check"
-            result = replace(
-                result, notes=(f"{halves}: its gate is of these, all else of the other {checked.count}", *result.notes)
-            )
-        return result.without_bound(self._without_bound(weak))
+        result = result.without_bound(self._without_bound(weak))
+        if self.judging is None:
+            return result
+        halves = f"the budget was searched for on {self.judges.count} of the samples kept for the check"
+        note = f"{halves}: its gate is of these, all else of the other {checked.count}"
+        return replace(result, notes=(note, *result.notes))
 
     def _without_bound(self, weak: Sequence[str]) -> str | None:
         """Why no sample of the check proves anything."""
         checked = self.samples.summary
-        if (
-            self.solves
-            and self.has_data
-            and all_alike(self.running.samples(self.train, self.form.twin).summary, "the solve")
-        ):
+        if self.solves and self.has_data and all_alike(self.running.samples(self.train, self.form.twin).summary):
             return "it was solved on samples that are all alike"
         if (alike := all_alike(checked, "the check")) is not None:
             return alike

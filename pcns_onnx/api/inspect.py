@@ -43,7 +43,7 @@ def inspect(
         dependencies = problem.dependencies
         per_neuron = {layer.name: samples_per_neuron(problem, layer.name) for layer in dependencies.layers}
         warnings = few_samples(replace(problem, groups=dependencies.groups))
-        warnings += degenerate(problem.calibration.samples.summary, "is looked at")
+        warnings += degenerate(problem.calibration.samples.summary, "the data", counts=False)
     layers = layer_rows(dependencies, dimensions, per_neuron)
     if any(layer.macs == 0 for layer in dependencies.layers):
         warnings.append("sizes that the model leaves open hide some costs: give --data, or --shape NAME=1x3x224x224")

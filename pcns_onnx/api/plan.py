@@ -151,5 +151,5 @@ def _report(
         batch=problem.latency_batch,
         threads=problem.calibration.engine.threads,
         provider=problem.calibration.engine.provider,
-        warnings=degenerate(SampleSummary(importance.samples), "is planned"),
+        warnings=degenerate(SampleSummary(importance.samples), "the plan"),
     )

@@ -122,10 +122,8 @@ class _Tally:
         norm, distance = np.linalg.norm(x, axis=1), np.linalg.norm(x - y, axis=1)
         self.missed += float((distance**2).sum())
         self.size += float((norm**2).sum())
-        nothing = norm == 0
-        self.errors.append(
-            np.where(nothing, np.where(distance > 0, np.inf, 0.0), distance / np.where(nothing, 1.0, norm))
-        )
+        of_zero = np.where(distance > 0, np.inf, 0.0)
+        self.errors.append(np.where(norm > 0, distance / np.where(norm > 0, norm, 1.0), of_zero))
         self._add_cosines(x, y)
         by_row = self.axis == 0 or len(proving) == 1
         self.classes = by_row and a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f"

@@ -99,8 +99,8 @@ class FitInfo(msgspec.Struct, frozen=True):
 class RefineInfo(msgspec.Struct, frozen=True):
     """One refinement: the share of the reader's output variance missed on samples kept aside, before and after."""
 
-    before: float | None
-    after: float | None
+    before: float
+    after: float
 
 
 class Stage(msgspec.Struct, frozen=True):

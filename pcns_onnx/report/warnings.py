@@ -57,9 +57,8 @@ def few_samples(problem: Problem) -> list[str]:
 def all_alike(summary: SampleSummary, where: str = "the solve") -> str | None:
     """Why no sample says anything: all are the same, or some input is in all; None where they vary."""
     if summary.distinct == 1:
-        samples = (
-            f"{where} has one sample" if summary.count == 1 else f"all {summary.count} samples of {where} are the same"
-        )
+        same = f"all {summary.count} samples of {where} are the same"
+        samples = f"{where} has one sample" if summary.count == 1 else same
         zero = ", nothing but zeros" if summary.zero and len(summary.zero) == summary.inputs else ""
         return f"{samples}{zero}: give many, as the model meets them in use"
     if summary.constant:

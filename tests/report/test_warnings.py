@@ -16,5 +16,5 @@ def test_a_solve_that_holds_for_its_own_samples_only_is_named(count: int, warned
     assert bool(said) is warned
     if warned:
         fits = {name: fit for group in report.groups for name, fit in group.fits.items()}
-        apart = [n for n, fit in fits.items() if (fit.held_out_error or 0) > max(2 * fit.error, 1e-3)]
+        apart = [n for n, fit in fits.items() if (fit.held_out_error or 0) > max(2 * (fit.error or 0), 1e-3)]
         assert said[0].startswith(f"{len(apart)} of {len(fits)} layers") and any(f"'{n}'" in said[0] for n in apart)

@@ -160,7 +160,7 @@ def test_worst_samples_are_those_with_the_largest_errors(tmp_path: Path) -> None
     x = rows(50)
     x[17] *= 30  # tanh is bent: here they differ as nowhere else
     found = compare(a, b, x, threads=1).agreement.outputs[0]
-    errors = [sample.error for sample in found.worst]
+    errors = [sample.error or 0.0 for sample in found.worst]
     assert errors == sorted(errors, reverse=True)
     singles = [compare(a, b, x[i : i + 1], threads=1).agreement.error for i in (found.worst[0].sample, 3)]
     assert singles[0] == pytest.approx(errors[0], rel=1e-4)
