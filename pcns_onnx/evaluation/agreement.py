@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pcns_onnx.cost.benchmark import Latency, compare_latency
 from pcns_onnx.errors import InputError, PcnsError
 from pcns_onnx.evaluation.batch_axis import batch_axes, by_sample
-from pcns_onnx.evaluation.decisions import DecisionRule, Kind, decision_rules
+from pcns_onnx.evaluation.decisions import DecisionRule, DecisionTally, Kind, decision_rules
 from pcns_onnx.evaluation.metric import Metric
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
@@ -49,7 +49,8 @@ class OutputAgreement(msgspec.Struct, frozen=True):
     With 95 % confidence the arg-max differs on at most a share `argmax_bound` of all samples (so that no accuracy
     can drop by more), and 95 % of all samples have a relative error of at most `error_bound`; see `confidence`.
     `worst`: the samples that it errs on most, the worst first. `decision`: what the output decides, and `flips` the
-    share of its decisions that differ. `feeds`: how many there were, where its values cannot be told apart by sample.
+    share of its decisions that differ; `unusual_flips` of those that are not the most common one in both. `feeds`: how
+    many there were, where its values cannot be told apart by sample.
 
     None is what is not known: the relative error where the original is zero, the cosine of single numbers.
     """
@@ -63,6 +64,7 @@ class OutputAgreement(msgspec.Struct, frozen=True):
     worst: list[WorstSample] = []
     decision: Kind | None = None
     flips: float | None = None
+    unusual_flips: float | None = None
     feeds: int | None = None
 
 
@@ -99,9 +101,10 @@ UNCHECKED = Agreement(0, [], None, None, None)
 
 class _Tally:
     def __init__(self, name: str, axis: int | None, rule: DecisionRule | None) -> None:
-        self.name, self.axis, self.rule = name, axis, rule
+        self.name, self.axis = name, axis
+        self.decisions = None if rule is None else DecisionTally(rule)
         self.missed = self.size = self.cosine = 0.0
-        self.angles = self.rows = self.same = self.flips = self.decisions = 0
+        self.angles = self.rows = self.same = 0
         self.classes = self.by_feed = False
         self.errors: list[NDArray[np.float64]] = []
         self.differs: list[NDArray[np.bool_]] = []
@@ -111,9 +114,8 @@ class _Tally:
         """Add a batch; `proving` (samples,) says which of its samples count for bounds."""
         if a.shape != b.shape:
             raise InputError(f"output '{self.name}' has shape {a.shape} in one model and {b.shape} in the other")
-        if self.rule is not None and a.size:
-            flips, decisions = self.rule.flips(a, b)
-            self.flips, self.decisions = self.flips + flips, self.decisions + decisions
+        if self.decisions is not None:
+            self.decisions.update(a, b)
         if a.dtype.kind in "OSU":
             a, b = np.ones(a.shape, dtype=np.int64), np.asarray(a == b, dtype=np.int64)
         x, y = (by_sample(values, self.axis, len(proving)) for values in (a, b))
@@ -143,6 +145,7 @@ class _Tally:
             self.angles += int(directed.sum())
 
     def result(self) -> OutputAgreement:
+        decided = self.decisions if self.decisions is not None and self.decisions.count else None
         return OutputAgreement(
             self.name,
             (self.missed / self.size) ** 0.5 if self.size else (None if self.missed else 0.0),
@@ -150,8 +153,9 @@ class _Tally:
             self.same / self.rows if self.classes and self.rows else None,
             *self._bounds(),
             self.worst(),
-            self.rule.kind if self.rule is not None and self.decisions else None,
-            self.flips / self.decisions if self.decisions else None,
+            None if decided is None else decided.rule.kind,
+            None if decided is None else decided.share,
+            None if decided is None else decided.share_of_unusual,
             sum(map(len, self.proving)) if self.by_feed else None,
         )
 

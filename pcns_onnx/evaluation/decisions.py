@@ -41,18 +41,50 @@ class DecisionRule:
     axis: int = -1
     part: tuple[int, int, int] | None = None
 
-    def flips(self, a: NDArray[Any], b: NDArray[Any]) -> tuple[int, int]:
-        """How many decisions of two outputs of the same shape differ, and how many there are."""
+    def decisions(self, values: NDArray[Any]) -> NDArray[Any]:
+        """What an output decides: classes, 0 or 1, or its values."""
         if self.part is not None:
             axis, start, stop = self.part
-            a, b = (np.take(values, np.arange(start, stop), axis=axis) for values in (a, b))
+            values = np.take(values, np.arange(start, stop), axis=axis)
         if self.kind == "equal":
-            differs = np.asarray(a != b)
-        elif self.kind == "threshold":
-            differs = (a > 0.5) != (b > 0.5)
-        else:
-            differs = a.argmax(axis=self.axis) != b.argmax(axis=self.axis)
-        return int(differs.sum()), int(differs.size)
+            return values
+        return values.argmax(axis=self.axis) if self.kind == "arg-max" else np.asarray(values > 0.5, dtype=np.int64)
+
+
+class DecisionTally:
+    """Counts how many decisions of two models flip; of all, and of those that are not the usual one in both.
+
+    A detector says "background" a thousand times for every face: there the second share is what is felt.
+    """
+
+    def __init__(self, rule: DecisionRule) -> None:
+        self.rule = rule
+        self.flipped = self.count = 0
+        self._same = np.zeros(0, dtype=np.int64)
+
+    def update(self, a: NDArray[Any], b: NDArray[Any]) -> None:
+        """Add a batch of two outputs of the same shape."""
+        if not a.size:
+            return
+        first, second = self.rule.decisions(a), self.rule.decisions(b)
+        same = np.asarray(first == second)
+        self.count += same.size
+        self.flipped += int(same.size - same.sum())
+        if self.rule.kind != "equal":
+            counts = np.bincount(first[same].reshape(-1), minlength=len(self._same))
+            counts[: len(self._same)] += self._same
+            self._same = counts
+
+    @property
+    def share(self) -> float | None:
+        """The share of all decisions that flip."""
+        return self.flipped / self.count if self.count else None
+
+    @property
+    def share_of_unusual(self) -> float | None:
+        """The share that flips of those that at least one model decides unlike most; None where there are none."""
+        unusual = self.count - int(self._same.max(initial=0))
+        return self.flipped / unusual if unusual and self.rule.kind != "equal" else None
 
 
 def decision_rules(graph: Graph) -> dict[str, DecisionRule]:

@@ -42,4 +42,6 @@ def flipped(output: OutputAgreement, unit: str) -> str:
     if output.flips is None or (output.decision == "arg-max" and output.argmax_agreement is not None):
         return ""
     decision = {"arg-max": "arg-max", "threshold": "side of 0.5", "equal": "value"}[output.decision or "equal"]
-    return f", {decision} differs on {100 * output.flips:.2f}{unit} of its values"
+    unusual = output.unusual_flips or 0.0
+    rare = f" ({100 * unusual:.2f}{unit} of those that are not the usual one)" if unusual > 2 * output.flips else ""
+    return f", {decision} differs on {100 * output.flips:.2f}{unit} of its values{rare}"

@@ -27,9 +27,9 @@ def answers(report: Report) -> list[tuple[str, str, str]]:
     if agreement.outputs:
         samples = f"{agreement.samples:,} sample{'' if agreement.samples == 1 else 's'}"
         rows.append(("relative error", number(agreement.error), f"of the outputs, on {samples}"))
-        flips = [output.flips for output in agreement.outputs if output.flips is not None]
+        flips = [max(o.flips, o.unusual_flips or 0.0) for o in agreement.outputs if o.flips is not None]
         if flips:
-            rows.append(("decisions that flip", f"{100 * max(flips):.2f} %", "arg-max, side of 0.5, or value"))
+            rows.append(("decisions that flip", f"{100 * max(flips):.2f} %", "of those that are not the usual one"))
     if agreement.score_a is not None and agreement.score_b is not None:
         name = "accuracy, points" if agreement.score == "accuracy" else agreement.score or "score"
         scores = f"{agreement.score_a:.2f} → {agreement.score_b:.2f}"
