@@ -106,7 +106,7 @@ def _left_alone(items: Sequence[SkippedLayer]) -> Table:
 def report_tables(report: Report) -> Iterator[RenderableType]:
     """Tables for `shrink` and `compare`."""
     if report.groups:
-        widths = plain_table("layer", right=("width", "kept", "predicted error", "re-fit error", "held out"))
+        widths = plain_table("layer", right=("width", "kept", "predicted error", "re-fit error", "kept aside"))
         if any(group.eigenvector_errors for group in report.groups):
             widths.add_column("eigenvectors: median, worst", justify="right")
         for group in report.groups:

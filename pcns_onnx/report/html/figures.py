@@ -157,7 +157,7 @@ def _errors(figure: Any, groups: list[GroupInfo]) -> None:
     series = (
         ("predicted", "o", INK, _known(group.predicted_error for group in groups)),
         ("re-fit", "x", THIRD, _known(worst_share(fit.error for fit in fitted) for fitted in fits)),
-        ("held out", "D", AFTER, _known(worst_share(fit.held_out_error for fit in fitted) for fitted in fits)),
+        ("kept aside", "D", AFTER, _known(worst_share(fit.held_out_error for fit in fitted) for fitted in fits)),
     )  # fmt: skip
     for label, marker, colour, values in series:
         if np.isfinite(values).any():
