@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def row(name: str, source: Path, folder: Path, budget: str, threads: int) -> str
     apart(check, small, case)
     report = json.loads(log.read_text())
     before, after = report["before"], report["after"]
-    error = max(output["relative_error"] for output in report["agreement"]["outputs"])
+    error = max(math.inf if (e := output["relative_error"]) is None else e for output in report["agreement"]["outputs"])
     cells = [case.name, layers, f"{share:.3f}"]
     cells += [f"{after[key] / before[key]:.3f}" for key in ("macs", "parameters")]
     cells += [f"{report['latency']['ratio']:.2f}", f"{error:.3f}", f"{seconds:.0f}", f"{usage.ru_maxrss / 1024:.0f}"]
