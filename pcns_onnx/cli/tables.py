@@ -178,6 +178,7 @@ def _agreement(agreement: Agreement) -> Iterator[str]:
             f"cosine {number(output.cosine)}{same}{flipped(output, '%')}"
         )
         proved = [] if output.argmax_bound is None else [f"arg-max differs on at most {output.argmax_bound:.2%}"]
+        proved += [] if output.flip_bound is None else [f"decision differs on at most {output.flip_bound:.2%}"]
         proved += [] if output.error_bound is None else [f"95 % err by at most {output.error_bound:.4f}"]
         if proved:
             yield f"of new samples (95 % confidence): {', '.join(proved)}"

@@ -49,8 +49,9 @@ class OutputAgreement(msgspec.Struct, frozen=True):
     With 95 % confidence the arg-max differs on at most a share `argmax_bound` of all samples (so that no accuracy
     can drop by more), and 95 % of all samples have a relative error of at most `error_bound`; see `confidence`.
     `worst`: the samples that it errs on most, the worst first. `decision`: what the output decides, and `flips` the
-    share of its decisions that differ; `unusual_flips` of those that are not the most common one in both. `feeds`: how
-    many there were, where its values cannot be told apart by sample.
+    share of its decisions that differ; `unusual_flips` of those that are not the most common one in both. With
+    95 % confidence a share of at most `flip_bound` of all samples is decided otherwise (one decision per sample, other
+    than arg-max). `feeds`: how many there were, where its values cannot be told apart by sample.
 
     None is what is not known: the relative error where the original is zero, the cosine of single numbers.
     """
@@ -65,6 +66,7 @@ class OutputAgreement(msgspec.Struct, frozen=True):
     decision: Kind | None = None
     flips: float | None = None
     unusual_flips: float | None = None
+    flip_bound: float | None = None
     feeds: int | None = None
 
 
@@ -105,7 +107,7 @@ class _Tally:
         self.decisions = None if rule is None else DecisionTally(rule)
         self.missed = self.size = self.cosine = 0.0
         self.angles = self.rows = self.same = 0
-        self.classes = self.by_feed = False
+        self.classes = self.by_feed = self.is_number = False
         self.errors: list[NDArray[np.float64]] = []
         self.differs: list[NDArray[np.bool_]] = []
         self.proving: list[NDArray[np.bool_]] = []
@@ -114,8 +116,7 @@ class _Tally:
         """Add a batch; `proving` (samples,) says which of its samples count for bounds."""
         if a.shape != b.shape:
             raise InputError(f"output '{self.name}' has shape {a.shape} in one model and {b.shape} in the other")
-        if self.decisions is not None:
-            self.decisions.update(a, b)
+        flips = None if self.decisions is None else self.decisions.update(a, b)
         if a.dtype.kind in "OSU":
             a, b = np.ones(a.shape, dtype=np.int64), np.asarray(a == b, dtype=np.int64)
         x, y = (by_sample(values, self.axis, len(proving)) for values in (a, b))
@@ -124,16 +125,19 @@ class _Tally:
         norm, distance = np.linalg.norm(x, axis=1), np.linalg.norm(x - y, axis=1)
         self.missed += float((distance**2).sum())
         self.size += float((norm**2).sum())
+        self.is_number = x.shape[1] == 1
+        size = np.ones_like(norm) if self.is_number else norm
         of_zero = np.where(distance > 0, np.inf, 0.0)
-        self.errors.append(np.where(norm > 0, distance / np.where(norm > 0, norm, 1.0), of_zero))
+        self.errors.append(np.where(size > 0, distance / np.where(size > 0, size, 1.0), of_zero))
         self._add_cosines(x, y)
         by_row = self.axis == 0 or len(proving) == 1
         self.classes = by_row and a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f"
         if self.classes:
             same = a.argmax(axis=1) == b.argmax(axis=1)
             self.rows, self.same = self.rows + len(same), self.same + int(same.sum())
-            if len(same) == len(x):
-                self.differs.append(~same)
+            flips = ~same
+        if flips is not None and len(flips) == len(x):
+            self.differs.append(flips)
         self.proving.append(proving)
 
     def _add_cosines(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
@@ -146,21 +150,30 @@ class _Tally:
 
     def result(self) -> OutputAgreement:
         decided = self.decisions if self.decisions is not None and self.decisions.count else None
+        share, error = self._bounds()
         return OutputAgreement(
             self.name,
             (self.missed / self.size) ** 0.5 if self.size else (None if self.missed else 0.0),
             self.cosine / self.angles if self.angles else None,
             self.same / self.rows if self.classes and self.rows else None,
-            *self._bounds(),
+            share if self.classes else None,
+            error,
             self.worst(),
             None if decided is None else decided.rule.kind,
             None if decided is None else decided.share,
             None if decided is None else decided.share_of_unusual,
+            None if self.classes else share,
             sum(map(len, self.proving)) if self.by_feed else None,
         )
 
+    def _by_sample(self) -> NDArray[np.float64]:
+        """(samples,): relative to each own norm; of single numbers, which may be near 0, to their size overall."""
+        errors = np.concatenate(self.errors)
+        size = (self.size / len(errors)) ** 0.5 if self.is_number else 1.0
+        return errors / size if size else np.where(errors > 0, np.inf, 0.0)
+
     def _bounds(self) -> tuple[float | None, float | None]:
-        """For new samples: the share whose arg-max differs, and what 95 % of them err by at most."""
+        """For new samples: the share that is decided otherwise, and what 95 % of them err by at most."""
         proving = np.concatenate(self.proving) if self.proving else np.zeros(0, dtype=np.bool_)
         if proving.sum() < LEAST:
             return None, None
@@ -168,13 +181,13 @@ class _Tally:
         share = None
         if len(differs) == len(proving):
             share = share_bound(int(differs[proving].sum()), int(proving.sum()))
-        error = quantile_bound(np.concatenate(self.errors)[proving])
+        error = quantile_bound(self._by_sample()[proving])
         return share, error if error is not None and np.isfinite(error) else None
 
     def worst(self) -> list[WorstSample]:
         if not self.errors:
             return []
-        errors = np.concatenate(self.errors)
+        errors = self._by_sample()
         worst = [int(i) for i in np.argsort(-errors, kind="stable")[:_WORST]]
         return [WorstSample(i, float(errors[i]) if np.isfinite(errors[i]) else None) for i in worst]
 

@@ -62,10 +62,10 @@ class DecisionTally:
         self.flipped = self.count = 0
         self._same = np.zeros(0, dtype=np.int64)
 
-    def update(self, a: NDArray[Any], b: NDArray[Any]) -> None:
-        """Add a batch of two outputs of the same shape."""
+    def update(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+        """Add a batch of two outputs of the same shape; which decisions differ."""
         if not a.size:
-            return
+            return np.zeros(0, dtype=np.bool_)
         first, second = self.rule.decisions(a), self.rule.decisions(b)
         same = np.asarray(first == second)
         self.count += same.size
@@ -74,6 +74,7 @@ class DecisionTally:
             counts = np.bincount(first[same].reshape(-1), minlength=len(self._same))
             counts[: len(self._same)] += self._same
             self._same = counts
+        return np.asarray(~same).reshape(-1)
 
     @property
     def share(self) -> float | None:

@@ -53,7 +53,7 @@ def test_inputs_that_never_change_are_named() -> None:
 
 def test_texts_and_settings_of_a_whole_batch_can_be_hashed() -> None:
     texts = np.array([["a"], ["b"], ["a"]], dtype=object)
-    summary = of({"x": texts, "scale": np.float32(3.0)[None][:1].repeat(2)})
+    summary = of({"x": texts, "scale": np.full(2, 3.0, np.float32)})
     assert summary.hashes[0] == summary.hashes[2] != summary.hashes[1]
 
 

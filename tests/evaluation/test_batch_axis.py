@@ -31,8 +31,8 @@ def net(shift: float, *nodes: onnx.NodeProto, shape: Sequence[str | int]) -> onn
 
 
 def compared(*nodes: onnx.NodeProto, shape: Sequence[str | int], batch: int) -> OutputAgreement:
-    models = (net(shift, *nodes, shape=shape) for shift in (0.0, 0.1))
-    report = compare(*models, X, threads=1, batch=batch)
+    a, b = (net(shift, *nodes, shape=shape) for shift in (0.0, 0.1))
+    report = compare(a, b, X, threads=1, batch=batch)
     assert report.agreement.samples == N
     return report.agreement.outputs[0]
 
@@ -67,3 +67,4 @@ def test_a_single_number_has_no_cosine() -> None:
     mean = helper.make_node("ReduceMean", ["h"], ["y"], axes=[1, 2], keepdims=0)
     output = compared(mean, shape=["N"], batch=16)
     assert output.cosine is None and output.relative_error and output.error_bound
+    assert output.error_bound < 5 * output.relative_error  # some are near 0, and no sample is off by much

@@ -74,12 +74,24 @@ def scaled(scale: Array, *then: onnx.NodeProto) -> Any:
 
 def test_decisions_that_flip_are_counted() -> None:
     a, b = np.ones(6), np.array([1, 1, 1, -1, 1, 1])
-    output = compare(*(scaled(w, node("Sigmoid", "h", "y")) for w in (a, b)), X, threads=1).agreement.outputs[0]
+    before, after = (scaled(w, node("Sigmoid", "h", "y")) for w in (a, b))
+    output = compare(before, after, X, threads=1).agreement.outputs[0]
     assert output.decision == "threshold" and output.flips == pytest.approx(1 / 6)
-    soft = compare(*(scaled(w, node("Softmax", "h", "y")) for w in (a, b)), X, threads=1).agreement.outputs[0]
+    before, after = (scaled(w, node("Softmax", "h", "y")) for w in (a, b))
+    soft = compare(before, after, X, threads=1).agreement.outputs[0]
     expected = (X.argmax(1) != (X * b).argmax(1)).mean()
     assert soft.decision == "arg-max" and soft.flips == pytest.approx(expected)
     assert soft.argmax_agreement == pytest.approx(1 - expected)
+
+
+def test_one_yes_or_no_per_sample_has_a_bound() -> None:
+    def net_of(shift: float) -> Any:
+        weight = np.random.default_rng(0).standard_normal((6, 1)) + shift
+        return net([node("MatMul", "x w", "h"), node("Sigmoid", "h", "y")], w=weight.astype(np.float32))
+
+    output = compare(net_of(0.0), net_of(0.3), X, threads=1).agreement.outputs[0]
+    assert output.flips is not None and output.flip_bound is not None and output.flips < output.flip_bound < 1
+    assert output.argmax_bound is None and output.argmax_agreement is None
 
 
 def test_of_a_detector_the_unusual_decisions_are_counted_apart() -> None:
