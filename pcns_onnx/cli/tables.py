@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pcns_onnx.architecture.blueprint import Blueprint, configuration_text
 from pcns_onnx.cost.resources import COUNTED, RESOURCES, TIMED
-from pcns_onnx.evaluation.agreement import Agreement
+from pcns_onnx.evaluation.agreement import Agreement, OutputAgreement
 from pcns_onnx.methods.pcns.assessment import PcnsAssessment
 from pcns_onnx.planning.plan import SkippedLayer
 from pcns_onnx.report.schema import Expansion, GroupRow, Inspection, PlanReport, Report
@@ -166,15 +166,27 @@ def _agreement(agreement: Agreement) -> Iterator[str]:
     """How close the outputs are, and what that proves: lines, since a table would make its columns as wide."""
     samples = _samples(agreement.samples)
     for output in agreement.outputs:
+        if (counts := output.counts) is not None:
+            yield (
+                f"output '{output.name}' on {samples}: holds {counts.b:.4g} on average, {counts.a:.4g} in the original, "
+                f"as much in {counts.same:.1%} of the runs"
+            )
+            continue
         same = "" if output.argmax_agreement is None else f", arg-max agrees {output.argmax_agreement:.2%}"
         yield (
-            f"output '{output.name}' on {samples}: relative error {output.relative_error:.4f}, "
+            f"{_what(output)} on {samples}: relative error {output.relative_error:.4f}, "
             f"cosine {output.cosine:.4f}{same}"
         )
         proved = [] if output.argmax_bound is None else [f"arg-max differs on at most {output.argmax_bound:.2%}"]
         proved += [] if output.error_bound is None else [f"95 % err by at most {output.error_bound:.4f}"]
         if proved:
             yield f"of new samples (95 % confidence): {', '.join(proved)}"
+
+
+def _what(output: OutputAgreement) -> str:
+    if output.stands_for is None:
+        return f"output '{output.name}'"
+    return f"'{output.name}', in front of output '{output.stands_for}',"
 
 
 def stage_table(report: Report) -> Table:
@@ -205,9 +217,10 @@ def _precisions(report: Report) -> Table:
         scores = [first.score_a, *(a.score_b for a in agreements)]
         table.add_row(f"{first.score}{unit}", *("" if score is None else f"{score:.2f}" for score in scores))
     table.add_row("relative error", "0", *(f"{a.error:.4f}" for a in agreements))
-    for i, output in enumerate(report.agreement.outputs):
+    for output in report.agreement.outputs:
         if output.argmax_agreement is not None:
-            same = [a.outputs[i].argmax_agreement or 0.0 for a in agreements]
+            shares = [{o.name: o.argmax_agreement for o in a.outputs} for a in agreements]
+            same = [share.get(output.name) or 0.0 for share in shares]
             table.add_row(f"arg-max of '{output.name}' agrees", "", *(f"{share:.2%}" for share in same))
     return table
 

@@ -14,8 +14,10 @@ from functools import cached_property
 import numpy as np
 
 from pcns_onnx.dependency.classes import Classes
+from pcns_onnx.dependency.data_dependence import DataDependence
 from pcns_onnx.graph import Graph, Node, Shape
 from pcns_onnx.ops import Heads, Labels, OpContext, OpFacts, axes_of, facts_of
+from pcns_onnx.ops.facts import freeze
 
 
 @dataclass
@@ -45,6 +47,10 @@ class Propagation:
         return propagation
 
     @cached_property
+    def _dependence(self) -> DataDependence:
+        return DataDependence(self.graph)
+
+    @cached_property
     def exposed(self) -> frozenset[str]:
         """Names of the model's outputs."""
         return frozenset(output.name for output in self.graph.outputs)
@@ -72,7 +78,7 @@ class Propagation:
         for node in self.graph.nodes:
             if self.graph.is_constant(node.key):
                 continue
-            facts = facts_of(self._context(node), local=(node.domain, node.op) in self.graph.functions)
+            facts = self._facts_of(node)
             self.node_facts.append((node, facts))
             for name, labels in zip(node.outputs, facts.outputs, strict=False):
                 if name and labels is not None:
@@ -92,6 +98,14 @@ class Propagation:
         for name, labels in self.labels.items():
             if len(axes_of(self.classes.compact(labels))) > 1:
                 self._freeze(labels, f"its channels lie on several axes of '{name}'")
+
+    def _facts_of(self, node: Node) -> OpFacts:
+        """What the rule of a node states, unless how many rows it has differs from one form of the model to another."""
+        context = self._context(node)
+        facts = facts_of(context, local=(node.domain, node.op) in self.graph.functions)
+        if self._dependence.counted.isdisjoint(node.outputs):
+            return facts
+        return freeze(context, f"the size of '{node.key}' depends on the values that layers compute", macs=facts.macs)
 
     def _freeze(self, labels: Labels, reason: str) -> None:
         for label in np.unique(labels):

@@ -8,6 +8,7 @@ sample, the accuracy of both on the first such output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.cost.benchmark import Latency, compare_latency
+from pcns_onnx.dependency.data_dependence import DataDependence
 from pcns_onnx.errors import InputError, PcnsError
+from pcns_onnx.evaluation.counts import Counts, CountTally, as_array
 from pcns_onnx.evaluation.metric import Metric
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
@@ -41,7 +44,9 @@ class OutputAgreement(msgspec.Struct, frozen=True):
 
     With 95 % confidence the arg-max differs on at most a share `argmax_bound` of all samples (so that no accuracy
     can drop by more), and 95 % of all samples have a relative error of at most `error_bound`; see `bounds`.
-    `worst`: the samples that it errs on most, the worst first.
+    `worst`: the samples that it errs on most, the worst first. `counts`: where both find different numbers of rows,
+    in place of errors, which are NaN then; tensors in front of the output are compared instead, with the name of the
+    output that each `stands_for`.
     """
 
     name: str
@@ -51,6 +56,8 @@ class OutputAgreement(msgspec.Struct, frozen=True):
     argmax_bound: float | None = None
     error_bound: float | None = None
     worst: list[WorstSample] = []
+    counts: Counts | None = None
+    stands_for: str | None = None
 
 
 class Agreement(msgspec.Struct, frozen=True):
@@ -69,8 +76,8 @@ class Agreement(msgspec.Struct, frozen=True):
 
     @property
     def error(self) -> float:
-        """The largest relative error of any output; NaN where nothing was compared."""
-        return max((o.relative_error for o in self.outputs), default=float("nan"))
+        """The largest relative error of any output, or of what stands for it; NaN where nothing was compared."""
+        return max((o.relative_error for o in self.outputs if o.counts is None), default=float("nan"))
 
     @property
     def drop(self) -> float | None:
@@ -85,16 +92,23 @@ UNCHECKED = Agreement(0, [], None, None, None)
 
 
 class _Tally:
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, *, is_counted: bool = False, stands_for: str | None = None) -> None:
+        self.name, self.stands_for = name, stands_for
+        self.counted = CountTally() if is_counted else None
         self.missed = self.size = self.cosine = 0.0
         self.samples = self.same = 0
         self.classes = False
         self.errors: list[NDArray[np.float64]] = []
 
     def update(self, a: NDArray[Any], b: NDArray[Any]) -> None:
+        if self.counted is not None:
+            self.counted.update(a.shape, b.shape)
         if a.shape != b.shape:
+            if self.counted is not None:
+                return
             raise InputError(f"output '{self.name}' has shape {a.shape} in one model and {b.shape} in the other")
+        if not a.size:
+            return
         count = a.shape[0] if a.ndim else 1
         if a.dtype.kind in "OSU":
             a, b = np.ones(a.shape, dtype=np.int64), np.asarray(a == b, dtype=np.int64)
@@ -112,14 +126,18 @@ class _Tally:
             self.same += int((x.argmax(axis=1) == y.argmax(axis=1)).sum())
 
     def result(self) -> OutputAgreement:
+        counts = None if self.counted is None else self.counted.result()
+        if counts is not None:
+            return OutputAgreement(self.name, math.nan, math.nan, None, counts=counts)
         return OutputAgreement(
             self.name,
             (self.missed / self.size) ** 0.5 if self.size else float(self.missed > 0),
-            self.cosine / max(self.samples, 1),
-            self.same / max(self.samples, 1) if self.classes else None,
+            self.cosine / self.samples if self.samples else 1.0,
+            self.same / self.samples if self.classes else None,
             share_bound(self.samples - self.same, self.samples) if self.classes else None,
             quantile_bound(np.concatenate(self.errors)) if self.errors else None,
             self.worst(),
+            stands_for=self.stands_for,
         )
 
     def worst(self) -> list[WorstSample]:
@@ -136,14 +154,17 @@ def compare_outputs(
     names = [spec.name for spec in a.outputs]
     if names != [spec.name for spec in b.outputs]:
         raise InputError(f"the models have different outputs: {names} and {[s.name for s in b.outputs]}")
-    first, second = engine.session(a.program()), engine.session(b.program())
-    tallies = [_Tally(name) for name in names]
+    dependence = DataDependence(a)
+    fronts, counted = _fronts(a, b, dependence), dependence.counted | dependence.strange | a.containers
+    first, second = (engine.session((graph.exposing(fronts) if fronts else graph).program()) for graph in (a, b))
+    tallies = [_Tally(name, is_counted=name in counted) for name in names]
+    stand_ins = [_Tally(name, stands_for=output) for name, output in fronts.items()]
     scores, count, scored = [0.0, 0.0], 0, False
     for batch in progress.track(samples, "verify", samples.batches):
-        left = {k: to_numpy(v) for k, v in first.run(batch.feeds).items()}
-        right = {k: to_numpy(v) for k, v in second.run(batch.feeds).items()}
-        for tally in tallies:
-            tally.update(left[tally.name], right[tally.name])
+        left, right = first.run(batch.feeds), second.run(batch.feeds)
+        for tally in (*tallies, *stand_ins):
+            tally.update(as_array(left[tally.name]), as_array(right[tally.name]))
+        left, right = ({name: _on_host(side[name]) for name in names} for side in (left, right))
         count += batch.size
         classes = next((t.name for t in tallies if t.classes and len(left[t.name]) == batch.size), None)
         labels = None if batch.labels is None else batch.labels.reshape(batch.size, -1)
@@ -157,7 +178,21 @@ def compare_outputs(
         raise InputError("there is no sample to verify on: give more data, a smaller --batch, or --eval")
     kind = "metric" if metric is not None else "accuracy" if scored else None
     a_score, b_score = (scores[0] / count, scores[1] / count) if kind else (None, None)
-    return Agreement(count, [t.result() for t in tallies], kind, a_score, b_score)
+    return Agreement(count, [t.result() for t in (*tallies, *stand_ins)], kind, a_score, b_score)
+
+
+def _fronts(a: Graph, b: Graph, dependence: DataDependence) -> dict[str, str]:
+    """What stands in front of counted outputs in both models, by name, with the first output that it stands for."""
+    outputs, fronts = {spec.name for spec in a.outputs}, dict[str, str]()
+    for output, names in dependence.judged.items():
+        for name in names if output in dependence.counted else ():
+            if name in b.producers and name not in outputs:
+                fronts.setdefault(name, output)
+    return fronts
+
+
+def _on_host(value: Any) -> Any:
+    return to_numpy(value) if hasattr(value, "shape") else value
 
 
 def _score(metric: Metric, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any] | None) -> float:
@@ -180,7 +215,25 @@ def verify(
     warnings = []
     if "bfloat16" in (a.storage, b.storage):
         warnings.append("onnxruntime has no bfloat16 kernels on CPU: outputs and latency are of float32 twins")
-    return compare_outputs(engine, _runnable(a), _runnable(b), samples, metric, progress), warnings
+    agreement = compare_outputs(engine, _runnable(a), _runnable(b), samples, metric, progress)
+    return agreement, warnings + _differing(agreement)
+
+
+def _differing(agreement: Agreement) -> list[str]:
+    """What is said of outputs that could not be compared number by number."""
+    texts = []
+    for output in agreement.outputs:
+        if output.counts is not None:
+            counts = output.counts
+            fronts = ", ".join(f"'{other.name}'" for other in agreement.outputs if other.stands_for == output.name)
+            instead = (
+                f"compared instead is what stands in front of it: {fronts}" if fronts else "nothing else is compared"
+            )
+            texts.append(
+                f"output '{output.name}' holds what is found, {counts.b:.4g} on average and {counts.a:.4g} in the "
+                f"original, as much in {counts.same:.1%} of the runs; {instead}"
+            )
+    return texts
 
 
 def time_both(engine: Engine, a: Graph, b: Graph, samples: Samples, progress: Progress) -> Latency:

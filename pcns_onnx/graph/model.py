@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,14 @@ from pcns_onnx.graph.external_data import (
     save_with_data,
     tidy,
 )
+from pcns_onnx.graph.inference import InferredView
 from pcns_onnx.graph.initializers import take_out
 from pcns_onnx.graph.model_source import ModelSource, path_or_message
 from pcns_onnx.graph.protobuf import (
     HALF_TYPES,
     Array,
     Node,
+    is_container,
     is_float,
     keep_only,
     shape_of,
@@ -35,10 +36,9 @@ from pcns_onnx.graph.protobuf import (
     widen_graph,
     widen_nodes,
 )
-from pcns_onnx.graph.view import GraphView
 
 
-class Graph(GraphView):
+class Graph(InferredView):
     """One ONNX model: read through `GraphView`, edited in place, saved whole."""
 
     @classmethod
@@ -55,7 +55,7 @@ class Graph(GraphView):
             graph.check()
         except (onnx.checker.ValidationError, shape_inference.InferenceError, ValueError) as error:
             raise InputError(f"{where} is not a valid ONNX model: {first_line(error)}") from None
-        graph.refuse_non_finite(where)
+        graph.refuse_damaged(where)
         return graph
 
     def copy(self) -> Graph:
@@ -96,6 +96,12 @@ class Graph(GraphView):
         part.graph.sparse_initializer.extend(s for s in self._model.graph.sparse_initializer if s.values.name in used)
         part.graph.output.extend(self._value(name, guess=False) for name in outputs)
         return Graph(part, {name: self._weights[name] for name in used if name in self._weights})
+
+    def exposing(self, names: Iterable[str]) -> Graph:
+        """A twin that has these tensors among its outputs too."""
+        twin = self.copy()
+        twin._model.graph.output.extend(self._value(name, guess=False) for name in names)
+        return twin
 
     def as_float32(self) -> Graph:
         """A twin whose half-precision tensors are float32 (onnxruntime's CPU has no bf16 kernels)."""
@@ -322,14 +328,11 @@ class Graph(GraphView):
     def _value(self, name: str, *, guess: bool = True) -> onnx.ValueInfoProto:
         """A tensor as input or output of a part; one of unknown type is float32 where that is to be guessed."""
         graph = self._model.graph
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            if value.name == name:
-                kind = value.type.tensor_type.elem_type
-                return helper.make_tensor_value_info(name, kind, None)
-        kind = self._types.get(name, 0) or (TensorProto.FLOAT if guess else 0)
-        return helper.make_tensor_value_info(name, kind, None) if kind else onnx.ValueInfoProto(name=name)
-
-    @cached_property
-    def _types(self) -> dict[str, int]:
-        inferred = shape_inference.infer_shapes(self._unshaped())
-        return {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+        stated = {value.name: value.type for value in (*graph.value_info, *graph.output, *graph.input)}
+        kind = stated.get(name, onnx.TypeProto())
+        if not is_container(kind) and not kind.tensor_type.elem_type:
+            kind = self.types.get(name, onnx.TypeProto())
+        if is_container(kind):
+            return onnx.ValueInfoProto(name=name, type=kind)
+        element = kind.tensor_type.elem_type or (TensorProto.FLOAT if guess else 0)
+        return helper.make_tensor_value_info(name, element, None) if element else onnx.ValueInfoProto(name=name)

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from pcns_onnx.errors import InputError, first_line
-from pcns_onnx.graph.constants import Derived
+from pcns_onnx.graph.constants import FEW, Derived, made_of_sizes
 from pcns_onnx.graph.initializers import Program, put_back, raw, take_out, without, without_placeholders
 from pcns_onnx.graph.protobuf import (
     Array,
@@ -23,8 +23,8 @@ from pcns_onnx.graph.protobuf import (
     constant_tensor,
     copy_of,
     encode,
+    is_container,
     is_float,
-    is_sound,
     keep_only,
     moved_out,
     node_of,
@@ -86,6 +86,11 @@ class GraphView:
                 if name:
                     readers.setdefault(name, []).append(node)
         return {name: tuple(nodes) for name, nodes in readers.items()}
+
+    def made_from(self, key: str) -> frozenset[str]:
+        """All that is made by node `key` and by those that stand behind it."""
+        at = self.nodes.index(self.producers[key])
+        return frozenset(name for node in self.nodes[at:] for name in node.outputs if name)
 
     @cached_property
     def _initializers(self) -> dict[str, TensorProto]:
@@ -186,54 +191,6 @@ class GraphView:
         """One entry of the model's `metadata_props`, or None."""
         return next((e.value for e in self._model.metadata_props if e.key == key), None)
 
-    # -- shapes --------------------------------------------------------------------------
-
-    def shapes(self, feeds: Mapping[str, Sequence[int]] | None = None, *, batch: int = 2) -> dict[str, Shape]:
-        """Shape of every tensor when dynamic leading axes are `batch`.
-
-        `feeds` gives the size of each input where it is known (a real sample), and of any other
-        tensor that cannot be inferred, sizes per sample as negative numbers; the remaining dynamic
-        axes stay None. Stale `value_info` is ignored: everything is inferred anew.
-        """
-        probe = self._unshaped()
-        for value in probe.graph.input:
-            known = (feeds or {}).get(value.name)
-            for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-                if dim.dim_value > 0:
-                    continue
-                if axis == 0:
-                    dim.dim_value = batch
-                elif known is not None and axis < len(known):
-                    dim.dim_value = known[axis]
-        for value in probe.graph.output:
-            value.type.tensor_type.ClearField("shape")
-        inferred = shape_inference.infer_shapes(probe, data_prop=True)
-        values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
-        shapes = {v.name: shape_of(v) for v in values if v.type.tensor_type.HasField("shape")}
-        shapes |= {name: tuple(tensor.dims) for name, tensor in self._stored.items()}
-        shapes |= {name: self._derived.shape(name) for name in self._derived.names}
-        fed = {spec.name for spec in self.inputs}
-        for name, known in (feeds or {}).items():
-            if None in shapes.get(name, (None,)):
-                measured = tuple(size if size >= 0 else -size * batch for size in known)
-                shapes[name] = (batch, *known[1:]) if name in fed else measured
-        return shapes
-
-    def _unshaped(self) -> onnx.ModelProto:
-        """A copy for shape inference: numbers are written down, no shape is stale, and nothing sparse."""
-        probe = without_placeholders(self._model)
-        numbers = self._derived.numbers
-        keep_only(probe.graph.node, lambda p: numbers.keys().isdisjoint(p.output))
-        probe.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in numbers.items())
-        listed = {value.name for value in probe.graph.input}
-        for sparse in probe.graph.sparse_initializer:
-            name, kind = sparse.values.name, sparse.values.data_type
-            if name not in listed:
-                probe.graph.input.append(helper.make_tensor_value_info(name, kind, sparse.dims))
-        probe.graph.ClearField("sparse_initializer")
-        probe.graph.ClearField("value_info")
-        return probe
-
     def check(self, *, full: bool = False) -> None:
         """Run the ONNX checker; `full` adds strict shape inference. Raises onnx's own errors."""
         model = without_placeholders(self._model)
@@ -249,16 +206,14 @@ class GraphView:
             return False
         return True
 
-    def refuse_non_finite(self, where: str) -> None:
-        """Raise `InputError` if a constant is damaged or holds numbers that are none."""
+    def refuse_damaged(self, where: str) -> None:
+        """Raise `InputError` if a constant cannot be read."""
         for name, tensor in self._stored.items():
             if is_float(tensor.data_type):
                 try:
-                    sound = is_sound(self._read(name))
+                    self._read(name)
                 except (ValueError, TypeError) as error:
                     raise InputError(f"{where}: constant '{name}' is damaged: {first_line(error)}") from None
-                if not sound:
-                    raise InputError(f"{where}: constant '{name}' holds NaN or Inf; export the model again")
 
     def fresh_name(self, stem: str) -> str:
         """A tensor name derived from `stem` that nothing in the graph uses yet."""

@@ -39,7 +39,10 @@ class ActivationCache:
     def read(self) -> Iterator[Tensors]:
         """All batches, in order."""
         for batch in self._batches:
-            yield {name: np.load(item) if isinstance(item, Path) else item for name, item in batch.items()}
+            yield {
+                name: np.load(item, allow_pickle=True) if isinstance(item, Path) else item
+                for name, item in batch.items()
+            }
 
     def close(self) -> None:
         """Let go of everything, on disk too."""
