@@ -168,8 +168,8 @@ def _agreement(agreement: Agreement) -> Iterator[str]:
     for output in agreement.outputs:
         if (counts := output.counts) is not None:
             yield (
-                f"output '{output.name}' on {samples}: holds {counts.b:.4g} on average, {counts.a:.4g} in the original, "
-                f"as much in {counts.same:.1%} of the runs"
+                f"output '{output.name}' on {samples}: holds {counts.b:.4g} on average, {counts.a:.4g} in the original,"
+                f" as much in {counts.same:.1%} of the runs"
             )
             continue
         same = "" if output.argmax_agreement is None else f", arg-max agrees {output.argmax_agreement:.2%}"

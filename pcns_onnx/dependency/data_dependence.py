@@ -18,7 +18,6 @@ from functools import cached_property
 from pcns_onnx.graph import Graph, Node
 from pcns_onnx.ops import COUNTING, SIZE_INPUTS
 
-
 KNOWN = ("", "ai.onnx.ml", "com.microsoft")
 """Domains whose counting operators are listed."""
 

@@ -226,9 +226,7 @@ def _differing(agreement: Agreement) -> list[str]:
         if output.counts is not None:
             counts = output.counts
             fronts = ", ".join(f"'{other.name}'" for other in agreement.outputs if other.stands_for == output.name)
-            instead = (
-                f"compared instead is what stands in front of it: {fronts}" if fronts else "nothing else is compared"
-            )
+            instead = f"compared instead is what stands in front of it: {fronts}" if fronts else "no error is known"
             texts.append(
                 f"output '{output.name}' holds what is found, {counts.b:.4g} on average and {counts.a:.4g} in the "
                 f"original, as much in {counts.same:.1%} of the runs; {instead}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -34,12 +35,8 @@ class CountTally:
         """What was counted: elements along the axes on which the models differ; None where they never do."""
         if all(a == b for a, b in self._shapes):
             return None
-        axes = {
-            axis
-            for a, b in self._shapes
-            for axis in range(max(len(a), len(b)))
-            if a[axis : axis + 1] != b[axis : axis + 1]
-        }
+        pairs = [dict(enumerate(zip_longest(a, b))) for a, b in self._shapes]
+        axes = {axis for pair in pairs for axis, (one, other) in pair.items() if one != other}
         sides = [[_along(shape, axes) for shape in side] for side in zip(*self._shapes, strict=True)]
         same = float(np.mean([a == b for a, b in self._shapes]))
         return Counts(float(np.mean(sides[0])), float(np.mean(sides[1])), same)
@@ -63,9 +60,8 @@ def as_array(value: Any) -> NDArray[Any]:
         parts = [as_array(item) for item in value or ()]
         if any(isinstance(item, dict) for item in value or ()):
             return np.concatenate(parts) if len({part.shape[1] for part in parts}) == 1 else _flat(parts)
-    rows = {part.shape[:1] for part in parts}
-    if len(rows) == 1 and () not in rows:
-        (count,) = rows.pop()
+    rows = {part.shape[0] if part.ndim else -1 for part in parts}
+    if len(rows) == 1 and (count := rows.pop()) >= 0:
         return np.concatenate([part.reshape(count, int(part.size // max(count, 1))) for part in parts], axis=1)
     return _flat(parts)
 

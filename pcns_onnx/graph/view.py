@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import TensorProto, numpy_helper, shape_inference
 
 from pcns_onnx.errors import InputError, first_line
-from pcns_onnx.graph.constants import FEW, Derived, made_of_sizes
+from pcns_onnx.graph.constants import Derived
 from pcns_onnx.graph.initializers import Program, put_back, raw, take_out, without, without_placeholders
 from pcns_onnx.graph.protobuf import (
     Array,
     Node,
-    Shape,
     TensorSpec,
     constant_tensor,
     copy_of,
     encode,
-    is_container,
     is_float,
-    keep_only,
     moved_out,
     node_of,
-    shape_of,
     spec_of,
 )
 

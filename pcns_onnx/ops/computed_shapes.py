@@ -25,7 +25,8 @@ COUNTING = frozenset({
 """Operators that put out as many rows as they find in the values that they read."""
 SIZE_INPUTS: Mapping[str, tuple[int, ...]] = {
     "Reshape": (1,), "Expand": (1,), "ConstantOfShape": (0,), "Tile": (1,), "Slice": (1, 2, 3, 4), "Resize": (2, 3),
-    "Upsample": (1,), "TopK": (1,), "OneHot": (1,), "Range": (0, 1, 2), "Pad": (1,), "Split": (1,), "CenterCropPad": (1,),
+    "Upsample": (1,), "TopK": (1,), "OneHot": (1,), "Range": (0, 1, 2), "Pad": (1,), "Split": (1,),
+    "CenterCropPad": (1,),
     "MaxUnpool": (2,), "AffineGrid": (1,), "DFT": (1,), "STFT": (1, 3), "Col2Im": (1, 2), "SplitToSequence": (1,),
     "HannWindow": (0,), "HammingWindow": (0,), "BlackmanWindow": (0,), "MelWeightMatrix": (0, 1, 2),
 }  # fmt: skip

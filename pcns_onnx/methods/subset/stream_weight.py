@@ -84,7 +84,7 @@ def _best(problem: Problem, importance: Importance, plans: Sequence[Decision], r
 
 
 def _error(calibration: Calibration, original: Graph, samples: Samples, small: Graph) -> float:
-    """Squared relative error, averaged over the outputs, or what stands for them; of other types the share that differs."""
+    """Squared relative error, averaged over what the model is judged by; of other types than floats what differs."""
     names = judged_tensors(original)
     squared_error, size = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1e-30)
     runs = (run_batches(calibration.engine, graph, samples, names) for graph in (original, small))
