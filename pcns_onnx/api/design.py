@@ -116,7 +116,7 @@ def design(
         new = chain.fresh_net(widths, options.data.seed)
         blueprint = _blueprint(original, drafts, share, widths, budgets, depth, samples, options.data.seed)
     new.set_metadata("pcns_onnx", _provenance(blueprint))
-    new.check(full=original.passes_full_check())
+    new.check(full=original.passes_check(full=True))
     if config is not None:
         write_atomic(config, blueprint.json())
     if output is not None:
@@ -140,7 +140,7 @@ def ungrouped(
         raise InputError("--ungroup found no grouped Conv: design from this model as it is")
     initialise(graph, Options.of(seed=seed).data.seed)
     graph.prune()
-    graph.check(full=original.passes_full_check())
+    graph.check(full=original.passes_check(full=True))
     if output is not None:
         graph.save(output)
     return graph.proto, names

@@ -93,7 +93,7 @@ def expand(
         wide.prune()
         widths_after = {row.name: [row.after, row.before] for row in rows}
         wide.set_metadata("pcns_onnx", note(method=kind.name, widths=widths_after))
-        wide.check(full=form.original.passes_full_check())
+        wide.check(full=form.original.passes_check(full=True))
         samples = current.samples(dataset, form.original)
         agreement, more = _proven(current.engine, form.original, wide, samples, current.progress)
         after = current.dependencies(explicit_biases(wide)[0].as_float32(), dataset)

@@ -210,7 +210,7 @@ def _emit(form: Canonical, patch: Patch, plan: Plan, seed: int) -> Graph:
     """The shrunk model, checked by onnx, with a note of where it comes from."""
     small = emit(form, patch)
     small.set_metadata("pcns_onnx", provenance_note(plan, seed))
-    small.check(full=form.original.passes_full_check())
+    small.check(full=form.original.passes_check(full=True))
     return small
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import onnx
-from onnx import helper, numpy_helper, shape_inference
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from pcns_onnx.graph.constants import FEW, made_of_sizes
 from pcns_onnx.graph.initializers import without_placeholders
@@ -102,3 +102,15 @@ class InferredView(GraphView):
         if not any(is_container(v.type) for v in values) and not any(op.startswith(CONTAINERS) for op in ops):
             return frozenset()
         return frozenset(name for name, kind in self.types.items() if is_container(kind))
+
+    def _value(self, name: str, *, guess: bool = True) -> onnx.ValueInfoProto:
+        """A tensor as input or output of a part; one of unknown type is float32 where that is to be guessed."""
+        graph = self._model.graph
+        stated = {value.name: value.type for value in (*graph.value_info, *graph.output, *graph.input)}
+        kind = stated.get(name, onnx.TypeProto())
+        if not is_container(kind) and not kind.tensor_type.elem_type:
+            kind = self.types.get(name, onnx.TypeProto())
+        if is_container(kind):
+            return onnx.ValueInfoProto(name=name, type=kind)
+        element = kind.tensor_type.elem_type or (TensorProto.FLOAT if guess else 0)
+        return helper.make_tensor_value_info(name, element, None) if element else onnx.ValueInfoProto(name=name)

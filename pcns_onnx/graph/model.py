@@ -21,6 +21,7 @@ from pcns_onnx.graph.external_data import (
     save_with_data,
     tidy,
 )
+from pcns_onnx.graph.importer import inline_branches, inline_functions, repaired, store_inputs
 from pcns_onnx.graph.inference import InferredView
 from pcns_onnx.graph.initializers import take_out
 from pcns_onnx.graph.model_source import ModelSource, path_or_message
@@ -28,8 +29,6 @@ from pcns_onnx.graph.protobuf import (
     HALF_TYPES,
     Array,
     Node,
-    is_container,
-    is_float,
     keep_only,
     shape_of,
     tensor_of,
@@ -52,15 +51,34 @@ class Graph(InferredView):
         else:
             graph = cls(*read_model(Path(source)))
         try:
-            graph.check()
+            graph.check(strict=True)
         except (onnx.checker.ValidationError, shape_inference.InferenceError, ValueError) as error:
-            raise InputError(f"{where} is not a valid ONNX model: {first_line(error)}") from None
+            model, notes = repaired(graph._model)
+            graph = cls(model, graph._weights, graph.files, notes)
+            if not graph.passes_check():
+                raise InputError(f"{where} is not a valid ONNX model: {first_line(error)}") from None
         graph.refuse_damaged(where)
-        return graph
+        return graph._with(inline_functions(graph._model)).with_branches()
 
     def copy(self) -> Graph:
         """An independent copy; contents are shared."""
-        return Graph(self._model, self._weights, self.files)
+        return Graph(self._model, self._weights, self.files, self.notes)
+
+    def with_constants(self, values: Mapping[str, Array]) -> Graph:
+        """A twin in which these inputs are constants, and every If that they steer is the branch that it takes.
+
+        Values are cast to the type of the input. Raises `InputError` for what is no input, or does not fit.
+        """
+        twin = self.copy()
+        store_inputs(twin._model, values)
+        return twin.with_branches()
+
+    def with_branches(self) -> Graph:
+        """The same model, every If whose condition is a constant replaced by the branch that it takes."""
+        return self._with(inline_branches(self._model, self._weights))
+
+    def _with(self, model: onnx.ModelProto) -> Graph:
+        return self if model is self._model else Graph(model, self._weights, self.files, self.notes)
 
     # -- derived graphs ------------------------------------------------------------------
 
@@ -172,11 +190,6 @@ class Graph(InferredView):
             if in_piece:
                 self.set_numbers(maker.key, piece, in_piece)
             start += count
-
-    def is_computed(self, key: str, position: int) -> bool:
-        """Whether a node has this input and something computes it."""
-        inputs = self.node(key).inputs
-        return position < len(inputs) and inputs[position] in self.producers and not self.is_constant(inputs[position])
 
     def _own_maker(self, key: str, position: int) -> Node:
         """The node that makes an input, copied if anything else reads what it makes."""
@@ -302,7 +315,7 @@ class Graph(InferredView):
 
     def _changed(self) -> None:
         """Forget all that was read off the model before it was edited."""
-        for name in vars(self).keys() - {"_model", "_weights", "files"}:
+        for name in vars(self).keys() - {"_model", "_weights", "files", "notes"}:
             del self.__dict__[name]
 
     def _add_initializer(self, tensor: TensorProto) -> None:
@@ -319,20 +332,3 @@ class Graph(InferredView):
     def _proto(self, key: str) -> onnx.NodeProto:
         proto: onnx.NodeProto = self._model.graph.node[self._index(key)]
         return proto
-
-    def _float_type(self, node: Node) -> int:
-        """The tensor type of a node's weights: what a constant added beside them must have."""
-        kinds = (self._kind(name) for name in node.inputs)
-        return next((kind for kind in kinds if kind is not None and is_float(kind)), int(TensorProto.FLOAT))
-
-    def _value(self, name: str, *, guess: bool = True) -> onnx.ValueInfoProto:
-        """A tensor as input or output of a part; one of unknown type is float32 where that is to be guessed."""
-        graph = self._model.graph
-        stated = {value.name: value.type for value in (*graph.value_info, *graph.output, *graph.input)}
-        kind = stated.get(name, onnx.TypeProto())
-        if not is_container(kind) and not kind.tensor_type.elem_type:
-            kind = self.types.get(name, onnx.TypeProto())
-        if is_container(kind):
-            return onnx.ValueInfoProto(name=name, type=kind)
-        element = kind.tensor_type.elem_type or (TensorProto.FLOAT if guess else 0)
-        return helper.make_tensor_value_info(name, element, None) if element else onnx.ValueInfoProto(name=name)

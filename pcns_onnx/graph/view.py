@@ -27,6 +27,7 @@ from pcns_onnx.graph.protobuf import (
     node_of,
     spec_of,
 )
+from pcns_onnx.graph.restoration import graphs_of
 
 MOST = (1 << 31) - 1
 """Bytes that one protobuf file can have."""
@@ -43,14 +44,18 @@ class GraphView:
     """
 
     def __init__(
-        self, proto: onnx.ModelProto, weights: Mapping[str, Array] | None = None, files: frozenset[Path] = frozenset()
+        self,
+        proto: onnx.ModelProto,
+        weights: Mapping[str, Array] | None = None,
+        files: frozenset[Path] = frozenset(),
+        notes: tuple[str, ...] = (),
     ) -> None:
         self._model = copy_of(proto)
         taken = take_out(self._model.graph.initializer)
         if taken:
             self._model = copy_of(self._model)  # what was taken out of a message stays allocated in it
         self._weights: dict[str, Array] = {**(weights or {}), **taken}
-        self.files = files
+        self.files, self.notes = files, notes
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -130,6 +135,11 @@ class GraphView:
         """Whether `name` is an initializer, the output of a Constant node, or derived from such alone."""
         return name in self._stored or name in self._derived.names
 
+    def is_computed(self, key: str, position: int) -> bool:
+        """Whether a node has this input and something computes it."""
+        inputs = self.node(key).inputs
+        return position < len(inputs) and inputs[position] in self.producers and not self.is_constant(inputs[position])
+
     def constant(self, name: str) -> Array | None:
         """Value of a constant, not to be written to; None for anything computed."""
         if name in self._stored:
@@ -149,6 +159,11 @@ class GraphView:
         if name in self._stored:
             return int(self._stored[name].data_type)
         return self._derived.kind(name) if name in self._derived.names else None
+
+    def _float_type(self, node: Node) -> int:
+        """The tensor type of a node's weights: what a constant added beside them must have."""
+        kinds = (self._kind(name) for name in node.inputs)
+        return next((kind for kind in kinds if kind is not None and is_float(kind)), int(TensorProto.FLOAT))
 
     def node(self, key: str) -> Node:
         """The node whose first output is `key`."""
@@ -187,18 +202,26 @@ class GraphView:
         """One entry of the model's `metadata_props`, or None."""
         return next((e.value for e in self._model.metadata_props if e.key == key), None)
 
-    def check(self, *, full: bool = False) -> None:
-        """Run the ONNX checker; `full` adds strict shape inference. Raises onnx's own errors."""
+    def check(self, *, full: bool = False, strict: bool = False) -> None:
+        """Run the ONNX checker; `full` adds strict shape inference. Raises onnx's own errors.
+
+        Only if `strict` it minds inputs and outputs without a shape, which onnxruntime does not.
+        """
         model = without_placeholders(self._model)
+        for graph in graphs_of(model.graph):
+            for value in (*graph.input, *graph.output) if not strict else ():
+                if value.type.HasField("tensor_type"):
+                    value.type.tensor_type.shape.SetInParent()
         strange = {p.op_type for p in model.graph.node if not p.domain} & ONNXRUNTIMES
         strange = {op for op in strange if not onnx.defs.has(op, self.opset)}
         onnx.checker.check_model(moved_out(model, strange) if strange else model, full_check=full)
 
-    def passes_full_check(self) -> bool:
-        """Whether strict shape inference agrees too; some exports that run well do not pass it."""
+    def passes_check(self, *, full: bool = False) -> bool:
+        """Whether the checker agrees; with `full` strict shape inference too, which some exports that run well do not
+        pass."""
         try:
-            self.check(full=True)
-        except (onnx.checker.ValidationError, shape_inference.InferenceError):
+            self.check(full=full)
+        except (onnx.checker.ValidationError, shape_inference.InferenceError, ValueError):
             return False
         return True
 
