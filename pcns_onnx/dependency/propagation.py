@@ -16,8 +16,10 @@ import numpy as np
 from pcns_onnx.dependency.classes import Classes
 from pcns_onnx.dependency.data_dependence import DataDependence
 from pcns_onnx.graph import Graph, Node, Shape
-from pcns_onnx.ops import Heads, Labels, OpContext, OpFacts, axes_of, facts_of
-from pcns_onnx.ops.facts import freeze
+from pcns_onnx.graph.queries import bias_add
+from pcns_onnx.ops import Heads, Labels, Linear, OpContext, OpFacts, axes_of, bias_behind, facts_of
+from pcns_onnx.ops.facts import describe, freeze
+from pcns_onnx.runtime.nonfinite import is_finite
 
 
 @dataclass
@@ -103,9 +105,22 @@ class Propagation:
         """What the rule of a node states, unless how many rows it has differs from one form of the model to another."""
         context = self._context(node)
         facts = facts_of(context, local=(node.domain, node.op) in self.graph.functions)
-        if self._dependence.counted.isdisjoint(node.outputs):
-            return facts
-        return freeze(context, f"the size of '{node.key}' depends on the values that layers compute", macs=facts.macs)
+        if not self._dependence.counted.isdisjoint(node.outputs):
+            why = f"the size of '{node.key}' depends on the values that layers compute"
+            return freeze(context, why, macs=facts.macs)
+        constant = None if facts.linear is None else self._not_finite(node, facts.linear)
+        if constant is not None:
+            return freeze(context, f"{describe(node)} has NaN or Inf in '{constant}'", macs=facts.macs)
+        return facts
+
+    def _not_finite(self, node: Node, linear: Linear) -> str | None:
+        """The weight or bias of a layer that holds NaN or Inf, so that nothing can be solved for it."""
+        graph, shape = self.graph, bias_behind(node, self.graph.constant)
+        add = None if shape is None else bias_add(graph, node, shape)
+        names = [*node.inputs[linear.weight : linear.weight + 1], *(add.inputs if add is not None else ())]
+        names += [] if linear.bias is None else node.inputs[linear.bias : linear.bias + 1]
+        values = {name: graph.constant(name) for name in names if name}
+        return next((name for name, value in values.items() if value is not None and not is_finite(value)), None)
 
     def _freeze(self, labels: Labels, reason: str) -> None:
         for label in np.unique(labels):

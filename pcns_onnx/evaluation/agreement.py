@@ -22,7 +22,7 @@ from pcns_onnx.errors import InputError, PcnsError
 from pcns_onnx.evaluation.counts import Counts, CountTally, as_array
 from pcns_onnx.evaluation.metric import Metric
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.arrays import to_numpy
+from pcns_onnx.numerics.arrays import to_numpy, without_common_infinities
 from pcns_onnx.numerics.confidence import quantile_bound, share_bound
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime.engine import Engine
@@ -112,8 +112,7 @@ class _Tally:
         count = a.shape[0] if a.ndim else 1
         if a.dtype.kind in "OSU":
             a, b = np.ones(a.shape, dtype=np.int64), np.asarray(a == b, dtype=np.int64)
-        x = a.astype(np.float64).reshape(count, -1)
-        y = b.astype(np.float64).reshape(count, -1)
+        x, y = without_common_infinities(*(side.astype(np.float64).reshape(count, -1) for side in (a, b)))
         self.missed += float(((x - y) ** 2).sum())
         self.size += float((x**2).sum())
         self.errors.append(np.linalg.norm(x - y, axis=1) / np.maximum(np.linalg.norm(x, axis=1), 1e-300))

@@ -28,7 +28,7 @@ OPERATORS = {
     "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Concat", "Slice", "Gather",
     "Add", "Sub", "Mul", "Div", "Mod", "Pow", "Max", "Min", "Where", "Range",
     "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Not", "And", "Or", "Xor",
-    "Neg", "Abs", "Sqrt", "Reciprocal", "Exp", "Log", "Floor", "Ceil",
+    "Neg", "Sqrt", "Reciprocal", "Exp", "Log", "Floor", "Ceil",
 }  # fmt: skip
 """Deterministic, of one output, without a subgraph."""
 
@@ -151,14 +151,14 @@ class Derived:
 
 def made_of_sizes(nodes: Sequence[Node], is_small: Callable[[str], bool]) -> frozenset[str]:
     """What nodes make of the outputs of Shape and Size and of small constants alone."""
-    read = {node.key for node in nodes if node.op in SIZES and not node.domain}
-    made = set[str]()
+    sizes = {node.key for node in nodes if node.op in SIZES and not node.domain}
+    following = set[str]()
     for node in nodes:
         names = {name for name in node.inputs if name}
-        if node.op in _OF_SIZES and not node.domain and not names.isdisjoint(read | made):
-            if all(name in read or name in made or is_small(name) for name in names):
-                made.update(node.outputs)
-    return frozenset(made)
+        if node.op in _OF_SIZES and not node.domain and not names.isdisjoint(sizes | following):
+            if all(name in sizes or name in following or is_small(name) for name in names):
+                following.update(node.outputs)
+    return frozenset(following)
 
 
 def _is_made_of(node: Node, constants: Mapping[str, object]) -> bool:

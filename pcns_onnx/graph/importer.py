@@ -1,4 +1,4 @@
-"""What a model is made into when it is read: sound where only onnx's checker minds, and flat where it can be.
+"""What a model is turned into when it is read: sound where only onnx's checker minds, and flat where it can be.
 
 **Repairs.** onnxruntime runs files that the checker refuses: nodes in any order, initializers that an old version
 would list as inputs, fields that are missing or said twice. They are put right, with a note; nothing is computed
@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -73,7 +73,7 @@ def _import_domains(model: onnx.ModelProto) -> None:
     """The operator sets that nodes use, in the version in which they last changed."""
     known = {entry.domain or "ai.onnx" for entry in model.opset_import}
     used: dict[str, int] = {}
-    for node in (node for graph in graphs_of(model.graph) for node in graph.node):
+    for node in _nodes_of(model.graph.node):
         domain = node.domain or "ai.onnx"
         if domain not in known and domain != "ai.onnx":
             has = onnx.defs.has(node.op_type, domain)
@@ -154,20 +154,50 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its functions in the place of their calls; those stay that use another version of ONNX."""
     if not model.functions:
         return model
-    flat = inliner.inline_local_functions(model)
+    twin = copy_of(model)
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    for function in twin.functions:
+        for entry in function.opset_import:
+            version = versions.get(entry.domain, entry.version)
+            if all(_is_same(node, entry, version) for node in _nodes_of(function.node)):
+                entry.version = version
+    flat = inliner.inline_local_functions(twin)
+    gone = {function.domain for function in model.functions} - {function.domain for function in flat.functions}
+    gone -= {node.domain for node in _nodes_of(flat.graph.node)}
+    keep_only(flat.opset_import, lambda entry: entry.domain not in gone)
     _number_nodes(flat.graph)
     return flat
+
+
+def _nodes_of(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes, and those inside their subgraphs."""
+    for node in nodes:
+        yield node
+        for subgraph in subgraphs(node):
+            yield from _nodes_of(subgraph.node)
+
+
+def _is_same(node: onnx.NodeProto, entry: onnx.OperatorSetIdProto, version: int) -> bool:
+    """Whether an operator means the same in another version of its operator set."""
+    op, domain = node.op_type, "" if node.domain == "ai.onnx" else node.domain
+    if domain != entry.domain or entry.version == version:
+        return True
+    try:
+        schemas = [onnx.defs.get_schema(op, max_inclusive_version=v, domain=domain) for v in (entry.version, version)]
+    except onnx.defs.SchemaError:
+        return False
+    return bool(schemas[0].since_version == schemas[1].since_version)
 
 
 def _number_nodes(graph: onnx.GraphProto) -> None:
     """Give nodes of one name numbers: a function that is called twice brings them twice, which onnxruntime minds."""
     names = [node.name for part in graphs_of(graph) for node in part.node]
     repeated = {name for name, times in Counter(names).items() if name and times > 1}
-    taken, seen = set(names), set[str]()
+    taken, met = set(names), set[str]()
     for node in (node for part in graphs_of(graph) for node in part.node):
-        if node.name in repeated and node.name in seen:
+        if node.name in repeated and node.name in met:
             node.name = _fresh(node.name, taken)
-        seen.add(node.name)
+        met.add(node.name)
 
 
 def _fresh(name: str, taken: set[str]) -> str:
@@ -183,7 +213,7 @@ def _fresh(name: str, taken: set[str]) -> str:
 
 def store_inputs(model: onnx.ModelProto, values: Mapping[str, Array]) -> None:
     """Make inputs constants, in place; raises `InputError` for what is no input, or not of its type or shape."""
-    inputs = {value.name: value for value in model.graph.input}
+    inputs, tensors = {value.name: value for value in model.graph.input}, dict[str, onnx.TensorProto]()
     for name, value in values.items():
         if name not in inputs:
             raise InputError(f"'{name}' is no input of the model: it has {', '.join(inputs)}")
@@ -195,8 +225,9 @@ def store_inputs(model: onnx.ModelProto, values: Mapping[str, Array]) -> None:
             tensor = tensor_of(name, array, kind)
         except (TypeError, ValueError) as error:
             raise InputError(f"the constant for input '{name}' is not of its type: {first_line(error)}") from None
-        keep_only(model.graph.initializer, lambda old: old.name != tensor.name)
-        model.graph.initializer.append(tensor)
+        tensors[name] = tensor
+    keep_only(model.graph.initializer, lambda old: old.name not in tensors)
+    model.graph.initializer.extend(tensors.values())
     if model.ir_version >= 4:
         keep_only(model.graph.input, lambda listed: listed.name not in values)
 
@@ -240,11 +271,11 @@ def _branch(
     outside |= set(proto.input) | set(proto.output)
     own = [name for node in graph.node for name in node.output if name]
     own += [tensor.name for tensor in graph.initializer] + [t.values.name for t in graph.sparse_initializer]
-    made = {name for node in graph.node for name in node.output if name}
+    produced = {name for node in graph.node for name in node.output if name}
     names, everything = dict[str, str](), outside | set(own)
     copied = list[tuple[str, str]]()
     for value, output in zip(graph.output, proto.output, strict=False):
-        if output and value.name in made and value.name not in names:
+        if output and value.name in produced and value.name not in names:
             names[value.name] = output
         elif output:
             copied.append((value.name, output))

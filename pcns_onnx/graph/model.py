@@ -41,8 +41,11 @@ class Graph(InferredView):
     """One ONNX model: read through `GraphView`, edited in place, saved whole."""
 
     @classmethod
-    def load(cls, source: ModelSource) -> Graph:
-        """Read and check a model; raises `InputError` with one line for anything unusable."""
+    def load(cls, source: ModelSource, *, flat: bool = True) -> Graph:
+        """Read and check a model; raises `InputError` with one line for anything unusable.
+
+        If `flat`, functions and branches that are always taken are inlined (see `importer`).
+        """
         source = path_or_message(source)
         where = "the given ModelProto" if isinstance(source, onnx.ModelProto) else f"'{os.fspath(source)}'"
         if isinstance(source, onnx.ModelProto):
@@ -58,7 +61,7 @@ class Graph(InferredView):
             if not graph.passes_check():
                 raise InputError(f"{where} is not a valid ONNX model: {first_line(error)}") from None
         graph.refuse_damaged(where)
-        return graph._with(inline_functions(graph._model)).with_branches()
+        return graph._with(inline_functions(graph._model)).with_branches() if flat else graph
 
     def copy(self) -> Graph:
         """An independent copy; contents are shared."""
