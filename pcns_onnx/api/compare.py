@@ -20,6 +20,7 @@ from pcns_onnx.graph.queries import names_of
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
+from pcns_onnx.report.warnings import put_right
 from pcns_onnx.report.writer import finish
 from pcns_onnx.rewrite.canonical import Canonical
 
@@ -65,7 +66,7 @@ def compare(
         left_alone=[],
         folded=[],
         stages={},
-        warnings=warnings + unsteady(latency),
+        warnings=put_right(first, second) + warnings + unsteady(latency),
         versions=library_versions(),
         origin=provenance_of(
             outputs.command,

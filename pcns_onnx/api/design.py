@@ -32,6 +32,7 @@ from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.plan import fingerprint
 from pcns_onnx.progress import Progress
+from pcns_onnx.report.warnings import put_right
 from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
 from pcns_onnx.runtime.samples import Samples
 
@@ -261,7 +262,7 @@ def _blueprint(
         final=rows[2],
         layers=layers,
         prunable=[layer.name for layer in sorted(layers, key=lambda layer: layer.sensitivity)],
-        warnings=[*_few(chain, layers, samples), *_shallower(drafts, widths)],
+        warnings=[*put_right(chain.graph), *_few(chain, layers, samples), *_shallower(drafts, widths)],
     )
 
 

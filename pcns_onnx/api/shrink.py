@@ -35,7 +35,7 @@ from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
 from pcns_onnx.report.summary import group_infos
-from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, apart, few_samples
+from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, apart, few_samples, put_right
 from pcns_onnx.report.writer import finish, stages_of
 from pcns_onnx.rewrite.canonical import Canonical, emit
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
@@ -308,6 +308,7 @@ def _report(
         folded=list(check.form.folded),
         stages=stages_of(running.engine, check.form.twin, samples, running.progress),
         warnings=[
+            *put_right(check.form.original),
             *(few_samples(problem) if shrunk.strategy.solves else []),
             *evaluation.warnings,
             *apart(infos),

@@ -52,6 +52,21 @@ class InferredView(GraphView):
                 shapes[name] = (batch, *known[1:]) if name in fed else measured
         return shapes
 
+    def _update_shapes(self) -> None:
+        """Bring `value_info` up to date, in place, and the shapes of outputs that are none that they can have."""
+        graph, probe = self._model.graph, self._unshaped()
+        for output in probe.graph.output:
+            output.type.tensor_type.ClearField("shape")
+        inferred = shape_inference.infer_shapes(probe).graph
+        for output, value in zip(graph.output, inferred.output, strict=True):
+            if value.type.tensor_type.HasField("shape") and _contradict(shape_of(output), shape_of(value)):
+                output.type.CopyFrom(value.type)
+        types = {value.name: value.type for value in inferred.value_info}
+        keep_only(graph.value_info, lambda value: value.name in types or value.name in self.derived)
+        for value in graph.value_info:
+            if value.name in types and shape_of(value) != shape_of(onnx.ValueInfoProto(type=types[value.name])):
+                value.type.CopyFrom(types[value.name])
+
     def _unshaped(self) -> onnx.ModelProto:
         """A copy for shape inference: numbers are written down, no shape is stale, and nothing sparse."""
         probe = without_placeholders(self._model)
@@ -114,3 +129,8 @@ class InferredView(GraphView):
             return onnx.ValueInfoProto(name=name, type=kind)
         element = kind.tensor_type.elem_type or (TensorProto.FLOAT if guess else 0)
         return helper.make_tensor_value_info(name, element, None) if element else onnx.ValueInfoProto(name=name)
+
+
+def _contradict(one: Shape, other: Shape) -> bool:
+    """Whether no tensor has both shapes."""
+    return len(one) != len(other) or any(a != b for a, b in zip(one, other, strict=True) if None not in (a, b))

@@ -30,7 +30,6 @@ from pcns_onnx.graph.protobuf import (
     Array,
     Node,
     keep_only,
-    shape_of,
     tensor_of,
     widen_graph,
     widen_nodes,
@@ -281,12 +280,7 @@ class Graph(InferredView):
         keep_only(graph.input, lambda v: v.name not in unused)
         self._weights = {name: value for name, value in self._weights.items() if name not in unused}
         self._changed()
-        inferred = {v.name: v for v in shape_inference.infer_shapes(self._unshaped()).graph.value_info}
-        stale = [v for v in graph.value_info if v.name not in inferred and v.name not in self.derived]
-        for value in graph.value_info:
-            if value.name in inferred and shape_of(value) != shape_of(inferred[value.name]):
-                value.type.CopyFrom(inferred[value.name].type)
-        keep_only(graph.value_info, lambda v: v not in stale)
+        self._update_shapes()
 
     def set_metadata(self, key: str, value: str) -> None:
         """Set one entry of the model's `metadata_props`."""

@@ -131,6 +131,8 @@ def captured(graph: onnx.GraphProto) -> list[str]:
 
 def constant_tensor(p: onnx.NodeProto) -> TensorProto:
     """The value of a Constant node; an empty one for text, which nothing here reads."""
+    if not p.attribute:
+        raise InputError(f"Constant '{p.output[0]}' has no value")
     attr = p.attribute[0]
     if attr.type == AttributeProto.TENSOR:
         stored: TensorProto = attr.t

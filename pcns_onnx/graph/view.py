@@ -114,7 +114,7 @@ class GraphView:
         """Constants that are stored sparsely: they count as computed, since nothing here solves for them."""
         graph = self._model.graph
         constants = (p for p in graph.node if p.op_type == "Constant" and not p.domain)
-        names = {p.output[0] for p in constants if p.attribute[0].name == "sparse_value"}
+        names = {p.output[0] for p in constants if any(a.name == "sparse_value" for a in p.attribute)}
         return frozenset(names | {t.values.name for t in graph.sparse_initializer})
 
     @cached_property
