@@ -21,7 +21,7 @@ from pcns_onnx.graph.queries import names_of
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
-from pcns_onnx.report.warnings import all_alike
+from pcns_onnx.report.warnings import all_alike, put_right
 from pcns_onnx.report.writer import finish
 from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.runtime.samples import Samples
@@ -69,7 +69,7 @@ def compare(
         left_alone=[],
         folded=[],
         stages={},
-        warnings=[*warnings, *counted.notes, *unsteady(latency)],
+        warnings=[*put_right(first, second), *warnings, *counted.notes, *unsteady(latency)],
         versions=library_versions(),
         origin=provenance_of(
             outputs.command,

@@ -32,6 +32,7 @@ from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.plan import fingerprint
 from pcns_onnx.progress import Progress
+from pcns_onnx.report.warnings import put_right
 from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
 from pcns_onnx.runtime.samples import Samples
 
@@ -116,7 +117,7 @@ def design(
         new = chain.fresh_net(widths, options.data.seed)
         blueprint = _blueprint(original, drafts, share, widths, budgets, depth, samples, options.data.seed)
     new.set_metadata("pcns_onnx", _provenance(blueprint))
-    new.check(full=original.passes_full_check())
+    new.check(full=original.passes_check(full=True))
     if config is not None:
         write_atomic(config, blueprint.json())
     if output is not None:
@@ -140,7 +141,7 @@ def ungrouped(
         raise InputError("--ungroup found no grouped Conv: design from this model as it is")
     initialise(graph, Options.of(seed=seed).data.seed)
     graph.prune()
-    graph.check(full=original.passes_full_check())
+    graph.check(full=original.passes_check(full=True))
     if output is not None:
         graph.save(output)
     return graph.proto, names
@@ -261,7 +262,7 @@ def _blueprint(
         final=rows[2],
         layers=layers,
         prunable=[layer.name for layer in sorted(layers, key=lambda layer: layer.sensitivity)],
-        warnings=[*_few(chain, layers, samples), *_shallower(drafts, widths)],
+        warnings=[*put_right(chain.graph), *_few(chain, layers, samples), *_shallower(drafts, widths)],
     )
 
 

@@ -39,6 +39,7 @@ from pcns_onnx.methods.expansion import shared_out, widened
 from pcns_onnx.methods.registry import expansion_named
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.schema import Expansion
+from pcns_onnx.report.warnings import put_right
 from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
 from pcns_onnx.runtime.engine import Engine
@@ -93,12 +94,14 @@ def expand(
         wide.prune()
         widths_after = {row.name: [row.after, row.before] for row in rows}
         wide.set_metadata("pcns_onnx", note(method=kind.name, widths=widths_after))
-        wide.check(full=form.original.passes_full_check())
+        wide.check(full=form.original.passes_check(full=True))
         samples = current.samples(dataset, form.original)
+        warnings = put_right(form.original) + warnings
         agreement, more = _proven(current.engine, form.original, wide, samples, current.progress)
+        warnings += more
         after = current.dependencies(explicit_biases(wide)[0].as_float32(), dataset)
     sizes = model_size(form.original, dependencies), model_size(wide, after)
-    report = Expansion(kind.name, rows, sizes[0], sizes[1], agreement, data is None, warnings + more)
+    report = Expansion(kind.name, rows, sizes[0], sizes[1], agreement, data is None, warnings)
     if output is not None:
         wide.save(output)
     return ExpandResult(wide.proto, report)

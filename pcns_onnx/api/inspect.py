@@ -16,7 +16,7 @@ from pcns_onnx.planning.prepare import problem_for
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.inspection import group_rows, layer_rows, shrinkable_share
 from pcns_onnx.report.schema import Inspection
-from pcns_onnx.report.warnings import degenerate, few_samples, samples_per_neuron
+from pcns_onnx.report.warnings import degenerate, few_samples, put_right, samples_per_neuron
 from pcns_onnx.rewrite.canonical import Canonical
 
 
@@ -31,7 +31,7 @@ def inspect(
     options, form = Options.of(**choices), Canonical.of(Graph.load(model))
     stated = stated_shapes(form.twin, options.scope)
     dependencies = build_dependency_graph(form.twin, stated, heads=options.scope.heads)
-    dimensions, per_neuron, warnings = dict[str, dict[str, int]](), dict[str, float](), list[str]()
+    dimensions, per_neuron, warnings = dict[str, dict[str, int]](), dict[str, float](), put_right(form.original)
     assessments = list[PcnsAssessment]()
     if data is not None:
         with run(options, progress) as running:
@@ -42,7 +42,7 @@ def inspect(
             )
         dependencies = problem.dependencies
         per_neuron = {layer.name: samples_per_neuron(problem, layer.name) for layer in dependencies.layers}
-        warnings = few_samples(replace(problem, groups=dependencies.groups))
+        warnings += few_samples(replace(problem, groups=dependencies.groups))
         warnings += degenerate(problem.calibration.samples.summary, "the data", counts=False)
     layers = layer_rows(dependencies, dimensions, per_neuron)
     if any(layer.macs == 0 for layer in dependencies.layers):

@@ -41,7 +41,7 @@ from pcns_onnx.planning.prepare import problem_for, selected
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.schema import PlanReport
-from pcns_onnx.report.warnings import degenerate
+from pcns_onnx.report.warnings import degenerate, put_right
 from pcns_onnx.rewrite.canonical import Canonical
 
 
@@ -151,5 +151,5 @@ def _report(
         batch=problem.latency_batch,
         threads=problem.calibration.engine.threads,
         provider=problem.calibration.engine.provider,
-        warnings=degenerate(SampleSummary(importance.samples), "the plan"),
+        warnings=[*put_right(problem.form.original), *degenerate(SampleSummary(importance.samples), "the plan")],
     )

@@ -36,7 +36,7 @@ from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
 from pcns_onnx.report.summary import group_infos
-from pcns_onnx.report.warnings import all_alike, apart, degenerate, few_samples, starved, still
+from pcns_onnx.report.warnings import all_alike, apart, degenerate, few_samples, put_right, starved, still
 from pcns_onnx.report.writer import finish, stages_of
 from pcns_onnx.rewrite.canonical import Canonical, emit
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
@@ -202,7 +202,7 @@ def _emit(form: Canonical, patch: Patch, provenance: str) -> Graph:
     """The shrunk model, checked by onnx, with a note of where it comes from."""
     small = emit(form, patch)
     small.set_metadata("pcns_onnx", provenance)
-    small.check(full=form.original.passes_full_check())
+    small.check(full=form.original.passes_check(full=True))
     return small
 
 
@@ -240,6 +240,7 @@ def _report(
         folded=list(check.form.folded),
         stages=stages_of(running.engine, check.form.twin, samples, running.progress),
         warnings=[
+            *put_right(check.form.original),
             *(_of_samples(shrunk) if shrunk.strategy.solves else []),
             *evaluation.warnings,
             *apart(infos),

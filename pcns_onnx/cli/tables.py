@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pcns_onnx.architecture.blueprint import Blueprint, configuration_text
 from pcns_onnx.cost.resources import COUNTED, RESOURCES, TIMED
-from pcns_onnx.evaluation.agreement import Agreement
+from pcns_onnx.evaluation.agreement import Agreement, OutputAgreement
 from pcns_onnx.methods.pcns.assessment import PcnsAssessment
 from pcns_onnx.planning.plan import SkippedLayer
 from pcns_onnx.report.schema import Expansion, GroupRow, Inspection, PlanReport, Report
@@ -171,10 +171,16 @@ def _agreement(agreement: Agreement) -> Iterator[str]:
     """How close the outputs are, and what that proves: lines, since a table would make its columns as wide."""
     samples = _samples(agreement.samples)
     for output in agreement.outputs:
+        if (counts := output.counts) is not None:
+            yield (
+                f"output '{output.name}' on {samples}: holds {counts.b:.4g} on average, {counts.a:.4g} in the original,"
+                f" as much in {counts.same:.1%} of the runs"
+            )
+            continue
         same = "" if output.argmax_agreement is None else f", arg-max agrees {output.argmax_agreement:.2%}"
         where = samples if output.feeds is None else f"{output.feeds} feed{'' if output.feeds == 1 else 's'}"
         yield (
-            f"output '{output.name}' on {where}: relative error {number(output.relative_error)}, "
+            f"{_what(output)} on {where}: relative error {number(output.relative_error)}, "
             f"cosine {number(output.cosine)}{same}{flipped(output, '%')}"
         )
         proved = [] if output.argmax_bound is None else [f"arg-max differs on at most {output.argmax_bound:.2%}"]
@@ -182,6 +188,12 @@ def _agreement(agreement: Agreement) -> Iterator[str]:
         proved += [] if output.error_bound is None else [f"95 % err by at most {output.error_bound:.4f}"]
         if proved:
             yield f"of new samples (95 % confidence): {', '.join(proved)}"
+
+
+def _what(output: OutputAgreement) -> str:
+    if output.stands_for is None:
+        return f"output '{output.name}'"
+    return f"'{output.name}', in front of output '{output.stands_for}',"
 
 
 def stage_table(report: Report) -> Table:
@@ -212,10 +224,11 @@ def _precisions(report: Report) -> Table:
         scores = [first.score_a, *(a.score_b for a in agreements)]
         table.add_row(f"{first.score}{unit}", *("" if score is None else f"{score:.2f}" for score in scores))
     table.add_row("relative error", "0", *(number(a.error) for a in agreements))
-    for i, output in enumerate(report.agreement.outputs):
+    for output in report.agreement.outputs:
         if output.argmax_agreement is not None:
-            same = [a.outputs[i].argmax_agreement or 0.0 for a in agreements]
-            table.add_row(f"arg-max of '{output.name}' agrees", "", *(f"{agreed:.2%}" for agreed in same))
+            shares = [{o.name: o.argmax_agreement for o in a.outputs} for a in agreements]
+            same = [share.get(output.name) or 0.0 for share in shares]
+            table.add_row(f"arg-max of '{output.name}' agrees", "", *(f"{share:.2%}" for share in same))
     return table
 
 

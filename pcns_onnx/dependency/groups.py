@@ -142,7 +142,7 @@ def _path(propagation: Propagation, writers: Sequence[Layer], group_classes: set
     inside = {writers[0].output}
     for node, facts in between:
         if facts.kind in ("pointwise", "scaling") and inside.issuperset(carries.intersection(node.inputs)):
-            inside.update(node.outputs)
+            inside.update(name for name in node.outputs if name in carries)  # what one channel gates does not
     consumers = propagation.graph.consumers
     exits = [
         name

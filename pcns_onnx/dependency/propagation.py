@@ -14,8 +14,12 @@ from functools import cached_property
 import numpy as np
 
 from pcns_onnx.dependency.classes import Classes
+from pcns_onnx.dependency.data_dependence import DataDependence
 from pcns_onnx.graph import Graph, Node, Shape
-from pcns_onnx.ops import Heads, Labels, OpContext, OpFacts, axes_of, facts_of
+from pcns_onnx.graph.queries import bias_add
+from pcns_onnx.ops import Heads, Labels, Linear, OpContext, OpFacts, axes_of, bias_behind, facts_of
+from pcns_onnx.ops.facts import describe, freeze
+from pcns_onnx.runtime.nonfinite import is_finite
 
 
 @dataclass
@@ -45,6 +49,10 @@ class Propagation:
         return propagation
 
     @cached_property
+    def _dependence(self) -> DataDependence:
+        return DataDependence(self.graph)
+
+    @cached_property
     def exposed(self) -> frozenset[str]:
         """Names of the model's outputs."""
         return frozenset(output.name for output in self.graph.outputs)
@@ -72,7 +80,7 @@ class Propagation:
         for node in self.graph.nodes:
             if self.graph.is_constant(node.key):
                 continue
-            facts = facts_of(self._context(node), local=(node.domain, node.op) in self.graph.functions)
+            facts = self._facts_of(node)
             self.node_facts.append((node, facts))
             for name, labels in zip(node.outputs, facts.outputs, strict=False):
                 if name and labels is not None:
@@ -92,6 +100,27 @@ class Propagation:
         for name, labels in self.labels.items():
             if len(axes_of(self.classes.compact(labels))) > 1:
                 self._freeze(labels, f"its channels lie on several axes of '{name}'")
+
+    def _facts_of(self, node: Node) -> OpFacts:
+        """What the rule of a node states, unless how many rows it has differs from one form of the model to another."""
+        context = self._context(node)
+        facts = facts_of(context, local=(node.domain, node.op) in self.graph.functions)
+        if not self._dependence.counted.isdisjoint(node.outputs):
+            why = f"the size of '{node.key}' depends on the values that layers compute"
+            return freeze(context, why, macs=facts.macs)
+        constant = None if facts.linear is None else self._not_finite(node, facts.linear)
+        if constant is not None:
+            return freeze(context, f"{describe(node)} has NaN or Inf in '{constant}'", macs=facts.macs)
+        return facts
+
+    def _not_finite(self, node: Node, linear: Linear) -> str | None:
+        """The weight or bias of a layer that holds NaN or Inf, so that nothing can be solved for it."""
+        graph, shape = self.graph, bias_behind(node, self.graph.constant)
+        add = None if shape is None else bias_add(graph, node, shape)
+        names = [*node.inputs[linear.weight : linear.weight + 1], *(add.inputs if add is not None else ())]
+        names += [] if linear.bias is None else node.inputs[linear.bias : linear.bias + 1]
+        values = {name: graph.constant(name) for name in names if name}
+        return next((name for name, value in values.items() if value is not None and not is_finite(value)), None)
 
     def _freeze(self, labels: Labels, reason: str) -> None:
         for label in np.unique(labels):

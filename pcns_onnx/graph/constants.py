@@ -26,15 +26,22 @@ from pcns_onnx.graph.protobuf import Array, Node
 OPERATORS = {
     "Identity", "Cast", "CastLike", "DequantizeLinear", "Shape", "Size", "ConstantOfShape", "Expand",
     "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Concat", "Slice", "Gather",
-    "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Equal", "Where",
+    "Add", "Sub", "Mul", "Div", "Mod", "Pow", "Max", "Min", "Where", "Range",
+    "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Not", "And", "Or", "Xor",
     "Neg", "Sqrt", "Reciprocal", "Exp", "Log", "Floor", "Ceil",
 }  # fmt: skip
 """Deterministic, of one output, without a subgraph."""
 
+SIZES = {"Shape", "Size"}
+"""What a tensor's shape is read by."""
+
+_OF_SIZES = OPERATORS - SIZES | {"ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin", "Tile", "Round", "Split"}
+"""What makes numbers of sizes, and masks and positions of these."""
+
 MOST = 1 << 31
 """Elements; what would be larger is left to the runtime."""
 
-_FEW = 1024
+FEW = 1024
 """Elements; integers up to so many may be the shape of another tensor, and are computed for its sake."""
 
 
@@ -137,9 +144,21 @@ class Derived:
         kind = self._type(name).tensor_type
         if kind.elem_type not in (TensorProto.INT64, TensorProto.INT32):
             return None
-        if math.prod(dim.dim_value for dim in kind.shape.dim) > _FEW:
+        if math.prod(dim.dim_value for dim in kind.shape.dim) > FEW:
             return None
         return self.value(name) if name in self._makers else self._read(name)
+
+
+def made_of_sizes(nodes: Sequence[Node], is_small: Callable[[str], bool]) -> frozenset[str]:
+    """What nodes make of the outputs of Shape and Size and of small constants alone."""
+    sizes = {node.key for node in nodes if node.op in SIZES and not node.domain}
+    following = set[str]()
+    for node in nodes:
+        names = {name for name in node.inputs if name}
+        if node.op in _OF_SIZES and not node.domain and not names.isdisjoint(sizes | following):
+            if all(name in sizes or name in following or is_small(name) for name in names):
+                following.update(node.outputs)
+    return frozenset(following)
 
 
 def _is_made_of(node: Node, constants: Mapping[str, object]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +21,30 @@ from pcns_onnx.graph.external_data import (
     save_with_data,
     tidy,
 )
+from pcns_onnx.graph.importer import inline_branches, inline_functions, repaired, store_inputs
+from pcns_onnx.graph.inference import InferredView
 from pcns_onnx.graph.initializers import take_out
 from pcns_onnx.graph.model_source import ModelSource, path_or_message
 from pcns_onnx.graph.protobuf import (
     HALF_TYPES,
     Array,
     Node,
-    is_float,
     keep_only,
-    shape_of,
     tensor_of,
     widen_graph,
     widen_nodes,
 )
-from pcns_onnx.graph.view import GraphView
 
 
-class Graph(GraphView):
+class Graph(InferredView):
     """One ONNX model: read through `GraphView`, edited in place, saved whole."""
 
     @classmethod
-    def load(cls, source: ModelSource) -> Graph:
-        """Read and check a model; raises `InputError` with one line for anything unusable."""
+    def load(cls, source: ModelSource, *, flat: bool = True) -> Graph:
+        """Read and check a model; raises `InputError` with one line for anything unusable.
+
+        If `flat`, functions and branches that are always taken are inlined (see `importer`).
+        """
         source = path_or_message(source)
         where = "the given ModelProto" if isinstance(source, onnx.ModelProto) else f"'{os.fspath(source)}'"
         if isinstance(source, onnx.ModelProto):
@@ -52,15 +53,34 @@ class Graph(GraphView):
         else:
             graph = cls(*read_model(Path(source)))
         try:
-            graph.check()
+            graph.check(strict=True)
         except (onnx.checker.ValidationError, shape_inference.InferenceError, ValueError) as error:
-            raise InputError(f"{where} is not a valid ONNX model: {first_line(error)}") from None
-        graph.refuse_non_finite(where)
-        return graph
+            model, notes = repaired(graph._model)
+            graph = cls(model, graph._weights, graph.files, notes)
+            if not graph.passes_check():
+                raise InputError(f"{where} is not a valid ONNX model: {first_line(error)}") from None
+        graph.refuse_damaged(where)
+        return graph._with(inline_functions(graph._model)).with_branches() if flat else graph
 
     def copy(self) -> Graph:
         """An independent copy; contents are shared."""
-        return Graph(self._model, self._weights, self.files)
+        return Graph(self._model, self._weights, self.files, self.notes)
+
+    def with_constants(self, values: Mapping[str, Array]) -> Graph:
+        """A twin in which these inputs are constants, and every If that they steer is the branch that it takes.
+
+        Values are cast to the type of the input. Raises `InputError` for what is no input, or does not fit.
+        """
+        twin = self.copy()
+        store_inputs(twin._model, values)
+        return twin.with_branches()
+
+    def with_branches(self) -> Graph:
+        """The same model, every If whose condition is a constant replaced by the branch that it takes."""
+        return self._with(inline_branches(self._model, self._weights))
+
+    def _with(self, model: onnx.ModelProto) -> Graph:
+        return self if model is self._model else Graph(model, self._weights, self.files, self.notes)
 
     # -- derived graphs ------------------------------------------------------------------
 
@@ -96,6 +116,12 @@ class Graph(GraphView):
         part.graph.sparse_initializer.extend(s for s in self._model.graph.sparse_initializer if s.values.name in used)
         part.graph.output.extend(self._value(name, guess=False) for name in outputs)
         return Graph(part, {name: self._weights[name] for name in used if name in self._weights})
+
+    def exposing(self, names: Iterable[str]) -> Graph:
+        """A twin that has these tensors among its outputs too."""
+        twin = self.copy()
+        twin._model.graph.output.extend(self._value(name, guess=False) for name in names)
+        return twin
 
     def as_float32(self) -> Graph:
         """A twin whose half-precision tensors are float32 (onnxruntime's CPU has no bf16 kernels)."""
@@ -166,11 +192,6 @@ class Graph(GraphView):
             if in_piece:
                 self.set_numbers(maker.key, piece, in_piece)
             start += count
-
-    def is_computed(self, key: str, position: int) -> bool:
-        """Whether a node has this input and something computes it."""
-        inputs = self.node(key).inputs
-        return position < len(inputs) and inputs[position] in self.producers and not self.is_constant(inputs[position])
 
     def _own_maker(self, key: str, position: int) -> Node:
         """The node that makes an input, copied if anything else reads what it makes."""
@@ -259,12 +280,7 @@ class Graph(GraphView):
         keep_only(graph.input, lambda v: v.name not in unused)
         self._weights = {name: value for name, value in self._weights.items() if name not in unused}
         self._changed()
-        inferred = {v.name: v for v in shape_inference.infer_shapes(self._unshaped()).graph.value_info}
-        stale = [v for v in graph.value_info if v.name not in inferred and v.name not in self.derived]
-        for value in graph.value_info:
-            if value.name in inferred and shape_of(value) != shape_of(inferred[value.name]):
-                value.type.CopyFrom(inferred[value.name].type)
-        keep_only(graph.value_info, lambda v: v not in stale)
+        self._update_shapes()
 
     def set_metadata(self, key: str, value: str) -> None:
         """Set one entry of the model's `metadata_props`."""
@@ -296,7 +312,7 @@ class Graph(GraphView):
 
     def _changed(self) -> None:
         """Forget all that was read off the model before it was edited."""
-        for name in vars(self).keys() - {"_model", "_weights", "files"}:
+        for name in vars(self).keys() - {"_model", "_weights", "files", "notes"}:
             del self.__dict__[name]
 
     def _add_initializer(self, tensor: TensorProto) -> None:
@@ -313,23 +329,3 @@ class Graph(GraphView):
     def _proto(self, key: str) -> onnx.NodeProto:
         proto: onnx.NodeProto = self._model.graph.node[self._index(key)]
         return proto
-
-    def _float_type(self, node: Node) -> int:
-        """The tensor type of a node's weights: what a constant added beside them must have."""
-        kinds = (self._kind(name) for name in node.inputs)
-        return next((kind for kind in kinds if kind is not None and is_float(kind)), int(TensorProto.FLOAT))
-
-    def _value(self, name: str, *, guess: bool = True) -> onnx.ValueInfoProto:
-        """A tensor as input or output of a part; one of unknown type is float32 where that is to be guessed."""
-        graph = self._model.graph
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            if value.name == name:
-                kind = value.type.tensor_type.elem_type
-                return helper.make_tensor_value_info(name, kind, None)
-        kind = self._types.get(name, 0) or (TensorProto.FLOAT if guess else 0)
-        return helper.make_tensor_value_info(name, kind, None) if kind else onnx.ValueInfoProto(name=name)
-
-    @cached_property
-    def _types(self) -> dict[str, int]:
-        inferred = shape_inference.infer_shapes(self._unshaped())
-        return {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}

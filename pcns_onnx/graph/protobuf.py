@@ -19,8 +19,6 @@ Array = NDArray[Any]
 Shape = tuple[int | None, ...]
 
 HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_BLOCK = 1 << 22
-"""Elements that are looked at in one go."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Node:
-    """One node, read only. `key` is its first output; `captures` the names its subgraphs read."""
+    """One node, read only. `key` is its first output.
+
+    `captures` are the names that its subgraphs read, `inner` their operators; `stop` are the names that say how often
+    a Loop runs, beside the number of times that it is given.
+    """
 
     key: str
     op: str
@@ -44,6 +46,8 @@ class Node:
     outputs: tuple[str, ...]
     attrs: Mapping[str, Any]
     captures: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -71,16 +75,46 @@ def moved_out(proto: onnx.ModelProto, ops: set[str]) -> onnx.ModelProto:
 
 def node_of(p: onnx.NodeProto) -> Node:
     """A node as plain values; subgraphs are kept as the names that they capture."""
-    attrs, captures = {}, []
+    attrs, captures, inner, stop = {}, list[str](), list[str](), tuple[str, ...]()
     for attr in p.attribute:
         if attr.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
             for sub in [attr.g] if attr.type == AttributeProto.GRAPH else attr.graphs:
                 captures += captured(sub)
+                inner += _operators(sub)
+                stop = _stop_of(p, sub) if p.op_type == "Loop" else ()
             continue
         attrs[attr.name] = helper.get_attribute_value(attr)
     key = next((o for o in p.output if o), "")
     domain = "" if p.domain == "ai.onnx" else p.domain
-    return Node(key, p.op_type, domain, p.name, tuple(p.input), tuple(p.output), attrs, tuple(captures))
+    outputs = tuple(p.output)
+    return Node(key, p.op_type, domain, p.name, tuple(p.input), outputs, attrs, tuple(captures), tuple(inner), stop)
+
+
+def _operators(graph: onnx.GraphProto) -> list[str]:
+    """The operators of a subgraph, those of nested ones included."""
+    nodes = [node_of(p) for p in graph.node]
+    return [op for node in nodes for op in (node.op, *node.inner)]
+
+
+def _stop_of(loop: onnx.NodeProto, body: onnx.GraphProto) -> tuple[str, ...]:
+    """What the condition of a Loop follows from: names outside, states traced back to what they start from."""
+    makers = {name: node_of(p) for p in body.node for name in p.output}
+    states = {value.name: place for place, value in enumerate(body.input)}
+    stored = {tensor.name for tensor in body.initializer}
+    names, visited, pending = dict[str, None](), set[str](), [body.output[0].name] if body.output else []
+    while pending:
+        name = pending.pop()
+        if not name or name in visited or name in stored:
+            continue
+        visited.add(name)
+        if name in makers:
+            pending += [*makers[name].inputs, *makers[name].captures]
+        elif name not in states:
+            names[name] = None
+        elif 0 < states[name] < len(loop.input):
+            names[loop.input[states[name]]] = None
+            pending.append(body.output[states[name] - 1].name if states[name] > 1 else "")
+    return tuple(name for name in names if name)
 
 
 def captured(graph: onnx.GraphProto) -> list[str]:
@@ -97,6 +131,8 @@ def captured(graph: onnx.GraphProto) -> list[str]:
 
 def constant_tensor(p: onnx.NodeProto) -> TensorProto:
     """The value of a Constant node; an empty one for text, which nothing here reads."""
+    if not p.attribute:
+        raise InputError(f"Constant '{p.output[0]}' has no value")
     attr = p.attribute[0]
     if attr.type == AttributeProto.TENSOR:
         stored: TensorProto = attr.t
@@ -128,16 +164,9 @@ def is_float(kind: int) -> bool:
     return kind in (TensorProto.FLOAT, TensorProto.DOUBLE, *HALF_TYPES)
 
 
-def is_sound(value: Array) -> bool:
-    """Free of NaN, and of Inf among other numbers; a bound or a mask made of Inf (and 0) is meant."""
-    infinite = other = False
-    for block in np.array_split(value.reshape(-1), 1 + value.size // _BLOCK):
-        finite = np.isfinite(block)
-        if np.isnan(block[~finite]).any():
-            return False
-        infinite = infinite or not finite.all()
-        other = other or bool(block[finite].any())
-    return not (infinite and other)
+def is_container(kind: onnx.TypeProto) -> bool:
+    """Whether a type is that of a sequence, an optional or a map."""
+    return kind.WhichOneof("value") not in (None, "tensor_type", "sparse_tensor_type")
 
 
 def widen(tensor: TensorProto) -> None:

@@ -179,6 +179,14 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         yield from attribute.graphs
 
 
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all subgraphs inside it."""
+    yield graph
+    for node in graph.node:
+        for subgraph in subgraphs(node):
+            yield from graphs_of(subgraph)
+
+
 # -- what the format asks for ----------------------------------------------------------------
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import TensorProto, numpy_helper, shape_inference
 
 from pcns_onnx.errors import InputError, first_line
 from pcns_onnx.graph.constants import Derived
@@ -18,19 +18,16 @@ from pcns_onnx.graph.initializers import Program, put_back, raw, take_out, witho
 from pcns_onnx.graph.protobuf import (
     Array,
     Node,
-    Shape,
     TensorSpec,
     constant_tensor,
     copy_of,
     encode,
     is_float,
-    is_sound,
-    keep_only,
     moved_out,
     node_of,
-    shape_of,
     spec_of,
 )
+from pcns_onnx.graph.restoration import graphs_of
 
 MOST = (1 << 31) - 1
 """Bytes that one protobuf file can have."""
@@ -47,14 +44,18 @@ class GraphView:
     """
 
     def __init__(
-        self, proto: onnx.ModelProto, weights: Mapping[str, Array] | None = None, files: frozenset[Path] = frozenset()
+        self,
+        proto: onnx.ModelProto,
+        weights: Mapping[str, Array] | None = None,
+        files: frozenset[Path] = frozenset(),
+        notes: tuple[str, ...] = (),
     ) -> None:
         self._model = copy_of(proto)
         taken = take_out(self._model.graph.initializer)
         if taken:
             self._model = copy_of(self._model)  # what was taken out of a message stays allocated in it
         self._weights: dict[str, Array] = {**(weights or {}), **taken}
-        self.files = files
+        self.files, self.notes = files, notes
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -87,6 +88,11 @@ class GraphView:
                     readers.setdefault(name, []).append(node)
         return {name: tuple(nodes) for name, nodes in readers.items()}
 
+    def made_from(self, key: str) -> frozenset[str]:
+        """All that is made by node `key` and by those that stand behind it."""
+        at = self.nodes.index(self.producers[key])
+        return frozenset(name for node in self.nodes[at:] for name in node.outputs if name)
+
     @cached_property
     def _initializers(self) -> dict[str, TensorProto]:
         return {t.name: t for t in self._model.graph.initializer}
@@ -108,7 +114,7 @@ class GraphView:
         """Constants that are stored sparsely: they count as computed, since nothing here solves for them."""
         graph = self._model.graph
         constants = (p for p in graph.node if p.op_type == "Constant" and not p.domain)
-        names = {p.output[0] for p in constants if p.attribute[0].name == "sparse_value"}
+        names = {p.output[0] for p in constants if any(a.name == "sparse_value" for a in p.attribute)}
         return frozenset(names | {t.values.name for t in graph.sparse_initializer})
 
     @cached_property
@@ -129,6 +135,11 @@ class GraphView:
         """Whether `name` is an initializer, the output of a Constant node, or derived from such alone."""
         return name in self._stored or name in self._derived.names
 
+    def is_computed(self, key: str, position: int) -> bool:
+        """Whether a node has this input and something computes it."""
+        inputs = self.node(key).inputs
+        return position < len(inputs) and inputs[position] in self.producers and not self.is_constant(inputs[position])
+
     def constant(self, name: str) -> Array | None:
         """Value of a constant, not to be written to; None for anything computed."""
         if name in self._stored:
@@ -148,6 +159,11 @@ class GraphView:
         if name in self._stored:
             return int(self._stored[name].data_type)
         return self._derived.kind(name) if name in self._derived.names else None
+
+    def _float_type(self, node: Node) -> int:
+        """The tensor type of a node's weights: what a constant added beside them must have."""
+        kinds = (self._kind(name) for name in node.inputs)
+        return next((kind for kind in kinds if kind is not None and is_float(kind)), int(TensorProto.FLOAT))
 
     def node(self, key: str) -> Node:
         """The node whose first output is `key`."""
@@ -186,79 +202,37 @@ class GraphView:
         """One entry of the model's `metadata_props`, or None."""
         return next((e.value for e in self._model.metadata_props if e.key == key), None)
 
-    # -- shapes --------------------------------------------------------------------------
+    def check(self, *, full: bool = False, strict: bool = False) -> None:
+        """Run the ONNX checker; `full` adds strict shape inference. Raises onnx's own errors.
 
-    def shapes(self, feeds: Mapping[str, Sequence[int]] | None = None, *, batch: int = 2) -> dict[str, Shape]:
-        """Shape of every tensor when dynamic leading axes are `batch`.
-
-        `feeds` gives the size of each input where it is known (a real sample), and of any other
-        tensor that cannot be inferred, sizes per sample as negative numbers; the remaining dynamic
-        axes stay None. Stale `value_info` is ignored: everything is inferred anew.
+        Only if `strict` it minds inputs and outputs without a shape, which onnxruntime does not.
         """
-        probe = self._unshaped()
-        for value in probe.graph.input:
-            known = (feeds or {}).get(value.name)
-            for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-                if dim.dim_value > 0:
-                    continue
-                if axis == 0:
-                    dim.dim_value = batch
-                elif known is not None and axis < len(known):
-                    dim.dim_value = known[axis]
-        for value in probe.graph.output:
-            value.type.tensor_type.ClearField("shape")
-        inferred = shape_inference.infer_shapes(probe, data_prop=True)
-        values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
-        shapes = {v.name: shape_of(v) for v in values if v.type.tensor_type.HasField("shape")}
-        shapes |= {name: tuple(tensor.dims) for name, tensor in self._stored.items()}
-        shapes |= {name: self._derived.shape(name) for name in self._derived.names}
-        fed = {spec.name for spec in self.inputs}
-        for name, known in (feeds or {}).items():
-            if None in shapes.get(name, (None,)):
-                measured = tuple(size if size >= 0 else -size * batch for size in known)
-                shapes[name] = (batch, *known[1:]) if name in fed else measured
-        return shapes
-
-    def _unshaped(self) -> onnx.ModelProto:
-        """A copy for shape inference: numbers are written down, no shape is stale, and nothing sparse."""
-        probe = without_placeholders(self._model)
-        numbers = self._derived.numbers
-        keep_only(probe.graph.node, lambda p: numbers.keys().isdisjoint(p.output))
-        probe.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in numbers.items())
-        listed = {value.name for value in probe.graph.input}
-        for sparse in probe.graph.sparse_initializer:
-            name, kind = sparse.values.name, sparse.values.data_type
-            if name not in listed:
-                probe.graph.input.append(helper.make_tensor_value_info(name, kind, sparse.dims))
-        probe.graph.ClearField("sparse_initializer")
-        probe.graph.ClearField("value_info")
-        return probe
-
-    def check(self, *, full: bool = False) -> None:
-        """Run the ONNX checker; `full` adds strict shape inference. Raises onnx's own errors."""
         model = without_placeholders(self._model)
+        for graph in graphs_of(model.graph):
+            for value in (*graph.input, *graph.output) if not strict else ():
+                if value.type.HasField("tensor_type"):
+                    value.type.tensor_type.shape.SetInParent()
         strange = {p.op_type for p in model.graph.node if not p.domain} & ONNXRUNTIMES
         strange = {op for op in strange if not onnx.defs.has(op, self.opset)}
         onnx.checker.check_model(moved_out(model, strange) if strange else model, full_check=full)
 
-    def passes_full_check(self) -> bool:
-        """Whether strict shape inference agrees too; some exports that run well do not pass it."""
+    def passes_check(self, *, full: bool = False) -> bool:
+        """Whether the checker agrees; with `full` strict shape inference too, which some exports that run well do not
+        pass."""
         try:
-            self.check(full=True)
-        except (onnx.checker.ValidationError, shape_inference.InferenceError):
+            self.check(full=full)
+        except (onnx.checker.ValidationError, shape_inference.InferenceError, ValueError):
             return False
         return True
 
-    def refuse_non_finite(self, where: str) -> None:
-        """Raise `InputError` if a constant is damaged or holds numbers that are none."""
+    def refuse_damaged(self, where: str) -> None:
+        """Raise `InputError` if a constant cannot be read."""
         for name, tensor in self._stored.items():
             if is_float(tensor.data_type):
                 try:
-                    sound = is_sound(self._read(name))
+                    self._read(name)
                 except (ValueError, TypeError) as error:
                     raise InputError(f"{where}: constant '{name}' is damaged: {first_line(error)}") from None
-                if not sound:
-                    raise InputError(f"{where}: constant '{name}' holds NaN or Inf; export the model again")
 
     def fresh_name(self, stem: str) -> str:
         """A tensor name derived from `stem` that nothing in the graph uses yet."""

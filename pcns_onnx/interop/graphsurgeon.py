@@ -60,7 +60,7 @@ class _Sparse(SparseValues):  # type: ignore[misc]
 
 def import_model(model: ModelSource) -> gs.Graph:
     """The model as a `graphsurgeon.Graph` that remembers it; raises `InputError` for a model that cannot be read."""
-    loaded = Graph.load(model)
+    loaded = Graph.load(model, flat=False)
     graph = _read(readable(loaded.proto))
     graph.import_domains = _Opsets(loaded.outline)
     for constant in _constants(graph):
@@ -80,7 +80,7 @@ def export_model(graph: gs.Graph, like: ModelSource | Sequence[ModelSource] = ()
         raise InputError(f"a model cannot be graphsurgeon's {type(graph).__name__}: give its Graph")
     sources = cast("Sequence[ModelSource]", like if isinstance(like, list | tuple) else [like])
     originals = [graph.import_domains.original] if isinstance(graph.import_domains, _Opsets) else []
-    originals += [Graph.load(source).outline for source in sources]
+    originals += [Graph.load(source, flat=False).outline for source in sources]
     sparse = {tensor.values.name: tensor for model in originals for tensor in sparse_tensors(model.graph)}
     with _writable(graph, sparse):
         model = _write(graph)

@@ -80,3 +80,13 @@ def wrap_device_memory(pointer: int, nbytes: int, shape: tuple[int, ...], dtype:
     cupy = importlib.import_module("cupy")
     memory = cupy.cuda.UnownedMemory(pointer, nbytes, owner)
     return cupy.ndarray(shape, dtype=dtype, memptr=cupy.cuda.MemoryPointer(memory, 0))
+
+
+def without_common_infinities(a: Array, b: Array) -> tuple[Array, Array]:
+    """Two arrays of floats with zeros where both hold the same infinity or NaN: a mask that a model puts out."""
+    xp = namespace_of(a)
+    finite = xp.isfinite(a)
+    if bool(xp.all(finite)):
+        return a, b
+    common = ~finite & ((a == b) | (xp.isnan(a) & xp.isnan(b)))
+    return xp.where(common, xp.zeros_like(a), a), xp.where(common, xp.zeros_like(b), b)

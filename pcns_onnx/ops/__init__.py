@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
+from pcns_onnx.ops.computed_shapes import COUNTING, SIZE_INPUTS
 from pcns_onnx.ops.facts import (
     Bilinear,
     ChannelCount,
@@ -26,6 +27,6 @@ for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
-    "Bilinear", "ChannelCount", "ChannelIndex", "Heads", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts",
-    "PerChannelConstant", "Window", "axes_of", "bias_behind", "facts_of", "rules",
+    "COUNTING", "SIZE_INPUTS", "Bilinear", "ChannelCount", "ChannelIndex", "Heads", "Kind", "Labels", "Linear",
+    "LinearOp", "OpContext", "OpFacts", "PerChannelConstant", "Window", "axes_of", "bias_behind", "facts_of", "rules",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ to another tensor's axis with the same channels; one that enters anything else m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -18,6 +18,19 @@ from pcns_onnx.ops.facts import ChannelCount, Frozen, Labels, OpContext, describ
 
 SHAPED = {"Reshape": 1, "Expand": 1, "Resize": 3}
 """Operators whose rules ask `target` where the numbers of a target shape come from, and the input that holds it."""
+COUNTING = frozenset({
+    "NonMaxSuppression", "NonZero", "Unique", "Compress", "StringSplit", "BeamSearch", "GreedySearch", "Sampling",
+    "WhisperBeamSearch",
+})  # fmt: skip
+"""Operators that put out as many rows as they find in the values that they read."""
+SIZE_INPUTS: Mapping[str, tuple[int, ...]] = {
+    "Reshape": (1,), "Expand": (1,), "ConstantOfShape": (0,), "Tile": (1,), "Slice": (1, 2, 3, 4), "Resize": (2, 3),
+    "Upsample": (1,), "TopK": (1,), "OneHot": (1,), "Range": (0, 1, 2), "Pad": (1,), "Split": (1,),
+    "CenterCropPad": (1,),
+    "MaxUnpool": (2,), "AffineGrid": (1,), "DFT": (1,), "STFT": (1, 3), "Col2Im": (1, 2), "SplitToSequence": (1,),
+    "HannWindow": (0,), "HammingWindow": (0,), "BlackmanWindow": (0,), "MelWeightMatrix": (0, 1, 2),
+}  # fmt: skip
+"""Operators whose output has the shape that numbers in these inputs say."""
 _MOVING = ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten")
 _INTEGERS = (6, 7)
 

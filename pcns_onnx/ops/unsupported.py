@@ -7,7 +7,7 @@ this module when it gets a rule of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import prod
 
 from pcns_onnx.ops.facts import OpContext, OpFacts, describe, freeze
@@ -51,6 +51,9 @@ def _none(context: OpContext) -> int:
     return 0
 
 
+_CLOSE = 16
+"""Tensors between an input and a condition, at most, where it is a setting and no result of the model."""
+
 INTACT: dict[str, tuple[str, Callable[[OpContext], int | None]]] = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), ("is a recurrent layer", _recurrent)),
     **dict.fromkeys(("If", "Loop", "Scan"), ("is control flow", _none)),
@@ -66,7 +69,41 @@ INTACT: dict[str, tuple[str, Callable[[OpContext], int | None]]] = {
 def intact(context: OpContext) -> OpFacts:
     """Channels that enter must stay."""
     why, macs = INTACT[context.node.op]
+    why = _choice(context) or why if context.node.op == "If" else why
     return freeze(context, f"{describe(context.node)} {why}", macs=macs(context))
+
+
+def _choice(context: OpContext) -> str | None:
+    """What the condition of an If follows from where it is a setting: inputs of one number each, or shapes."""
+    inputs, shaped, numbers = dict[str, None](), dict[str, None](), list[str]()
+    visited, pending = set[str](), [context.node.inputs[0]]
+    while pending:
+        name = pending.pop(0)
+        if not name or name in visited:
+            continue
+        visited.add(name)
+        value, maker = context.value(name), context.producer(name)
+        if value is not None and value.size == 1:
+            numbers.append(str(value.reshape(-1)[0]))
+        elif value is not None or (maker is not None and (maker.domain or maker.inner or len(visited) > _CLOSE)):
+            return None
+        elif maker is None:
+            inputs[name] = None
+        elif maker.op in ("Shape", "Size"):
+            shaped[maker.inputs[0]] = None
+        else:
+            pending += maker.inputs
+    if any(prod(size or 0 for size in context.size(name) or (0,)) != 1 for name in inputs):
+        return None
+    if inputs:
+        number = numbers[0] if numbers and len(inputs) == 1 else "VALUE"
+        names, options = _listed(inputs), " ".join(f"--constant {name}={number}" for name in inputs)
+        return f"chooses by input{'s' if len(inputs) > 1 else ''} {names}: fix it with {options}"
+    return f"chooses by the shape of {_listed(shaped)}: fixed sizes there would settle it" if shaped else None
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
 
 
 @rule(*_FUSED, domain="com.microsoft", operands="all")

@@ -23,13 +23,13 @@ from pcns_onnx.dependency.dependency_graph import DependencyGraph, kept_classes
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.residual import ResidualBlock, residual_blocks
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
+from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy, without_common_infinities
 from pcns_onnx.ops import Labels
 from pcns_onnx.rewrite.channels import narrow
 from pcns_onnx.rewrite.drop_blocks import constant_for
 from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
 from pcns_onnx.rewrite.patch import Patch, apply
-from pcns_onnx.runtime.activations import ActivationStream, Cut
+from pcns_onnx.runtime.activations import ActivationStream, Cut, inputs_of
 from pcns_onnx.runtime.engine import Session, Tensors
 from pcns_onnx.runtime.samples import Samples
 
@@ -79,11 +79,17 @@ class Prober:
         first = min(
             (self._dependencies.layer(name) for name in read.group.writers), key=self._dependencies.layers.index
         )
-        live = self._stream.live(graph, first.key, self._outputs)
+        behind = graph.made_from(first.key)
+        outputs = [name for name in self._outputs if name in behind]  # no others can change
+        if not outputs:
+            return ranking.error
+        # The inputs too: what is narrowed may count anew, from them, what the original has counted in front.
+        later = [*outputs, *inputs_of(graph)]
+        live = self._stream.live(graph, first.key, later)
         sessions: list[Session] = []
-        full = None if self._expected else self._session(base, live)
+        full = None if self._expected else self._session(base, live, outputs)
         missed, size = np.zeros(len(widths) + (block is not None)), 0.0
-        stop = Cut(graph, live, first.key, self._outputs, finite=False)
+        stop = Cut(graph, live, first.key, later, finite=False)
         for index, cut in enumerate(self._stream.advance(stop)):
             if full is not None:
                 self._expected.append(full.run(cut))
@@ -91,12 +97,12 @@ class Prober:
                 means = self._means(base, live, cut, read)
                 graphs = list(self._narrowed(base, read, ranking, widths, means))
                 graphs += [] if block is None else [self._without(base, block, means)]
-                sessions = [self._session(g, live) for g in graphs]
+                sessions = [self._session(g, live, outputs) for g in graphs]
             expected = self._expected[index]
             size += 1.0
             for at, session in enumerate(sessions):
-                outputs = session.run(cut)
-                missed[at] += sum(_share(expected[name], outputs[name]) for name in self._outputs) / len(self._outputs)
+                actual = session.run(cut)
+                missed[at] += sum(_share(expected[name], actual[name]) for name in outputs) / len(self._outputs)
         loss = missed / max(size, 1.0)
         applied = [_applied(read, ranking.keep(width)) for width in widths]
         for at, width in enumerate(widths):
@@ -114,8 +120,8 @@ class Prober:
         mean = matrix @ to_numpy(means[block.layer.name, 0]) + stored_bias(base, block.layer)
         return apply(base, (constant_for(block, self._dependencies, mean),))
 
-    def _session(self, graph: Graph, live: Sequence[str]) -> Session:
-        return self._calibration.engine.session(graph.extract(live, self._outputs).program())
+    def _session(self, graph: Graph, live: Sequence[str], outputs: Sequence[str]) -> Session:
+        return self._calibration.engine.session(graph.extract(live, outputs).program())
 
     def _means(self, base: Graph, live: Sequence[str], cut: Tensors, read: GroupStats) -> dict[tuple[str, int], Array]:
         """Mean of each reading block's input rows."""
@@ -190,13 +196,27 @@ def _widths(ranking: Ranking) -> list[int]:
     return widths
 
 
-def _share(expected: Array, actual: Array) -> float:
+def squares(expected: Array, actual: Array) -> tuple[float, float]:
+    """The squares of what differs, and of all; of other types than floats how many differ, of how many.
+
+    All is lost where the shapes differ.
+    """
     xp = namespace_of(expected)
-    if not xp.isdtype(expected.dtype, "real floating"):
-        return float(xp.mean(xp.astype(expected != actual, xp.float64)))
+    is_floating, is_same_shape = xp.isdtype(expected.dtype, "real floating"), expected.shape == actual.shape
+    if is_floating and is_same_shape:
+        expected, actual = without_common_infinities(expected, actual)
+    size = float(xp.sum(xp.astype(expected, xp.float64) ** 2)) if is_floating else float(expected.size)
+    if not is_same_shape:
+        return max(size, 1.0), size
+    if not is_floating:
+        return float(xp.sum(xp.astype(expected != actual, xp.float64))), size
     difference = xp.astype(expected - actual, xp.float64)
-    size = float(xp.sum(xp.astype(expected, xp.float64) ** 2))
-    return float(xp.sum(difference * difference)) / max(size, 1e-30)
+    return float(xp.sum(difference * difference)), size
+
+
+def _share(expected: Array, actual: Array) -> float:
+    missed, size = squares(expected, actual)
+    return missed / max(size, 1e-30)
 
 
 def _applied(read: GroupStats, kept: NDArray[np.int64]) -> float:

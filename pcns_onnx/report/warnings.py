@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pcns_onnx.data.fingerprints import SampleSummary
+from pcns_onnx.graph import Graph
 from pcns_onnx.methods.strategy import Solution
 from pcns_onnx.numerics.confidence import LEAST
 from pcns_onnx.planning.problem import Problem
@@ -24,6 +25,11 @@ def samples_per_neuron(problem: Problem, name: str) -> float:
     layer = problem.dependencies.layer(name)
     shape = tuple(int(d or 1) for d in problem.dependencies.shapes[layer.source])
     return problem.calibration.samples.summary.distinct * layer.linear.op.positions(shape) / max(layer.width, 1)
+
+
+def put_right(*models: Graph) -> list[str]:
+    """What was wrong with the files that were read, where onnx's checker refuses them."""
+    return [f"onnx's checker refuses the model, which was put right: {'; '.join(m.notes)}" for m in models if m.notes]
 
 
 def apart(infos: Sequence[GroupInfo]) -> list[str]:

@@ -29,7 +29,7 @@ class Canonical:
     @classmethod
     def of(cls, original: Graph, *, folds: bool = True) -> Canonical:
         """The forms of a model; with `folds` false its norms stay as they are."""
-        start = store_constant_shapes(original)
+        start = _flat(original)
         norms_folded, folded = fold_batch_norms(start) if folds else (start, ())
         typed, added = explicit_biases(norms_folded)
         return cls(original, typed, typed.as_float32(), folded, added)
@@ -38,6 +38,14 @@ class Canonical:
     def emitted(self) -> Graph:
         """What would be written at most if nothing were narrowed: weights that have a reader, and all biases."""
         return emit(self, (), keeps_biases=True)
+
+
+def _flat(original: Graph) -> Graph:
+    """Sizes that never change stored, and the branches that these always choose inlined, as long as there are any."""
+    graph = store_constant_shapes(original)
+    while (inlined := graph.with_branches()) is not graph:
+        graph = store_constant_shapes(inlined)
+    return graph
 
 
 def emit(form: Canonical, patch: Patch, *, keeps_biases: bool = False) -> Graph:

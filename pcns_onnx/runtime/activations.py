@@ -166,7 +166,7 @@ def inputs_of(graph: Graph) -> tuple[str, ...]:
 def _live_at(
     graph: Graph, before: str | None, sources: Sequence[str], wanted: Sequence[str], later: Sequence[str]
 ) -> tuple[str, ...]:
-    """Tensors made up to the cut that `later` still needs, in a fixed order.
+    """Tensors made up to the cut that `later` still needs, in a fixed order; of `Graph.anew` what these are made of.
 
     Made are all nodes in front of `before` and whatever `wanted` takes beyond it; what is in `sources`
     was made earlier, perhaps beyond this cut too.
@@ -192,7 +192,8 @@ def _live_at(
             continue
         visited.add(name)
         maker = made_by.get(name)
-        if name in sources or (maker is not None and maker.key in done):
+        is_made = name in sources or (maker is not None and maker.key in done)
+        if is_made and (maker is None or name not in graph.anew):
             if not graph.is_constant(name):
                 live[name] = None
         elif maker is not None:

@@ -145,13 +145,10 @@ class Session:
         providers = [engine.provider]
         if engine.device == "cuda":
             providers.append("CPUExecutionProvider")
-        try:
-            # onnxruntime reads contents where they lie, so they have to live as long as the session does.
-            self._weights = [_ort_value(ort, value) for value in program.weights.values()]
-            options.add_external_initializers(list(program.weights), self._weights)
-            self._session = ort.InferenceSession(program.model, options, providers=providers)
-        except Exception as error:  # onnxruntime raises its own untyped family
-            raise InputError(f"onnxruntime cannot load the model: {first_line(error)}") from None
+        # onnxruntime reads contents where they lie, so they have to live as long as the session does.
+        self._weights = [_ort_value(ort, value) for value in program.weights.values()]
+        options.add_external_initializers(list(program.weights), self._weights)
+        self._session = _compiled(ort, program.model, options, providers)
         if engine.provider not in self._session.get_providers():
             raise UnsupportedError(f"onnxruntime could not start its {engine.provider}; use --device cpu")
         self._engine = engine
@@ -205,6 +202,24 @@ class Session:
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return {name: _wrap(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+def _compiled(ort: Any, model: bytes, options: Any, providers: list[str]) -> Any:
+    """A session, less optimised where the optimiser cannot make one; raises `InputError` if there is none at all.
+
+    Outputs in the middle of a model are what its fusions do not expect: of a Transpose, a Gemm and a Transpose they
+    make one Gemm, though the one between is an output. Without fallback: that one prints to stdout, and tries again
+    without the contents beside the model, whose error speaks of a file that is none.
+    """
+    levels, first = ort.GraphOptimizationLevel, ""
+    for level in (None, levels.ORT_ENABLE_BASIC, levels.ORT_DISABLE_ALL):
+        if level is not None:
+            options.graph_optimization_level = level
+        try:
+            return ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
+        except Exception as error:  # onnxruntime raises its own untyped family
+            first = first or first_line(error)
+    raise InputError(f"onnxruntime cannot load the model: {first}")
 
 
 def _register(options: Any, libraries: tuple[str, ...]) -> None:

@@ -51,7 +51,15 @@ def source_of(engine: Engine, graph: Graph, batch: Batch, name: str) -> InputErr
     where = "of every sample" if sample is None else f"at sample {_number(batch, sample)} of the data"
     end = graph.producers.get(layer)
     way = f", on the way to {end.op} '{end.label}'" if end is not None and maker is not None and end != maker else ""
+    own = [name for name in (maker.inputs if maker is not None else ()) if _is_poisoned(graph, name)]
+    if own:
+        return InputError(f"{who} has NaN or Inf in '{own[0]}', and gives {kind}{way}: export the model again")
     return InputError(f"{who} gives {kind} {where}{way}: repair the model, or leave that sample out")
+
+
+def _is_poisoned(graph: Graph, name: str) -> bool:
+    value = graph.constant(name) if name else None
+    return value is not None and not is_finite(value)
 
 
 def _values(engine: Engine, graph: Graph, batch: Batch, names: list[str]) -> dict[str, NDArray[np.floating]]:

@@ -8,6 +8,8 @@ samples it has not seen.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 import numpy as np
 
@@ -15,6 +17,7 @@ from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.calibration.layer_outputs import bases
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.options import Scope
+from pcns_onnx.errors import InputError
 from pcns_onnx.methods.pcns.activations import Activation
 from pcns_onnx.methods.pcns.batch_size import Draw, draws
 from pcns_onnx.methods.pcns.components import neurons_for
@@ -22,6 +25,7 @@ from pcns_onnx.methods.pcns.eligibility import activation_of, refusal
 from pcns_onnx.methods.pcns.rebuild import augmented, rows
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.numerics.linalg import dimensions_for, eigh_descending
+from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.planning.problem import Problem
 
 SHARES = ("0.9", "0.99", "0.999", "0.9999")
@@ -69,9 +73,7 @@ def assess(
     """By layer, the principal directions of its outputs (centred over samples) for each share; and the assessments."""
     shares = [*SHARES, *([] if variance is None else [f"{variance:g}"])]
     dimensions, assessments = dict[str, dict[str, int]](), list[PcnsAssessment]()
-    for group, basis, moments in bases(
-        problem.calibration, problem.graph, problem.dependencies, problem.dependencies.groups
-    ):
+    for group, basis, moments in _bases(problem):
         values, _ = eigh_descending(moments.covariance)
         dimensions[group.name] = {share: dimensions_for(values, float(share)) for share in SHARES[1:]}
         if group.frozen is None:
@@ -81,6 +83,18 @@ def assess(
                 assessment = msgspec.structs.replace(assessment, trials=sampled)
             assessments.append(assessment)
     return dimensions, assessments
+
+
+def _bases(problem: Problem) -> Iterator[tuple[Group, Basis, Moments]]:
+    """Bases of all groups, or of those that can shrink where NaN or Inf come out of others."""
+    groups = problem.dependencies.groups
+    try:
+        yield from bases(problem.calibration, problem.graph, problem.dependencies, groups)
+    except InputError:  # it comes before anything is yielded
+        free = problem.dependencies.shrinkable
+        if len(free) == len(groups):
+            raise
+        yield from bases(problem.calibration, problem.graph, problem.dependencies, free)
 
 
 def eigenvalue_shares(problem: Problem) -> dict[str, list[float]]:

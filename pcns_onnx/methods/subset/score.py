@@ -17,6 +17,7 @@ from pcns_onnx.calibration.group_inputs import GroupStats, read_groups
 from pcns_onnx.calibration.ranking import Rank, Ranking
 from pcns_onnx.data.dataset import split
 from pcns_onnx.data.references import resolve
+from pcns_onnx.dependency.data_dependence import judged_tensors
 from pcns_onnx.dependency.origins import Origins
 from pcns_onnx.methods.registry import Method
 from pcns_onnx.planning.importance import Importance, essential
@@ -67,9 +68,12 @@ def _prober(problem: Problem, seed: int) -> Prober:
     count = probe_samples(samples.count, len(problem.groups))
     least = samples.batch if samples.fixed else 1
     probe_data, _ = split(samples.data, holdout=0.0, seed=seed, samples=max(count, least))
-    outputs = [output.name for output in problem.graph.outputs]
     return Prober(
-        problem.calibration, replace(samples, data=probe_data, _kept=[]), problem.graph, problem.dependencies, outputs
+        problem.calibration,
+        replace(samples, data=probe_data, _kept=[]),
+        problem.graph,
+        problem.dependencies,
+        judged_tensors(problem.graph),
     )
 
 

@@ -14,15 +14,16 @@ from dataclasses import replace
 
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.data.dataset import split
+from pcns_onnx.dependency.data_dependence import judged_tensors
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.strategy import Request
 from pcns_onnx.methods.subset.solve import solve
-from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.decision import Decision, choose
 from pcns_onnx.planning.importance import Importance
 from pcns_onnx.planning.problem import Problem
+from pcns_onnx.planning.sensitivity import squares
 from pcns_onnx.progress import Progress
 from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.activations import run_batches
@@ -83,17 +84,13 @@ def _best(problem: Problem, importance: Importance, plans: Sequence[Decision], r
 
 
 def _error(calibration: Calibration, original: Graph, samples: Samples, small: Graph) -> float:
-    """Squared relative error, averaged over the outputs."""
-    names = [output.name for output in original.outputs]
+    """Squared relative error, averaged over what the model is judged by; of other types than floats what differs."""
+    names = judged_tensors(original)
     squared_error, size = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1e-30)
     runs = (run_batches(calibration.engine, graph, samples, names) for graph in (original, small))
     for expected, actual in zip(*runs, strict=True):
         for name in names:
-            size[name] += _squares(expected[name])
-            squared_error[name] += _squares(expected[name] - actual[name])
-    return sum(squared_error[name] / size[name] for name in names) / len(names)
-
-
-def _squares(values: Array) -> float:
-    xp = namespace_of(values)
-    return float(xp.sum(xp.astype(values, xp.float64) ** 2))
+            missed, of = squares(expected[name], actual[name])
+            squared_error[name] += missed
+            size[name] += of
+    return sum(squared_error[name] / size[name] for name in names) / max(len(names), 1)
