@@ -15,12 +15,14 @@ import numpy as np
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.columns import COLUMNS, BlockKey, ChannelCovariance, Columns
 from pcns_onnx.calibration.layer_inputs import InputObserver
+from pcns_onnx.calibration.output_scale import channel_scales
 from pcns_onnx.calibration.product_inputs import ProductObserver
 from pcns_onnx.calibration.ranking import ReaderStats
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
+from pcns_onnx.dependency.last_layers import last_layers
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.arrays import Array, namespace_of
+from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.runtime.activations import Cut
 from pcns_onnx.runtime.engine import Tensors
 from pcns_onnx.runtime.executor import Sides
@@ -60,6 +62,14 @@ def _alone(reading: ReaderStats) -> ReaderStats:
     return replace(reading, covariance=eye * xp.linalg.diagonal(reading.covariance), matrix=eye * xp.sqrt(energy))
 
 
+def in_own_scale(reading: ReaderStats) -> ReaderStats:
+    """The reading with every row of V in units of how much its output varies: rows of boxes beside rows of scores."""
+    xp = namespace_of(reading.covariance)
+    variance = to_numpy(xp.sum((reading.matrix @ reading.covariance) * reading.matrix, axis=1))
+    scale = channel_scales(np.sqrt(np.maximum(variance, 0.0)))
+    return replace(reading, matrix=reading.matrix / xp.asarray(scale)[:, None])
+
+
 class GroupObserver:
     """How some groups are read: by blocks of layers, and by products."""
 
@@ -68,6 +78,7 @@ class GroupObserver:
     ) -> None:
         layers = [layer for layer in dependencies.layers if any(layer.name in group.readers for group in groups)]
         self._layers = [(layer, calibration.positions(dependencies, layer, 0)) for layer in layers]
+        self._last = last_layers(graph, dependencies)
         self._observers = {
             (layer.name, block): {
                 group.name: InputObserver(graph, group, layer, part, calibration.engine.xp)
@@ -118,6 +129,7 @@ class GroupObserver:
             for block_key, observers in self._observers.items()
             if group.name in observers
         }
+        layers = {key: in_own_scale(r) if key[0] in self._last else r for key, r in layers.items()}
         heads = {p.key: self._products[group.name, p.key][2].readings(group) for p in group.products}
         return GroupStats(group, layers, heads)
 

@@ -25,7 +25,8 @@ class Importance:
     """By group: the ranking, the error curve that widths are chosen by, how its readers see it, its best basis.
 
     `curves` are squared relative errors at the outputs where groups were probed, else of the readers;
-    those of channels that several blocks share count `stream_weight` times as much.
+    those of channels that several blocks share count `stream_weight` times as much. Where
+    `even` widths served best, all groups get about the same share of theirs, whatever their curves.
     """
 
     rankings: Mapping[str, Ranking]
@@ -33,6 +34,7 @@ class Importance:
     covariances: Mapping[BlockKey, Mapping[str, ChannelCovariance]]
     basis_changes: Mapping[str, tuple[BasisChange, ...]]
     stream_weight: float = 1.0
+    even: bool = False
 
 
 def essential(dependencies: DependencyGraph, group: Group, ranking: Ranking) -> list[int]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.columns import ChannelCovariance, mixed_prior
 from pcns_onnx.calibration.group_inputs import GroupStats
+from pcns_onnx.calibration.output_scale import OutputError, OutputLayout
 from pcns_onnx.calibration.ranking import Ranking, ReaderStats, mixing
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, kept_classes
 from pcns_onnx.dependency.groups import Group
@@ -58,9 +59,10 @@ class Prober:
         samples: Samples,
         graph: Graph,
         dependencies: DependencyGraph,
-        outputs: Sequence[str],
+        layout: OutputLayout,
     ) -> None:
-        self._calibration, self._dependencies, self._outputs = calibration, dependencies, list(outputs)
+        self._calibration, self._dependencies, self._layout = calibration, dependencies, layout
+        self._outputs = [output.name for output in graph.outputs]
         self._stream = ActivationStream(calibration.engine, samples, calibration.shares.stream)
         self._expected: list[Tensors] = []
         self._blocks = residual_blocks(graph, dependencies)
@@ -70,7 +72,7 @@ class Prober:
         self._stream.close()
 
     def curve(self, graph: Graph, base: Graph, read: GroupStats, ranking: Ranking) -> NDArray[np.float64]:
-        """(N+1,): squared relative error of the outputs at every width of the group.
+        """(N+1,): squared error of the outputs, each channel in its own scale, at every width of the group.
 
         `graph` is the original, `base` the same with this group in the basis that `ranking` is of.
         """
@@ -82,7 +84,7 @@ class Prober:
         live = self._stream.live(graph, first.key, self._outputs)
         sessions: list[Session] = []
         full = None if self._expected else self._session(base, live)
-        missed, size = np.zeros(len(widths) + (block is not None)), 0.0
+        errors = OutputError(self._outputs, self._layout, len(widths) + (block is not None))
         stop = Cut(graph, live, first.key, self._outputs, finite=False)
         for index, cut in enumerate(self._stream.advance(stop)):
             if full is not None:
@@ -92,12 +94,10 @@ class Prober:
                 graphs = list(self._narrowed(base, read, ranking, widths, means))
                 graphs += [] if block is None else [self._without(base, block, means)]
                 sessions = [self._session(g, live) for g in graphs]
-            expected = self._expected[index]
-            size += 1.0
+            errors.expect(self._expected[index])
             for at, session in enumerate(sessions):
-                outputs = session.run(cut)
-                missed[at] += sum(_share(expected[name], outputs[name]) for name in self._outputs) / len(self._outputs)
-        loss = missed / max(size, 1.0)
+                errors.update(self._expected[index], session.run(cut), at)
+        loss = errors.shares()
         applied = [_applied(read, ranking.keep(width)) for width in widths]
         for at, width in enumerate(widths):
             if applied[at] > 0 and not read.group.coupled:  # a stream's loss is not made up for reader by reader
@@ -188,15 +188,6 @@ def _widths(ranking: Ranking) -> list[int]:
         if width < full and width not in widths:
             widths.append(width)
     return widths
-
-
-def _share(expected: Array, actual: Array) -> float:
-    xp = namespace_of(expected)
-    if not xp.isdtype(expected.dtype, "real floating"):
-        return float(xp.mean(xp.astype(expected != actual, xp.float64)))
-    difference = xp.astype(expected - actual, xp.float64)
-    size = float(xp.sum(xp.astype(expected, xp.float64) ** 2))
-    return float(xp.sum(difference * difference)) / max(size, 1e-30)
 
 
 def _applied(read: GroupStats, kept: NDArray[np.int64]) -> float:

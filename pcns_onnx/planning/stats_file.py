@@ -37,6 +37,7 @@ class _Index(msgspec.Struct, forbid_unknown_fields=True):
     least: dict[str, int]
     basis_changes: dict[str, list[tuple[str, bool]]]
     streams: float
+    even: bool
     seen: list[tuple[str, int, str]]
 
 
@@ -65,6 +66,7 @@ def save(path: str | Path, importance: Importance, model: str, method: str, *, p
             for name, group in importance.basis_changes.items()
         },
         streams=importance.stream_weight,
+        even=importance.even,
         seen=keys,
     )
     buffer = io.BytesIO()
@@ -155,4 +157,4 @@ def _findings(index: _Index, arrays: dict[str, Any], problem: Problem) -> Import
             for i, (layer, is_row) in enumerate(members)
         )
         at += len(members)
-    return Importance(rankings, curves, covariances, basis_changes, index.streams)
+    return Importance(rankings, curves, covariances, basis_changes, index.streams, index.even)

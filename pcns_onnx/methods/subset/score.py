@@ -66,9 +66,12 @@ def _prober(problem: Problem, seed: int) -> Prober:
     count = probe_samples(samples.count, len(problem.groups))
     least = samples.batch if samples.fixed else 1
     probe_data, _ = split(samples.data, holdout=0.0, seed=seed, samples=max(count, least))
-    outputs = [output.name for output in problem.graph.outputs]
     return Prober(
-        problem.calibration, replace(samples, data=probe_data, _kept=[]), problem.graph, problem.dependencies, outputs
+        problem.calibration,
+        replace(samples, data=probe_data, _kept=[]),
+        problem.graph,
+        problem.dependencies,
+        problem.layout,
     )
 
 

@@ -1,0 +1,314 @@
+"""Every channel of an output in its own scale.
+
+One output often holds parts of different scale, such as boxes in pixels beside scores between 0 and 1. An error
+means something only against how much its own channel varies, so errors are shares of that:
+
+    e² = sum_c w_c E|a_c - b_c|² / s_c²  /  sum_c w_c E|a_c - mean a_c|² / s_c²
+
+s_c is the spread (standard deviation over samples and positions) of channel c in the original. A channel that hardly
+varies, like the score of a class that no sample has, would turn rounding into errors; so s_c is at least `FLOOR` of
+the largest spread among its like: the channels that stay within 0 and 1 (scores), or those that a chain of spreads
+without a gap of `APART` leads to. A channel that does not vary at all counts by its size.
+
+Which axis holds the channels is read off the graph: where the last layers write, followed through the nodes; behind
+what cannot be followed, the axis of a Softmax on the way, else the shortest of the axes whose size is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.calibration.output_weight import OutputWeight
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
+from pcns_onnx.graph import Graph, Shape
+from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
+from pcns_onnx.ops import Labels
+
+FLOOR = 0.1
+"""Share of the largest spread among its like that a channel's scale has at least."""
+APART = 30.0
+"""Parts of an output whose spreads differ by such a factor are of different scale."""
+_STILL = 1e-3
+_STEPS = 64
+
+
+@dataclass(frozen=True)
+class OutputScale:
+    """The channels of one output: to whom each place belongs, the scale and the share of the whole of each.
+
+    `ids` has the output's rank, with size one along axes that do not matter; `axis` is the one that channels are
+    counted along. `scale` (C,) is s, `weight` (C,) is w, and `whole` what the errors are divided by: the
+    weighted sum over channels of the variance in units of s, per sample. `importance` is how much the output counts
+    beside others.
+    """
+
+    ids: Labels
+    axis: int | None
+    spread: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    whole: float
+
+    @property
+    def importance(self) -> float:
+        """The mean weight of its channels."""
+        return float(self.weight.mean())
+
+    def per_sample(self, missed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N,): the squared error of every sample from what it misses (N, C); the mean over samples is e²."""
+        return np.asarray(missed @ (self.weight / self.scale**2) / self.whole)
+
+    def missed(self, expected: Array, actual: Array) -> NDArray[np.float64]:
+        """(N, C): the sum of squares that each channel of each sample misses."""
+        return _missed(expected, actual, self.ids)
+
+    def share(self, missed: NDArray[np.float64], samples: int) -> float:
+        """e² from the sums of squares (C,) that the channels miss over so many samples."""
+        return float(missed @ (self.weight / self.scale**2)) / (self.whole * max(samples, 1))
+
+    def first_places(self) -> NDArray[np.int64]:
+        """(C,): the first place of each channel along `axis`."""
+        places = np.zeros(len(self.scale), dtype=np.int64)
+        if self.axis is not None:
+            along = np.indices(self.ids.shape)[self.axis].reshape(-1)
+            places[self.ids.reshape(-1)[::-1]] = along[::-1]
+        return places
+
+    def parts(self) -> list[NDArray[np.int64]]:
+        """Channels by scale, in parts that lie at least `APART` from each other; ascending."""
+        varying = np.flatnonzero(self.spread > 0)
+        return [varying[run] for run in _runs(self.scale[varying])]
+
+
+@dataclass(frozen=True)
+class OutputLayout:
+    """Where the outputs of a model have their channels (`labels`, `axes`), and what counts more by the user's word."""
+
+    labels: Mapping[str, Labels] = field(default_factory=dict)
+    axes: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    weights: Sequence[OutputWeight] = ()
+
+    @classmethod
+    def of(cls, graph: Graph, dependencies: DependencyGraph, weights: Sequence[OutputWeight] = ()) -> OutputLayout:
+        """As read off a graph."""
+        names = [spec.name for spec in graph.outputs]
+        labels, axes = dict[str, Labels](), dict[str, int]()
+        for name in names:
+            found = _followed(graph, dependencies, name)
+            if isinstance(found, int):
+                axes[name] = found
+            elif found is not None:
+                labels[name] = found
+        return cls(labels, axes, {spec.name: spec.shape for spec in graph.outputs}, tuple(weights))
+
+    def ids(self, name: str, shape: Sequence[int]) -> tuple[Labels, int | None]:
+        """The channel of each place of an output of this shape, and the axis that channels are counted along."""
+        labels = self.labels.get(name)
+        fits = labels is not None and labels.ndim == len(shape)
+        if labels is not None and fits and all(a in (1, b) for a, b in zip(labels.shape, shape, strict=True)):
+            long = [axis for axis, size in enumerate(labels.shape) if size > 1]
+            if long and labels.shape[0] == 1:
+                return np.unique(labels, return_inverse=True)[1].reshape(labels.shape), long[-1]
+        axis = self.axes.get(name, _shortest(self.shapes.get(name, ()), shape))
+        if axis is None or not 0 < axis < len(shape):
+            return np.zeros((1,) * max(len(shape), 1), dtype=np.int64), None
+        ids = np.arange(shape[axis])
+        return ids.reshape([-1 if at == axis else 1 for at in range(len(shape))]), axis
+
+
+class SpreadTally:
+    """How one output of the original varies, channel by channel."""
+
+    def __init__(self, name: str, layout: OutputLayout) -> None:
+        self._name, self._layout = name, layout
+        self._ids: Labels | None = None
+        self._axis: int | None = None
+        self._samples = 0
+
+    def update(self, values: Array) -> None:
+        """Take a batch (N, ...) in; one with another number of channels than the first is passed over."""
+        values = _numbers(values)
+        ids, axis = self._layout.ids(self._name, tuple(values.shape))
+        count = int(ids.max(initial=0)) + 1
+        places = np.bincount(ids.reshape(-1), minlength=count) * (values.size / max(ids.size, 1))
+        if self._ids is None:
+            self._ids, self._axis = ids, axis
+            self._pivot = _sums(values, ids, count).sum(axis=0) / np.maximum(places, 1)
+            self._count, self._sum, self._squares = (np.zeros(count) for _ in range(3))
+            self._low, self._high = np.full(count, np.inf), np.full(count, -np.inf)
+        if count != len(self._pivot):
+            return
+        shifted = values - namespace_of(values).asarray(self._pivot[ids], dtype=values.dtype)
+        self._count += places
+        self._sum += _sums(shifted, ids, count).sum(axis=0)
+        self._squares += _sums(shifted * shifted, ids, count).sum(axis=0)
+        low, high = _extremes(values, ids)
+        np.minimum.at(self._low, ids.reshape(-1), low)
+        np.maximum.at(self._high, ids.reshape(-1), high)
+        self._samples += int(values.shape[0])
+
+    def scale(self) -> OutputScale:
+        """What the errors of this output are measured by."""
+        if self._ids is None:
+            return OutputScale(np.zeros(1, dtype=np.int64), None, np.ones(1), np.ones(1), np.ones(1), 1.0)
+        count = np.maximum(self._count, 1)
+        mean = self._sum / count
+        deviation = np.sqrt(np.maximum(self._squares / count - mean**2, 0.0))
+        size = np.sqrt(deviation**2 + (mean + self._pivot) ** 2)
+        spread = np.where(deviation > _STILL * size, deviation, 0.0)
+        scale = channel_scales(spread, size, (self._low >= 0) & (self._high <= 1))
+        weight = np.ones(len(scale))
+        unweighted = OutputScale(self._ids, self._axis, spread, scale, weight, 1.0)
+        for chosen in self._layout.weights:
+            if chosen.output == self._name:
+                weight[chosen.holds(unweighted.first_places())] = chosen.weight
+        power = np.where(spread > 0, spread, size) ** 2
+        whole = float((weight * self._count * power / scale**2).sum()) / max(self._samples, 1)
+        return OutputScale(self._ids, self._axis, spread, scale, weight, whole if whole > 0 else 1.0)
+
+
+class OutputError:
+    """The errors of some models beside the original at all outputs, gathered over batches."""
+
+    def __init__(self, names: Sequence[str], layout: OutputLayout, models: int) -> None:
+        self._layout = layout
+        self._spreads = {name: SpreadTally(name, layout) for name in names}
+        self._missed: dict[tuple[str, int], NDArray[np.float64]] = {}
+        self._samples = dict.fromkeys(names, 0)
+        self._models = models
+
+    def expect(self, expected: Mapping[str, Array]) -> None:
+        """Take a batch of the original in."""
+        for name, tally in self._spreads.items():
+            tally.update(expected[name])
+            self._samples[name] += int(expected[name].shape[0]) if expected[name].ndim else 1
+
+    def update(self, expected: Mapping[str, Array], actual: Mapping[str, Array], model: int) -> None:
+        """Take the same batch of one of the models in."""
+        for name in self._spreads:
+            ids, _ = self._layout.ids(name, tuple(_numbers(expected[name]).shape))
+            missed = _missed(expected[name], actual[name], ids).sum(axis=0)
+            known = self._missed.get((name, model), np.zeros(len(missed)))
+            self._missed[name, model] = known + missed if len(known) == len(missed) else known
+
+    def shares(self) -> NDArray[np.float64]:
+        """(models,): e² of each, the mean over the outputs by their importance."""
+        scales = {name: tally.scale() for name, tally in self._spreads.items()}
+        total = np.zeros(self._models)
+        for (name, model), missed in self._missed.items():
+            total[model] += scales[name].importance * scales[name].share(missed, self._samples[name])
+        return total / max(sum(scale.importance for scale in scales.values()), 1e-300)
+
+
+def output_scales(
+    names: Sequence[str], layout: OutputLayout, outputs: Iterable[Mapping[str, Array]]
+) -> dict[str, OutputScale]:
+    """The scales of all outputs of the original, from its runs on some batches."""
+    tallies = {name: SpreadTally(name, layout) for name in names}
+    for batch in outputs:
+        for name, tally in tallies.items():
+            tally.update(batch[name])
+    return {name: tally.scale() for name, tally in tallies.items()}
+
+
+def _numbers(values: Array) -> Array:
+    """Values that a difference has a size of; ones for what is only equal or not (texts, indices, truth values)."""
+    xp = namespace_of(values)
+    values = values if getattr(values, "ndim", 0) else xp.reshape(xp.asarray(values), (1,))
+    return values if _is_graded(values) else np.ones(values.shape, dtype=np.float32)
+
+
+def _is_graded(values: Array) -> bool:
+    return values.dtype.kind == "f" or (values.dtype.kind in "iu" and values.dtype.itemsize == 1)
+
+
+def _missed(expected: Array, actual: Array, ids: Labels) -> NDArray[np.float64]:
+    """(N, C): the sum of squares that each channel of each sample misses; of what is not graded, how often."""
+    xp = namespace_of(expected)
+    if _is_graded(expected):
+        difference = xp.astype(expected, xp.float32) - xp.astype(actual, xp.float32)
+    else:
+        difference = np.asarray(expected != actual, dtype=np.float32)
+    difference = difference if difference.ndim else xp.reshape(difference, (1,))
+    return _sums(difference * difference, ids, int(ids.max(initial=0)) + 1)
+
+
+def _sums(values: Array, ids: Labels, count: int) -> NDArray[np.float64]:
+    """(N, C): values summed by channel, sample by sample."""
+    xp = namespace_of(values)
+    axes = tuple(axis for axis in range(1, values.ndim) if ids.shape[axis] == 1)
+    reduced = xp.sum(values, axis=axes, dtype=xp.float64) if axes else values
+    rows = np.asarray(to_numpy(reduced), dtype=np.float64).reshape(int(values.shape[0]), -1)
+    flat = ids.reshape(-1)
+    if count == rows.shape[1]:
+        return np.asarray(rows[:, np.argsort(flat)], dtype=np.float64)
+    if count == 1:
+        return np.asarray(rows.sum(axis=1, keepdims=True), dtype=np.float64)
+    return np.stack([np.bincount(flat, row, count) for row in rows]) if len(rows) else np.zeros((0, count))
+
+
+def _extremes(values: Array, ids: Labels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smallest and largest value at every place of `ids`, flat."""
+    xp = namespace_of(values)
+    axes = tuple(axis for axis in range(values.ndim) if ids.shape[axis] == 1)
+    if not values.size:
+        return np.full(ids.size, np.inf), np.full(ids.size, -np.inf)
+    low, high = (to_numpy(f(values, axis=axes)).reshape(-1).astype(np.float64) for f in (xp.min, xp.max))
+    return low, high
+
+
+def channel_scales(
+    spread: NDArray[np.float64], size: NDArray[np.float64] | None = None, bounded: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """s of every channel: its spread (its `size` where it has none), at least `FLOOR` of the largest among its like.
+
+    `bounded` are the channels that stay within 0 and 1.
+    """
+    bounded = np.zeros(len(spread), dtype=np.bool_) if bounded is None else bounded
+    scale = spread if size is None else np.where(spread > 0, spread, size)
+    floor = np.zeros(len(scale))
+    floor[bounded] = FLOOR * spread[bounded].max(initial=0.0)
+    others = np.flatnonzero(~bounded & (scale > 0))
+    for part in _runs(scale[others]):
+        floor[others[part]] = FLOOR * scale[others[part]].max()
+    scale = np.maximum(scale, floor)
+    return np.asarray(np.where(scale > 0, scale, scale.max(initial=0.0) or 1.0), dtype=np.float64)
+
+
+def _runs(scale: NDArray[np.float64]) -> list[NDArray[np.int64]]:
+    """Indices in runs of neighbouring sizes, without a step of `APART` inside a run; the smallest first."""
+    order = np.argsort(scale, kind="stable")
+    steps = np.flatnonzero(scale[order][1:] > APART * scale[order][:-1]) + 1
+    return [run for run in np.split(order, steps) if len(run)]
+
+
+def _shortest(stated: Shape, shape: Sequence[int]) -> int | None:
+    """The shortest axis behind the first whose size is stated and above one; of equal ones the last."""
+    known = stated if len(stated) == len(shape) and any(stated[1:]) else shape
+    sizes = {axis: size for axis, size in enumerate(shape) if axis and known[axis] is not None and size > 1}
+    return min(sizes, key=lambda axis: (sizes[axis], -axis), default=None)
+
+
+def _followed(graph: Graph, dependencies: DependencyGraph, name: str) -> Labels | int | None:
+    """The labels of an output; without any, those of what it is made of place by place, or the axis of a Softmax.
+
+    A node that keeps the shape works place by place, or along the axis that it names.
+    """
+    shape = dependencies.shapes.get(name, ())
+    for _ in range(_STEPS):
+        if name in dependencies.labels:
+            return dependencies.labels[name]
+        node = graph.producers.get(name)
+        sources = [item for item in node.inputs if dependencies.shapes.get(item) == shape] if node is not None else []
+        varying = [item for item in sources if not graph.is_constant(item)]
+        if node is None or len(varying) != 1 or not shape:
+            return None
+        if isinstance(node.attrs.get("axis"), int):
+            return int(node.attrs["axis"]) % len(shape)
+        name = varying[0]
+    return None
