@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.calibration.output_weight import OutputWeight
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
+from pcns_onnx.dependency.last_layers import last_layers
 from pcns_onnx.graph import Graph, Shape
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.ops import Labels
@@ -119,6 +120,23 @@ class OutputLayout:
             return np.zeros((1,) * max(len(shape), 1), dtype=np.int64), None
         ids = np.arange(shape[axis])
         return ids.reshape([-1 if at == axis else 1 for at in range(len(shape))]), axis
+
+
+def last_rows(graph: Graph, dependencies: DependencyGraph, layout: OutputLayout) -> dict[str, NDArray[np.float64]]:
+    """The layers whose rows are what the outputs hold, by name, with how much each row (K,) counts."""
+    rows = {}
+    for name in last_layers(graph, dependencies):
+        writes = dependencies.layer(name).linear.writes
+        weight = np.ones(len(writes))
+        for chosen in layout.weights:
+            labels = layout.labels.get(chosen.output)
+            if labels is not None:
+                ids, axis = layout.ids(chosen.output, labels.shape)
+                along = np.indices(ids.shape)[axis or 0]
+                meant = labels[chosen.holds(along.reshape(-1)).reshape(ids.shape)]
+                weight[np.isin(writes, meant)] = chosen.weight
+        rows[name] = weight
+    return rows
 
 
 class SpreadTally:

@@ -42,7 +42,7 @@ class OutputWeight:
         """Which channels, by their places along the output's feature axis, are meant; raises `InputError` if none."""
         stop = len(places) if self.stop is None else self.stop
         chosen = (places >= self.start) & (places < max(stop, places.max(initial=0) + 1 if self.stop is None else stop))
-        if not chosen.any():
+        if not chosen.any() or stop > len(places):
             meant = f"{self.output}[{self.start}:{stop}]"
             raise InputError(f"--output-weight '{meant}' names no channel: '{self.output}' has {len(places)}")
         return chosen

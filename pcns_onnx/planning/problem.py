@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.calibration.calibration import Calibration
-from pcns_onnx.calibration.output_scale import OutputLayout
+from pcns_onnx.calibration.output_scale import OutputLayout, last_rows
 from pcns_onnx.calibration.output_weight import OutputWeight
 from pcns_onnx.cost.model import Costs
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
@@ -70,6 +70,11 @@ class Problem:
     def layout(self) -> OutputLayout:
         """Where the outputs have their channels, and how much each counts."""
         return OutputLayout.of(self.whole, self.whole_dependencies, self.weights)
+
+    @cached_property
+    def last_rows(self) -> Mapping[str, NDArray[np.float64]]:
+        """The layers whose rows are what the outputs hold, with how much each row counts."""
+        return last_rows(self.graph, self.dependencies, self.layout)
 
     @cached_property
     def residual_blocks(self) -> Mapping[str, ResidualBlock]:

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.columns import BlockKey, ChannelCovariance, mixed_prior
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, kept_classes
-from pcns_onnx.dependency.last_layers import last_layers
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.dependency.residual import RegressionTarget, ResidualBlock, regression_target, residual_blocks
 from pcns_onnx.graph import Graph
@@ -57,14 +56,16 @@ def refit(
     keep: Mapping[str, Labels],
     covariances: Mapping[BlockKey, Mapping[str, ChannelCovariance]],
     steps: int = 0,
+    rows: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> Refit:
     """Solve every layer behind the first narrowed group, in order.
 
     `keep` are the classes that stay, by narrowed group; `covariances`, by reader, how these groups vary
     there. The ridge pulls towards the original's weights, what went replaced by its mixture of
-    what stayed. `shrunk` gets the new weights in place. With `steps`, layers are also refined.
+    what stayed. `shrunk` gets the new weights in place. With `steps`, layers are also refined;
+    for those in `rows`, each row in its own scale counts so much.
     """
-    sequence = _SequentialSolve(calibration, original, shrunk, dependencies, keep, covariances, steps)
+    sequence = _SequentialSolve(calibration, original, shrunk, dependencies, keep, covariances, steps, rows or {})
     patch: Patch = ()
     try:
         for at, layer in enumerate(calibration.progress.track(sequence.layers, "re-fit", len(sequence.layers))):
@@ -88,6 +89,7 @@ class _SequentialSolve:
         keep: Mapping[str, Labels],
         covariances: Mapping[BlockKey, Mapping[str, ChannelCovariance]],
         steps: int,
+        rows: Mapping[str, NDArray[np.float64]],
     ) -> None:
         self._calibration, self._original, self._shrunk, self._dependencies = (
             calibration,
@@ -99,7 +101,7 @@ class _SequentialSolve:
         self._kept = kept_classes(dependencies, keep)
         self._streams = calibration.streams(2)
         self._ridge: float | None = None
-        self._last = last_layers(original, dependencies)
+        self._rows = rows
         self._gone = {
             b.layer.name: b
             for name, b in residual_blocks(original, dependencies).items()
@@ -220,8 +222,9 @@ class _SequentialSolve:
         xp = self._calibration.engine.xp
         sigma = self._activation(way)
         prior, pieces = self._priors(way.reader)[0], windows.pieces
-        if way.reader.name in self._last:
-            scale = own_scale(pieces)
+        if way.reader.name in self._rows:
+            weight = self._rows[way.reader.name][self._outputs(way.reader)]
+            scale = own_scale(pieces) / np.sqrt(np.maximum(weight, 1e-6))
             prior, pieces = prior / xp.asarray(scale)[:, None], [piece.in_units(scale) for piece in pieces]
         blank = xp.zeros(int(prior.shape[0]), dtype=xp.float32)
         start = Weights(*(xp.astype(xp.asarray(a), xp.float32) for a in (matrix, bias, prior, blank)))
