@@ -5,10 +5,11 @@ means something only against how much its own channel varies, so errors are shar
 
     e² = sum_c w_c E|a_c - b_c|² / s_c²  /  sum_c w_c E|a_c - mean a_c|² / s_c²
 
-s_c is the spread (standard deviation over samples and positions) of channel c in the original. A channel that hardly
+s_c is the spread (standard deviation over samples and positions) of channel c in the original. Channels of like
+spread, in a chain of steps below `LIKE`, share theirs: classes are compared with each other. A channel that hardly
 varies, like the score of a class that no sample has, would turn rounding into errors; so s_c is at least `FLOOR` of
-the largest spread among its like: the channels that stay within 0 and 1 (scores), or those that a chain of spreads
-without a gap of `APART` leads to. A channel that does not vary at all counts by its size.
+the largest among its like: the channels that stay within 0 and 1 (scores), or those that a chain of spreads without
+a step of `APART` leads to. A channel that does not vary at all counts by its size.
 
 Which axis holds the channels is read off the graph: where the last layers write, followed through the nodes; behind
 what cannot be followed, the axis of a Softmax on the way, else the shortest of the axes whose size is given.
@@ -31,6 +32,8 @@ from pcns_onnx.ops import Labels
 
 FLOOR = 0.1
 """Share of the largest spread among its like that a channel's scale has at least."""
+LIKE = 3.0
+"""Channels whose spreads differ by less than such a factor share a scale."""
 APART = 30.0
 """Parts of an output whose spreads differ by such a factor are of different scale."""
 _STILL = 1e-3
@@ -82,7 +85,7 @@ class OutputScale:
     def parts(self) -> list[NDArray[np.int64]]:
         """Channels by scale, in parts that lie at least `APART` from each other; ascending."""
         varying = np.flatnonzero(self.spread > 0)
-        return [varying[run] for run in _runs(self.scale[varying])]
+        return [varying[run] for run in _runs(self.scale[varying], APART)]
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,11 @@ class OutputLayout:
         names = [spec.name for spec in graph.outputs]
         labels, axes = dict[str, Labels](), dict[str, int]()
         for name in names:
-            found = _followed(graph, dependencies, name)
-            if isinstance(found, int):
-                axes[name] = found
-            elif found is not None:
-                labels[name] = found
+            channels = _followed(graph, dependencies, name)
+            if isinstance(channels, int):
+                axes[name] = channels
+            elif channels is not None:
+                labels[name] = channels
         return cls(labels, axes, {spec.name: spec.shape for spec in graph.outputs}, tuple(weights))
 
     def ids(self, name: str, shape: Sequence[int]) -> tuple[Labels, int | None]:
@@ -288,21 +291,24 @@ def channel_scales(
     `bounded` are the channels that stay within 0 and 1.
     """
     bounded = np.zeros(len(spread), dtype=np.bool_) if bounded is None else bounded
-    scale = spread if size is None else np.where(spread > 0, spread, size)
+    scale = np.array(spread if size is None else np.where(spread > 0, spread, size))
+    positive = np.flatnonzero(scale > 0)
+    for run in _runs(scale[positive], LIKE):
+        scale[positive[run]] = np.sqrt(np.mean(scale[positive[run]] ** 2))
     floor = np.zeros(len(scale))
-    floor[bounded] = FLOOR * spread[bounded].max(initial=0.0)
+    floor[bounded] = FLOOR * scale[bounded].max(initial=0.0)
     others = np.flatnonzero(~bounded & (scale > 0))
-    for part in _runs(scale[others]):
+    for part in _runs(scale[others], APART):
         floor[others[part]] = FLOOR * scale[others[part]].max()
     scale = np.maximum(scale, floor)
     return np.asarray(np.where(scale > 0, scale, scale.max(initial=0.0) or 1.0), dtype=np.float64)
 
 
-def _runs(scale: NDArray[np.float64]) -> list[NDArray[np.int64]]:
-    """Indices in runs of neighbouring sizes, without a step of `APART` inside a run; the smallest first."""
+def _runs(scale: NDArray[np.float64], step: float) -> list[NDArray[np.int64]]:
+    """Indices in runs of neighbouring sizes, without a step above `step` inside a run; the smallest first."""
     order = np.argsort(scale, kind="stable")
-    steps = np.flatnonzero(scale[order][1:] > APART * scale[order][:-1]) + 1
-    return [run for run in np.split(order, steps) if len(run)]
+    breaks = np.flatnonzero(scale[order][1:] > step * scale[order][:-1]) + 1
+    return [run for run in np.split(order, breaks) if len(run)]
 
 
 def _shortest(stated: Shape, shape: Sequence[int]) -> int | None:

@@ -26,17 +26,17 @@ class OutputWeight:
     @classmethod
     def parse(cls, text: str) -> OutputWeight:
         """From `NAME=W` or `NAME[A:B]=W`; raises `InputError`."""
-        found = _FORM.fullmatch(text.strip())
+        match = _FORM.fullmatch(text.strip())
         try:
-            weight = float(found["weight"]) if found else -1.0
+            weight = float(match["weight"]) if match else -1.0
         except ValueError:
             weight = -1.0
-        if found is None or not 0 <= weight < float("inf"):
+        if match is None or not 0 <= weight < float("inf"):
             raise InputError(f"--output-weight '{text}' is not NAME=W or NAME[3:8]=W, with W a number of 0 or more")
-        start, stop = int(found["start"] or 0), int(found["stop"]) if found["stop"] else None
+        start, stop = int(match["start"] or 0), int(match["stop"]) if match["stop"] else None
         if stop is not None and stop <= start:
             raise InputError(f"--output-weight '{text}' names no channel: {start}:{stop} is empty")
-        return cls(found["name"], weight, start, stop)
+        return cls(match["name"], weight, start, stop)
 
     def holds(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which channels, by their places along the output's feature axis, are meant; raises `InputError` if none."""

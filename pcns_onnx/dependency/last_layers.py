@@ -12,7 +12,7 @@ def last_layers(graph: Graph, dependencies: DependencyGraph) -> frozenset[str]:
     Where two tensors that vary meet, as in a sum, neither is what the output holds.
     """
     layers = {layer.key: layer.name for layer in dependencies.layers}
-    found, visited = set[str](), set[str]()
+    names, visited = set[str](), set[str]()
     pending = [spec.name for spec in graph.outputs]
     while pending:
         node = graph.producers.get(pending.pop())
@@ -20,9 +20,9 @@ def last_layers(graph: Graph, dependencies: DependencyGraph) -> frozenset[str]:
             continue
         visited.add(node.key)
         if node.key in layers:
-            found.add(layers[node.key])
+            names.add(layers[node.key])
             continue
         varying = [name for name in node.inputs if name and not graph.is_constant(name)]
         if len(varying) == 1 or dependencies.kinds.get(node.key) == "move":
             pending += varying
-    return frozenset(found)
+    return frozenset(names)
