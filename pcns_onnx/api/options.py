@@ -223,6 +223,7 @@ class Choices(Running, total=False):
     max_error: float
     max_drop: float
     metric: str | Metric
+    output_weight: str | Sequence[str]
     plan_out: str | Path
     report: str | Path
     html: str | Path

@@ -80,6 +80,7 @@ def plan(
             options.scope,
             batch_latency=options.runtime.batch_latency,
             times=True,
+            weights=options.gates.weights([spec.name for spec in form.original.outputs]),
         )
         drops = options.scope.depth and strategy.request.method.drops_blocks
         problem = replace(problem, rules=GridRules(str(options.goal.multiple), drops=drops))

@@ -170,6 +170,7 @@ def _prepare(
         batch_latency=options.runtime.batch_latency,
         plan=request.plan,
         times=goal.needs_times,
+        weights=options.gates.weights([spec.name for spec in form.original.outputs]),
     )
     problem = replace(problem, rules=_grid_rules(options, request))
     problem, skipped = selected(problem, options.scope, strategy.refuses)

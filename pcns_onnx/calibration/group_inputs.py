@@ -11,16 +11,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.columns import COLUMNS, BlockKey, ChannelCovariance, Columns
 from pcns_onnx.calibration.layer_inputs import InputObserver
+from pcns_onnx.calibration.output_scale import channel_scales
 from pcns_onnx.calibration.product_inputs import ProductObserver
 from pcns_onnx.calibration.ranking import ReaderStats
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.arrays import Array, namespace_of
+from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.runtime.activations import Cut
 from pcns_onnx.runtime.engine import Tensors
 from pcns_onnx.runtime.executor import Sides
@@ -60,14 +62,36 @@ def _alone(reading: ReaderStats) -> ReaderStats:
     return replace(reading, covariance=eye * xp.linalg.diagonal(reading.covariance), matrix=eye * xp.sqrt(energy))
 
 
+def in_own_scale(reading: ReaderStats, weight: NDArray[np.float64]) -> ReaderStats:
+    """The reading with every row of V in units of how much its output varies: rows of boxes beside rows of scores.
+
+    `weight` (K,) is how much the squared error of each row counts.
+    """
+    xp = namespace_of(reading.covariance)
+    variance = to_numpy(xp.sum((reading.matrix @ reading.covariance) * reading.matrix, axis=1))
+    scale = channel_scales(np.sqrt(np.maximum(variance, 0.0)))
+    return replace(reading, matrix=reading.matrix * xp.asarray(np.sqrt(weight) / scale)[:, None])
+
+
 class GroupObserver:
     """How some groups are read: by blocks of layers, and by products."""
 
     def __init__(
-        self, calibration: Calibration, graph: Graph, dependencies: DependencyGraph, groups: Sequence[Group]
+        self,
+        calibration: Calibration,
+        graph: Graph,
+        dependencies: DependencyGraph,
+        groups: Sequence[Group],
+        rows: Mapping[str, NDArray[np.float64]],
     ) -> None:
         layers = [layer for layer in dependencies.layers if any(layer.name in group.readers for group in groups)]
         self._layers = [(layer, calibration.positions(dependencies, layer, 0)) for layer in layers]
+        self._last = {
+            (layer.name, block): rows[layer.name][part.rows]
+            for layer in layers
+            for block, part in enumerate(layer.parts)
+            if layer.name in rows
+        }
         self._observers = {
             (layer.name, block): {
                 group.name: InputObserver(graph, group, layer, part, calibration.engine.xp)
@@ -118,6 +142,7 @@ class GroupObserver:
             for block_key, observers in self._observers.items()
             if group.name in observers
         }
+        layers = {key: in_own_scale(r, self._last[key]) if key in self._last else r for key, r in layers.items()}
         heads = {p.key: self._products[group.name, p.key][2].readings(group) for p in group.products}
         return GroupStats(group, layers, heads)
 
@@ -133,11 +158,18 @@ class GroupObserver:
 
 
 def read_groups(
-    calibration: Calibration, graph: Graph, dependencies: DependencyGraph, groups: Sequence[Group]
+    calibration: Calibration,
+    graph: Graph,
+    dependencies: DependencyGraph,
+    groups: Sequence[Group],
+    rows: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> Iterator[GroupStats]:
-    """How each group is read in `graph`; as many at once as memory allows."""
+    """How each group is read in `graph`; as many at once as memory allows.
+
+    The layers in `rows` are last ones: each of their rows counts in its own scale, and so much.
+    """
     for chunk in _chunks(dependencies, groups, calibration.shares.statistics):
-        observer = GroupObserver(calibration, graph, dependencies, chunk)
+        observer = GroupObserver(calibration, graph, dependencies, chunk, rows or {})
         calibration.gather([Cut(graph, observer.wanted)], observer, "capture")
         for group in chunk:
             yield observer.readings(group)

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from pcns_onnx.architecture.blueprint import Blueprint, configuration_text
 from pcns_onnx.cost.resources import COUNTED, RESOURCES, TIMED
-from pcns_onnx.evaluation.agreement import Agreement, OutputAgreement
+from pcns_onnx.evaluation.agreement import Agreement
+from pcns_onnx.evaluation.output_tally import OutputAgreement
 from pcns_onnx.methods.pcns.assessment import PcnsAssessment
 from pcns_onnx.planning.plan import SkippedLayer
 from pcns_onnx.report.schema import Expansion, GroupRow, Inspection, PlanReport, Report
@@ -183,6 +184,9 @@ def _agreement(agreement: Agreement) -> Iterator[str]:
             f"{_what(output)} on {where}: relative error {number(output.relative_error)}, "
             f"cosine {number(output.cosine)}{same}{flipped(output, '%')}"
         )
+        if output.channels:
+            worst = ", ".join(f"{item.channel} by {item.error:.4f} of its scale" for item in output.channels)
+            yield f"its channels that err most: {worst}"
         proved = [] if output.argmax_bound is None else [f"arg-max differs on at most {output.argmax_bound:.2%}"]
         proved += [] if output.flip_bound is None else [f"decision differs on at most {output.flip_bound:.2%}"]
         proved += [] if output.error_bound is None else [f"95 % err by at most {output.error_bound:.4f}"]

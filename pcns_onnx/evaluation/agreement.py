@@ -17,17 +17,19 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.calibration.output_scale import OutputLayout
 from pcns_onnx.cost.benchmark import Latency, compare_latency
 from pcns_onnx.errors import InputError, PcnsError
-from pcns_onnx.evaluation.batch_axis import batch_axes, by_sample
-from pcns_onnx.evaluation.decisions import DecisionRule, DecisionTally, Kind, decision_rules
+from pcns_onnx.evaluation.counts import as_array
 from pcns_onnx.evaluation.metric import Metric
+from pcns_onnx.evaluation.original import Original
+from pcns_onnx.evaluation.output_tally import OutputAgreement
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
-from pcns_onnx.numerics.confidence import LEAST, quantile_bound, share_bound
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
+
 
 class Agreement(msgspec.Struct, frozen=True):
     """Agreement of two models. `score_a`, `score_b`: accuracy in percent, or the metric's values.
@@ -48,7 +50,7 @@ class Agreement(msgspec.Struct, frozen=True):
 
         NaN where nothing was compared, or one is not known.
         """
-        compared = [o for o in self.outputs if o.counts is None and o.counts_for]
+        compared = [o for o in self.outputs if o.counts is None and o.weight > 0]
         known = [o.relative_error for o in compared if o.relative_error is not None]
         return max(known) if known and len(known) == len(compared) else float("nan")
 

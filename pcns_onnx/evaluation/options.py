@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from pcns_onnx.calibration.output_weight import OutputWeight, output_weights
 
 if TYPE_CHECKING:
     from pcns_onnx.evaluation.metric import Metric
@@ -15,7 +18,9 @@ _COMMANDS = "shrink compare"
 class GateOptions:
     """What may be lost at most.
 
-    `max_error`: the relative L2 error of any output; `max_drop`: points of accuracy, or of the `metric`.
+    `max_error`: the relative error of any output, each channel in its own scale; `max_drop`: points of accuracy, or of
+    the `metric`. `output_weight`: how much an output counts ('boxes=2'), or some of its channels ('y[4:84]=3'), in
+    what is planned as in what is checked; all count 1.
     """
 
     max_error: float | None = field(
@@ -23,7 +28,7 @@ class GateOptions:
         metadata={
             "commands": _COMMANDS,
             "interval": "0 or more",
-            "help": "Gate: largest relative L2 error of any output.",
+            "help": "Gate: largest relative error of any output, each channel in its own scale.",
             "described": False,
         },
     )
@@ -45,3 +50,16 @@ class GateOptions:
             "described": False,
         },
     )
+    output_weight: str | Sequence[str] = field(
+        default=(),
+        metadata={
+            "commands": "shrink plan compare",
+            "metavar": "NAME[3:8]=W",
+            "help": "How much an output (or some of its channels) counts.",
+        },
+    )
+
+    def weights(self, outputs: Sequence[str]) -> tuple[OutputWeight, ...]:
+        """What counts more or less than 1, of a model with these outputs; raises `InputError`."""
+        texts = (self.output_weight,) if isinstance(self.output_weight, str) else self.output_weight
+        return output_weights(texts, outputs)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
 from pcns_onnx.calibration.output_scale import OutputLayout, OutputScale, SpreadTally
 from pcns_onnx.data.dataset import Batch
 from pcns_onnx.dependency.data_dependence import DataDependence

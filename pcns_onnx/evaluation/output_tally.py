@@ -62,7 +62,7 @@ class OutputAgreement(msgspec.Struct, frozen=True):
     With 95 % confidence a share of at most `flip_bound` of all samples is decided otherwise (one decision per sample,
     other than arg-max). `feeds`: how many there were, where its values cannot be told apart by sample. `counts`: where
     both find different numbers of rows, in place of errors; tensors in front of the output are compared instead, with
-    the name of the output that each `stands_for`.
+    the name of the output that each `stands_for`. `weight`: how much it counts by the user's word.
 
     None is what is not known: the relative error where the original is zero, the cosine of single numbers.
     """
@@ -81,6 +81,7 @@ class OutputAgreement(msgspec.Struct, frozen=True):
     feeds: int | None = None
     counts: Counts | None = None
     stands_for: str | None = None
+    weight: float = 1.0
     channels: list[WorstChannel] = []
     parts: list[Part] = []
 
@@ -145,7 +146,8 @@ class OutputTally:
         missed = self.scale.missed(with_samples_first(a, self.axis), with_samples_first(b, self.axis))
         if len(missed) == size:
             return missed
-        return missed.reshape(size, -1, missed.shape[1]).sum(axis=1) if len(missed) % size == 0 else missed.sum(0)[None]
+        rows = missed.reshape(size if len(missed) % size == 0 else 1, -1, missed.shape[1])
+        return np.asarray(rows.sum(axis=1), dtype=np.float64)
 
     def _add_cosines(self, a: NDArray[Any], b: NDArray[Any], size: int) -> None:
         """A single number has a sign and no direction, and nothing has none."""
@@ -181,7 +183,8 @@ class OutputTally:
             None if self.classes else share,
             sum(map(len, self.proving)) if self.by_feed else None,
             stands_for=self.stands_for,
-            channels=self._worst_channels(len(errors)),
+            weight=self.scale.importance,
+            channels=self._worst_channels(),
             parts=self._parts(),
         )
 
@@ -204,10 +207,10 @@ class OutputTally:
         worst = [int(i) for i in np.argsort(-errors, kind="stable")[:_WORST]]
         return [WorstSample(i, float(errors[i]) if np.isfinite(errors[i]) else None) for i in worst]
 
-    def _worst_channels(self, samples: int) -> list[WorstChannel]:
+    def _worst_channels(self) -> list[WorstChannel]:
         if len(self.missed) < 2 or not self.scale.whole:
             return []
-        errors, places = self.scale.by_channel(self.missed, samples), self.scale.first_places()
+        errors, places = self.scale.by_channel(self.missed), self.scale.first_places()
         worst = np.argsort(-errors, kind="stable")[:_CHANNELS]
         return [WorstChannel(int(places[i]), float(errors[i])) for i in worst if errors[i] > 0]
 

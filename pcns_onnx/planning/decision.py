@@ -21,6 +21,8 @@ from pcns_onnx.planning.importance import Importance
 from pcns_onnx.planning.plan import GroupPlan, Plan
 from pcns_onnx.planning.problem import Problem
 
+_STEEPNESS = 16
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -58,13 +60,20 @@ def choose(
 ) -> Decision:
     """The plan's widths and channels, or the best that meet the budgets or the wanted width or variance."""
     curves = {
-        g.name: importance.curves[g.name] * (importance.stream_weight if g.coupled else 1.0) for g in problem.groups
+        g.name: (_even_curve(g.width) if importance.even else importance.curves[g.name])
+        * (importance.stream_weight if g.coupled else 1.0)
+        for g in problem.groups
     }
     widths, keep = within_budget(problem, goal, plan, curves, importance.rankings, budgets)
     errors = {name: importance.rankings[name].error[width] for name, width in widths.items()}
     full = {g.name: g.width for g in problem.groups}
     loss = sum(float(importance.curves[name][width]) for name, width in widths.items())
     return Decision(full, widths, errors, keep, loss)
+
+
+def _even_curve(width: int) -> NDArray[np.float64]:
+    """An error that depends on the share of a width alone, and so steeply that the narrowest group is what counts."""
+    return np.asarray((1 - np.arange(width + 1) / width) ** _STEEPNESS, dtype=np.float64)
 
 
 def within_budget(

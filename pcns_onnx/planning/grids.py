@@ -39,7 +39,7 @@ def grid(group: Group, kind: str, multiple: str, step: int | None = None) -> NDA
     any width for Gemm and MatMul.
     """
     channels = group.width * group.unit
-    liked = (16 if channels >= 64 else 8 if channels >= 32 else 4) if kind.startswith("Conv") else 1
+    liked = (16 if channels >= 128 else 8 if channels >= 32 else 4) if kind.startswith("Conv") else 1
     wanted = (liked if step is None else step) if multiple == "auto" else int(multiple)
     step = wanted // gcd(wanted, group.unit)
     return np.unique(np.append(np.arange(step, group.width, step), group.width))

@@ -27,7 +27,8 @@ class Importance:
 
     `curves` are squared relative errors at the outputs where groups were probed, else of the readers;
     those of channels that several blocks share count `stream_weight` times as much. `samples` are the hashes of those
-    that it was seen on, in their order.
+    that it was seen on, in their order. Where `even` widths served best, all groups get about the same share of
+    theirs, whatever their curves.
     """
 
     rankings: Mapping[str, Ranking]
@@ -36,6 +37,7 @@ class Importance:
     basis_changes: Mapping[str, tuple[BasisChange, ...]]
     stream_weight: float = 1.0
     samples: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
+    even: bool = False
 
 
 def essential(dependencies: DependencyGraph, group: Group, ranking: Ranking) -> list[int]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from pcns_onnx.calibration.calibration import Calibration
+from pcns_onnx.calibration.output_weight import OutputWeight
 from pcns_onnx.calibration.shapes import dependency_graph_of
 from pcns_onnx.cost.latency_model import measure_layers
 from pcns_onnx.cost.model import Costs
@@ -36,8 +37,9 @@ def problem_for(
     batch_latency: int | None = None,
     plan: Plan | None = None,
     times: bool = False,
+    weights: tuple[OutputWeight, ...] = (),
 ) -> Problem:
-    """The float32 form with its dependency graph and costs; latency too with `times`.
+    """The float32 form with its dependency graph and costs; latency too with `times`. `weights`: what counts more.
 
     With `low_rank`, or in a `plan` that was made with it, some layers are put as two.
     """
@@ -56,7 +58,7 @@ def problem_for(
         if row.counter is not None and row.counter.totals is not None:
             totals[name], original[name] = row.counter.totals(form, graph)
     costs = Costs(dependencies, totals, original, latency_model, factors)
-    return Problem(form, graph, dependencies, calibration, (), costs, batch, undivided=undivided)
+    return Problem(form, graph, dependencies, calibration, (), costs, batch, undivided=undivided, weights=weights)
 
 
 def selected(problem: Problem, scope: Scope, refuses: Refusal) -> tuple[Problem, list[SkippedLayer]]:

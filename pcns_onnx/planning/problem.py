@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.calibration.calibration import Calibration
+from pcns_onnx.calibration.output_scale import OutputLayout, last_rows
+from pcns_onnx.calibration.output_weight import OutputWeight
 from pcns_onnx.cost.model import Costs
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
@@ -35,7 +37,7 @@ class Problem:
     """The float32 graph that is solved, what is known of it, and the groups that may be narrowed.
 
     `form` has the model as it was and as it will be stored; `latency_batch` is the batch that latency is measured
-    at; `undivided` is there where some layers are put as two.
+    at; `undivided` is there where some layers are put as two; `weights` say which outputs count more.
     """
 
     form: Canonical
@@ -47,6 +49,7 @@ class Problem:
     latency_batch: int
     rules: GridRules = field(default_factory=GridRules)
     undivided: Undivided | None = None
+    weights: tuple[OutputWeight, ...] = ()
 
     @property
     def factors(self) -> Mapping[str, Factor]:
@@ -62,6 +65,16 @@ class Problem:
     def whole_dependencies(self) -> DependencyGraph:
         """The dependency graph of `whole`."""
         return self.dependencies if self.undivided is None else self.undivided.dependencies
+
+    @cached_property
+    def layout(self) -> OutputLayout:
+        """Where the outputs have their channels, and how much each counts."""
+        return OutputLayout.of(self.whole, self.whole_dependencies, self.weights)
+
+    @cached_property
+    def last_rows(self) -> Mapping[str, NDArray[np.float64]]:
+        """The layers whose rows are what the outputs hold, with how much each row counts."""
+        return last_rows(self.graph, self.dependencies, self.layout)
 
     @cached_property
     def residual_blocks(self) -> Mapping[str, ResidualBlock]:

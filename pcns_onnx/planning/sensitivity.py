@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.columns import ChannelCovariance, mixed_prior
 from pcns_onnx.calibration.group_inputs import GroupStats
+from pcns_onnx.calibration.output_scale import OutputError, OutputLayout
 from pcns_onnx.calibration.ranking import Ranking, ReaderStats, mixing
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, kept_classes
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.residual import ResidualBlock, residual_blocks
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy, without_common_infinities
+from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.ops import Labels
 from pcns_onnx.rewrite.channels import narrow
 from pcns_onnx.rewrite.drop_blocks import constant_for
@@ -59,8 +60,10 @@ class Prober:
         graph: Graph,
         dependencies: DependencyGraph,
         outputs: Sequence[str],
+        layout: OutputLayout,
     ) -> None:
-        self._calibration, self._dependencies, self._outputs = calibration, dependencies, list(outputs)
+        self._calibration, self._dependencies = calibration, dependencies
+        self._outputs, self._layout = list(outputs), layout
         self._stream = ActivationStream(calibration.engine, samples, calibration.shares.stream)
         self._expected: list[Tensors] = []
         self._blocks = residual_blocks(graph, dependencies)
@@ -70,7 +73,7 @@ class Prober:
         self._stream.close()
 
     def curve(self, graph: Graph, base: Graph, read: GroupStats, ranking: Ranking) -> NDArray[np.float64]:
-        """(N+1,): squared relative error of the outputs at every width of the group.
+        """(N+1,): squared error of the outputs, each channel in its own scale, at every width of the group.
 
         `graph` is the original, `base` the same with this group in the basis that `ranking` is of.
         """
@@ -87,23 +90,22 @@ class Prober:
         later = [*outputs, *inputs_of(graph)]
         live = self._stream.live(graph, first.key, later)
         sessions: list[Session] = []
-        full = None if self._expected else self._session(base, live, outputs)
-        missed, size = np.zeros(len(widths) + (block is not None)), 0.0
+        errors = OutputError(outputs, self._layout, len(widths) + (block is not None), len(self._outputs))
         stop = Cut(graph, live, first.key, later, finite=False)
+        missing = [name for name in outputs if not self._expected or name not in self._expected[0]]
+        full = self._session(base, live, missing) if missing else None
         for index, cut in enumerate(self._stream.advance(stop)):
             if full is not None:
-                self._expected.append(full.run(cut))
+                self._expected[index : index + 1] = [{**dict(*self._expected[index : index + 1]), **full.run(cut)}]
             if not sessions:
                 means = self._means(base, live, cut, read)
                 graphs = list(self._narrowed(base, read, ranking, widths, means))
                 graphs += [] if block is None else [self._without(base, block, means)]
                 sessions = [self._session(g, live, outputs) for g in graphs]
-            expected = self._expected[index]
-            size += 1.0
+            errors.expect(self._expected[index])
             for at, session in enumerate(sessions):
-                actual = session.run(cut)
-                missed[at] += sum(_share(expected[name], actual[name]) for name in outputs) / len(self._outputs)
-        loss = missed / max(size, 1.0)
+                errors.update(self._expected[index], session.run(cut), at)
+        loss = errors.shares()
         applied = [_applied(read, ranking.keep(width)) for width in widths]
         for at, width in enumerate(widths):
             if applied[at] > 0 and not read.group.coupled:  # a stream's loss is not made up for reader by reader
@@ -194,29 +196,6 @@ def _widths(ranking: Ranking) -> list[int]:
         if width < full and width not in widths:
             widths.append(width)
     return widths
-
-
-def squares(expected: Array, actual: Array) -> tuple[float, float]:
-    """The squares of what differs, and of all; of other types than floats how many differ, of how many.
-
-    All is lost where the shapes differ.
-    """
-    xp = namespace_of(expected)
-    is_floating, is_same_shape = xp.isdtype(expected.dtype, "real floating"), expected.shape == actual.shape
-    if is_floating and is_same_shape:
-        expected, actual = without_common_infinities(expected, actual)
-    size = float(xp.sum(xp.astype(expected, xp.float64) ** 2)) if is_floating else float(expected.size)
-    if not is_same_shape:
-        return max(size, 1.0), size
-    if not is_floating:
-        return float(xp.sum(xp.astype(expected != actual, xp.float64))), size
-    difference = xp.astype(expected - actual, xp.float64)
-    return float(xp.sum(difference * difference)), size
-
-
-def _share(expected: Array, actual: Array) -> float:
-    missed, size = squares(expected, actual)
-    return missed / max(size, 1e-30)
 
 
 def _applied(read: GroupStats, kept: NDArray[np.int64]) -> float:

@@ -39,6 +39,7 @@ class _Index(msgspec.Struct, forbid_unknown_fields=True):
     least: dict[str, int]
     basis_changes: dict[str, list[tuple[str, bool]]]
     streams: float
+    even: bool
     seen: list[tuple[str, int, str]]
     seed: int | None = None
 
@@ -68,6 +69,7 @@ def save(path: str | Path, importance: Importance, model: str, method: str, *, p
             for name, group in importance.basis_changes.items()
         },
         streams=importance.stream_weight,
+        even=importance.even,
         seen=keys,
         seed=seed,
     )
@@ -182,4 +184,4 @@ def _findings(index: _Index, arrays: dict[str, Any], problem: Problem) -> Import
         at += len(members)
     samples = arrays["samples"]
     _require(samples.dtype == np.uint64 and samples.ndim == 1)
-    return Importance(rankings, curves, covariances, basis_changes, index.streams, samples)
+    return Importance(rankings, curves, covariances, basis_changes, index.streams, samples, index.even)

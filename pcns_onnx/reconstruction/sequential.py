@@ -31,7 +31,7 @@ from pcns_onnx.numerics.ridge import Evidence, Fit, fit, fit_apart
 from pcns_onnx.ops import Labels
 from pcns_onnx.reconstruction.refine import Pair, Refined, Weights, kept_aside, refine
 from pcns_onnx.reconstruction.targets import LayerObserver, MissingMeanObserver, TargetObserver
-from pcns_onnx.reconstruction.windows import Route, Windows, route
+from pcns_onnx.reconstruction.windows import Route, Windows, own_scale, route
 from pcns_onnx.rewrite.drop_blocks import constant_for
 from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
 from pcns_onnx.rewrite.patch import Patch, edit
@@ -56,14 +56,16 @@ def refit(
     keep: Mapping[str, Labels],
     covariances: Mapping[BlockKey, Mapping[str, ChannelCovariance]],
     steps: int = 0,
+    rows: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> Refit:
     """Solve every layer behind the first narrowed group, in order.
 
     `keep` are the classes that stay, by narrowed group; `covariances`, by reader, how these groups vary
     there. The ridge pulls towards the original's weights, what went replaced by its mixture of
-    what stayed. `shrunk` gets the new weights in place. With `steps`, layers are also refined.
+    what stayed. `shrunk` gets the new weights in place. With `steps`, layers are also refined;
+    for those in `rows`, each row in its own scale counts so much.
     """
-    sequence = _SequentialSolve(calibration, original, shrunk, dependencies, keep, covariances, steps)
+    sequence = _SequentialSolve(calibration, original, shrunk, dependencies, keep, covariances, steps, rows or {})
     patch: Patch = ()
     try:
         for at, layer in enumerate(calibration.progress.track(sequence.layers, "re-fit", len(sequence.layers))):
@@ -87,6 +89,7 @@ class _SequentialSolve:
         keep: Mapping[str, Labels],
         covariances: Mapping[BlockKey, Mapping[str, ChannelCovariance]],
         steps: int,
+        rows: Mapping[str, NDArray[np.float64]],
     ) -> None:
         self._calibration, self._original, self._shrunk, self._dependencies = (
             calibration,
@@ -98,6 +101,7 @@ class _SequentialSolve:
         self._kept = kept_classes(dependencies, keep)
         self._streams = calibration.streams(2)
         self._ridge: float | None = None
+        self._rows = rows
         self._gone = {
             b.layer.name: b
             for name, b in residual_blocks(original, dependencies).items()
@@ -217,19 +221,23 @@ class _SequentialSolve:
         """The layer's weights after refinement with its reader, which starts from its least squares."""
         xp = self._calibration.engine.xp
         sigma = self._activation(way)
-        prior = self._priors(way.reader)[0]
+        prior, pieces = self._priors(way.reader)[0], windows.pieces
+        if way.reader.name in self._rows:
+            weight = self._rows[way.reader.name][self._outputs(way.reader)]
+            scale = own_scale(pieces) / np.sqrt(np.maximum(weight, 1e-6))
+            prior, pieces = prior / xp.asarray(scale)[:, None], [piece.in_units(scale) for piece in pieces]
         blank = xp.zeros(int(prior.shape[0]), dtype=xp.float32)
         start = Weights(*(xp.astype(xp.asarray(a), xp.float32) for a in (matrix, bias, prior, blank)))
         evidence = Evidence(*(Moments(int(prior.shape[1]), int(prior.shape[0]), xp) for _ in range(2)))
-        for known, pieces in zip((evidence.valid, evidence.train), kept_aside(windows.pieces), strict=True):
-            for piece in pieces:
+        for known, part in zip((evidence.valid, evidence.train), kept_aside(pieces), strict=True):
+            for piece in part:
                 rows = Pair(sigma).read(start, piece)
                 known.update(rows, xp.reshape(piece.y, (int(rows.shape[0]), -1)))
         first = fit_apart(evidence, prior, self._ridge)
         start = replace(start, v=xp.astype(first.matrix, xp.float32), c=xp.astype(first.bias, xp.float32))
         seed = (self._calibration.seed, 3, self._dependencies.layers.index(way.layer))
         with self._calibration.progress.stage("refine"):
-            self.refined[way.layer.name] = refined = refine(windows.pieces, start, sigma, self._steps, seed)
+            self.refined[way.layer.name] = refined = refine(pieces, start, sigma, self._steps, seed)
         return refined.weights.w, to_numpy(refined.weights.b).astype(np.float64)
 
     def _activation(self, way: Route) -> Callable[[Array], Array]:

@@ -9,18 +9,19 @@ products, whatever the layers are. Where a MaxPool lies between, its positions a
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.calibration.output_scale import channel_scales
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph, Node
-from pcns_onnx.numerics.arrays import Array, namespace_of
+from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.ops import Window
 from pcns_onnx.runtime.memory import MemoryBudget
 
@@ -106,6 +107,18 @@ class Piece:
             Piece(self.x[:count, ...], self.y[:count, ...], self.peaks, self.taps),
             Piece(self.x[count:, ...], self.y[count:, ...], self.peaks, self.taps),
         )
+
+    def in_units(self, scale: NDArray[np.float64]) -> Piece:
+        """The targets in units (K,) of their own."""
+        xp = namespace_of(self.y)
+        return replace(self, y=self.y / xp.asarray(scale, dtype=xp.float32))
+
+
+def own_scale(pieces: Sequence[Piece]) -> NDArray[np.float64]:
+    """(K,): the scale of every target, from how it varies over all pieces."""
+    xp = namespace_of(pieces[0].y)
+    rows = xp.concat([xp.reshape(piece.y, (-1, int(piece.y.shape[2]))) for piece in pieces], axis=0)
+    return channel_scales(to_numpy(xp.std(xp.astype(rows, xp.float64), axis=0)))
 
 
 class Windows:

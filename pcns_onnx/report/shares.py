@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pcns_onnx.evaluation.agreement import OutputAgreement
+from pcns_onnx.evaluation.output_tally import OutputAgreement
 
 NONE = "\N{EN DASH}"
 NO_LESS = "\N{GREATER-THAN OR EQUAL TO}"

@@ -17,7 +17,7 @@ from builders.mlp import mlp, rows, saved
 from builders.models import Array
 from pcns_onnx import InputError, compare, shrink
 from pcns_onnx.api.plan import plan
-from pcns_onnx.evaluation.agreement import OutputAgreement
+from pcns_onnx.evaluation.output_tally import OutputAgreement
 from pcns_onnx.report.schema import Report
 
 NOTHING = "nothing is said of new samples"

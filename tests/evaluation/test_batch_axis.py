@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pcns_onnx import compare
-from pcns_onnx.evaluation.agreement import OutputAgreement
+from pcns_onnx.evaluation.output_tally import OutputAgreement
 
 N, T = 70, 5
 X = np.random.default_rng(0).standard_normal((N, T, 3)).astype(np.float32)

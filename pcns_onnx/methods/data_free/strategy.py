@@ -148,7 +148,9 @@ class DataFreeStrategy:
         if not self.solves:
             return Solution(patch, {group.name: {} for group in chosen})
         covariances, steps = _covariances(problem, chosen), self.request.solving.refine or 0
-        solved = refit(problem.calibration, graph, apply(graph, patch), dependencies, keep, covariances, steps)
+        solved = refit(
+            problem.calibration, graph, apply(graph, patch), dependencies, keep, covariances, steps, problem.last_rows
+        )
         fits = {g.name: {name: solved.fits[name] for name in g.readers if name in solved.fits} for g in chosen}
         return Solution(patch + solved.patch, fits, solved.refined)
 

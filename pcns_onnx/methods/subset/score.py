@@ -43,7 +43,7 @@ def score_channels(problem: Problem, method: Method, *, seed: int, probes: bool)
     try:
         for read in map(
             changes.in_best_basis,
-            read_groups(problem.calibration, problem.graph, problem.dependencies, problem.groups),
+            read_groups(problem.calibration, problem.graph, problem.dependencies, problem.groups, problem.last_rows),
         ):
             name = read.group.name
             with problem.calibration.progress.stage("rank"):
@@ -74,6 +74,7 @@ def _prober(problem: Problem, seed: int) -> Prober:
         problem.graph,
         problem.dependencies,
         judged_tensors(problem.graph),
+        problem.layout,
     )
 
 

@@ -27,7 +27,7 @@ def solve(problem: Problem, decision: Decision, importance: Importance, scope: S
     base, basis_changes = change_basis(problem.graph, problem.dependencies, changes)
     patch = narrow_or_drop(base, problem.dependencies, keep)
     small = apply(base, patch)
-    solved = refit(problem.calibration, base, small, problem.dependencies, keep, covariances, steps)
+    solved = refit(problem.calibration, base, small, problem.dependencies, keep, covariances, steps, problem.last_rows)
     return Solution(
         factored + basis_changes + patch + solved.patch + shifted(small, problem.dependencies, problem.factors),
         {g.name: {n: solved.fits[n] for n in g.readers if n in solved.fits} for g in chosen},

@@ -1,10 +1,13 @@
-"""How much the loss of a residual stream counts: found by trial.
+"""Which plan serves best: found by trial.
 
 Probes narrow one group at a time, with readers that make up for it by themselves. What a stream
 loses adds up over all the blocks that write to it, and how much worse that is than its probe
 depends on the network. So plans that spare the streams more or less are solved on a few samples,
-and the weight whose plan stays closest to the original, on samples that its trial has not seen,
-is taken.
+the streams untouched and even widths of all inner layers among them, and the one whose model stays closest
+to the original, on samples that its trial has not seen, is taken.
+
+Refinement, which a trial is spared, brings inner layers more than streams: a plan that narrows a stream has to be
+better by `MARGIN` than one that does not.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pcns_onnx.calibration.calibration import Calibration
+from pcns_onnx.calibration.output_scale import OutputError
 from pcns_onnx.data.dataset import split
 from pcns_onnx.dependency.data_dependence import judged_tensors
 from pcns_onnx.errors import InputError
@@ -23,7 +26,6 @@ from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.decision import Decision, choose
 from pcns_onnx.planning.importance import Importance
 from pcns_onnx.planning.problem import Problem
-from pcns_onnx.planning.sensitivity import squares
 from pcns_onnx.progress import Progress
 from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.activations import run_batches
@@ -34,7 +36,9 @@ STREAMS = (1.0, 8.0, 1e6)
 """How much more the error of channels that several blocks share may count than their probes say."""
 REFERENCE = Budget("macs", 0.6)
 """What is tried where no budget is given yet."""
-SAMPLES = 192
+MARGIN = 0.85
+"""By how much the squared error of a plan that narrows a stream must be lower than that of one that does not."""
+SAMPLES = 384
 """At most so many samples are used for a trial, a third of them to judge by."""
 
 
@@ -43,9 +47,9 @@ def weigh_streams(problem: Problem, importance: Importance, request: Request) ->
     if not any(group.coupled for group in problem.groups):
         return importance
     budgets = request.goal.costs or (REFERENCE,)
+    candidates = [replace(importance, stream_weight=weight) for weight in STREAMS]
     offers, plans = list[Importance](), list[Decision]()
-    for weight in STREAMS:
-        offer = replace(importance, stream_weight=weight)
+    for offer in (*candidates, replace(importance, stream_weight=STREAMS[-1], even=True)):
         try:
             plan = choose(problem, offer, request.goal, None, budgets)
         except InputError:  # the budget is out of reach, or is refused where it is used
@@ -73,24 +77,23 @@ def _best(problem: Problem, importance: Importance, plans: Sequence[Decision], r
     with calibration.progress.stage("try"):
         errors = [
             _error(
-                trial.calibration,
-                problem.graph,
+                problem,
                 held_out,
                 apply(problem.whole, solve(trial, plan, importance, request.scope, 0).patch),
             )
             for plan in plans
         ]
-    return min(range(len(plans)), key=lambda at: (errors[at], at))
+    streams = {group.name for group in problem.groups if group.coupled}
+    handicap = [1.0 if streams & plan.narrowed.keys() else MARGIN for plan in plans]
+    return min(range(len(plans)), key=lambda at: (errors[at] * handicap[at], at))
 
 
-def _error(calibration: Calibration, original: Graph, samples: Samples, small: Graph) -> float:
-    """Squared relative error, averaged over what the model is judged by; of other types than floats what differs."""
-    names = judged_tensors(original)
-    squared_error, size = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1e-30)
-    runs = (run_batches(calibration.engine, graph, samples, names) for graph in (original, small))
+def _error(problem: Problem, samples: Samples, small: Graph) -> float:
+    """Squared error at what the model is judged by, each channel in its own scale."""
+    names = judged_tensors(problem.graph)
+    errors = OutputError(names, problem.layout, 1)
+    runs = (run_batches(problem.calibration.engine, graph, samples, names) for graph in (problem.graph, small))
     for expected, actual in zip(*runs, strict=True):
-        for name in names:
-            missed, of = squares(expected[name], actual[name])
-            squared_error[name] += missed
-            size[name] += of
-    return sum(squared_error[name] / size[name] for name in names) / max(len(names), 1)
+        errors.expect(expected)
+        errors.update(expected, actual, 0)
+    return float(errors.shares()[0])

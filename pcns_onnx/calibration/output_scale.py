@@ -1,0 +1,362 @@
+"""Every channel of an output in its own scale.
+
+One output often holds parts of different scale, such as boxes in pixels beside scores between 0 and 1. An error
+means something only against how much its own channel varies, so errors are shares of that:
+
+    e² = sum_c w_c E|a_c - b_c|² / s_c²  /  sum_c w_c E|a_c - mean a_c|² / s_c²
+
+s_c is the spread (standard deviation over samples and positions) of channel c in the original. Channels of like
+spread, in a chain of steps below `LIKE`, share theirs: classes are compared with each other. A channel that hardly
+varies, like the score of a class that no sample has, would turn rounding into errors; so s_c is at least `FLOOR` of
+the largest among its like: the channels that stay within 0 and 1 (scores), or those that a chain of spreads without
+a step of `APART` leads to. A channel that does not vary at all counts by its size.
+
+Which axis holds the channels is read off the graph: where the last layers write, followed through the nodes; behind
+what cannot be followed, the axis of a Softmax on the way, else the shortest of the axes whose size is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.calibration.output_weight import OutputWeight
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
+from pcns_onnx.dependency.last_layers import last_layers
+from pcns_onnx.graph import Graph, Shape
+from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy, without_common_infinities
+from pcns_onnx.ops import Labels
+
+FLOOR = 0.1
+"""Share of the largest spread among its like that a channel's scale has at least."""
+LIKE = 3.0
+"""Channels whose spreads differ by less than such a factor share a scale."""
+APART = 30.0
+"""Parts of an output whose spreads differ by such a factor are of different scale."""
+_STILL = 1e-3
+_STEPS = 64
+
+
+@dataclass(frozen=True)
+class OutputScale:
+    """The channels of one output: to whom each place belongs, the scale and the share of the whole of each.
+
+    `ids` has the output's rank, with size one along axes that do not matter; `axis` is the one that channels are
+    counted along. `scale` (C,) is s, `weight` (C,) is w, and `whole` what the errors are divided by: the
+    weighted sum over channels of the variance in units of s, per sample; 0 where the original is zero. `places` (C,):
+    how many numbers each channel has had.
+    """
+
+    ids: Labels
+    axis: int | None
+    spread: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    whole: float
+    places: NDArray[np.float64] = field(default_factory=lambda: np.ones(1))
+
+    @property
+    def importance(self) -> float:
+        """The mean weight of its channels."""
+        return float(self.weight.mean())
+
+    def per_sample(self, missed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N,): the squared error of every sample from what it misses (N, C); the mean over samples is e².
+
+        Infinite where the original is zero and the other is not.
+        """
+        errors = missed @ (self.weight / self.scale**2)
+        return np.asarray(errors / self.whole if self.whole else np.where(errors > 0, np.inf, 0.0))
+
+    def by_channel(self, missed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(C,): the error of each channel as a share of its scale, from what it misses over all samples."""
+        return np.asarray(np.sqrt(missed / np.maximum(self.places, 1)) / self.scale)
+
+    def missed(self, expected: Array, actual: Array) -> NDArray[np.float64]:
+        """(N, C): the sum of squares that each channel of each sample misses."""
+        return _missed(expected, actual, self.ids)
+
+    def share(self, missed: NDArray[np.float64], samples: int) -> float:
+        """e² from the sums of squares (C,) that the channels miss over so many samples."""
+        return float(missed @ (self.weight / self.scale**2)) / ((self.whole or 1.0) * max(samples, 1))
+
+    def first_places(self) -> NDArray[np.int64]:
+        """(C,): the first place of each channel along `axis`."""
+        places = np.zeros(len(self.scale), dtype=np.int64)
+        if self.axis is not None:
+            along = np.indices(self.ids.shape)[self.axis].reshape(-1)
+            places[self.ids.reshape(-1)[::-1]] = along[::-1]
+        return places
+
+    def parts(self) -> list[NDArray[np.int64]]:
+        """Channels by scale, in parts that lie at least `APART` from each other; ascending."""
+        varying = np.flatnonzero(self.spread > 0)
+        return [varying[run] for run in _runs(self.scale[varying], APART)]
+
+
+@dataclass(frozen=True)
+class OutputLayout:
+    """Where the outputs of a model have their channels (`labels`, `axes`), and what counts more by the user's word."""
+
+    labels: Mapping[str, Labels] = field(default_factory=dict)
+    axes: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    weights: Sequence[OutputWeight] = ()
+
+    @classmethod
+    def of(cls, graph: Graph, dependencies: DependencyGraph, weights: Sequence[OutputWeight] = ()) -> OutputLayout:
+        """As read off a graph."""
+        names = [spec.name for spec in graph.outputs]
+        labels, axes = dict[str, Labels](), dict[str, int]()
+        for name in names:
+            channels = _followed(graph, dependencies, name)
+            if isinstance(channels, int):
+                axes[name] = channels
+            elif channels is not None:
+                labels[name] = channels
+        return cls(labels, axes, {spec.name: spec.shape for spec in graph.outputs}, tuple(weights))
+
+    def ids(self, name: str, shape: Sequence[int], batch: int | None = 0) -> tuple[Labels, int | None]:
+        """The channel of each place of an output of this shape, and the axis that channels are counted along.
+
+        Samples are counted by the first axis, which was axis `batch` in the model (None: it has been added).
+        """
+        labels, stated = self.labels.get(name), self.shapes.get(name, ())
+        axis = self.axes.get(name)
+        if batch is None:
+            labels, stated = None if labels is None else labels[None], (1, *stated)
+            axis = None if axis is None else axis + 1
+        elif batch and len(stated) == len(shape):
+            labels = None if labels is None else np.moveaxis(labels, batch, 0)
+            order = [batch, *(at for at in range(len(shape)) if at != batch)]
+            stated, axis = tuple(stated[at] for at in order), None if axis is None else order.index(axis)
+        fits = labels is not None and labels.ndim == len(shape)
+        if labels is not None and fits and all(a in (1, b) for a, b in zip(labels.shape, shape, strict=True)):
+            long = [axis for axis, size in enumerate(labels.shape) if size > 1]
+            if long and labels.shape[0] == 1:
+                return np.unique(labels, return_inverse=True)[1].reshape(labels.shape), long[-1]
+        axis = _shortest(stated, shape) if axis is None else axis
+        if axis is None or not 0 < axis < len(shape):
+            return np.zeros((1,) * max(len(shape), 1), dtype=np.int64), None
+        ids = np.arange(shape[axis])
+        return ids.reshape([-1 if at == axis else 1 for at in range(len(shape))]), axis
+
+
+def last_rows(graph: Graph, dependencies: DependencyGraph, layout: OutputLayout) -> dict[str, NDArray[np.float64]]:
+    """The layers whose rows are what the outputs hold, by name, with how much each row (K,) counts."""
+    rows = {}
+    for name in last_layers(graph, dependencies):
+        writes = dependencies.layer(name).linear.writes
+        weight = np.ones(len(writes))
+        for chosen in layout.weights:
+            labels = layout.labels.get(chosen.output)
+            if labels is not None:
+                ids, axis = layout.ids(chosen.output, labels.shape)
+                along = np.indices(ids.shape)[axis or 0]
+                meant = labels[chosen.holds(along.reshape(-1)).reshape(ids.shape)]
+                weight[np.isin(writes, meant)] = chosen.weight
+        rows[name] = weight
+    return rows
+
+
+class SpreadTally:
+    """How one output of the original varies, channel by channel."""
+
+    def __init__(self, name: str, layout: OutputLayout) -> None:
+        self._name, self._layout = name, layout
+        self._ids: Labels | None = None
+        self._axis: int | None = None
+        self._samples = 0
+
+    def update(self, values: Array, batch: int | None = 0) -> None:
+        """Take a batch (N, ...) in; one with another number of channels than the first is passed over.
+
+        `batch` is the axis that samples were counted along before they were put in front, None for an added one.
+        """
+        if not values.size:
+            return
+        values = _numbers(values)
+        ids, axis = self._layout.ids(self._name, tuple(values.shape), batch)
+        count = int(ids.max(initial=0)) + 1
+        places = np.bincount(ids.reshape(-1), minlength=count) * (values.size / max(ids.size, 1))
+        if self._ids is None:
+            self._ids, self._axis = ids, axis
+            self._pivot = _sums(values, ids, count).sum(axis=0) / np.maximum(places, 1)
+            self._count, self._sum, self._squares = (np.zeros(count) for _ in range(3))
+            self._low, self._high = np.full(count, np.inf), np.full(count, -np.inf)
+        if count != len(self._pivot):
+            return
+        shifted = values - namespace_of(values).asarray(self._pivot[ids], dtype=values.dtype)
+        self._count += places
+        self._sum += _sums(shifted, ids, count).sum(axis=0)
+        self._squares += _sums(shifted * shifted, ids, count).sum(axis=0)
+        low, high = _extremes(values, ids)
+        np.minimum.at(self._low, ids.reshape(-1), low)
+        np.maximum.at(self._high, ids.reshape(-1), high)
+        self._samples += int(values.shape[0])
+
+    def scale(self) -> OutputScale:
+        """What the errors of this output are measured by."""
+        if self._ids is None:
+            return OutputScale(np.zeros(1, dtype=np.int64), None, np.ones(1), np.ones(1), np.ones(1), 1.0)
+        count = np.maximum(self._count, 1)
+        mean = self._sum / count
+        deviation = np.sqrt(np.maximum(self._squares / count - mean**2, 0.0))
+        size = np.sqrt(deviation**2 + (mean + self._pivot) ** 2)
+        spread = np.where(deviation > _STILL * size, deviation, 0.0)
+        scale = channel_scales(spread, size, (self._low >= 0) & (self._high <= 1))
+        weight = np.ones(len(scale))
+        unweighted = OutputScale(self._ids, self._axis, spread, scale, weight, 1.0)
+        for chosen in self._layout.weights:
+            if chosen.output == self._name:
+                weight[chosen.holds(unweighted.first_places())] = chosen.weight
+        power = np.where(spread > 0, spread, size) ** 2
+        whole = float((weight * self._count * power / scale**2).sum()) / max(self._samples, 1)
+        return OutputScale(self._ids, self._axis, spread, scale, weight, whole, places=count)
+
+
+class OutputError:
+    """The errors of some models beside the original at outputs, gathered over batches.
+
+    `names` are those that may differ, out of `among` that count (None: all of them do).
+    """
+
+    def __init__(self, names: Sequence[str], layout: OutputLayout, models: int, among: int | None = None) -> None:
+        self._layout, self._others = layout, (among or len(names)) - len(names)
+        self._spreads = {name: SpreadTally(name, layout) for name in names}
+        self._missed: dict[tuple[str, int], NDArray[np.float64]] = {}
+        self._samples = dict.fromkeys(names, 0)
+        self._models = models
+
+    def expect(self, expected: Mapping[str, Array]) -> None:
+        """Take a batch of the original in."""
+        for name, tally in self._spreads.items():
+            tally.update(expected[name])
+            self._samples[name] += int(expected[name].shape[0]) if expected[name].ndim else 1
+
+    def update(self, expected: Mapping[str, Array], actual: Mapping[str, Array], model: int) -> None:
+        """Take the same batch of one of the models in."""
+        for name in self._spreads:
+            if not expected[name].size:
+                continue
+            ids, _ = self._layout.ids(name, tuple(_numbers(expected[name]).shape))
+            missed = _missed(expected[name], actual[name], ids).sum(axis=0)
+            known = self._missed.get((name, model), np.zeros(len(missed)))
+            self._missed[name, model] = known + missed if len(known) == len(missed) else known
+
+    def shares(self) -> NDArray[np.float64]:
+        """(models,): e² of each, the mean over the outputs by their importance."""
+        scales = {name: tally.scale() for name, tally in self._spreads.items()}
+        total = np.zeros(self._models)
+        for (name, model), missed in self._missed.items():
+            total[model] += scales[name].importance * scales[name].share(missed, self._samples[name])
+        return total / max(sum(scale.importance for scale in scales.values()) + self._others, 1e-300)
+
+
+def _numbers(values: Array) -> Array:
+    """Values that a difference has a size of; ones for what is only equal or not (texts, indices, truth values)."""
+    if not _is_graded(values):
+        return np.ones(values.shape or (1,), dtype=np.float32)
+    xp = namespace_of(values)
+    values = xp.astype(values, xp.float32) if values.dtype.itemsize < 4 else values
+    return xp.where(xp.isfinite(values), values, xp.zeros_like(values)) if values.ndim else xp.reshape(values, (1,))
+
+
+def _is_graded(values: Array) -> bool:
+    return values.dtype.kind == "f" or (values.dtype.kind in "iu" and values.dtype.itemsize == 1)
+
+
+def _missed(expected: Array, actual: Array, ids: Labels) -> NDArray[np.float64]:
+    """(N, C): the sum of squares that each channel of each sample misses; of what is not graded, how often."""
+    if expected.shape != actual.shape:
+        difference = _numbers(expected)  # all is lost
+    elif not _is_graded(expected):
+        difference = np.asarray(expected != actual, dtype=np.float32)
+    else:
+        xp = namespace_of(expected)
+        a, b = without_common_infinities(*(xp.astype(side, xp.float32) for side in (expected, actual)))
+        difference = a - b
+    difference = difference if difference.ndim else namespace_of(difference).reshape(difference, (1,))
+    return _sums(difference * difference, ids, int(ids.max(initial=0)) + 1)
+
+
+def _sums(values: Array, ids: Labels, count: int) -> NDArray[np.float64]:
+    """(N, C): values summed by channel, sample by sample."""
+    xp = namespace_of(values)
+    axes = tuple(axis for axis in range(1, values.ndim) if ids.shape[axis] == 1)
+    reduced = xp.sum(values, axis=axes, dtype=xp.float64) if axes else values
+    rows = np.asarray(to_numpy(reduced), dtype=np.float64).reshape(int(values.shape[0]), -1)
+    flat = ids.reshape(-1)
+    if count == rows.shape[1]:
+        return np.asarray(rows[:, np.argsort(flat)], dtype=np.float64)
+    if count == 1:
+        return np.asarray(rows.sum(axis=1, keepdims=True), dtype=np.float64)
+    return np.stack([np.bincount(flat, row, count) for row in rows]) if len(rows) else np.zeros((0, count))
+
+
+def _extremes(values: Array, ids: Labels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smallest and largest value at every place of `ids`, flat."""
+    xp = namespace_of(values)
+    axes = tuple(axis for axis in range(values.ndim) if ids.shape[axis] == 1)
+    if not values.size:
+        return np.full(ids.size, np.inf), np.full(ids.size, -np.inf)
+    low, high = (to_numpy(f(values, axis=axes)).reshape(-1).astype(np.float64) for f in (xp.min, xp.max))
+    return low, high
+
+
+def channel_scales(
+    spread: NDArray[np.float64], size: NDArray[np.float64] | None = None, bounded: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """s of every channel: its spread (its `size` where it has none), at least `FLOOR` of the largest among its like.
+
+    `bounded` are the channels that stay within 0 and 1.
+    """
+    bounded = np.zeros(len(spread), dtype=np.bool_) if bounded is None else bounded
+    scale = np.array(spread if size is None else np.where(spread > 0, spread, size))
+    positive = np.flatnonzero(scale > 0)
+    for run in _runs(scale[positive], LIKE):
+        scale[positive[run]] = np.sqrt(np.mean(scale[positive[run]] ** 2))
+    floor = np.zeros(len(scale))
+    floor[bounded] = FLOOR * scale[bounded].max(initial=0.0)
+    others = np.flatnonzero(~bounded & (scale > 0))
+    for part in _runs(scale[others], APART):
+        floor[others[part]] = FLOOR * scale[others[part]].max()
+    scale = np.maximum(scale, floor)
+    return np.asarray(np.where(scale > 0, scale, scale.max(initial=0.0) or 1.0), dtype=np.float64)
+
+
+def _runs(scale: NDArray[np.float64], step: float) -> list[NDArray[np.int64]]:
+    """Indices in runs of neighbouring sizes, without a step above `step` inside a run; the smallest first."""
+    order = np.argsort(scale, kind="stable")
+    breaks = np.flatnonzero(scale[order][1:] > step * scale[order][:-1]) + 1
+    return [run for run in np.split(order, breaks) if len(run)]
+
+
+def _shortest(stated: Shape, shape: Sequence[int]) -> int | None:
+    """The shortest axis behind the first whose size is stated and above one; of equal ones the last."""
+    known = stated if len(stated) == len(shape) and any(stated[1:]) else shape
+    sizes = {axis: size for axis, size in enumerate(shape) if axis and known[axis] is not None and size > 1}
+    return min(sizes, key=lambda axis: (sizes[axis], -axis), default=None)
+
+
+def _followed(graph: Graph, dependencies: DependencyGraph, name: str) -> Labels | int | None:
+    """The labels of an output; without any, those of what it is made of place by place, or the axis of a Softmax.
+
+    A node that keeps the shape works place by place, or along the axis that it names.
+    """
+    shape = dependencies.shapes.get(name, ())
+    for _ in range(_STEPS):
+        if name in dependencies.labels:
+            return dependencies.labels[name]
+        node = graph.producers.get(name)
+        sources = [item for item in node.inputs if dependencies.shapes.get(item) == shape] if node is not None else []
+        varying = [item for item in sources if not graph.is_constant(item)]
+        if node is None or len(varying) != 1 or not shape:
+            return None
+        if isinstance(node.attrs.get("axis"), int):
+            return int(node.attrs["axis"]) % len(shape)
+        name = varying[0]
+    return None
