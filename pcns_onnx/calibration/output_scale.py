@@ -171,10 +171,11 @@ class SpreadTally:
         self._axis: int | None = None
         self._samples = 0
 
-    def update(self, values: Array, batch: int | None = 0) -> None:
+    def update(self, values: Array, batch: int | None = 0, samples: int | None = None) -> None:
         """Take a batch (N, ...) in; one with another number of channels than the first is passed over.
 
-        `batch` is the axis that samples were counted along before they were put in front, None for an added one.
+        `batch` is the axis that samples were counted along before they were put in front, None for an added one;
+        `samples` are how many there are, where that is not N.
         """
         if not values.size:
             return
@@ -196,7 +197,7 @@ class SpreadTally:
         low, high = _extremes(values, ids)
         np.minimum.at(self._low, ids.reshape(-1), low)
         np.maximum.at(self._high, ids.reshape(-1), high)
-        self._samples += int(values.shape[0])
+        self._samples += int(values.shape[0]) if samples is None else samples
 
     def scale(self) -> OutputScale:
         """What the errors of this output are measured by."""

@@ -42,8 +42,9 @@ class Original:
             if not self._axes:
                 self._axes = batch_axes(self._session, batch.feeds, arrays, batch.size, fixed=samples.fixed)
             for name, spread in spreads.items():
-                if arrays[name].size:
-                    spread.update(with_samples_first(arrays[name], self._axes[name]), self._axes[name])
+                rows = with_samples_first(arrays[name], self._axes[name])
+                count = batch.size if len(rows) % batch.size == 0 else 1
+                spread.update(rows, self._axes[name], count)
             room -= sum(array.nbytes for array in arrays.values())
             if room > 0 and index == len(self._kept):
                 self._kept.append(outputs)
