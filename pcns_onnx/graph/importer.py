@@ -71,7 +71,7 @@ def _list_inputs(model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer if model.ir_version < 4 else ():
         if tensor.name not in listed:
             model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    for graph in (graph for graph in graphs_of(model.graph) if graph is not model.graph and model.ir_version < 4):
+    for graph in list(graphs_of(model.graph))[1:] if model.ir_version < 4 else ():
         nodes = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in graph.initializer]
         nodes += list(graph.node)
         del graph.node[:], graph.initializer[:]
