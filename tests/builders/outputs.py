@@ -185,7 +185,7 @@ def decisions() -> onnx.ModelProto:
 
 
 def early() -> onnx.ModelProto:
-    """What is finished before the last hidden layers begin, and what never was computed from the data."""
+    """What is finished before the last hidden layers begin."""
     nodes = [
         node("Gemm", "s w1", "h1", name="h1"),
         node("Relu", "h1", "h2"),

@@ -9,6 +9,7 @@ is taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -87,10 +88,11 @@ def _error(calibration: Calibration, original: Graph, samples: Samples, small: G
     """Squared relative error, averaged over what the model is judged by; of other types than floats what differs."""
     names = judged_tensors(original)
     squared_error, size = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1e-30)
-    runs = (run_batches(calibration.engine, graph, samples, names) for graph in (original, small))
+    runs = (run_batches(calibration.engine, graph, samples, names, finite=False) for graph in (original, small))
     for expected, actual in zip(*runs, strict=True):
         for name in names:
             missed, of = squares(expected[name], actual[name])
             squared_error[name] += missed
             size[name] += of
-    return sum(squared_error[name] / size[name] for name in names) / max(len(names), 1)
+    error = sum(squared_error[name] / size[name] for name in names) / max(len(names), 1)
+    return math.inf if math.isnan(error) else error
