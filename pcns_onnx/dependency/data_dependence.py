@@ -53,7 +53,9 @@ class DataDependence:
         if not self.touched.isdisjoint(node.inputs + node.captures):
             if not COUNTING.isdisjoint((node.op, *node.inner)):
                 return True
-            if node.op in ("If", "Loop"):
+            if node.op == "If":  # both branches may well make the same shape
+                return node.inputs[0] in self.touched and any(map(self._graph.is_open, filter(None, node.outputs)))
+            if node.op == "Loop":
                 return not self.touched.isdisjoint((node.inputs[0], *node.stop))
         sizes = SIZE_INPUTS.get(node.op, ()) if not node.domain else ()
         return any(place < len(node.inputs) and node.inputs[place] in self.touched for place in sizes)

@@ -19,7 +19,6 @@ from pcns_onnx.graph import Graph, Node, Shape
 from pcns_onnx.graph.queries import bias_add
 from pcns_onnx.ops import Heads, Labels, Linear, OpContext, OpFacts, axes_of, bias_behind, facts_of
 from pcns_onnx.ops.facts import describe, freeze
-from pcns_onnx.runtime.nonfinite import is_finite
 
 
 @dataclass
@@ -120,7 +119,8 @@ class Propagation:
         names = [*node.inputs[linear.weight : linear.weight + 1], *(add.inputs if add is not None else ())]
         names += [] if linear.bias is None else node.inputs[linear.bias : linear.bias + 1]
         values = {name: graph.constant(name) for name in names if name}
-        return next((name for name, value in values.items() if value is not None and not is_finite(value)), None)
+        floats = {name: value for name, value in values.items() if value is not None and value.dtype.kind == "f"}
+        return next((name for name, value in floats.items() if not np.isfinite(value).all()), None)
 
     def _freeze(self, labels: Labels, reason: str) -> None:
         for label in np.unique(labels):

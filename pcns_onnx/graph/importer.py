@@ -20,7 +20,7 @@ import onnx
 from onnx import helper, inliner, shape_inference
 
 from pcns_onnx.errors import InputError, first_line
-from pcns_onnx.graph.initializers import without_placeholders
+from pcns_onnx.graph.initializers import is_left_out, without_placeholders
 from pcns_onnx.graph.protobuf import Array, captured, copy_of, keep_only, shape_of, tensor_of
 from pcns_onnx.graph.restoration import graphs_of, subgraphs
 from pcns_onnx.graph.view import GraphView
@@ -48,13 +48,17 @@ def _name_graphs(model: onnx.ModelProto) -> None:
 
 
 def _settle_initializers(model: onnx.ModelProto) -> None:
-    """Of initializers of one name the last counts; one without a name is nobody's."""
+    """One initializer without a name is nobody's; of equal ones of the same name one is enough.
+
+    Which one counts where they differ depends, in onnxruntime 1.32, on their size: those are refused.
+    """
     for graph in graphs_of(model.graph):
-        last = {tensor.name: tensor for tensor in graph.initializer if tensor.name}
-        if len(last) < len(graph.initializer):
-            kept = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in last.values()]
+        contents = [t.SerializeToString(deterministic=True) for t in graph.initializer if t.name and not is_left_out(t)]
+        kept = [t.SerializeToString(deterministic=True) for t in graph.initializer if t.name and is_left_out(t)]
+        kept += dict.fromkeys(contents)
+        if len(kept) < len(graph.initializer):
             del graph.initializer[:]
-            graph.initializer.extend(kept)
+            graph.initializer.extend(onnx.TensorProto.FromString(content) for content in kept)
         for tensor in graph.initializer:
             if tensor.raw_data:
                 for name in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
@@ -62,11 +66,16 @@ def _settle_initializers(model: onnx.ModelProto) -> None:
 
 
 def _list_inputs(model: onnx.ModelProto) -> None:
-    """Before IR version 4 an initializer is an input too."""
+    """Before IR version 4 an initializer is an input too; in a branch, which has none, it becomes a Constant."""
     listed = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer if model.ir_version < 4 else ():
         if tensor.name not in listed:
             model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    for graph in list(graphs_of(model.graph))[1:] if model.ir_version < 4 else ():
+        nodes = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in graph.initializer]
+        nodes += list(graph.node)
+        del graph.node[:], graph.initializer[:]
+        graph.node.extend(nodes)
 
 
 def _import_domains(model: onnx.ModelProto) -> None:
@@ -138,7 +147,7 @@ def _has_shape(value: onnx.ValueInfoProto) -> bool:
 
 _REPAIRS: dict[Callable[[onnx.ModelProto], None], str] = {
     _name_graphs: "a graph has no name",
-    _settle_initializers: "an initializer has no name, or one that another has, or is said twice",
+    _settle_initializers: "an initializer has no name, or is there twice",
     _list_inputs: "initializers are not listed as inputs, as this version of the format asks for",
     _import_domains: "operators are used whose operator set is not imported",
     _sort_nodes: "nodes stand in front of what they read",

@@ -93,11 +93,16 @@ class InferredView(GraphView):
         kind = self._kind(name)
         return is_float(self.types.get(name, onnx.TypeProto()).tensor_type.elem_type if kind is None else kind)
 
+    def is_open(self, name: str) -> bool:
+        """Whether the rank of a tensor is not known, or the size of an axis that has not even a name."""
+        kind = self.types.get(name, onnx.TypeProto()).tensor_type
+        return not kind.HasField("shape") or any(dim.WhichOneof("value") is None for dim in kind.shape.dim)
+
     def is_weight(self, name: str) -> bool:
-        """Whether a constant holds several floating point numbers."""
+        """Whether a constant is a matrix, or more, of floating point numbers: what a layer is solved for."""
         if name in self._stored:
-            return is_float(self._stored[name].data_type) and math.prod(self._stored[name].dims) > 1
-        return name in self._derived.names and self.is_floating(name) and math.prod(self._derived.shape(name)) > 1
+            return is_float(self._stored[name].data_type) and len(self._stored[name].dims) > 1
+        return name in self._derived.names and len(self._derived.shape(name)) > 1 and self.is_floating(name)
 
     @cached_property
     def anew(self) -> frozenset[str]:

@@ -187,8 +187,12 @@ class GraphView:
 
     @property
     def parameters(self) -> int:
-        """Number of floating point elements that are stored: in initializers and Constant nodes."""
-        return sum(math.prod(t.dims) for t in self._stored.values() if is_float(t.data_type))
+        """Number of floating point elements that are stored: in initializers and Constant nodes, of subgraphs too."""
+        inside = list(graphs_of(self._model.graph))[1:]
+        tensors = [*self._stored.values(), *(tensor for graph in inside for tensor in graph.initializer)]
+        constants = (p for graph in inside for p in graph.node if p.op_type == "Constant" and not p.domain)
+        tensors += [attribute.t for p in constants for attribute in p.attribute if attribute.name == "value"]
+        return sum(math.prod(tensor.dims) for tensor in tensors if is_float(tensor.data_type))
 
     @property
     def storage(self) -> str:

@@ -93,7 +93,8 @@ def _choice(context: OpContext) -> str | None:
             shaped[maker.inputs[0]] = None
         else:
             pending += maker.inputs
-    if any(prod(size or 0 for size in context.size(name) or (0,)) != 1 for name in inputs):
+    shapes = [context.size(name) for name in inputs]
+    if any(shape is None or prod(size or 0 for size in shape) != 1 for shape in shapes):
         return None
     if inputs:
         number = numbers[0] if numbers and len(inputs) == 1 else "VALUE"

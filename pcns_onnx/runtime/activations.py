@@ -89,12 +89,14 @@ class Runner:
         return live, {name: self._engine.xp.asarray(current[name]) for name in segment.wanted}
 
 
-def run_batches(engine: Engine, graph: Graph, samples: Samples, outputs: Sequence[str]) -> Iterator[Tensors]:
+def run_batches(
+    engine: Engine, graph: Graph, samples: Samples, outputs: Sequence[str], *, finite: bool = True
+) -> Iterator[Tensors]:
     """The named tensors of `graph`, batch by batch; only what they need is computed.
 
-    Raises `InputError` where one of them is not finite.
+    Raises `InputError` where one of them is not finite and has to be.
     """
-    return ActivationStream(engine, samples, 0).advance(Cut(graph, outputs))
+    return ActivationStream(engine, samples, 0).advance(Cut(graph, outputs, finite=finite))
 
 
 def traced(engine: Engine, graph: Graph, samples: Samples, not_finite: NotFinite) -> InputError:

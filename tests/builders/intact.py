@@ -94,8 +94,10 @@ def control(op: str, shared: bool = False) -> Case:
             helper.make_graph([node(inner, "h", out)], out, [], [typed(out)])
             for inner, out in (("Relu", "then"), ("Neg", "other"))
         ]
-        weights["cond"] = np.array(True)
+        weights["zero"] = scalar(0)
+        makes = [node("ReduceMax", "h", "top", keepdims=0), node("Greater", "top zero", "cond")]
         item = helper.make_node("If", ["cond"], ["m"], then_branch=branches[0], else_branch=branches[1])
+        return Case([*makes, item], weights, "m", "If 'm' is control flow")
     elif op == "Loop":
         body = helper.make_graph(
             [
@@ -126,12 +128,7 @@ def control(op: str, shared: bool = False) -> Case:
         )  # fmt: skip
         start = node("ReduceMean", "h", "h0", axes=[1], keepdims=0)
         return Case([start, item], weights, "last", "Scan 'last' is control flow")
-    reason = "If 'm' is control flow" if op == "If" else "Loop 'm' is control flow"
-    return Case([item], weights, "m", reason)
-
-
-def function(inner: list[onnx.NodeProto], inputs: list[str]) -> onnx.FunctionProto:
-    return helper.make_function("my.own", "Block", inputs, ["o"], inner, [helper.make_opsetid("", 17)])
+    return Case([item], weights, "m", "Loop 'm' is control flow")
 
 
 def sparsely(name: str, *shape: int) -> onnx.SparseTensorProto:
@@ -194,14 +191,6 @@ SHRUNK = {
     "not known, without weights": Case(
         [node("Trilu", "h", "m", domain="com.microsoft")], {}, "h",
         "com.microsoft.Trilu 'm' is not understood", domains=("com.microsoft",)),
-    "function": Case(
-        [node("Block", "h W", "m", domain="my.own")], {"W": random(C, 6)}, "m",
-        "my.own.Block 'm' is a function of the model, which is left as it is", 6, ("my.own",),
-        functions=[function([node("MatMul", "i w", "p"), node("Relu", "p", "o")], ["i", "w"])]),
-    "function without weights": Case(
-        [node("Block", "h", "m", domain="my.own")], {}, "h",
-        "my.own.Block 'm' is a function of the model, which is left as it is", C, ("my.own",),
-        functions=[function([node("Softmax", "i", "o", axis=-1)], ["i"])]),
     "sparse weight": Case(
         [node("MatMul", "h W", "m")], {}, "m", "MatMul 'm' has a sparse weight", 6, sparse=[sparsely("W", C, 6)]),
     "sparse constant": Case(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from builders import attention, intact, norms, transposed
+from builders import attention, control_flow, intact, norms, transposed
 from builders import topologies as t
 from builders.joins import branches, dense, fire, neck, option_a, shuffle, unet
 from pcns_onnx import inspect
@@ -55,7 +55,8 @@ TOPOLOGIES: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "quantised weights": lambda: intact.SHRUNK["quantised weight"].build(),
     "QDQ activations": lambda: intact.SHRUNK["quantised and back"].build(),
     "Einsum that is no matrix product": lambda: intact.SHRUNK["einsum"].build(),
-    "model-local function": lambda: intact.SHRUNK["function"].build(),
+    "model-local function": control_flow.called_twice,
+    "If with a constant condition": control_flow.constant_if,
     "custom domain": lambda: intact.SHRUNK["not known, without weights"].build(),
     "sparse weight": lambda: intact.SHRUNK["sparse weight"].build(),
 }

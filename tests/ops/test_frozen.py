@@ -44,7 +44,7 @@ def subgraph(op: str) -> onnx.ModelProto:
             helper.make_graph([node(inner, "h", out)], out, [], [typed(out, TensorProto.FLOAT, [*"abcd"])])
             for inner, out in (("Relu", "t"), ("Neg", "e"))
         ]
-        item = helper.make_node("If", ["cond"], ["m"], then_branch=bodies[0], else_branch=bodies[1])
+        item = helper.make_node("If", ["unknown"], ["m"], then_branch=bodies[0], else_branch=bodies[1])
     else:
         body = helper.make_graph(
             [node("Identity", "go", "again"), node("Add", "state h", "next")],
@@ -59,6 +59,8 @@ def subgraph(op: str) -> onnx.ModelProto:
         item = helper.make_node("Loop", ["trips", "cond", "start"], ["m"], body=body)
     model = Chain([node("Relu", "h")]).build()
     model.graph.node[1].CopyFrom(item)
+    for made in (node("Cast", "size", "unknown", to=TensorProto.BOOL), node("Abs", "trips", "size")):
+        model.graph.node.insert(0, made)  # nothing folds an Abs
     model.graph.output[0].CopyFrom(typed("y", TensorProto.FLOAT, [*"abcd"]))
     constants = {"cond": np.array(True), "trips": ints(2)[0], "start": np.zeros((1, C, 1, 1), np.float32)}
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from builders.chains import C, ints, node, random
 from builders.contract import surveyed
@@ -80,16 +80,6 @@ def test_another_domain_that_nothing_here_runs() -> None:
     assert (first.name, first.reason, first.parameters) == ("m", "my.ops.Fancy 'm' is not understood", C * C)
 
 
-@pytest.mark.parametrize("op", ["Gelu", "Relu"])
-def test_a_function_is_not_taken_for_the_operator_of_its_name(op: str) -> None:
-    domain = "com.microsoft" if op == "Gelu" else "my.own"
-    made = helper.make_function(domain, op, ["i"], ["o"], [node("Softmax", "i", "o")], [helper.make_opsetid("", 17)])
-    middle = [node(op, "h", "m", domain=domain)]
-    _, dependencies = surveyed(Case(middle, {}, "", "", domains=(domain,), functions=[made]).build())
-    frozen = {group.name: group.frozen for group in dependencies.groups}
-    assert frozen["h"] == f"{domain}.{op} 'm' is a function of the model, which is left as it is"
-
-
 @pytest.mark.parametrize("op", ["LayerNormalization", "SimplifiedLayerNormalization"])
 def test_onnxruntimes_own_default_operators_are_taken(op: str) -> None:
     """onnx knows the one from opset 17 on and the other not at all: onnxruntime's optimizer writes both."""
@@ -102,7 +92,7 @@ def test_onnxruntimes_own_default_operators_are_taken(op: str) -> None:
     assert reasons["h"] == f"{op} 'm' {SEVERAL}"
 
 
-@pytest.mark.parametrize("name", ["loop", "function", "sparse weight", "lstm"])
+@pytest.mark.parametrize("name", ["loop", "sparse weight", "lstm"])
 def test_half_precision_is_kept_inside_too(name: str) -> None:
     model = halves(SHRUNK[name].build())
     x = np.random.default_rng(0).standard_normal((60, 4, 5)).astype(np.float32)

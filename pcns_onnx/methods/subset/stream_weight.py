@@ -12,6 +12,7 @@ better by `MARGIN` than one that does not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -92,8 +93,10 @@ def _error(problem: Problem, samples: Samples, small: Graph) -> float:
     """Squared error at what the model is judged by, each channel in its own scale."""
     names = judged_tensors(problem.graph)
     errors = OutputError(names, problem.layout, 1)
-    runs = (run_batches(problem.calibration.engine, graph, samples, names) for graph in (problem.graph, small))
+    engine = problem.calibration.engine
+    runs = (run_batches(engine, graph, samples, names, finite=False) for graph in (problem.graph, small))
     for expected, actual in zip(*runs, strict=True):
         errors.expect(expected)
         errors.update(expected, actual, 0)
-    return float(errors.shares()[0])
+    error = float(errors.shares()[0])
+    return math.inf if math.isnan(error) else error
