@@ -52,14 +52,18 @@ def main(argv: list[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(" ".join(error.format_message().split()), 2)
     except (click.Abort, KeyboardInterrupt):
+        if sys.stderr.isatty():
+            click.echo(err=True)
         return _fail("interrupted", 130)
     except MemoryError:
         return _fail("out of memory: use fewer --samples or a smaller --batch", 2)
 
 
 def run() -> None:
-    """Console entry point."""
-    sys.exit(main())
+    """Console entry point of earlier installations."""
+    from pcns_onnx.__main__ import run as start
+
+    start()
 
 
 def _fail(message: str, code: int) -> int:

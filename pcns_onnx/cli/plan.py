@@ -44,7 +44,7 @@ def plan(
         draw(report)
     if console.as_json:
         console.record(report)
-        return
-    console.show(plan_tables(report))
+    else:
+        console.show(plan_tables(report))
     for path in filter(None, (output, figure)):
-        console.say(f"wrote {path}")
+        console.wrote(path)

@@ -13,8 +13,9 @@ import onnx
 from onnx import TensorProto, helper, shape_inference
 
 from pcns_onnx.errors import InputError, first_line
-from pcns_onnx.files import alone_in, write_atomic
+from pcns_onnx.files import alone_in, write_atomic, written_through
 from pcns_onnx.graph.external_data import (
+    link_beside,
     read_model,
     refuse_external,
     refuse_source,
@@ -280,14 +281,16 @@ class Graph(GraphView):
         """Write the model atomically: it appears whole or not at all.
 
         If it came with external data, or is too large for one file, it gets a data file beside it.
-        That of a model which is replaced goes, unless this one was read from it.
+        That of a model which is replaced goes, unless this one was read from it. Where `path` is a link, its target
+        is written, and the data file beside that.
         """
-        target = Path(path)
+        target = written_through(path)
         with alone_in(target.parent):
             refuse_source(target, self.files)
             tidy(target)
             if self._has_data_file:
-                save_with_data(target, self._model, self._weights, self.files)
+                data = save_with_data(target, self._model, self._weights, self.files)
+                link_beside(Path(path), target, data)
             else:
                 with replacing(target, set(), self.files):
                     write_atomic(target, self.serialize())
