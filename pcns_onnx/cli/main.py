@@ -60,10 +60,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run() -> None:
-    """Console entry point of earlier installations."""
-    from pcns_onnx.__main__ import run as start
-
-    start()
+    """Console entry point of earlier installations; today's is in `__main__`."""
+    sys.exit(main())
 
 
 def _fail(message: str, code: int) -> int:

@@ -289,8 +289,7 @@ class Graph(GraphView):
             refuse_source(target, self.files)
             tidy(target)
             if self._has_data_file:
-                data = save_with_data(target, self._model, self._weights, self.files)
-                link_beside(Path(path), target, data)
+                link_beside(Path(path), target, save_with_data(target, self._model, self._weights, self.files))
             else:
                 with replacing(target, set(), self.files):
                     write_atomic(target, self.serialize())
