@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from pcns_onnx.calibration.eigenbasis import Basis
-from pcns_onnx.calibration.layer_outputs import bases
+from pcns_onnx.calibration.layer_outputs import bases, spectra
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.options import Scope
 from pcns_onnx.methods.pcns.activations import Activation
@@ -66,15 +66,18 @@ class PcnsAssessment(msgspec.Struct, frozen=True):
 def assess(
     problem: Problem, scope: Scope, *, variance: float | None = None, trials: int | None = None
 ) -> tuple[dict[str, dict[str, int]], list[PcnsAssessment]]:
-    """By layer, the principal directions of its outputs (centred over samples) for each share; and the assessments."""
+    """By layer, the principal directions of its outputs (centred over samples) for each share; and the assessments.
+
+    Directions are not counted where that would take a large matrix for a layer that stays anyway.
+    """
     shares = [*SHARES, *([] if variance is None else [f"{variance:g}"])]
     dimensions, assessments = dict[str, dict[str, int]](), list[PcnsAssessment]()
-    for group, basis, moments in bases(
+    for group, values, moments in spectra(
         problem.calibration, problem.graph, problem.dependencies, problem.dependencies.groups
     ):
-        values, _ = eigh_descending(moments.covariance)
         dimensions[group.name] = {share: dimensions_for(values, float(share)) for share in SHARES[1:]}
-        if group.frozen is None:
+        if group.frozen is None and moments is not None:
+            basis = Basis.of(moments.mean_x, moments.covariance)
             assessment = _assessment(problem, group, basis, list(dict.fromkeys(shares)))
             if trials and assessment.reason is None and scope.wants(group.name):
                 sampled = _trials(problem, group, variance or _TRIED, trials)
