@@ -36,6 +36,7 @@ from pcns_onnx.graph.protobuf import (
     widen_graph,
     widen_nodes,
 )
+from pcns_onnx.graph.quantized_weights import set_quantized
 from pcns_onnx.graph.view import GraphView
 
 
@@ -114,16 +115,17 @@ class Graph(GraphView):
 
     # -- edits ---------------------------------------------------------------------------
 
-    def set_input(self, key: str, position: int, value: Array) -> None:
-        """Make input `position` of node `key` the constant `value`, kept in the old one's dtype.
+    def set_input(self, key: str, position: int, value: Array, like: str = "") -> None:
+        """Make input `position` of node `key` the constant `value`, in the form of the old one (the dtype of `like`).
 
-        A constant that other nodes read too is left to them and a new one is made; an absent
-        optional input is appended under a new name.
+        A constant that other nodes read too is left to them; an absent optional input is appended under a new name.
         """
+        if position < len(self.node(key).inputs) and set_quantized(self, key, position, value):
+            return
         proto, node = self._proto(key), self.node(key)
         old = node.inputs[position] if position < len(node.inputs) else ""
         is_count = value.dtype.kind == "i"
-        dtype = self._kind(old) or (TensorProto.INT64 if is_count else self._float_type(node))
+        dtype = self._kind(old or like) or (TensorProto.INT64 if is_count else self._float_type(node))
         is_own = bool(old) and old in self._initializers and len(self.consumers[old]) == 1
         is_own = is_own and list(node.inputs).count(old) == 1 and old not in {o.name for o in self.outputs}
         name = old if is_own else self.fresh_name(old or f"{node.label}.{'sizes' if is_count else 'bias'}")
@@ -149,8 +151,7 @@ class Graph(GraphView):
 
         What other nodes read too is left to them: node `key` gets a concatenation of its own.
         """
-        name = self.node(key).inputs[position]
-        value = self.constant(name)
+        value = self.constant(self.node(key).inputs[position])
         if value is not None:
             new = value.reshape(-1).copy()
             new[list(numbers)] = list(numbers.values())
@@ -173,7 +174,7 @@ class Graph(GraphView):
         inputs = self.node(key).inputs
         return position < len(inputs) and inputs[position] in self.producers and not self.is_constant(inputs[position])
 
-    def _own_maker(self, key: str, position: int) -> Node:
+    def _own_maker(self, key: str, position: int, stem: str = "shape") -> Node:
         """The node that makes an input, copied if anything else reads what it makes."""
         node = self.node(key)
         name = node.inputs[position]
@@ -183,7 +184,7 @@ class Graph(GraphView):
         at = self._index(maker.key)
         twin = onnx.NodeProto()
         twin.CopyFrom(self._model.graph.node[at])
-        twin.output[0] = self.fresh_name(f"{node.label}.shape")
+        twin.output[0] = self.fresh_name(f"{node.label}.{stem}")
         twin.name = twin.output[0] if twin.name else ""
         self._proto(key).input[position] = twin.output[0]
         self._model.graph.node.insert(at + 1, twin)
@@ -218,9 +219,9 @@ class Graph(GraphView):
 
     def bypass(self, key: str) -> None:
         """Remove single-input node `key`; its producer takes over the removed output's name."""
-        node = self.node(key)
-        source = self._proto(self.producers[node.inputs[0]].key)
-        position = list(source.output).index(node.inputs[0])
+        inner = self.node(key).inputs[0]
+        source = self._proto(self.producers[inner].key)
+        position = list(source.output).index(inner)
         del self._model.graph.node[self._index(key)]
         source.output[position] = key
         self._changed()

@@ -31,6 +31,7 @@ from pcns_onnx.graph.protobuf import (
     shape_of,
     spec_of,
 )
+from pcns_onnx.graph.quantized_weights import parameters_of
 
 MOST = (1 << 31) - 1
 """Bytes that one protobuf file can have."""
@@ -171,8 +172,14 @@ class GraphView:
 
     @property
     def parameters(self) -> int:
-        """Number of floating point elements that are stored: in initializers and Constant nodes."""
-        return sum(math.prod(t.dims) for t in self._stored.values() if is_float(t.data_type))
+        """Number of weights that are stored, in initializers and Constant nodes: floats, and what stands for floats.
+
+        Scales and zero points of the latter are no weights.
+        """
+        sizes = {name: math.prod(tensor.dims) for name, tensor in self._stored.items()}
+        quantized, beside = parameters_of(self, sizes)
+        floats = {name for name, tensor in self._stored.items() if is_float(tensor.data_type)} - beside
+        return sum(quantized.values()) + sum(sizes[name] for name in floats - quantized.keys())
 
     @property
     def storage(self) -> str:
