@@ -42,7 +42,7 @@ def bases(
         yield group, Basis.of(moments.mean_x, moments.covariance), moments
 
 
-def spectra(
+def output_spectra(
     calibration: Calibration, graph: Graph, dependencies: DependencyGraph, groups: Sequence[Group]
 ) -> Iterator[tuple[Group, Array, Moments | None]]:
     """Eigenvalues of the covariance of the first writer's outputs, largest first, for every group that stays or goes.

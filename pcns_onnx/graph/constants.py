@@ -117,8 +117,8 @@ class Derived:
     def _dequantized(self, maker: onnx.NodeProto) -> Array | None:
         """What the reference implementation, which starts at a later opset, does not compute."""
         values = [self._values[name] if name in self._values else self._read(name) for name in maker.input if name]
-        given = [value for value in values if value is not None]
-        return dequantized(node_of(maker), given).value if len(given) == len(values) else None
+        known = [value for value in values if value is not None]
+        return dequantized(node_of(maker), known).value if len(known) == len(values) else None
 
     def _infer(self, node: Node, maker: onnx.NodeProto) -> onnx.TypeProto | None:
         """What a node makes of constants; None where its shape is open or too large."""

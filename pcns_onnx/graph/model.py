@@ -157,7 +157,7 @@ class Graph(GraphView):
             new[list(numbers)] = list(numbers.values())
             self.set_input(key, position, new.reshape(value.shape))
             return
-        maker = self._own_maker(key, position)
+        maker = self.own_maker(key, position)
         if maker.op != "Concat":
             self.set_numbers(maker.key, 0, numbers)
             return
@@ -174,7 +174,7 @@ class Graph(GraphView):
         inputs = self.node(key).inputs
         return position < len(inputs) and inputs[position] in self.producers and not self.is_constant(inputs[position])
 
-    def _own_maker(self, key: str, position: int, stem: str = "shape") -> Node:
+    def own_maker(self, key: str, position: int, stem: str = "shape") -> Node:
         """The node that makes an input, copied if anything else reads what it makes."""
         node = self.node(key)
         name = node.inputs[position]
@@ -281,9 +281,8 @@ class Graph(GraphView):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model atomically: it appears whole or not at all.
 
-        If it came with external data, or is too large for one file, it gets a data file beside it.
-        That of a model which is replaced goes, unless this one was read from it. Where `path` is a link, its target
-        is written, and the data file beside that.
+        If it came with external data, or is too large for one file, it gets a data file beside it (where `path` is a
+        link: beside its target). That of a model which is replaced goes, unless this one was read from it.
         """
         target = written_through(path)
         with alone_in(target.parent):

@@ -9,18 +9,49 @@ precision and cast to float32 go the same way.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import ml_dtypes
 import numpy as np
-from onnx import helper
 
-from pcns_onnx.graph.protobuf import Array, Node, tensor_of
+from pcns_onnx.graph.protobuf import Array, Node
 from pcns_onnx.numerics.quantization import Quantized, Takes
 
-if TYPE_CHECKING:
-    from pcns_onnx.graph.model import Graph
-    from pcns_onnx.graph.view import GraphView
+
+class Constants(Protocol):
+    """What is asked of a graph here: its nodes, and which tensors are constants."""
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes."""
+
+    @property
+    def producers(self) -> Mapping[str, Node]:
+        """Tensor name -> the node that makes it."""
+
+    @property
+    def derived(self) -> frozenset[str]:
+        """Constants that nodes make of constants."""
+
+    def constant(self, name: str) -> Array | None:
+        """The value of a constant."""
+
+
+class Editable(Constants, Protocol):
+    """A graph whose constants can be replaced."""
+
+    def node(self, key: str) -> Node:
+        """The node whose first output is `key`."""
+
+    def set_input(self, key: str, position: int, value: Array, like: str = "") -> None:
+        """Make an input a constant."""
+
+    def own_maker(self, key: str, position: int, stem: str = "shape") -> Node:
+        """The node that makes an input, copied if anything else reads what it makes."""
+
+    def make_constant(self, key: str, like: str, value: Array) -> None:
+        """Replace a node by what it makes."""
+
 
 _REARRANGING = ("Identity", "Transpose", "Squeeze", "Unsqueeze", "Cast")
 _HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -50,7 +81,7 @@ def dequantized(node: Node, values: Sequence[Array]) -> Quantized:
     return Quantized(q, scale, zero[0] if zero else None, axis % max(q.ndim, 1), block)
 
 
-def chain_to(graph: GraphView, name: str) -> list[Node] | None:
+def chain_to(graph: Constants, name: str) -> list[Node] | None:
     """The nodes that make a constant of one that is stored in fewer bits, that one's reader first.
 
     None where there is no such constant, or something between does more than rearrange.
@@ -70,13 +101,13 @@ def chain_to(graph: GraphView, name: str) -> list[Node] | None:
     return chain if stored is not None and stored.dtype in _HALVES else None
 
 
-def is_quantized(graph: GraphView, name: str) -> bool:
+def is_quantized(graph: Constants, name: str) -> bool:
     """Whether a constant is what a DequantizeLinear makes, perhaps rearranged."""
     chain = chain_to(graph, name)
     return chain is not None and chain[0].op == "DequantizeLinear"
 
 
-def bits_of(graph: GraphView, name: str) -> float | None:
+def bits_of(graph: Constants, name: str) -> float | None:
     """Bits that each value of a constant takes, its share of scales included; None where it is stored as it is."""
     chain = chain_to(graph, name)
     if chain is None:
@@ -88,12 +119,12 @@ def bits_of(graph: GraphView, name: str) -> float | None:
     return old.bits + 8 * old.scale.nbytes / max(old.q.size, 1)
 
 
-def can_be_written(graph: GraphView, name: str) -> bool:
+def can_be_written(graph: Constants, name: str) -> bool:
     """Whether new values of a constant take no more room: not where it is computed from integers in another way."""
     return chain_to(graph, name) is not None or not any(_from_integers(graph, name))
 
 
-def _from_integers(graph: GraphView, name: str) -> Iterator[bool]:
+def _from_integers(graph: Constants, name: str) -> Iterator[bool]:
     """For each node that a constant is made by, whether that makes floats of many integers."""
     pending, visited = [name], set[str]()
     while pending:
@@ -111,7 +142,7 @@ def _is_small(value: Array) -> bool:
     return value.dtype.itemsize < 4 and value.dtype not in _HALVES
 
 
-def parameters_of(graph: GraphView, sizes: Mapping[str, int]) -> tuple[dict[str, int], set[str]]:
+def parameters_of(graph: Constants, sizes: Mapping[str, int]) -> tuple[dict[str, int], set[str]]:
     """How many weights each stored tensor holds that nodes read as integers, and the scales and zero points of these.
 
     `sizes`: elements of all stored tensors.
@@ -132,7 +163,7 @@ def parameters_of(graph: GraphView, sizes: Mapping[str, int]) -> tuple[dict[str,
     return counts, beside - counts.keys()
 
 
-def parameters_of_node(graph: GraphView, node: Node) -> int:
+def parameters_of_node(graph: Constants, node: Node) -> int:
     """How many weights a node reads, however they are stored."""
     sizes = {name: value.size for name in node.inputs if (value := graph.constant(name)) is not None}
     for name in node.inputs:
@@ -149,7 +180,7 @@ def parameters_of_node(graph: GraphView, node: Node) -> int:
     return sum(sizes.values())
 
 
-def _root(graph: GraphView, name: str) -> str:
+def _root(graph: Constants, name: str) -> str:
     """The stored tensor that is only rearranged to make this one."""
     while (node := graph.producers.get(name)) is not None and node.op in (*_REARRANGING, "Reshape"):
         name = node.inputs[0]
@@ -159,7 +190,7 @@ def _root(graph: GraphView, name: str) -> str:
 # -- writing -----------------------------------------------------------------------------------
 
 
-def set_quantized(graph: Graph, key: str, position: int, value: Array) -> bool:
+def set_quantized(graph: Editable, key: str, position: int, value: Array) -> bool:
     """Give input `position` of a node new values in the form that it is stored in; False where that is a plain one."""
     chain = chain_to(graph, graph.node(key).inputs[position])
     if chain is None:
@@ -174,7 +205,7 @@ def set_quantized(graph: Graph, key: str, position: int, value: Array) -> bool:
     return True
 
 
-def take_input(graph: Graph, key: str, position: int, takes: Takes) -> None:
+def take_input(graph: Editable, key: str, position: int, takes: Takes) -> None:
     """Leave a constant input some places along its axes: exact, in the form that it is stored in."""
     name = graph.node(key).inputs[position]
     chain, whole = chain_to(graph, name), graph.constant(name)
@@ -194,32 +225,29 @@ def take_input(graph: Graph, key: str, position: int, takes: Takes) -> None:
     graph.set_input(key, position, value)
 
 
-def unpack_input(graph: Graph, key: str, position: int) -> None:
+def unpack_input(graph: Editable, key: str, position: int) -> None:
     """Store a constant input as plain values, where it is stored in fewer bits."""
     name = graph.node(key).inputs[position]
     value = graph.constant(name) if chain_to(graph, name) is not None else None
     if value is not None:
-        plain = graph.fresh_name(name)
-        graph._add_initializer(tensor_of(plain, value, helper.np_dtype_to_tensor_dtype(value.dtype)))
-        graph._proto(key).input[position] = plain
-        graph._changed()
+        graph.make_constant(name, "", value)
 
 
-def _at(graph: GraphView, node: Node) -> Quantized:
+def _at(graph: Constants, node: Node) -> Quantized:
     values = (graph.constant(name) for name in node.inputs if name)
     return dequantized(node, [value for value in values if value is not None])
 
 
-def _own_chain(graph: Graph, key: str, position: int, chain: Sequence[Node]) -> Node:
+def _own_chain(graph: Editable, key: str, position: int, chain: Sequence[Node]) -> Node:
     """The first node of a chain, after all that something else reads, too, was copied."""
     node = graph.node(key)
     for _ in chain:
-        node = graph._own_maker(node.key, position, "weight")
+        node = graph.own_maker(node.key, position, "weight")
         position = 0
     return node
 
 
-def _store(graph: Graph, node: Node, weight: Quantized) -> None:
+def _store(graph: Editable, node: Node, weight: Quantized) -> None:
     """Let a DequantizeLinear read this."""
     graph.set_input(node.key, 1, weight.scale)
     if weight.zero is not None:
@@ -227,7 +255,7 @@ def _store(graph: Graph, node: Node, weight: Quantized) -> None:
     graph.set_input(node.key, 0, weight.q)
 
 
-def _undone(graph: GraphView, node: Node, value: Array) -> Array:
+def _undone(graph: Constants, node: Node, value: Array) -> Array:
     """What a rearranging node was given, from what it made."""
     if node.op == "Transpose":
         perm = node.attrs.get("perm", list(range(value.ndim))[::-1])
@@ -239,7 +267,7 @@ def _undone(graph: GraphView, node: Node, value: Array) -> Array:
     return value
 
 
-def _axes_before(graph: GraphView, node: Node, axes: list[int]) -> list[int]:
+def _axes_before(graph: Constants, node: Node, axes: list[int]) -> list[int]:
     """Which axis of the reader's each axis of a node's input is; -1 for those that it takes away."""
     if node.op == "Transpose":
         perm = node.attrs.get("perm", list(range(len(axes)))[::-1])
@@ -253,12 +281,12 @@ def _axes_before(graph: GraphView, node: Node, axes: list[int]) -> list[int]:
     return axes
 
 
-def _axes(graph: GraphView, node: Node) -> list[int]:
+def _axes(graph: Constants, node: Node) -> list[int]:
     stored = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
     return [int(axis) for axis in (node.attrs.get("axes", ()) if stored is None else stored.reshape(-1))]
 
 
-def _squeezed(graph: GraphView, node: Node) -> tuple[int, ...]:
+def _squeezed(graph: Constants, node: Node) -> tuple[int, ...]:
     """The axes that a Squeeze takes away, ascending."""
     shape = graph.constant(node.inputs[0])
     assert shape is not None, "a chain is made of constants"

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from pcns_onnx.calibration.eigenbasis import Basis
-from pcns_onnx.calibration.layer_outputs import bases, spectra
+from pcns_onnx.calibration.layer_outputs import bases, output_spectra
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.options import Scope
 from pcns_onnx.methods.pcns.activations import Activation
@@ -72,7 +72,7 @@ def assess(
     """
     shares = [*SHARES, *([] if variance is None else [f"{variance:g}"])]
     dimensions, assessments = dict[str, dict[str, int]](), list[PcnsAssessment]()
-    for group, values, moments in spectra(
+    for group, values, moments in output_spectra(
         problem.calibration, problem.graph, problem.dependencies, problem.dependencies.groups
     ):
         dimensions[group.name] = {share: dimensions_for(values, float(share)) for share in SHARES[1:]}
