@@ -154,7 +154,8 @@ def _limits(dtype: np.dtype[Any]) -> Any:
 
 
 def _whole_blocks(index: NDArray[np.int64], length: int, block: int) -> NDArray[np.int64] | None:
-    """The blocks that make up these places, None where some are not whole; a last one may be shorter."""
+    """The blocks that make up these places, None where some are not whole; the last one may be shorter."""
     blocks = index[::block] // block
     places = [np.arange(b * block, min((b + 1) * block, length)) for b in blocks]
-    return blocks if places and np.array_equal(np.concatenate(places), index) else None
+    whole = bool(places) and all(len(part) == block for part in places[:-1])
+    return blocks if whole and np.array_equal(np.concatenate(places), index) else None

@@ -163,7 +163,8 @@ SHRUNK = {
         [node("Einsum", "h W V", "m", equation="btc,cd,de->bte")], {"W": random(C, 5), "V": random(5, 6)}, "m",
         f"Einsum 'm' {MIXES}", 6, macs=4 * C * 5 * 6),
     "einsum with a quantised weight": Case(
-        [node("DequantizeLinear", "Wq s z", "W"), node("Einsum", "h W", "m", equation="btc,cd->btd")],
+        [node("QuantizeLinear", "h s z", "q"), node("DequantizeLinear", "q s z", "p"),
+         node("DequantizeLinear", "Wq s z", "W"), node("Einsum", "p W", "m", equation="btc,cd->btd")],
         {**SCALES, "Wq": WQ}, "m",
         "Einsum 'm' has a quantised weight, and quantising comes after shrinking", macs=4 * C * C),
     "cumulative sum": Case(
@@ -176,7 +177,8 @@ SHRUNK = {
         [node("QuantizeLinear", "h s z", "q"), node("DequantizeLinear", "q s z", "m")], SCALES, "h",
         f"QuantizeLinear 'q' {QUANTISED}"),
     "quantised weight": Case(
-        [node("DequantizeLinear", "Wq s z", "W"), node("MatMul", "h W", "m")], {**SCALES, "Wq": WQ}, "m",
+        [node("QuantizeLinear", "h s z", "q"), node("DequantizeLinear", "q s z", "p"),
+         node("DequantizeLinear", "Wq s z", "W"), node("MatMul", "p W", "m")], {**SCALES, "Wq": WQ}, "m",
         "MatMul 'm' has a quantised weight, and quantising comes after shrinking", macs=4 * C * C),
     "integer product": Case(
         [node("DynamicQuantizeLinear", "h", "q qs qz"), node("MatMulInteger", "q Wq qz", "i"),
