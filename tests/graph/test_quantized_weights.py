@@ -51,7 +51,7 @@ class Form:
         blocks = [-(-size // 16) if place == axis else size for place, size in enumerate(value.shape)]
         sizes = {"tensor": [], "axis": [value.shape[axis]], "block": blocks}
         size = tuple(sizes[self.per])
-        middle = 1 << (ml_dtypes.iinfo(self.dtype).bits - 1) if np.dtype(self.dtype).name.startswith("u") else None
+        middle = {UINT8: 128, UINT4: 8}.get(self.dtype)
         zero = None if middle is None else np.full(size, middle).astype(self.dtype)
         blank = Quantized(value.astype(self.dtype), np.ones(size, np.float32), zero, axis, 16 * (self.per == "block"))
         packed = blank.like(value)

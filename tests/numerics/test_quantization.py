@@ -31,8 +31,7 @@ def weights(rows: int = 40) -> Array:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: np.dtype(dtype).name)
 def test_numbers_are_half_a_step_off_at_most(dtype: Any, form: str) -> None:
-    is_unsigned = np.dtype(dtype).name.startswith("u")
-    middle = 1 << (ml_dtypes.iinfo(dtype).bits - 1) if is_unsigned else None
+    middle = 1 << (blank(dtype, form).bits - 1) if np.dtype(dtype).name.startswith("u") else None
     packed = blank(dtype, form, middle).like(weights(35))
     assert packed.q.shape == (35, 10) and packed.q.dtype == dtype
     assert packed.scale.dtype == np.float32 and packed.scale.ndim == len(FORMS[form][0])
