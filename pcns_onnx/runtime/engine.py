@@ -152,7 +152,8 @@ class Session:
             # onnxruntime reads contents where they lie, so they have to live as long as the session does.
             self._weights = [_ort_value(ort, value) for value in program.weights.values()]
             options.add_external_initializers(list(program.weights), self._weights)
-            self._session = ort.InferenceSession(program.model, options, providers=providers)
+            # Its own way back to the CPU prints a banner on stdout and is silent in a program: here it is an error.
+            self._session = ort.InferenceSession(program.model, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime raises its own untyped family
             raise InputError(f"onnxruntime cannot load the model: {first_line(error)}") from None
         if engine.provider not in self._session.get_providers():
