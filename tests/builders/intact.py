@@ -144,9 +144,7 @@ def sparsely(name: str, *shape: int) -> onnx.SparseTensorProto:
 
 SCALES = {"s": scalar(0.05), "z": np.array(0, np.int8)}
 WQ = np.clip(np.round(random(C, C) * 40), -127, 127).astype(np.int8)
-WEIGHT_ONLY = Case(
-    [node("DequantizeLinear", "Wq s z", "W"), node("MatMul", "h W", "m")], {**SCALES, "Wq": WQ}, "m", ""
-)
+WEIGHT_ONLY = Case([node("DequantizeLinear", "Wq s z", "W"), node("MatMul", "h W", "m")], {**SCALES, "Wq": WQ}, "m", "")
 """Not kept intact: it is here for what it is not."""
 
 SHRUNK = {
