@@ -10,6 +10,7 @@
 # Source: NVIDIA/TensorRT pull request 4834 (https://github.com/NVIDIA/TensorRT/pull/4834, open);
 #   tools/onnx-graphsurgeon/onnx_graphsurgeon/ir/graph.py there
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -11,6 +11,7 @@
 #   tensors, and whatever opens a file next fails too. Call release() on each tensor after use.
 # Source: class ExternalTensor in src/onnx_ir/_core.py of onnx/ir-py (_load maps, release closes)
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

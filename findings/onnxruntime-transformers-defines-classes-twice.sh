@@ -12,6 +12,7 @@
 #   onnxruntime's file instead of raising.
 # Source: onnxruntime/python/tools/transformers/__init__.py and optimizer.py in microsoft/onnxruntime
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

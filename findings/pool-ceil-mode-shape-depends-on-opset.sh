@@ -10,6 +10,7 @@
 # Source: onnx/onnx issue 5711 (https://github.com/onnx/onnx/issues/5711); microsoft/onnxruntime issue 25848 (the
 #   same for LpPool, https://github.com/microsoft/onnxruntime/issues/25848); onnx/defs/nn/old.cc in onnx/onnx
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

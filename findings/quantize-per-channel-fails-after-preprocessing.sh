@@ -13,6 +13,7 @@
 #   (https://github.com/microsoft/onnxruntime/pull/29747, open); the advice:
 #   https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

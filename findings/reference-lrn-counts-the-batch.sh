@@ -10,6 +10,7 @@
 # Source: onnx/onnx issue 7805 (https://github.com/onnx/onnx/issues/7805), mended by pull request 8331;
 #   onnx/reference/ops/op_lrn.py
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

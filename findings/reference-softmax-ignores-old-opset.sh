@@ -12,6 +12,7 @@
 # Source: https://onnx.ai/onnx/operators/onnx__Softmax.html (versions 11 and 13); onnx/reference/ops/op_softmax.py
 #   in onnx/onnx
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -12,6 +12,7 @@
 #   attribute_proto(); grammar in docs/Syntax.md (fun-attr-list); the field came with onnx/onnx pull request 4153
 #   (https://github.com/onnx/onnx/pull/4153)
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

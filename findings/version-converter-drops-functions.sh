@@ -11,6 +11,7 @@
 # Source: onnx/onnx issue 4370 (https://github.com/onnx/onnx/issues/4370); onnx/common/ir_pb_converter.cc in
 #   onnx/onnx
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

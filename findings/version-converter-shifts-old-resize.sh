@@ -12,6 +12,7 @@
 # Source: onnx/onnx issue 8480 (https://github.com/onnx/onnx/issues/8480);
 #   onnx/version_converter/adapters/resize_10_11.h in onnx/onnx
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -7,10 +7,11 @@ result = shrink("model.onnx", "samples.npz", "small.onnx", budget="macs=0.5")
 from __future__ import annotations
 
 import os
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing's own costs milliseconds in which Ctrl-C would show a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from pcns_onnx.api.compare import compare
     from pcns_onnx.api.design import DesignResult, design, ungrouped
     from pcns_onnx.api.diff import Difference, diff
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 # OpenBLAS's idle threads spin for milliseconds after each product and take the cores from
 # onnxruntime; read when NumPy is first imported, so it helps wherever this package comes first.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+# onnxruntime 1.32 queues telemetry as soon as it is imported, by whomever: its own tools, a worker, the user. Whoever
+# sets the variable, to 0 too, has decided otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "shrink": "api.shrink", "inspect": "api.inspect", "compare": "api.compare", "ShrinkResult": "api.shrink",
@@ -46,6 +50,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import on first use: onnx and onnxruntime take a second that `--help` should not."""
+    from importlib import import_module
+
     if name not in _HOMES:
         raise AttributeError(f"module 'pcns_onnx' has no attribute '{name}'")
     return getattr(import_module(f"pcns_onnx.{_HOMES[name]}"), name)

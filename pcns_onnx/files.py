@@ -6,6 +6,9 @@ instant in which a name is moved onto an older file, it is a hidden neighbour. W
 left of these, and of its temporary folders, goes with the next run: whoever is alive holds a lock
 (flock) on his own, which the kernel drops when he dies.
 
+Who may read a file is its owner's affair: what is written over keeps its mode and group, a new file gets those of the
+umask. What is a link stays one: its target is written, be it there or not.
+
 What is locked is always the thing itself, which libraries of lock files (filelock) cannot do: they lock a
 file of their own, which stays beside the user's model, or, put elsewhere, is not seen by another user or
 another machine that writes into the same folder.
@@ -44,12 +47,15 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Iterable[bytes |
 
 
 @contextmanager
-def staged(path: str | os.PathLike[str], content: bytes | Iterable[bytes | memoryview]) -> Iterator[Callable[[], None]]:
+def staged(
+    path: str | os.PathLike[str], content: bytes | Iterable[bytes | memoryview], like: Path | None = None
+) -> Iterator[Callable[[], None]]:
     """`content` on the disk of `path`, and a function that puts it there; without that call it is gone.
 
-    Raises `InputError` where it cannot be written or placed.
+    A new file is as private as the file `like`, where there is one. Raises `InputError` where it cannot be written or
+    placed.
     """
-    target = Path(path)
+    target = written_through(path)
     with _refusing(target):
         _sweep_beside(target)
         handle, name = _nameless(target.parent), None
@@ -71,6 +77,7 @@ def staged(path: str | os.PathLike[str], content: bytes | Iterable[bytes | memor
     try:
         _lock(handle)
         with _refusing(target), open(handle, "wb", closefd=False) as file:
+            _keep_mode(handle, target, like)
             file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(handle)
@@ -79,6 +86,16 @@ def staged(path: str | os.PathLike[str], content: bytes | Iterable[bytes | memor
         if hidden_name[0] is not None:
             hidden_name[0].unlink(missing_ok=True)
         os.close(handle)
+
+
+def written_through(path: str | os.PathLike[str]) -> Path:
+    """The file that is written at `path`: where links lead to, whether it is there or not; raises `InputError`."""
+    if not os.path.islink(path):
+        return Path(path)
+    target = os.path.realpath(path)
+    if os.path.islink(target):
+        raise InputError(f"cannot write '{path}': it is a link that leads back to itself")
+    return Path(target)
 
 
 @contextmanager
@@ -153,6 +170,24 @@ def _named(target: Path) -> tuple[int, Path]:
     return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), path
 
 
+def _keep_mode(handle: int, target: Path, like: Path | None) -> None:
+    """Give a file the mode, group and owner of the one that it replaces; raises `OSError`.
+
+    Where the group cannot be kept, another one may do no more than everybody.
+    """
+    model = next((path for path in (target, like) if path is not None and path.exists()), None)
+    if model is None or sys.platform == "win32":
+        return
+    old = model.stat()
+    for owner, group in ((-1, old.st_gid), (old.st_uid, -1)):
+        with suppress(OSError):
+            os.fchown(handle, owner, group)
+    mode = old.st_mode & 0o777
+    if os.fstat(handle).st_gid != old.st_gid:
+        mode &= ~0o070 | (mode & 0o007) << 3
+    os.fchmod(handle, mode)
+
+
 def _neighbour(target: Path) -> Path:
     return target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.part")
 
@@ -212,18 +247,19 @@ def check_targets(
     else:
         targets = (*targets, stats)
     taken = [Path(source) for source in sources if isinstance(source, str | os.PathLike)]
-    for path in (Path(target) for target in targets if target is not None):
+    for shown in (Path(target) for target in targets if target is not None):
+        path = written_through(shown)
         try:
+            if shown.exists() and not (shown.is_file() or shown.is_dir()):
+                raise InputError(f"cannot write '{shown}': it is no regular file")
             if not path.parent.is_dir():
-                raise InputError(f"cannot write '{path}': there is no folder '{path.parent}'")
+                raise InputError(f"cannot write '{shown}': there is no folder '{path.parent}'")
             if path.is_dir() or not os.access(path.parent, os.W_OK):
-                raise InputError(f"cannot write '{path}': it is a folder or its folder is read-only")
-            if path.exists() and not path.is_file():
-                raise InputError(f"cannot write '{path}': it is no regular file")
+                raise InputError(f"cannot write '{shown}': it is a folder or its folder is read-only")
             if any(_is_same_file(path, other) for other in taken):
-                raise InputError(f"cannot write '{path}': it is an input or another output, choose another name")
+                raise InputError(f"cannot write '{shown}': it is an input or another output, choose another name")
         except (OSError, RuntimeError) as error:
-            raise InputError(f"cannot write '{path}': {error}") from None
+            raise InputError(f"cannot write '{shown}': {error}") from None
         taken.append(path)
 
 

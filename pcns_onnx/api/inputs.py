@@ -20,7 +20,7 @@ from pcns_onnx.data.sources import DataSource
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
-from pcns_onnx.progress import Progress
+from pcns_onnx.progress import WHOLE, Progress
 from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.runtime.dask_executor import executor_for
 from pcns_onnx.runtime.engine import Engine, choose_engine
@@ -77,8 +77,8 @@ def run(options: Options, progress: Progress | None = None) -> Iterator[Run]:
     engine = choose_engine(chosen.device, chosen.threads, chosen.libraries)
     with (
         threadpool_limits(chosen.threads or None),
+        progress.stage(WHOLE),
         executor_for(chosen.workers, chosen.scheduler) as executor,
-        progress.stage("total"),
     ):
         yield Run(options, engine, executor, progress)
 

@@ -36,7 +36,7 @@ from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
 from pcns_onnx.report.summary import group_infos
-from pcns_onnx.report.warnings import all_alike, apart, degenerate, few_samples, put_right, starved, still
+from pcns_onnx.report.warnings import all_alike, apart, degenerate, few_samples, grown, put_right, starved, still
 from pcns_onnx.report.writer import finish, stages_of
 from pcns_onnx.rewrite.canonical import Canonical, emit
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
@@ -229,10 +229,11 @@ def _report(
     )
     after = running.dependencies(explicit_biases(small)[0].as_float32(), check.train)
     samples = problem.calibration.samples
+    before, size = model_size(check.form.original, problem.whole_dependencies), model_size(small, after)
     return Report(
         options=options.described() | {"method": shrunk.plan.method},
-        before=model_size(check.form.original, problem.whole_dependencies),
-        after=model_size(small, after),
+        before=before,
+        after=size,
         agreement=evaluation.agreement,
         latency=evaluation.latency,
         gates=evaluation.gates + [gate for quantized in evaluation.quantized for gate in quantized.gates],
@@ -244,6 +245,7 @@ def _report(
             *put_right(check.form.original),
             *(_of_samples(shrunk) if shrunk.strategy.solves else []),
             *evaluation.warnings,
+            *grown(before, size),
             *apart(infos),
             *(text for quantized in evaluation.quantized for text in quantized.warnings),
         ],

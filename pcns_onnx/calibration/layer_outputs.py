@@ -1,51 +1,139 @@
-"""Moments of what layers put out, behind the activation."""
+"""Moments of what layers put out, behind the activation, and their spectra.
+
+A layer y = V x + c of more outputs than inputs (a head of many classes) needs no matrix of its outputs: with the
+covariance C = L Lᵀ of its inputs, cov(y) = V C Vᵀ has the eigenvalues of Lᵀ Vᵀ V L, an inputs by inputs matrix, and
+zeros beside them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.eigenbasis import Basis
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.graph import Graph
+from pcns_onnx.numerics.arrays import Array, namespace_of
+from pcns_onnx.numerics.linalg import eigh_descending
 from pcns_onnx.numerics.moments import Moments
+from pcns_onnx.ops import LinearOp
+from pcns_onnx.rewrite.layer_weights import stored_weight
 from pcns_onnx.runtime.activations import Cut
 from pcns_onnx.runtime.executor import Sides
+from pcns_onnx.runtime.samples import Positions
+
+WIDE = 1024
+"""Columns beyond which a matrix of covariances is not gathered to show its spectrum alone."""
 
 
 def bases(
     calibration: Calibration, graph: Graph, dependencies: DependencyGraph, groups: Sequence[Group]
 ) -> Iterator[tuple[Group, Basis, Moments]]:
     """Eigen-decomposition of the first writer's outputs (behind the activation), for every group."""
-    names = list(dict.fromkeys(group.activation for group in groups))
-    outputs = calibration.gather([Cut(graph, names)], OutputObserver(calibration, dependencies, groups), "eigenvalues")
+    sides = [_outputs(calibration, dependencies, group) for group in groups]
+    gathered = _gathered(calibration, graph, sides)
     for group in groups:
-        moments = outputs.moments[group.name]
+        moments = gathered[group.name]
         yield group, Basis.of(moments.mean_x, moments.covariance), moments
 
 
-class OutputObserver:
-    """Moments of what the first writers of some groups put out, behind the activation; by group."""
+def output_spectra(
+    calibration: Calibration, graph: Graph, dependencies: DependencyGraph, groups: Sequence[Group]
+) -> Iterator[tuple[Group, Array, Moments | None]]:
+    """Eigenvalues of the covariance of the first writer's outputs, largest first, for every group that stays or goes.
 
-    def __init__(self, calibration: Calibration, dependencies: DependencyGraph, groups: Sequence[Group]) -> None:
-        writers = [dependencies.layer(group.name) for group in groups]
-        self.moments = {layer.name: Moments(layer.width, 0, calibration.engine.xp) for layer in writers}
-        self._layers = [
-            (group.name, group.activation, layer.linear.op, calibration.positions(dependencies, layer, 2))
-            for group, layer in zip(groups, writers, strict=True)
-        ]
+    With the moments of the outputs where these were gathered: of groups that can be narrowed, and of all that are not
+    `WIDE`. What is wide and stays is left out where its inputs are, too, or its activation is no linear map.
+    """
+    by_outputs = [g for g in groups if g.frozen is None or dependencies.layer(g.name).width <= WIDE]
+    by_inputs = [g for g in groups if g not in by_outputs and _is_linear(dependencies, g)]
+    sides = [_outputs(calibration, dependencies, group) for group in by_outputs]
+    sides += [_inputs(calibration, dependencies, group) for group in by_inputs]
+    gathered = _gathered(calibration, graph, sides)
+    for group in groups:
+        if group in by_outputs:
+            moments = gathered[group.name]
+            yield group, eigh_descending(moments.covariance)[0], moments
+        elif group in by_inputs:
+            layer = dependencies.layer(group.name)
+            matrix = layer.linear.op.matrix(stored_weight(graph, layer))
+            yield group, _mapped(gathered[group.name].covariance, matrix), None
+
+
+def _is_linear(dependencies: DependencyGraph, group: Group) -> bool:
+    """Whether a group's outputs are those of a single linear map from a few inputs."""
+    layer = dependencies.layer(group.name)
+    columns = len(layer.linear.reads) * layer.linear.op.taps
+    return group.activation == layer.output and layer.linear.op.conv_groups == 1 and columns <= WIDE
+
+
+def _mapped(covariance: Array, matrix: NDArray[np.float64]) -> Array:
+    """The eigenvalues (n,) of V C Vᵀ, largest first, zeros beyond these not told: C (n, n), V (K, n)."""
+    xp = namespace_of(covariance)
+    values, vectors = eigh_descending(covariance)
+    half = vectors * xp.sqrt(xp.clip(values, 0.0, None))
+    return eigh_descending(half.T @ xp.asarray(matrix.T @ matrix) @ half)[0]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What is gathered for a group: rows of a tensor that its layer makes, or reads (`is_input`)."""
+
+    group: str
+    tensor: str
+    columns: int
+    op: LinearOp
+    positions: Positions
+    is_input: bool = False
+
+    def rows(self, index: int, tensor: Array) -> Array:
+        """The rows that are sampled in batch number `index`."""
+        if self.is_input:
+            rows: Array = self.op.inputs(tensor, self.positions.draw(index, self.op.positions(tensor.shape)))
+        else:
+            rows = self.op.outputs(tensor, self.positions.draw(index, self.op.positions_of(tensor.shape)))
+        return rows
+
+
+def _outputs(calibration: Calibration, dependencies: DependencyGraph, group: Group) -> _Side:
+    layer = dependencies.layer(group.name)
+    positions = calibration.positions(dependencies, layer, 2)
+    return _Side(group.name, group.activation, layer.width, layer.linear.op, positions)
+
+
+def _inputs(calibration: Calibration, dependencies: DependencyGraph, group: Group) -> _Side:
+    layer = dependencies.layer(group.name)
+    columns, positions = len(layer.linear.reads) * layer.linear.op.taps, calibration.positions(dependencies, layer, 2)
+    return _Side(group.name, layer.source, columns, layer.linear.op, positions, is_input=True)
+
+
+def _gathered(calibration: Calibration, graph: Graph, sides: Sequence[_Side]) -> dict[str, Moments]:
+    """The moments of each side, by group; one pass over the data."""
+    names = list(dict.fromkeys(side.tensor for side in sides))
+    return calibration.gather([Cut(graph, names)], RowsObserver(calibration, sides), "eigenvalues").moments
+
+
+class RowsObserver:
+    """Moments of rows of tensors; by group."""
+
+    def __init__(self, calibration: Calibration, sides: Sequence[_Side]) -> None:
+        self.moments = {side.group: Moments(side.columns, 0, calibration.engine.xp) for side in sides}
+        self._sides = sides
 
     def begin(self, sides: Sides) -> None:
         """There is nothing to settle."""
 
     def update(self, index: int, sides: Sides) -> None:
         """Take a batch in."""
-        for name, tensor, op, positions in self._layers:
-            y = sides[0][tensor]
-            self.moments[name].update(op.outputs(y, positions.draw(index, op.positions_of(y.shape))))
+        for side in self._sides:
+            self.moments[side.group].update(side.rows(index, sides[0][side.tensor]))
 
-    def merge(self, other: OutputObserver) -> None:
+    def merge(self, other: RowsObserver) -> None:
         """Add what was seen of later batches."""
         for name, moments in self.moments.items():
             moments.merge(other.moments[name])

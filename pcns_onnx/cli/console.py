@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pcns_onnx.cli.terminal import bars, console
+from pcns_onnx.cli.terminal import bars, console, lost_output
 from pcns_onnx.errors import GateError, InputError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Console:
     quiet: bool = False
     verbose: bool = False
     as_json: bool = False
+    _done: list[str] = field(default_factory=list)
 
     def bars(self) -> AbstractContextManager[Progress]:
         """Progress for a run."""
@@ -38,6 +39,17 @@ class Console:
         """A line on stdout, where that is not taken by JSON."""
         if not (self.quiet or self.as_json):
             click.echo(text)
+
+    def wrote(self, text: str) -> None:
+        """What was written, said last; it stands where stdout cannot be written, too."""
+        self._done.append(f"wrote {text}")
+        self.say(self._done[-1])
+
+    def require_heard(self) -> None:
+        """Raise `InputError` if what was said on stdout is lost, with what was done all the same."""
+        lost = lost_output()
+        if lost is not None:
+            raise InputError("; ".join([lost, *self._done]))
 
     def show(self, parts: Iterable[Any], warnings: Iterable[str] = ()) -> None:
         """Tables on stdout, warnings on stderr."""
@@ -89,6 +101,11 @@ def with_console(command: Command) -> Command:
     def speaking(quiet: bool, verbose: bool, as_json: bool = False, **options: Any) -> None:
         if quiet and verbose:
             raise InputError("--quiet and --verbose contradict each other: give one of the two")
-        command(console=Console(quiet, verbose, as_json), **options)
+        console = Console(quiet, verbose, as_json)
+        try:
+            command(console=console, **options)
+        except KeyboardInterrupt:
+            raise click.Abort from None  # for the interrupt itself click has a line of its own
+        console.require_heard()
 
     return speaking

@@ -53,4 +53,4 @@ def design(model: str, data: str | None, output: str, ungroup: bool, console: Co
         with console.bars() as progress:
             blueprint = run(model, data, output, progress=progress, **chosen).blueprint
         console.show(design_tables(blueprint), blueprint.warnings)
-    console.say(f"wrote {output}, to be trained from scratch")
+    console.wrote(f"{output}, to be trained from scratch")

@@ -52,13 +52,15 @@ def main(argv: list[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(" ".join(error.format_message().split()), 2)
     except (click.Abort, KeyboardInterrupt):
+        if sys.stderr.isatty():
+            click.echo(err=True)
         return _fail("interrupted", 130)
     except MemoryError:
         return _fail("out of memory: use fewer --samples or a smaller --batch", 2)
 
 
 def run() -> None:
-    """Console entry point."""
+    """Console entry point of earlier installations; today's is in `__main__`."""
     sys.exit(main())
 
 

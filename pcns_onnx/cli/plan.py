@@ -44,7 +44,7 @@ def plan(
         draw(report)
     if console.as_json:
         console.record(report)
-        return
-    console.show(plan_tables(report), report.warnings)
+    else:
+        console.show(plan_tables(report), report.warnings)
     for path in filter(None, (output, figure)):
-        console.say(f"wrote {path}")
+        console.wrote(path)

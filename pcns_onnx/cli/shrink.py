@@ -26,4 +26,4 @@ def shrink(model: str, data: str | None, output: str, console: Console, **choice
     with console.gate(), console.bars() as progress:
         result = run(model, data, output, progress=progress, **api_keywords(choices))
     console.report(result.report)
-    console.say(f"wrote {output}" + "".join(f" and its {kind}" for kind in result.lowered))
+    console.wrote(output + "".join(f" and its {kind}" for kind in result.lowered))

@@ -172,7 +172,8 @@ class Sliced:
         program = apply(self.part, tuple(e for e in edits if e.key == self.layer.key)).program()
         axis = linear.op.axis
         x = np.compress(columns[: self._input.shape[axis]], self._input, axis=axis)
-        return Job(program, {self.layer.source: self.engine.xp.asarray(x)})
+        outputs = self.shape[0] * linear.op.positions(self.shape) * int(rows.sum())
+        return Job(program, {self.layer.source: self.engine.xp.asarray(x)}, outputs * x.dtype.itemsize)
 
     @cached_property
     def _input(self) -> NDArray[Any]:

@@ -35,16 +35,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Job:
-    """A program and what it is fed."""
+    """A program and what it is fed; `makes`: the bytes that it puts out, which its session keeps."""
 
     program: Program
     feeds: Mapping[str, Array]
+    makes: int = 0
 
     @property
     def nbytes(self) -> int:
-        """Size of the program and what it is fed."""
+        """Size of the program, of what it is fed, and of what it makes of that."""
         arrays = (*self.program.weights.values(), *self.feeds.values())
-        return len(self.program.model) + sum(int(array.nbytes) for array in arrays)
+        return len(self.program.model) + sum(int(array.nbytes) for array in arrays) + self.makes
 
 
 def noise(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -19,7 +19,7 @@ class Counter:
     `totals`: what the graph that is solved holds in all, and the original; where None, that is the sum of its nodes.
     """
 
-    weights: Callable[[Layer], int]
+    weights: Callable[[Layer], float]
     bias: Callable[[Layer], int]
     node: Callable[[Unsolved], int]
     totals: Callable[[Canonical, Graph], tuple[float, float]] | None = None
@@ -63,12 +63,18 @@ def _file_sizes(form: Canonical, graph: Graph) -> tuple[float, float]:
     return form.emitted.nbytes / width + added, form.original.nbytes / width
 
 
+def _weights(layer: Layer) -> int:
+    return layer.parameters - (0 if layer.bias.absent else layer.width)
+
+
 _STORED = Counter(
-    weights=lambda layer: layer.parameters - (0 if layer.bias.absent else layer.width),
+    weights=_weights,
     bias=lambda layer: layer.width,
     node=lambda node: node.parameters,
     totals=_parameters,
 )
+
+_FILED = replace(_STORED, weights=lambda layer: layer.room * _weights(layer), totals=_file_sizes)
 
 RESOURCES: dict[str, Resource] = {
     resource.name: resource
@@ -80,7 +86,7 @@ RESOURCES: dict[str, Resource] = {
             counter=Counter(lambda layer: layer.macs, lambda layer: 0, lambda node: node.macs),
         ),
         Resource("params", "parameters", "params=0.4", counter=_STORED),
-        Resource("size", "bytes of the file", "size=0.5", counter=replace(_STORED, totals=_file_sizes)),
+        Resource("size", "bytes of the file", "size=0.5", counter=_FILED),
         Resource("latency", "latency", "latency=0.6", is_timed=True),
     )
 }

@@ -9,7 +9,8 @@ from itertools import count
 import numpy as np
 
 from pcns_onnx.dependency.propagation import Propagation
-from pcns_onnx.graph import Array, Graph, Node
+from pcns_onnx.graph import Graph, Node
+from pcns_onnx.graph.quantized_weights import bits_of, parameters_of_node
 from pcns_onnx.graph.queries import bias_add
 from pcns_onnx.ops import Labels, Linear, LinearOp, bias_behind
 
@@ -36,7 +37,10 @@ class ConvGroup:
 
 @dataclass(frozen=True)
 class Layer:
-    """One linear layer y = V x + c. `output` is the tensor after its bias, `key` the node."""
+    """One linear layer y = V x + c. `output` is the tensor after its bias, `key` the node.
+
+    `room` is what a weight takes in the file, in floats: less than one where it is stored in fewer bits.
+    """
 
     name: str
     kind: str
@@ -47,6 +51,7 @@ class Layer:
     bias: Bias
     macs: int
     parameters: int
+    room: float = 1.0
 
     @property
     def width(self) -> int:
@@ -105,6 +110,7 @@ def find_layers(propagation: Propagation) -> Iterator[Layer]:
             bias=bias,
             macs=(facts.macs or 0) // propagation.batch,
             parameters=size + (0 if bias.absent else len(linear.writes)),
+            room=(bits_of(graph, node.inputs[linear.weight]) or 32.0) / 32.0,
         )
 
 
@@ -131,11 +137,10 @@ def find_unsolved(propagation: Propagation) -> Iterator[Unsolved]:
     """Every other node with multiply-adds."""
     for node, facts in propagation.node_facts:
         if facts.macs is not None and facts.linear is None:
-            weights: list[Array] = [c for n in node.inputs if (c := propagation.graph.constant(n)) is not None]
             shape = propagation.shapes.get(node.key, ())
             axis = 1 if node.op.startswith("Conv") else -1
             width = shape[axis] if len(shape) > 1 else None
-            parameters = sum(int(w.size) for w in weights)
+            parameters = parameters_of_node(propagation.graph, node)
             scales = None if facts.scales is None else propagation.classes.of(facts.scales)
             macs = facts.macs // propagation.batch
             yield Unsolved(node.label, node.op, facts.reason, width or 0, macs, parameters, scales)

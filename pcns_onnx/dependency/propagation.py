@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
 from pcns_onnx.dependency.classes import Classes
 from pcns_onnx.dependency.data_dependence import DataDependence
 from pcns_onnx.graph import Graph, Node, Shape
+from pcns_onnx.graph.quantized_weights import can_be_written
 from pcns_onnx.graph.queries import bias_add
 from pcns_onnx.ops import Heads, Labels, Linear, OpContext, OpFacts, axes_of, bias_behind, facts_of
 from pcns_onnx.ops.facts import describe, freeze
@@ -156,4 +157,5 @@ class Propagation:
             carried=self._labels_of,
             leaves=self.exposed.__contains__,
             sparse=graph.sparse.__contains__,
+            writable=partial(can_be_written, graph),
         )

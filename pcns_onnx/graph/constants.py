@@ -4,7 +4,8 @@ Exporters leave such nodes where they are told not to fold: a Transpose in front
 weight, an Identity where two constants are equal, a Cast, a ConstantOfShape; quantisers put a
 DequantizeLinear behind every weight. They stay in the graph and are seen through: which
 tensors are derived, and of what type and shape, is known without computing any; a value is
-computed, by onnx's reference implementation, when it is first asked for.
+computed, by onnx's reference implementation, when it is first asked for. Weights that DequantizeLinear makes are
+written as they were stored (`quantized_weights`).
 
 A layer that is quantised together with its input (it reads the DequantizeLinear of a computed
 tensor and that of its weight) is kept intact: its weight counts as computed.
@@ -21,7 +22,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from pcns_onnx.graph.protobuf import Array, Node
+from pcns_onnx.graph.protobuf import Array, Node, node_of
+from pcns_onnx.graph.quantized_weights import dequantized
 
 OPERATORS = {
     "Identity", "Cast", "CastLike", "DequantizeLinear", "Shape", "Size", "ConstantOfShape", "Expand",
@@ -40,6 +42,9 @@ _OF_SIZES = OPERATORS - SIZES | {"ReduceProd", "ReduceSum", "ReduceMax", "Reduce
 
 MOST = 1 << 31
 """Elements; what would be larger is left to the runtime."""
+
+_DEQUANTIZE = 19
+"""The opset from which on onnx's reference implementation has a DequantizeLinear."""
 
 FEW = 1024
 """Elements; integers up to so many may be the shape of another tensor, and are computed for its sake."""
@@ -99,6 +104,8 @@ class Derived:
         from onnx.reference import ReferenceEvaluator
 
         key = maker.output[0]
+        if maker.op_type == "DequantizeLinear" and self._opset < _DEQUANTIZE:
+            return self._dequantized(maker)
         names = [name for name in dict.fromkeys(maker.input) if name]
         values = [self._values[name] if name in self._values else self._read(name) for name in names]
         if any(value is None for value in values):
@@ -113,6 +120,12 @@ class Derived:
             return value
         except Exception:  # an index out of range, say: every operator raises its own
             return None
+
+    def _dequantized(self, maker: onnx.NodeProto) -> Array | None:
+        """What the reference implementation, which starts at a later opset, does not compute."""
+        values = [self._values[name] if name in self._values else self._read(name) for name in maker.input if name]
+        known = [value for value in values if value is not None]
+        return dequantized(node_of(maker), known).value if len(known) == len(values) else None
 
     def _infer(self, node: Node, maker: onnx.NodeProto) -> onnx.TypeProto | None:
         """What a node makes of constants; None where its shape is open or too large."""

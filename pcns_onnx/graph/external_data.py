@@ -2,7 +2,8 @@
 
 Where a tensor lies is said by a path relative to the model's folder. A stranger may have
 written it, so it must not lead out of that folder, be it as an absolute path, by `..` or
-through a link; and offset and length must fit the tensor and the file.
+through a link; and offset and length must fit the tensor and the file. Where the model's own path is a link,
+the folder that it leads to will do, too, as it does for onnxruntime.
 
 `OUT.onnx` is written with one data file, `OUT.onnx.<hash of the contents>.data`, which is there
 before the model is. An older model of that name never points into the new file, and its own
@@ -99,7 +100,7 @@ def _content(model: Path, tensor: TensorProto, files: Files) -> NDArray[np.uint8
     """The raw content of a tensor, mapped; raises `InputError`."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     try:
-        file = _inside(model.parent, entries.get("location", ""))
+        file = _inside(model, entries.get("location", ""))
         if file not in files:
             empty = np.empty(0, dtype=np.uint8)
             files[file] = np.asarray(np.memmap(file, dtype=np.uint8, mode="r")) if file.stat().st_size else empty
@@ -116,9 +117,11 @@ def _content(model: Path, tensor: TensorProto, files: Files) -> NDArray[np.uint8
         raise InputError(f"cannot read the external data of '{model}': {first_line(error)}") from None
 
 
-def _inside(folder: Path, location: str) -> Path:
-    file = (folder / location).resolve()
-    outside = Path(location).is_absolute() or ".." in Path(location).parts or not file.is_relative_to(folder.resolve())
+def _inside(model: Path, location: str) -> Path:
+    file = (model.parent / location).resolve()
+    folders = (model.parent.resolve(), model.resolve().parent)
+    outside = Path(location).is_absolute() or ".." in Path(location).parts
+    outside = outside or not any(file.is_relative_to(folder) for folder in folders)
     if not location or outside:
         raise ValueError(f"'{location}' leads out of the model's folder")
     if not file.is_file():
@@ -146,8 +149,11 @@ def _number(entries: Mapping[str, str], key: str, default: int) -> int:
 # -- writing ---------------------------------------------------------------------------------
 
 
-def save_with_data(target: Path, model: onnx.ModelProto, weights: Mapping[str, Array], files: frozenset[Path]) -> None:
-    """Write a model and the contents that it leaves out, neither into one of `files`."""
+def save_with_data(target: Path, model: onnx.ModelProto, weights: Mapping[str, Array], files: frozenset[Path]) -> Path:
+    """Write a model and the contents that it leaves out, neither into one of `files`; where the contents are.
+
+    The new file is as private as the model that is written over.
+    """
     located, contents, end = copy_of(model), list[memoryview | bytes](), 0
     digest = hashlib.sha256()
     placeholders = [tensor for tensor in located.graph.initializer if tensor.name in weights]
@@ -166,12 +172,27 @@ def save_with_data(target: Path, model: onnx.ModelProto, weights: Mapping[str, A
     refuse_source(data, files)
     new = set() if os.path.exists(data) else {data.name}
     with (
-        staged(data, contents) as place_data,
+        staged(data, contents, like=target) as place_data,
         staged(target, encoded) as place_model,
         replacing(target, new, files),
     ):  # both are on the disk: from here on it takes an instant
         place_data()
         place_model()
+    return data
+
+
+def link_beside(path: Path, target: Path, data: Path) -> None:
+    """Where the link `path` leads to `target` in another folder, runtimes look for `data` here: put a link to it here.
+
+    Those that lead nowhere any more go.
+    """
+    if path.parent.resolve() == target.parent.resolve():
+        return
+    with suppress(OSError):  # the model is there; a link that is, too, leads to the same contents
+        for old in path.parent.glob(f"{glob.escape(target.name)}.*.data"):
+            if _pattern(target).fullmatch(old.name) and old.is_symlink() and not old.exists():
+                old.unlink()
+        os.symlink(os.path.relpath(data.resolve(), path.parent.resolve()), path.with_name(data.name))
 
 
 @contextmanager

@@ -12,8 +12,9 @@ import onnx
 from onnx import TensorProto, helper, shape_inference
 
 from pcns_onnx.errors import InputError, first_line
-from pcns_onnx.files import alone_in, write_atomic
+from pcns_onnx.files import alone_in, write_atomic, written_through
 from pcns_onnx.graph.external_data import (
+    link_beside,
     read_model,
     refuse_external,
     refuse_source,
@@ -34,6 +35,7 @@ from pcns_onnx.graph.protobuf import (
     widen_graph,
     widen_nodes,
 )
+from pcns_onnx.graph.quantized_weights import set_quantized
 
 
 class Graph(InferredView):
@@ -139,16 +141,17 @@ class Graph(InferredView):
 
     # -- edits ---------------------------------------------------------------------------
 
-    def set_input(self, key: str, position: int, value: Array) -> None:
-        """Make input `position` of node `key` the constant `value`, kept in the old one's dtype.
+    def set_input(self, key: str, position: int, value: Array, like: str = "") -> None:
+        """Make input `position` of node `key` the constant `value`, in the form of the old one (the dtype of `like`).
 
-        A constant that other nodes read too is left to them and a new one is made; an absent
-        optional input is appended under a new name.
+        A constant that other nodes read too is left to them; an absent optional input is appended under a new name.
         """
+        if position < len(self.node(key).inputs) and set_quantized(self, key, position, value):
+            return
         proto, node = self._proto(key), self.node(key)
         old = node.inputs[position] if position < len(node.inputs) else ""
         is_count = value.dtype.kind == "i"
-        dtype = self._kind(old) or (TensorProto.INT64 if is_count else self._float_type(node))
+        dtype = self._kind(old or like) or (TensorProto.INT64 if is_count else self._float_type(node))
         is_own = bool(old) and old in self._initializers and len(self.consumers[old]) == 1
         is_own = is_own and list(node.inputs).count(old) == 1 and old not in {o.name for o in self.outputs}
         name = old if is_own else self.fresh_name(old or f"{node.label}.{'sizes' if is_count else 'bias'}")
@@ -174,14 +177,13 @@ class Graph(InferredView):
 
         What other nodes read too is left to them: node `key` gets a concatenation of its own.
         """
-        name = self.node(key).inputs[position]
-        value = self.constant(name)
+        value = self.constant(self.node(key).inputs[position])
         if value is not None:
             new = value.reshape(-1).copy()
             new[list(numbers)] = list(numbers.values())
             self.set_input(key, position, new.reshape(value.shape))
             return
-        maker = self._own_maker(key, position)
+        maker = self.own_maker(key, position)
         if maker.op != "Concat":
             self.set_numbers(maker.key, 0, numbers)
             return
@@ -193,7 +195,12 @@ class Graph(InferredView):
                 self.set_numbers(maker.key, piece, in_piece)
             start += count
 
-    def _own_maker(self, key: str, position: int) -> Node:
+    def is_computed(self, key: str, position: int) -> bool:
+        """Whether a node has this input and something computes it."""
+        inputs = self.node(key).inputs
+        return position < len(inputs) and inputs[position] in self.producers and not self.is_constant(inputs[position])
+
+    def own_maker(self, key: str, position: int, stem: str = "shape") -> Node:
         """The node that makes an input, copied if anything else reads what it makes."""
         node = self.node(key)
         name = node.inputs[position]
@@ -203,7 +210,7 @@ class Graph(InferredView):
         at = self._index(maker.key)
         twin = onnx.NodeProto()
         twin.CopyFrom(self._model.graph.node[at])
-        twin.output[0] = self.fresh_name(f"{node.label}.shape")
+        twin.output[0] = self.fresh_name(f"{node.label}.{stem}")
         twin.name = twin.output[0] if twin.name else ""
         self._proto(key).input[position] = twin.output[0]
         self._model.graph.node.insert(at + 1, twin)
@@ -238,9 +245,9 @@ class Graph(InferredView):
 
     def bypass(self, key: str) -> None:
         """Remove single-input node `key`; its producer takes over the removed output's name."""
-        node = self.node(key)
-        source = self._proto(self.producers[node.inputs[0]].key)
-        position = list(source.output).index(node.inputs[0])
+        inner = self.node(key).inputs[0]
+        source = self._proto(self.producers[inner].key)
+        position = list(source.output).index(inner)
         del self._model.graph.node[self._index(key)]
         source.output[position] = key
         self._changed()
@@ -295,15 +302,15 @@ class Graph(InferredView):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model atomically: it appears whole or not at all.
 
-        If it came with external data, or is too large for one file, it gets a data file beside it.
-        That of a model which is replaced goes, unless this one was read from it.
+        If it came with external data, or is too large for one file, it gets a data file beside it (where `path` is a
+        link: beside its target). That of a model which is replaced goes, unless this one was read from it.
         """
-        target = Path(path)
+        target = written_through(path)
         with alone_in(target.parent):
             refuse_source(target, self.files)
             tidy(target)
             if self._has_data_file:
-                save_with_data(target, self._model, self._weights, self.files)
+                link_beside(Path(path), target, save_with_data(target, self._model, self._weights, self.files))
             else:
                 with replacing(target, set(), self.files):
                     write_atomic(target, self.serialize())

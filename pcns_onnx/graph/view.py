@@ -27,6 +27,7 @@ from pcns_onnx.graph.protobuf import (
     node_of,
     spec_of,
 )
+from pcns_onnx.graph.quantized_weights import parameters_of
 from pcns_onnx.graph.restoration import graphs_of
 
 MOST = (1 << 31) - 1
@@ -187,12 +188,19 @@ class GraphView:
 
     @property
     def parameters(self) -> int:
-        """Number of floating point elements that are stored: in initializers and Constant nodes, of subgraphs too."""
+        """Number of weights that are stored, in initializers and Constant nodes, of subgraphs too.
+
+        Floats, and what stands for floats; scales and zero points of the latter are no weights.
+        """
+        sizes = {name: math.prod(tensor.dims) for name, tensor in self._stored.items()}
+        quantized, beside = parameters_of(self, sizes)
+        floats = {name for name, tensor in self._stored.items() if is_float(tensor.data_type)} - beside
         inside = list(graphs_of(self._model.graph))[1:]
-        tensors = [*self._stored.values(), *(tensor for graph in inside for tensor in graph.initializer)]
+        tensors = [tensor for graph in inside for tensor in graph.initializer]
         constants = (p for graph in inside for p in graph.node if p.op_type == "Constant" and not p.domain)
         tensors += [attribute.t for p in constants for attribute in p.attribute if attribute.name == "value"]
-        return sum(math.prod(tensor.dims) for tensor in tensors if is_float(tensor.data_type))
+        in_subgraphs = sum(math.prod(tensor.dims) for tensor in tensors if is_float(tensor.data_type))
+        return sum(quantized.values()) + sum(sizes[name] for name in floats - quantized.keys()) + in_subgraphs
 
     @property
     def storage(self) -> str:

@@ -13,6 +13,7 @@ from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
+from pcns_onnx.graph.quantized_weights import unpack_input
 from pcns_onnx.rewrite.channels import layout, repeat
 from pcns_onnx.rewrite.layer_weights import has_value_per_row, stored, stored_weight
 from pcns_onnx.rewrite.patch import Patch, SetInput, apply
@@ -35,8 +36,17 @@ Copies = NDArray[np.int64]
 def widened(
     graph: Graph, dependencies: DependencyGraph, copies: Copies, groups: Sequence[Group], *, zero: bool
 ) -> Graph:
-    """A copy of `graph` in which class c is there copies[c] times, readers weighted so that nothing changes."""
-    result = apply(graph, repeat(graph, dependencies, copies))
+    """A copy of `graph` in which class c is there copies[c] times, readers weighted so that nothing changes.
+
+    Weights in few bits become floats where they change: shares of them would have to be rounded.
+    """
+    result = graph.copy()
+    for layer in dependencies.layers:
+        if any(layer.name in (*group.writers, *group.readers) for group in groups):
+            unpack_input(result, layer.key, layer.linear.weight)
+            if not layer.bias.absent:
+                unpack_input(result, layer.bias.key, layer.bias.position)
+    result = apply(result, repeat(graph, dependencies, copies))
     for layer in dependencies.layers:
         writes = any(layer.name in group.writers for group in groups)
         reads = any(layer.name in group.readers for group in groups)

@@ -227,7 +227,7 @@ class OpContext:
     the default operators. `fresh(n)` makes n new labels. Of any tensor by name: `producer` makes
     it, `readers` read it, `value` is its constant (None: computed), `size` its inferred shape,
     `carried` its labels, `leaves` says whether it is an output of the model, `sparse` whether it is a
-    constant that is stored sparsely (its value is None).
+    constant that is stored sparsely (its value is None), `writable` whether new values of a constant take no more room.
     """
 
     node: Node
@@ -247,6 +247,7 @@ class OpContext:
     carried: Callable[[str], Labels | None]
     leaves: Callable[[str], bool]
     sparse: Callable[[str], bool]
+    writable: Callable[[str], bool]
 
     def constant(self, position: int) -> Array | None:
         """Constant input `position`, None if absent or computed."""

@@ -158,7 +158,7 @@ def gemm(context: OpContext) -> OpFacts:
     k = shape[0 if trans_b else 1] if shape else 0
     c = shape[1 if trans_b else 0] if shape else 0
     macs = prod(out) * c if out else 0
-    if weight is None or shape is None:
+    if weight is None or shape is None or form_of(context, 1):
         why = form_of(context, 1) or "multiplies two computed matrices"
         return freeze(context, f"{describe(context.node)} {why}", macs=macs)
     reads = reads_of(context, axis=0 if trans_a else 1, rank=2, width=c)
@@ -194,7 +194,7 @@ def matmul(context: OpContext) -> OpFacts:
     x, shape, out = context.known_shape(0), context.known_shape(1), context.known_output()
     macs = prod(out) * x[-1] if out and x else 0
     weight = context.constant(1)
-    if weight is None and (why := form_of(context, 1)):
+    if why := form_of(context, 1):
         return freeze(context, f"{describe(context.node)} {why}", macs=macs)
     if weight is None and context.constant(0) is None:
         ranks = [0 if s is None else len(s) for s in context.shapes]

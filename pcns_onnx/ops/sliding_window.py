@@ -163,7 +163,7 @@ def reads_of(context: OpContext, *, axis: int, rank: int, width: int) -> Labels 
 
 def unsolvable(context: OpContext) -> str:
     """Why the weight (input 1) or the bias (input 2) of a layer cannot be solved for; '' if they can."""
-    if context.constant(1) is None:
+    if context.constant(1) is None or not context.writable(context.node.inputs[1]):
         return form_of(context, 1) or "has a weight that is computed, not stored"
     if len(context.node.inputs) > 2 and context.node.inputs[2] and context.constant(2) is None:
         return "has a bias that is computed, not stored"
@@ -176,8 +176,12 @@ def form_of(context: OpContext, position: int) -> str:
     if context.sparse(name):
         return "has a sparse weight"
     maker = context.producer(name)
-    if maker is not None and maker.op == "DequantizeLinear":
+    if maker is not None and maker.op == "DequantizeLinear" and context.value(name) is None:
         return "has a quantised weight, and quantising comes after shrinking"
+    if not context.writable(name):
+        return (
+            f"has a weight that {describe(maker)} makes of integers: as floats it would take more room" if maker else ""
+        )
     return ""
 
 

@@ -117,8 +117,18 @@ def fused(context: OpContext) -> OpFacts:
 
 @rule(*_QUANTISED, domain="com.microsoft", operands="all")
 def quantised(context: OpContext) -> OpFacts:
-    """Known to onnxruntime only, in integers."""
-    return freeze(context, f"{describe(context.node)} {QUANTISED}")
+    """Known to onnxruntime only, in integers; those that multiply by a matrix are counted."""
+    return freeze(context, f"{describe(context.node)} {QUANTISED}", macs=_integer_product(context))
+
+
+def _integer_product(context: OpContext) -> int | None:
+    x, weight = context.known_shape(0), context.known_shape(1)
+    if context.node.op in ("MatMulNBits", "MatMulBnb4", "MatMulFpQ4"):  # its matrix is packed into bytes
+        size = context.attr("K", 0) * context.attr("N", 0)
+        return prod(x[:-1]) * size if x else 0
+    if "MatMul" in context.node.op:
+        return prod(x) * weight[-1] if x and weight else 0
+    return None
 
 
 BARRIERS = {

@@ -44,7 +44,7 @@ def candidates(dependencies: DependencyGraph, scope: Scope, plan: Plan | None) -
     for layer in dependencies.layers:
         group, name = dependencies.writes(layer), layer.name + ENDING
         alone = group.frozen is None and not group.coupled
-        plain = layer.kind in FACTORED and layer.linear.op.conv_groups == 1 and not group.products
+        plain = layer.kind in FACTORED and layer.room == 1 and layer.linear.op.conv_groups == 1 and not group.products
         if plain and not alone and layer.width >= LEAST and scope.wants(layer.name):
             factors[name] = Factor(layer.key)
     if plan is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pcns_onnx.cost.model import ModelSize
 from pcns_onnx.data.fingerprints import SampleSummary
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.strategy import Solution
@@ -18,6 +19,13 @@ APART, LOUD = 2.0, 1e-3
 """So many times the error of the samples that a layer was solved on, and so much of the variance, may others miss."""
 SLOWER = "the result is slower than the original here: a latency budget leaves layers alone where that does not pay"
 NOTHING_CHECKED = "nothing was checked: there are no samples to compare on (latency is on noise); give --data or --eval"
+
+
+def grown(before: ModelSize, after: ModelSize) -> list[str]:
+    """What of a result is larger than it was."""
+    sizes = {"parameters": (before.parameters, after.parameters), "bytes": (before.bytes, after.bytes)}
+    larger = [f"{b:,} {name} after {a:,}" for name, (a, b) in sizes.items() if b > a]
+    return [f"the result is larger than the original: {' and '.join(larger)}"] if larger else []
 
 
 def samples_per_neuron(problem: Problem, name: str) -> float:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, kept_classes
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Array, Graph
+from pcns_onnx.numerics.quantization import Takes
 from pcns_onnx.ops import ChannelCount, Labels
 from pcns_onnx.rewrite.layer_weights import has_value_per_row, stored
-from pcns_onnx.rewrite.patch import Edit, Patch, SetAttributes, SetInput, SetNumbers
+from pcns_onnx.rewrite.patch import Edit, Patch, SetAttributes, SetInput, SetNumbers, TakeInput
 
 
 def narrow(graph: Graph, dependencies: DependencyGraph, keep: Mapping[str, Labels]) -> Patch:
@@ -33,10 +34,9 @@ def repeat(graph: Graph, dependencies: DependencyGraph, copies: NDArray[np.int64
     for key, constant in dependencies.per_channel:
         if key in biases:
             continue
-        value = stored(graph, key, constant.position)
-        sliced = _taken(value, constant.labels, copies)
-        if sliced.shape != value.shape:
-            edits.append(SetInput(key, constant.position, sliced))
+        takes = _takes(constant.labels, copies)
+        if takes:
+            edits.append(TakeInput(key, constant.position, takes))
     for index in dependencies.channel_indices:
         if (copies[index.labels] != 1).any():
             places = stored(graph, index.key, index.position)
@@ -103,18 +103,20 @@ def _numbers(graph: Graph, key: str, place: int | str) -> Array | None:
     return stored(graph, key, place) if place < len(node.inputs) and node.inputs[place] else None
 
 
-def _taken(value: Array, labels: Labels, copies: NDArray[np.int64]) -> Array:
-    """`value` with its channels as often as `copies` says; labels have its rank."""
-    for axis, size in enumerate(labels.shape):
-        if size > 1:
-            value = repeat_along(value, axis, np.moveaxis(labels, axis, 0).reshape(size, -1)[:, 0], copies)
-    return value
+def _takes(labels: Labels, copies: NDArray[np.int64]) -> Takes:
+    """What to take of a constant so that its channels are there as often as `copies` says; labels have its rank."""
+    by_axis = (
+        take(axis, np.moveaxis(labels, axis, 0).reshape(size, -1)[:, 0], copies)
+        for axis, size in enumerate(labels.shape)
+        if size > 1
+    )
+    return [one for one in by_axis if one is not None]
 
 
-def repeat_along(value: Array, axis: int, labels: Labels, copies: NDArray[np.int64]) -> Array:
-    """`value` with the entries along `axis`, which are of the classes `labels`, as often as `copies` says."""
+def take(axis: int, labels: Labels, copies: NDArray[np.int64]) -> tuple[int, NDArray[np.int64]] | None:
+    """The places of `axis`, whose entries are of the classes `labels`, as often as `copies` says; None for all."""
     changed = (copies[labels] != 1).any()
-    return np.take(value, layout(labels, copies)[0], axis=axis) if changed else value
+    return (axis, layout(labels, copies)[0]) if changed else None
 
 
 def _repeat_layer(graph: Graph, layer: Layer, copies: NDArray[np.int64]) -> list[Edit]:
@@ -122,13 +124,15 @@ def _repeat_layer(graph: Graph, layer: Layer, copies: NDArray[np.int64]) -> list
     rows, columns = linear.writes, linear.reads
     if (copies[rows] == 1).all() and (copies[columns] == 1).all():
         return []
-    weight = stored(graph, layer.key, linear.weight)
-    for axis, labels in zip(linear.weight_axes, (rows, columns), strict=True):
-        weight = repeat_along(weight, axis, labels[: weight.shape[axis]], copies)  # of blocks that are alike, the first
-    edits: list[Edit] = [SetInput(layer.key, linear.weight, weight)]
+    sizes = stored(graph, layer.key, linear.weight).shape
+    takes = [  # of blocks that are alike, the first
+        take(axis, labels[: sizes[axis]], copies)
+        for axis, labels in zip(linear.weight_axes, (rows, columns), strict=True)
+    ]
+    edits: list[Edit] = [TakeInput(layer.key, linear.weight, [one for one in takes if one is not None])]
     if not layer.bias.absent and (copies[rows] != 1).any():
         bias, axis = stored(graph, layer.bias.key, layer.bias.position), linear.bias_axes[-1]
         if has_value_per_row(bias, layer):
-            taken = repeat_along(bias, axis, rows[: bias.shape[axis]], copies)
-            edits.append(SetInput(layer.bias.key, layer.bias.position, taken))
+            taken = take(axis % bias.ndim, rows[: bias.shape[axis]], copies)
+            edits.append(TakeInput(layer.bias.key, layer.bias.position, [] if taken is None else [taken]))
     return edits

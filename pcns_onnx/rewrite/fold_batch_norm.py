@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.graph import Graph, Node
+from pcns_onnx.graph.quantized_weights import is_quantized
 from pcns_onnx.graph.queries import bias_of, stored_value
 
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}
@@ -66,7 +67,8 @@ def _only_reader(graph: Graph, name: str, reader: Node) -> bool:
 
 def _can_scale(graph: Graph, node: Node) -> bool:
     bias_known = len(node.inputs) < 3 or not node.inputs[2] or _bias_is_vector(graph, node)
-    return node.op in _WEIGHTED and not node.domain and graph.constant(node.inputs[1]) is not None and bias_known
+    known = node.op in _WEIGHTED and not node.domain and graph.constant(node.inputs[1]) is not None and bias_known
+    return known and not is_quantized(graph, node.inputs[1])  # it would have to be rounded anew
 
 
 def _bias_is_vector(graph: Graph, node: Node) -> bool:

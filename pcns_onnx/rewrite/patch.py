@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pcns_onnx.graph import Array, Graph
+from pcns_onnx.graph.quantized_weights import take_input
+from pcns_onnx.numerics.quantization import Takes
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,23 @@ class SetInput:
 
     def __str__(self) -> str:
         return f"input {self.position} of '{self.key}' := {self.value.dtype} {tuple(self.value.shape)}"
+
+
+@dataclass(frozen=True)
+class TakeInput:
+    """Input `position` of node `key` keeps some places along its axes: (axis, places), in this order."""
+
+    key: str
+    position: int
+    takes: Takes = field(repr=False)
+
+    def apply(self, graph: Graph) -> None:
+        """Make the edit."""
+        take_input(graph, self.key, self.position, self.takes)
+
+    def __str__(self) -> str:
+        taken = ", ".join(f"{len(places)} places of axis {axis}" for axis, places in self.takes)
+        return f"input {self.position} of '{self.key}' := {taken}"
 
 
 @dataclass(frozen=True)

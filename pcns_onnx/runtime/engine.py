@@ -1,6 +1,7 @@
 """onnxruntime behind a small door: sessions, providers, device arrays.
 
-This is the only module that imports onnxruntime. On CUDA, inputs and outputs are bound to
+This is the only module that imports onnxruntime (but for its quantiser, see `rewrite.quantize`); the package's
+`__init__` has switched its telemetry off before. On CUDA, inputs and outputs are bound to
 device memory and handed over as CuPy arrays, so activations never cross to the host.
 """
 
@@ -96,6 +97,8 @@ class Engine:
 def choose_engine(device: str, threads: int = 0, libraries: tuple[str, ...] = ()) -> Engine:
     """Resolve 'auto', 'cpu' or 'cuda' to an engine that this machine can really run; try the `libraries`."""
     ort = _onnxruntime()
+    # A bare name would be looked for by the loader, everywhere but in the current folder.
+    libraries = tuple(os.path.abspath(path) for path in libraries)
     _register(ort.SessionOptions(), libraries)
     available = "CUDAExecutionProvider" in ort.get_available_providers()
     if device == "auto":

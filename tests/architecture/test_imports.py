@@ -242,3 +242,22 @@ def test_readme_knows_every_method() -> None:
         pytest.skip("README.md is not written yet")
     text = readme.read_text()
     assert [name for name in METHODS if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tools").rglob("*.py")), ids=lambda path: path.stem)
+def test_tools_import_onnxruntime_behind_the_package(path: Path) -> None:
+    """Which switches its telemetry off."""
+    lines: dict[str, int] = {}
+    for item in ast.walk(ast.parse(path.read_text())):
+        if isinstance(item, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in item.names] if isinstance(item, ast.Import) else [item.module or ""]
+            for name in names:
+                root = name.partition(".")[0]
+                lines[root] = min(lines.get(root, item.lineno), item.lineno)
+    assert "onnxruntime" not in lines or lines.get("pcns_onnx", lines["onnxruntime"]) < lines["onnxruntime"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "findings").glob("*.sh")), ids=lambda path: path.stem)
+def test_findings_queue_no_telemetry(path: Path) -> None:
+    text = path.read_text()
+    assert "import onnxruntime" not in text or "ORT_DISABLE_TELEMETRY" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _ctypes  # a shared library that is no library of operators
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.rewrite.layer_weights import set_layer
+from pcns_onnx.runtime.engine import Engine, choose_engine
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -112,6 +115,25 @@ def test_a_library_that_cannot_be_registered_is_one_line(tmp_path: Path, content
     with pytest.raises(InputError, match=r"^--custom-ops '.*ops.so' (does not exist|cannot be registered)") as caught:
         shrink(net(), rows(), width=0.5, custom_ops=path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ops.so", "./ops.so", "sub/ops.so"])
+def test_the_library_that_was_looked_at_is_the_one_that_is_loaded(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bare name would go to the loader's search path instead."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    shutil.copy(_ctypes.__file__, name)
+    with pytest.raises(InputError, match="RegisterCustomOps") as caught:
+        choose_engine("cpu", 1, (name,))
+    assert str(tmp_path / name) in str(caught.value).replace("/./", "/")
+
+
+def test_a_session_that_cannot_be_made_says_so_in_its_error_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="onnxruntime cannot load the model"):
+        Engine().session(Graph(net("Foo", domain="no.such.domain")).program())
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.slow

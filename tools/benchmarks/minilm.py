@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import pcns_onnx  # noqa: F401  # isort: skip  # before onnxruntime, whose telemetry it switches off
 import numpy as np
 import numpy.typing as npt
 import onnxruntime

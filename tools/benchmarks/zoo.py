@@ -27,6 +27,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import pcns_onnx  # noqa: F401  # isort: skip  # before onnxruntime, whose telemetry it switches off
 import numpy as np
 import onnx
 import onnxruntime

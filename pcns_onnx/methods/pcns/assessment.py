@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from pcns_onnx.calibration.eigenbasis import Basis
-from pcns_onnx.calibration.layer_outputs import bases
+from pcns_onnx.calibration.layer_outputs import bases, output_spectra
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.options import Scope
 from pcns_onnx.errors import InputError
@@ -23,7 +23,7 @@ from pcns_onnx.methods.pcns.batch_size import Draw, draws
 from pcns_onnx.methods.pcns.components import neurons_for
 from pcns_onnx.methods.pcns.eligibility import activation_of, refusal
 from pcns_onnx.methods.pcns.rebuild import augmented, rows
-from pcns_onnx.numerics.arrays import to_numpy
+from pcns_onnx.numerics.arrays import Array, to_numpy
 from pcns_onnx.numerics.linalg import dimensions_for, eigh_descending
 from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.planning.problem import Problem
@@ -70,13 +70,16 @@ class PcnsAssessment(msgspec.Struct, frozen=True):
 def assess(
     problem: Problem, scope: Scope, *, variance: float | None = None, trials: int | None = None
 ) -> tuple[dict[str, dict[str, int]], list[PcnsAssessment]]:
-    """By layer, the principal directions of its outputs (centred over samples) for each share; and the assessments."""
+    """By layer, the principal directions of its outputs (centred over samples) for each share; and the assessments.
+
+    Directions are not counted where that would take a large matrix for a layer that stays anyway.
+    """
     shares = [*SHARES, *([] if variance is None else [f"{variance:g}"])]
     dimensions, assessments = dict[str, dict[str, int]](), list[PcnsAssessment]()
-    for group, basis, moments in _bases(problem):
-        values, _ = eigh_descending(moments.covariance)
+    for group, values, moments in _spectra(problem):
         dimensions[group.name] = {share: dimensions_for(values, float(share)) for share in SHARES[1:]}
-        if group.frozen is None:
+        if group.frozen is None and moments is not None:
+            basis = Basis.of(moments.mean_x, moments.covariance)
             assessment = _assessment(problem, group, basis, list(dict.fromkeys(shares)))
             if trials and assessment.reason is None and scope.wants(group.name):
                 sampled = _trials(problem, group, variance or _TRIED, trials)
@@ -85,16 +88,16 @@ def assess(
     return dimensions, assessments
 
 
-def _bases(problem: Problem) -> Iterator[tuple[Group, Basis, Moments]]:
-    """Bases of all groups, or of those that can shrink where NaN or Inf come out of others."""
-    groups = problem.dependencies.groups
+def _spectra(problem: Problem) -> Iterator[tuple[Group, Array, Moments | None]]:
+    """Spectra of all groups, or of those that can shrink where NaN or Inf come out of others."""
+    groups, dependencies = problem.dependencies.groups, problem.dependencies
     try:
-        yield from bases(problem.calibration, problem.graph, problem.dependencies, groups)
+        yield from output_spectra(problem.calibration, problem.graph, dependencies, groups)
     except InputError:  # it comes before anything is yielded
-        free = problem.dependencies.shrinkable
+        free = dependencies.shrinkable
         if len(free) == len(groups):
             raise
-        yield from bases(problem.calibration, problem.graph, problem.dependencies, free)
+        yield from output_spectra(problem.calibration, problem.graph, dependencies, free)
 
 
 def eigenvalue_shares(problem: Problem) -> dict[str, list[float]]:

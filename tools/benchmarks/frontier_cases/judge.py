@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pcns_onnx  # noqa: F401  # isort: skip  # before onnxruntime, whose telemetry it switches off
 import msgspec
 import numpy as np
 import onnx
