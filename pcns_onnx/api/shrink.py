@@ -16,7 +16,7 @@ from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.evaluation.agreement import UNCHECKED, Agreement, time_both, verify
 from pcns_onnx.evaluation.gates import Gate, gates_of, quality_gates
 from pcns_onnx.evaluation.metric import Metric, load_metric
-from pcns_onnx.evaluation.precisions import QuantizedModel, check_precisions, precision_path, quantize
+from pcns_onnx.evaluation.precisions import Quantization, check_precisions, precision_path, quantize
 from pcns_onnx.evaluation.provenance import library_versions, provenance_note, provenance_of
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
@@ -79,7 +79,8 @@ def shrink(
     `data` may be None for the methods that look at weights only; the report then says that nothing was checked.
     `choices` are the fields of the records in `api.options`. Raises `InputError` (bad input, nothing written),
     `NothingToShrinkError` (with the reasons), or `GateError` (a limit was exceeded: the report
-    is written, the model is not).
+    is written, the model is not). An `int8` or `fp16` that fails raises nothing: the model is written, and the
+    report says which failed and why (`failed_precisions`).
     """
     options = Options.of(**choices)
     options.goal.chosen_way()
@@ -130,7 +131,7 @@ class Evaluation:
     agreement: Agreement
     latency: Latency
     gates: list[Gate]
-    quantized: list[QuantizedModel]
+    quantized: Quantization
     warnings: list[str]
 
 
@@ -302,7 +303,7 @@ def _report(
         after=model_size(small, after),
         agreement=evaluation.agreement,
         latency=evaluation.latency,
-        gates=evaluation.gates + [gate for quantized in evaluation.quantized for gate in quantized.gates],
+        gates=evaluation.gates + evaluation.quantized.gates,
         groups=infos,
         left_alone=shrunk.skipped,
         folded=list(check.form.folded),
@@ -311,7 +312,7 @@ def _report(
             *(few_samples(problem) if shrunk.strategy.solves else []),
             *evaluation.warnings,
             *apart(infos),
-            *(text for quantized in evaluation.quantized for text in quantized.warnings),
+            *evaluation.quantized.warnings,
         ],
         versions=library_versions(),
         origin=provenance_of(
@@ -325,7 +326,8 @@ def _report(
         ),
         frontier=shrunk.frontier,
         chosen=point_of(problem, shrunk.decision) if shrunk.frontier else None,
-        precisions=[quantized.precision for quantized in evaluation.quantized],
+        precisions=[quantized.precision for quantized in evaluation.quantized.models],
+        failed_precisions=evaluation.quantized.failed,
     )
 
 
@@ -341,9 +343,9 @@ def _write(
     finish(report, options.outputs.report, options.outputs.html, "; no model was written")
     if output is not None:
         shrunk.small.save(output)
-    for quantized in evaluation.quantized:
+    for quantized in evaluation.quantized.models:
         path = precision_path(output, quantized.precision.kind)
         if path is not None:
             quantized.graph.save(path)
-    by_kind = {quantized.precision.kind: quantized.graph.proto for quantized in evaluation.quantized}
+    by_kind = {quantized.precision.kind: quantized.graph.proto for quantized in evaluation.quantized.models}
     return ShrinkResult(shrunk.small.proto, shrunk.plan, report, by_kind)

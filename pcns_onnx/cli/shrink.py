@@ -8,6 +8,7 @@ import click
 
 from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
 from pcns_onnx.cli.options import DATA_HELP, api_keywords, as_json, config_option, epilog, record_options
+from pcns_onnx.errors import PrecisionError
 from pcns_onnx.methods.registry import METHODS
 
 
@@ -25,5 +26,8 @@ def shrink(model: str, data: str | None, output: str, console: Console, **choice
 
     with console.gate(), console.bars() as progress:
         result = run(model, data, output, progress=progress, **api_keywords(choices))
-    console.report(result.report)
+    failed = [str(precision) for precision in result.report.failed_precisions]
+    console.report(result.report, without=failed)
     console.say(f"wrote {output}" + "".join(f" and its {kind}" for kind in result.lowered))
+    if failed:
+        raise PrecisionError(f"{'; '.join(failed)} ({output} is written)")

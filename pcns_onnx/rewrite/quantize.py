@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,27 +27,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.errors import InputError, UnsupportedError
-from pcns_onnx.graph import Graph, at_least_opset, constant_weights
+from pcns_onnx.graph import Graph, at_least_opset, constant_weights, inlined
+from pcns_onnx.graph.isolation import (
+    named_again,
+    numbered,
+    put_back_outputs,
+    with_own_captures,
+    without_plain_outputs,
+)
+from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.rewrite.weight_scales import WeightScales, bits_lost, safe_scales
+from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
 
 OPSET = 13
 """The first in which a DequantizeLinear has a scale per channel."""
 
+ENDINGS = ("_quantized", "_scale", "_zero_point", "_QuantizeLinear", "_DequantizeLinear", "_convert", "_Cast")
+"""What onnxruntime's quantiser puts behind a tensor's name."""
+
+ROUNDING = 1e-3
+"""Of an output, between two versions of a float32 model that mean the same."""
+
 WORTH_SAYING = 0.75
 """Bits of precision that weights may lose to be safe on every processor before the report says so."""
 
 
-def in_precision(kind: str, small: Graph, calibration: Samples) -> tuple[Graph, list[str]]:
+def in_precision(
+    kind: str, small: Graph, calibration: Samples, engine: Engine | None = None
+) -> tuple[Graph, list[str]]:
     """`small` as 'int8' (calibrated on samples) or 'fp16', and what there is to warn of.
 
     Raises `InputError` where they fail, and for models above 2 GB.
     """
-    convert: Callable[[Graph, Samples, Path], tuple[Any, list[str]]] = {"int8": _int8, "fp16": _float16}[kind]
-    small = constant_weights(small)
-    with tempfile.TemporaryDirectory(prefix="pcns-onnx-") as folder, _warnings() as warned:
+    convert: Callable[[Graph, Samples, Engine], tuple[Any, list[str]]] = {"int8": _int8, "fp16": _float16}[kind]
+    with _warnings() as warned:
         try:
-            proto, notes = convert(small, calibration, Path(folder))
+            proto, notes = convert(inlined(constant_weights(small)), calibration, engine or Engine())
         except (InputError, UnsupportedError):
             raise
         except Exception as error:  # onnxruntime's tools raise anything
@@ -59,26 +74,70 @@ def in_precision(kind: str, small: Graph, calibration: Samples) -> tuple[Graph, 
     for entry in small.proto.metadata_props:
         graph.set_metadata(entry.key, entry.value)
     graph.set_metadata("pcns_onnx.precision", kind)
+    _refuse_other_ends(small, graph)
     return graph, [*warned, *notes]
 
 
-def _int8(small: Graph, calibration: Samples, folder: Path) -> tuple[Any, list[str]]:
+def _refuse_other_ends(small: Graph, lowered: Graph) -> None:
+    """Raise `InputError` where inputs or outputs are no longer those of the model."""
+    for before, after in ((small.inputs, lowered.inputs), (small.outputs, lowered.outputs)):
+        was, now = ([(spec.name, spec.dtype) for spec in specs] for specs in (before, after))
+        if was != now:
+            raise InputError(f"it would take or give {now} in place of {was}")
+
+
+def _int8(small: Graph, calibration: Samples, engine: Engine) -> tuple[Any, list[str]]:
     tools = importlib.import_module("onnxruntime.quantization")
     prepare = importlib.import_module("onnxruntime.quantization.shape_inference").quant_pre_process
-    prepared, quantised = folder / "prepared.onnx", folder / "int8.onnx"
-    (folder / "small.onnx").write_bytes(at_least_opset(small, OPSET).serialize())
-    prepare(folder / "small.onnx", prepared, skip_symbolic_shape=True)
-    scales = safe_scales(Graph.load(prepared))
-    tools.quantize_static(
-        prepared,
-        quantised,
-        _Reader(calibration),
-        per_channel=True,
-        activation_type=tools.QuantType.QUInt8,
-        weight_type=tools.QuantType.QInt8,
-        extra_options={"TensorQuantOverrides": {entry.name: _override(entry) for entry in scales}},
-    )
-    return Graph.load(quantised).proto, _cost_of(scales)
+    model, names = numbered(_raised(small, calibration, engine), ENDINGS)
+    with tempfile.TemporaryDirectory(prefix="pcns-onnx-") as folder:
+        source, prepared, quantised = (Path(folder) / f"{name}.onnx" for name in ("small", "prepared", "int8"))
+        source.write_bytes(model.serialize())
+        prepare(source, prepared, skip_symbolic_shape=True)
+        ready, outputs = without_plain_outputs(with_own_captures(Graph.load(prepared)))
+        prepared.write_bytes(ready.serialize())
+        scales = safe_scales(ready)
+        tools.quantize_static(
+            prepared,
+            quantised,
+            _Reader(calibration),
+            per_channel=True,
+            activation_type=tools.QuantType.QUInt8,
+            weight_type=tools.QuantType.QInt8,
+            extra_options={"TensorQuantOverrides": {entry.name: _override(entry) for entry in scales}},
+        )
+        proto = Graph.load(quantised).proto
+    put_back_outputs(proto, outputs)
+    named_again(proto, names)
+    return proto, _cost_of(scales)
+
+
+def _raised(small: Graph, calibration: Samples, engine: Engine) -> Graph:
+    """The model at the opset that int8 needs; raises `InputError` where onnx makes another model of it."""
+    raised = at_least_opset(small, OPSET)
+    if raised is not small:
+        batch = next(iter(calibration))
+        before, after = (engine.session(graph.program()).run(batch.feeds) for graph in (small, raised))
+        for name, value in before.items():
+            if not _is_close(value, after[name]):
+                raise InputError(
+                    f"onnx's version converter makes another model of it: at opset {OPSET}, which int8 needs, output "
+                    f"'{name}' differs; export the model at opset {OPSET} or later"
+                )
+    return raised
+
+
+def _is_close(a: Any, b: Any) -> bool:
+    """Whether two arrays (or texts, or sequences) are the same but for the rounding of float32."""
+    if isinstance(a, list):
+        return len(a) == len(b) and all(_is_close(*pair) for pair in zip(a, b, strict=True))
+    one, other = (to_numpy(value) for value in (a, b))
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.dtype.kind != "f":
+        return bool((one == other).all())
+    largest = np.abs(one[np.isfinite(one)]).max(initial=0)
+    return bool(np.allclose(one, other, rtol=ROUNDING, atol=ROUNDING * largest, equal_nan=True))
 
 
 def _override(entry: WeightScales) -> list[dict[str, Any]]:
@@ -97,17 +156,8 @@ def _cost_of(scales: list[WeightScales]) -> list[str]:
     ]
 
 
-def _float16(small: Graph, calibration: Samples, folder: Path) -> tuple[Any, list[str]]:
-    paths = list(sys.path)
-    try:
-        module = importlib.import_module("onnxruntime.transformers.float16")
-    finally:
-        sys.path[:] = paths  # that package adds its own folder, whose modules have names like 'benchmark'
-    small.serialize()
-    converted = module.convert_float_to_float16(small.proto, keep_io_types=True)
-    wrapped = importlib.import_module("onnxruntime.quantization.onnx_model").ONNXModel(converted)
-    wrapped.topological_sort()  # its casts of inputs stand at the end
-    return wrapped.model, []
+def _float16(small: Graph, calibration: Samples, engine: Engine) -> tuple[Any, list[str]]:
+    raise InputError("to do")
 
 
 class _Reader:
