@@ -6,17 +6,20 @@ result is no valid model. So the tensors are numbered while it works.
 it renames or fuses away such a tensor, the subgraph reads something else. So a subgraph gets a copy of what it reads.
 *Plain outputs.* An output that is an input or a stored constant is made by no node, so it cannot be rerouted.
 It is taken off the list, and comes back as it was.
+*Branches.* A tool that watches values sees the branch of an If that the samples take. So it is shown the other, too.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
 
+from pcns_onnx.errors import InputError
 from pcns_onnx.graph.model import Graph
-from pcns_onnx.graph.protobuf import keep_only
+from pcns_onnx.graph.protobuf import keep_only, node_of
 
 Outputs = list[tuple[int, ValueInfoProto, TensorProto | None]]
 """Plain outputs: their place, what is declared, and the constant that they are, if they are one."""
@@ -142,6 +145,67 @@ def with_own_captures(graph: Graph) -> Graph:
 
 def _copy(name: str, copies: Mapping[str, str]) -> NodeProto:
     return helper.make_node("Identity", [name], [copies[name]], name=copies[name])
+
+
+# -- branches ----------------------------------------------------------------------------------
+
+
+def with_flip(graph: Graph) -> tuple[Graph, str]:
+    """The model with one more input, a bool: where it is true, every If takes its other branch; and its name.
+
+    Where there is no If, the model is left as it is and the name is empty.
+    """
+    proto = graph.proto
+    places = [place for place, node in enumerate(proto.graph.node) if node.op_type == "If" and not node.domain]
+    if not places:
+        return graph, ""
+    flip = graph.fresh_name("flip")
+    for number, place in reversed(list(enumerate(places))):
+        node = proto.graph.node[place]
+        condition = f"{flip}.{number}"
+        proto.graph.node.insert(place, helper.make_node("Xor", [node.input[0], flip], [condition], name=condition))
+        proto.graph.node[place + 1].input[0] = condition
+    proto.graph.input.append(helper.make_tensor_value_info(flip, TensorProto.BOOL, []))
+    return Graph(proto), flip
+
+
+def without_flip(proto: onnx.ModelProto, flip: str) -> None:
+    """Take that input out again, in place."""
+    conditions = {node.output[0]: node.input[0] for node in proto.graph.node if flip and flip in node.input}
+    keep_only(proto.graph.node, lambda node: not conditions.keys() & set(node.output))
+    keep_only(proto.graph.input, lambda value: value.name != flip)
+    keep_only(proto.graph.value_info, lambda value: value.name not in conditions)
+    rename(proto.graph, conditions)
+
+
+# -- order -------------------------------------------------------------------------------------
+
+
+def sort_nodes(graph: GraphProto) -> None:
+    """Put the nodes of a graph in an order in which all that they and their subgraphs read is made before, in place.
+
+    Nodes that stand in such an order stay as they are.
+    """
+    nodes = list(graph.node)
+    makers = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+    waiting, readers = list[int](), dict[int, list[int]]()
+    for place, node in enumerate(nodes):
+        plain = node_of(node)
+        sources = {makers[name] for name in (*plain.inputs, *plain.captures) if name in makers}
+        waiting.append(len(sources))
+        for source in sources:
+            readers.setdefault(source, []).append(place)
+    ready, order = [place for place, count in enumerate(waiting) if not count], list[int]()
+    while ready:
+        order.append(heapq.heappop(ready))
+        for reader in readers.get(order[-1], ()):
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                heapq.heappush(ready, reader)
+    if len(order) < len(nodes):
+        raise InputError("the lowered model's nodes read each other in a circle")
+    del graph.node[:]
+    graph.node.extend(nodes[place] for place in order)
 
 
 # -- plain outputs -----------------------------------------------------------------------------

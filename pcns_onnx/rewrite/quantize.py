@@ -32,9 +32,14 @@ from pcns_onnx.graph.isolation import (
     named_again,
     numbered,
     put_back_outputs,
+    sort_nodes,
+    with_flip,
     with_own_captures,
+    without_flip,
     without_plain_outputs,
 )
+from pcns_onnx.graph.opset import without_named_axes
+from pcns_onnx.graph.protobuf import parse
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.rewrite.weight_scales import WeightScales, bits_lost, safe_scales
 from pcns_onnx.runtime.engine import Engine
@@ -87,29 +92,52 @@ def _refuse_other_ends(small: Graph, lowered: Graph) -> None:
 
 
 def _int8(small: Graph, calibration: Samples, engine: Engine) -> tuple[Any, list[str]]:
-    tools = importlib.import_module("onnxruntime.quantization")
     prepare = importlib.import_module("onnxruntime.quantization.shape_inference").quant_pre_process
-    model, names = numbered(_raised(small, calibration, engine), ENDINGS)
+    model, names = numbered(without_named_axes(_raised(small, calibration, engine)), ENDINGS)
+    numbers = {name: number for number, name in names.items()}
     with tempfile.TemporaryDirectory(prefix="pcns-onnx-") as folder:
-        source, prepared, quantised = (Path(folder) / f"{name}.onnx" for name in ("small", "prepared", "int8"))
+        source, prepared = (Path(folder) / f"{name}.onnx" for name in ("small", "prepared"))
         source.write_bytes(model.serialize())
         prepare(source, prepared, skip_symbolic_shape=True)
         ready, outputs = without_plain_outputs(with_own_captures(Graph.load(prepared)))
-        prepared.write_bytes(ready.serialize())
         scales = safe_scales(ready)
-        tools.quantize_static(
-            prepared,
-            quantised,
-            _Reader(calibration),
-            per_channel=True,
-            activation_type=tools.QuantType.QUInt8,
-            weight_type=tools.QuantType.QInt8,
-            extra_options={"TensorQuantOverrides": {entry.name: _override(entry) for entry in scales}},
-        )
-        proto = Graph.load(quantised).proto
+        proto = _calibrated(ready, calibration, numbers, scales, prepared)
+    sort_nodes(proto.graph)  # onnxruntime does not see what subgraphs read
     put_back_outputs(proto, outputs)
     named_again(proto, names)
     return proto, _cost_of(scales)
+
+
+def _calibrated(
+    ready: Graph, samples: Samples, numbers: Mapping[str, str], scales: list[WeightScales], path: Path
+) -> Any:
+    """`ready` in int8, with ranges from both branches of every If, as far as the samples can take both."""
+    flippable, flip = with_flip(ready)
+    if flip:
+        try:
+            proto = _quantised(flippable, _Reader(samples, numbers, flip), scales, path)
+            without_flip(proto, flip)
+            return proto
+        except Exception:  # a branch that is never taken need not run
+            pass
+    return _quantised(ready, _Reader(samples, numbers), scales, path)
+
+
+def _quantised(ready: Graph, reader: _Reader, scales: list[WeightScales], path: Path) -> Any:
+    """What onnxruntime's quantiser makes of a model; `path` is where that is written, in its folder."""
+    tools = importlib.import_module("onnxruntime.quantization")
+    path.write_bytes(ready.serialize())
+    quantised = path.with_name("int8.onnx")
+    tools.quantize_static(
+        path,
+        quantised,
+        reader,
+        per_channel=True,
+        activation_type=tools.QuantType.QUInt8,
+        weight_type=tools.QuantType.QInt8,
+        extra_options={"TensorQuantOverrides": {entry.name: _override(entry) for entry in scales}},
+    )
+    return parse(quantised)
 
 
 def _raised(small: Graph, calibration: Samples, engine: Engine) -> Graph:
@@ -161,14 +189,23 @@ def _float16(small: Graph, calibration: Samples, engine: Engine) -> tuple[Any, l
 
 
 class _Reader:
-    """Calibration batches one after the other, as onnxruntime asks for them."""
+    """Calibration batches one after the other, as onnxruntime asks for them: under other `names`, and with both
+    values of an input `flip`, if there is one."""
 
-    def __init__(self, samples: Samples) -> None:
-        self._batches = iter(samples)
+    def __init__(self, samples: Samples, names: Mapping[str, str], flip: str = "") -> None:
+        self._feeds = (feeds for batch in samples for feeds in self._of(batch.feeds, names, flip))
+
+    @staticmethod
+    def _of(feeds: Mapping[str, Any], names: Mapping[str, str], flip: str) -> Iterator[dict[str, NDArray[Any]]]:
+        arrays = {names.get(name, name): np.asarray(array) for name, array in feeds.items()}
+        if not flip:
+            yield arrays
+            return
+        for value in (False, True):
+            yield {**arrays, flip: np.asarray(value)}
 
     def get_next(self) -> Mapping[str, NDArray[Any]] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {name: np.asarray(array) for name, array in batch.feeds.items()}
+        return next(self._feeds, None)
 
 
 def _tidy(proto: Any, small: Graph) -> None:
