@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 
-EXIT_CODES = "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed, 5 int8 or fp16 failed (the float32 model is written)."
+EXIT_CODES = (
+    "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed, 5 int8 or fp16 failed and the "
+    "float32 model is written."
+)
 
 
 @dataclass(frozen=True)

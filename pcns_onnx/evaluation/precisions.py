@@ -27,8 +27,8 @@ from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
 
 FAR = 0.5
-"""Relative error against the shrunk model in float32 beyond which a precision counts as another model. ResNet-20's logits
-err by 0.2 where the integer kernels saturate (docs/quantization.md), and its accuracy stands."""
+"""Relative error against the shrunk model in float32 beyond which a precision counts as another model. ResNet-20's
+logits err by 0.2 where the integer kernels saturate (docs/quantization.md), and its accuracy stands."""
 
 
 class Precision(msgspec.Struct, frozen=True):
@@ -142,8 +142,8 @@ def _refuse_far(engine: Engine, small: Graph, lowered: Graph, agreement: Agreeme
     worst = max((output for output in against.outputs if output.name in far), key=lambda output: output.relative_error)
     if not worst.relative_error <= FAR:
         raise InputError(
-            f"output '{worst.name}' differs from that in float32 by {worst.relative_error:.2g} of its size, which is no "
-            "longer the same model"
+            f"output '{worst.name}' differs from that in float32 by {worst.relative_error:.2g} of its size: it would "
+            "be another model"
         )
 
 

@@ -33,6 +33,11 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
             yield from all_nodes(sub)
 
 
+def has_subgraph(node: NodeProto) -> bool:
+    """Whether a node is an If, a Loop, a Scan or their like."""
+    return next(_subgraphs(node), None) is not None
+
+
 def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     for attr in node.attribute:
         if attr.type == AttributeProto.GRAPH:
@@ -49,7 +54,7 @@ def numbered(graph: Graph, endings: Iterable[str]) -> tuple[Graph, dict[str, str
     Where there is none, the model is left as it is.
     """
     proto = graph.proto
-    own, names = _names(proto.graph, nested=False), _names(proto.graph)
+    own, names = tensor_names(proto.graph, nested=False), tensor_names(proto.graph)
     cuts = ((name, name.find(ending, 1)) for name in names for ending in endings)
     if not any(at > 0 and name[:at] in names for name, at in cuts):
         return graph, {}
@@ -65,7 +70,7 @@ def _starts(names: Iterable[str], stem: str) -> bool:
 
 def named_again(proto: onnx.ModelProto, names: Mapping[str, str]) -> None:
     """Give numbered tensors their names back, in place; whatever else took one of those gets another."""
-    taken = _names(proto.graph)
+    taken = tensor_names(proto.graph)
     others = (taken & set(names.values())) - names.keys()
     fresh = {name: next(n for n in _variants(name) if n not in taken | set(names.values())) for name in others}
     rename(proto.graph, {**names, **fresh})
@@ -78,14 +83,14 @@ def _variants(name: str) -> Iterator[str]:
         number += 1
 
 
-def _names(graph: GraphProto, *, nested: bool = True) -> set[str]:
+def tensor_names(graph: GraphProto, *, nested: bool = True) -> set[str]:
     """All tensors that a graph (and its subgraphs) has or reads."""
     names = {value.name for value in (*graph.input, *graph.output)} | {t.name for t in graph.initializer}
     names |= {sparse.values.name for sparse in graph.sparse_initializer}
     for node in graph.node:
         names.update(node.input, node.output)
         for sub in _subgraphs(node) if nested else ():
-            names |= _names(sub)
+            names |= tensor_names(sub)
     return names - {""}
 
 
@@ -95,8 +100,10 @@ def rename(graph: GraphProto, names: Mapping[str, str], hidden: Collection[str] 
     def new(name: str) -> str:
         return name if name in hidden else names.get(name, name)
 
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    for value in (*graph.input, *graph.output, *graph.value_info):
         value.name = new(value.name)
+    for tensor in graph.initializer:
+        tensor.name = new(tensor.name)
     for sparse in graph.sparse_initializer:
         sparse.values.name = new(sparse.values.name)
     for annotation in graph.quantization_annotation:
@@ -223,6 +230,8 @@ def without_plain_outputs(graph: Graph) -> tuple[Graph, Outputs]:
     if len(outputs) in (0, len(proto.graph.output)):  # a model has to have one
         return graph, []
     keep_only(proto.graph.output, lambda value: value.name not in plain)
+    unread = {value.name for _, value, _ in outputs} - graph.consumers.keys()
+    keep_only(proto.graph.initializer, lambda tensor: tensor.name not in unread)
     return Graph(proto), outputs
 
 
@@ -232,7 +241,7 @@ def put_back_outputs(proto: onnx.ModelProto, outputs: Outputs) -> None:
     for place, value, constant in outputs:
         listed.insert(place, value)
         if constant is not None and constant not in list(proto.graph.initializer):
-            names = _names(proto.graph)
+            names = tensor_names(proto.graph)
             if value.name in names:  # what became of it where nodes read it, too
                 rename(proto.graph, {value.name: next(name for name in _variants(value.name) if name not in names)})
             proto.graph.initializer.append(constant)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.graph import Graph, at_least_opset, constant_weights, inlined
+from pcns_onnx.graph.float16 import in_float16
 from pcns_onnx.graph.isolation import (
     named_again,
     numbered,
@@ -41,6 +42,7 @@ from pcns_onnx.graph.isolation import (
 from pcns_onnx.graph.opset import without_named_axes
 from pcns_onnx.graph.protobuf import parse
 from pcns_onnx.numerics.arrays import to_numpy
+from pcns_onnx.rewrite.half_precision import float_tensors, made_of_integers, peaks, too_large
 from pcns_onnx.rewrite.weight_scales import WeightScales, bits_lost, safe_scales
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
@@ -53,6 +55,11 @@ ENDINGS = ("_quantized", "_scale", "_zero_point", "_QuantizeLinear", "_Dequantiz
 
 ROUNDING = 1e-3
 """Of an output, between two versions of a float32 model that mean the same."""
+
+BODIES = {"If", "Loop", "Scan"}
+
+LISTED = 20
+"""Nodes that a line names."""
 
 WORTH_SAYING = 0.75
 """Bits of precision that weights may lose to be safe on every processor before the report says so."""
@@ -185,7 +192,31 @@ def _cost_of(scales: list[WeightScales]) -> list[str]:
 
 
 def _float16(small: Graph, calibration: Samples, engine: Engine) -> tuple[Any, list[str]]:
-    raise InputError("to do")
+    floats = float_tensors(engine, small)
+    large = too_large(small, peaks(engine, small, floats, calibration))
+    kept = large.keys() | made_of_integers(small, floats)
+    half = in_float16(small, floats, kept)
+    try:
+        engine.session(half.program())
+    except InputError:
+        half = in_float16(small, floats, kept, onnxruntimes=False)
+    return half.proto, _stays(small, large)
+
+
+def _stays(small: Graph, large: Mapping[str, float]) -> list[str]:
+    """The lines that list what stays in float32."""
+    notes = []
+    if large:
+        names = [f"{small.node(key).op} '{small.node(key).label}' ({size:.3g})" for key, size in large.items()]
+        more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
+        notes.append(
+            "float16 ends at 65,504, and half of that is kept in reserve: in float32 stay "
+            + ", ".join(names[:LISTED] + more)
+        )
+    bodies = [f"{node.op} '{node.label}'" for node in small.nodes if node.op in BODIES and not node.domain]
+    if bodies:
+        notes.append(f"what is computed in {', '.join(bodies)} stays in float32")
+    return notes
 
 
 class _Reader:

@@ -1,0 +1,129 @@
+"""Which nodes stay in float32 where a model goes to float16: those whose values do not fit.
+
+float16 ends at 65,504, and what is larger is infinite. onnxruntime's CPU computes float16 models in float32 and does
+not show it; a GPU does. So the float32 model is run over the calibration samples, and a node stays in float32 where
+
+    max |v| > 65504 / 2     for a tensor v that it reads or makes
+    max |c| > 65504         for a constant c that it reads (masks of -3.4e38, say)
+    f(max |v|) > 65504 / 2  for what it computes on the way: f is the square for norms, the cube for Gelu by tanh, the
+                            exponential for Softplus and its like, the sum of all that is added for Sum, Gemm and Conv
+
+The factor of 2 is for samples that were not run. What is made of integers by arithmetic alone (sizes, positions) stays,
+too: above 2,048 float16 has not all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from pcns_onnx.graph import Graph, Node
+from pcns_onnx.graph.float16 import LARGEST, with_peaks
+from pcns_onnx.numerics.arrays import to_numpy
+from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.samples import Samples
+
+MARGIN = 2.0
+
+_ARITHMETIC = {
+    "Add", "Sub", "Mul", "Div", "Pow", "Mod", "Neg", "Abs", "Floor", "Ceil", "Round", "Sqrt", "Reciprocal", "Min",
+    "Max", "Clip", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Concat", "Slice", "Gather", "Expand", "Transpose",
+    "Tile",
+}  # fmt: skip
+
+
+def _square(peak: float) -> float:
+    return peak * peak
+
+
+def _cube(peak: float) -> float:
+    return peak * peak * peak
+
+
+def _exponential(peak: float) -> float:
+    return math.exp(min(peak, 100.0))
+
+
+_ON_THE_WAY: dict[str, Callable[[float], float]] = {
+    "LayerNormalization": _square, "SimplifiedLayerNormalization": _square, "SkipLayerNormalization": _square,
+    "SkipSimplifiedLayerNormalization": _square, "RMSNormalization": _square, "InstanceNormalization": _square,
+    "GroupNormalization": _square, "GroupNorm": _square, "MeanVarianceNormalization": _square, "LRN": _square,
+    "LpNormalization": _square, "LpPool": _square, "GlobalLpPool": _square, "ReduceL2": _square,
+    "Softplus": _exponential, "Mish": _exponential, "ReduceLogSumExp": _exponential,
+    "FastGelu": _cube, "QuickGelu": _exponential,
+}  # fmt: skip
+"""How large an operator's intermediate values become, at least, for inputs up to a size."""
+
+_SUMS = {"Sum", "Mean"}
+_BIASED = {"Gemm", "Conv", "ConvTranspose"}
+
+
+def float_tensors(engine: Engine, graph: Graph) -> list[str]:
+    """The tensors of float32 that nodes make, as onnxruntime finds their types."""
+    names = [name for node in graph.nodes for name in node.outputs if name]
+    inputs = [spec.name for spec in graph.inputs]
+    kinds = engine.session(graph.extract(inputs, names).program()).kinds
+    return [name for name in names if kinds[name] == "tensor(float)"]
+
+
+def peaks(engine: Engine, graph: Graph, floats: list[str], samples: Samples) -> dict[str, float]:
+    """The largest magnitude of these tensors, the inputs and the constants; infinite where one is not finite."""
+    magnitudes = {spec.name: 0.0 for spec in graph.inputs if spec.dtype == np.float32}
+    magnitudes |= dict.fromkeys(floats, 0.0)
+    probe, outputs = with_peaks(graph, floats)
+    session = engine.session(probe.program())
+    for batch in samples:
+        values = session.run(batch.feeds)
+        measured = {name: float(to_numpy(values[output])) for name, output in outputs.items()}
+        measured |= {name: _peak(to_numpy(batch.feeds[name])) for name in magnitudes.keys() & batch.feeds.keys()}
+        for name, peak in measured.items():
+            magnitudes[name] = max(magnitudes[name], peak if math.isfinite(peak) else math.inf)
+    return magnitudes
+
+
+def _peak(value: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
+    return float(np.abs(value).max(initial=0))
+
+
+def too_large(graph: Graph, magnitudes: Mapping[str, float]) -> dict[str, float]:
+    """The nodes whose values do not fit into float16, by key, and how large these become."""
+    known = dict(magnitudes)
+    for name in {name for node in graph.nodes for name in node.inputs} - known.keys():
+        value = graph.constant(name)
+        if value is not None and value.dtype == np.float32:
+            finite = np.abs(value[np.isfinite(value)]).max(initial=0)
+            known[name] = float(finite) if finite > LARGEST else float(finite) / MARGIN
+    sizes = {node.key: _size(node, known) for node in graph.nodes}
+    return {key: size for key, size in sizes.items() if size * MARGIN > LARGEST}
+
+
+def _size(node: Node, known: Mapping[str, float]) -> float:
+    """The largest value that a node has to do with, as far as that is known; NaN is never met."""
+    read = [known[name] for name in node.inputs if name in known]
+    sizes = [*read, *(known[name] for name in node.outputs if name in known)]
+    if node.op in _SUMS:
+        sizes.append(sum(read))
+    if node.op in _BIASED and len(read) > 2:
+        sizes.append(known.get(node.outputs[0], 0.0) + known.get(node.inputs[2], 0.0))
+    on_the_way = _ON_THE_WAY.get(node.op)
+    if node.op == "Gelu" and node.attrs.get("approximate") == b"tanh":
+        on_the_way = _cube
+    if on_the_way is not None and read:
+        sizes.append(on_the_way(read[0]))
+    return max(sizes, default=0.0)
+
+
+def made_of_integers(graph: Graph, floats: list[str]) -> set[str]:
+    """The keys of nodes that compute floats of integers and constants alone, by arithmetic."""
+    fed = {spec.name for spec in graph.inputs if spec.dtype.kind == "f"}
+    are_floats, integral, keys = {*floats, *fed}, set[str](), set[str]()
+    for node in graph.nodes:
+        read = [name for name in node.inputs if name in are_floats and not graph.is_constant(name)]
+        is_first = node.op == "Cast" and not read and not graph.is_constant(node.inputs[0])
+        is_next = node.op in _ARITHMETIC and bool(read) and integral.issuperset(read)
+        if not node.domain and node.key in are_floats and (is_first or is_next):
+            keys.add(node.key)
+            integral.update(node.outputs)
+    return keys
