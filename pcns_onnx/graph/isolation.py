@@ -2,6 +2,8 @@
 
 *Names.* Such a tool names what it makes after a tensor, with an ending of its own; where that name is taken, the
 result is no valid model. So the tensors are numbered while it works.
+*Fused outputs.* It takes what only a Relu reads to be rectified, an output of the model, too. So such an output is
+made apart.
 *Captures.* It sees what nodes read, not what the subgraphs of an If, Loop or Scan read of the graph around them; when
 it renames or fuses away such a tensor, the subgraph reads something else. So a subgraph gets a copy of what it reads.
 *Plain outputs.* An output that is an input or a stored constant is made by no node, so it cannot be rerouted.
@@ -12,6 +14,7 @@ It is taken off the list, and comes back as it was.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import onnx
@@ -213,6 +216,31 @@ def sort_nodes(graph: GraphProto) -> None:
         raise InputError("the lowered model's nodes read each other in a circle")
     del graph.node[:]
     graph.node.extend(nodes[place] for place in order)
+
+
+def with_own_outputs(graph: Graph, readers: Collection[str]) -> Graph:
+    """The model, its outputs that an operator of `readers` reads made by Identities of what that one reads."""
+    outputs = {spec.name for spec in graph.outputs} & graph.producers.keys()
+    fused = {name for name in outputs if any(node.op in readers for node in graph.consumers.get(name, ()))}
+    if not fused:
+        return graph
+    proto, inner = graph.proto, {name: graph.fresh_name(f"{name}.inner") for name in sorted(fused)}
+    rename(proto.graph, inner)
+    names = {inner_name: name for name, inner_name in inner.items()}
+    for value in proto.graph.output:
+        value.name = names.get(value.name, value.name)
+    proto.graph.node.extend(_copy(name, names) for name in names)
+    return Graph(proto)
+
+
+def with_node_names(graph: Graph) -> Graph:
+    """The model, its nodes with names of their own: those of their first outputs, where they do not have such."""
+    count = Counter(node.name for node in graph.nodes)
+    proto = graph.proto
+    for node, p in zip(graph.nodes, proto.graph.node, strict=True):
+        if not node.name or count[node.name] > 1 or not node.key:
+            p.name = f"{node.op}.{node.key}"
+    return Graph(proto)
 
 
 # -- plain outputs -----------------------------------------------------------------------------

@@ -34,19 +34,23 @@ def at_least_opset(graph: Graph, version: int) -> Graph:
     except Exception as error:  # the converter raises its own untyped family
         raise InputError(f"onnx cannot convert opset {graph.opset} to {version}: {first_line(error)}") from None
     if graph.opset < _HALF_PIXELS <= version:
-        _keep_asymmetric(converted.graph)
+        _keep_asymmetric(converted)
     return Graph(converted)
 
 
-def _keep_asymmetric(graph: onnx.GraphProto) -> None:
-    """Make Resizes, in place, sample as onnxruntime does before opset 11: at x / scale, rounded down."""
-    for node in all_nodes(graph):
+def _keep_asymmetric(model: onnx.ModelProto) -> None:
+    """Make Resizes, in place, sample as onnxruntime does before opset 11: at x / scale, rounded down, or up where it
+    makes the map smaller."""
+    constants = Graph(model)
+    for node in all_nodes(model.graph):
         if node.op_type == "Resize" and not node.domain:
             mode = next((helper.get_attribute_value(a) for a in node.attribute if a.name == "mode"), b"nearest")
             keep_only(node.attribute, lambda a: a.name not in ("coordinate_transformation_mode", "nearest_mode"))
             node.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
             if mode == b"nearest":
-                node.attribute.append(helper.make_attribute("nearest_mode", "floor"))
+                scales = constants.constant(node.input[2]) if len(node.input) > 2 else None
+                shrinks = scales is not None and bool((scales <= 1).all()) and bool((scales < 1).any())
+                node.attribute.append(helper.make_attribute("nearest_mode", "ceil" if shrinks else "floor"))
 
 
 def _flatten_hardmaxes(graph: onnx.GraphProto) -> None:

@@ -16,16 +16,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
+from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph, Node
-from pcns_onnx.graph.float16 import LARGEST, with_peaks
+from pcns_onnx.graph.float16 import LARGEST, in_float16, with_peaks
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
 
 MARGIN = 2.0
+
+_BODIES = {"If", "Loop", "Scan"}
+
+_LISTED = 20
+"""Nodes that a line names."""
 
 _ARITHMETIC = {
     "Add", "Sub", "Mul", "Div", "Pow", "Mod", "Neg", "Abs", "Floor", "Ceil", "Round", "Sqrt", "Reciprocal", "Min",
@@ -58,6 +65,37 @@ _ON_THE_WAY: dict[str, Callable[[float], float]] = {
 
 _SUMS = {"Sum", "Mean"}
 _BIASED = {"Gemm", "Conv", "ConvTranspose"}
+
+
+def half_precision(small: Graph, calibration: Samples, engine: Engine) -> tuple[Any, list[str]]:
+    """The message of `small` in float16, and what there is to warn of: what stays in float32."""
+    floats = float_tensors(engine, small)
+    large = too_large(small, peaks(engine, small, floats, calibration))
+    kept = large.keys() | made_of_integers(small, floats)
+    half = in_float16(small, floats, kept)
+    try:
+        engine.session(half.program())
+    except InputError:  # an operator of its own that it does not have in float16
+        half = in_float16(small, floats, kept, onnxruntimes=False)
+    return half.proto, _stays(small, large)
+
+
+def _stays(small: Graph, large: Mapping[str, float]) -> list[str]:
+    """The lines that list what stays in float32."""
+    notes = []
+    if large:
+        names = [f"{small.node(key).op} '{small.node(key).label}' ({size:.3g})" for key, size in large.items()]
+        notes.append(f"float16 ends at 65,504, half of it is kept in reserve: in float32 stay {listed(names)}")
+    bodies = [f"{node.op} '{node.label}'" for node in small.nodes if node.op in _BODIES and not node.domain]
+    if bodies:
+        notes.append(f"what is computed in {listed(bodies)} stays in float32")
+    return notes
+
+
+def listed(names: list[str]) -> str:
+    """Names for a line: not more than it can hold."""
+    more = [f"{len(names) - _LISTED} more"] if len(names) > _LISTED else []
+    return ", ".join(names[:_LISTED] + more)
 
 
 def float_tensors(engine: Engine, graph: Graph) -> list[str]:

@@ -20,6 +20,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.errors import InputError, UnsupportedError
-from pcns_onnx.graph import Graph, at_least_opset, constant_weights, inlined
-from pcns_onnx.graph.float16 import in_float16
+from pcns_onnx.graph import Array, Graph, Node, at_least_opset, constant_weights, inlined
 from pcns_onnx.graph.isolation import (
     named_again,
     numbered,
     put_back_outputs,
     sort_nodes,
     with_flip,
+    with_node_names,
     with_own_captures,
+    with_own_outputs,
     without_flip,
     without_plain_outputs,
 )
 from pcns_onnx.graph.opset import without_named_axes
 from pcns_onnx.graph.protobuf import parse
 from pcns_onnx.numerics.arrays import to_numpy
-from pcns_onnx.rewrite.half_precision import float_tensors, made_of_integers, peaks, too_large
+from pcns_onnx.rewrite.half_precision import half_precision, listed
 from pcns_onnx.rewrite.weight_scales import WeightScales, bits_lost, safe_scales
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
@@ -53,13 +55,20 @@ OPSET = 13
 ENDINGS = ("_quantized", "_scale", "_zero_point", "_QuantizeLinear", "_DequantizeLinear", "_convert", "_Cast")
 """What onnxruntime's quantiser puts behind a tensor's name."""
 
+FUSED = ("Relu", "Clip")
+"""What it takes for the range of an integer."""
+
+BIASED = ("Conv", "ConvTranspose", "Gemm")
+
+MASK = 1e4
+"""Constants of this size and more are taken for masks: what they are added to is far smaller."""
+
+MASKING = {"Add", "Sub", "Mul", "Div", "Where", "Pad", "Concat"}
+
+MOVING = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Expand", "Identity", "Cast", "Min", "Max", "Gather"}
+
 ROUNDING = 1e-3
 """Of an output, between two versions of a float32 model that mean the same."""
-
-BODIES = {"If", "Loop", "Scan"}
-
-LISTED = 20
-"""Nodes that a line names."""
 
 WORTH_SAYING = 0.75
 """Bits of precision that weights may lose to be safe on every processor before the report says so."""
@@ -72,7 +81,7 @@ def in_precision(
 
     Raises `InputError` where they fail, and for models above 2 GB.
     """
-    convert: Callable[[Graph, Samples, Engine], tuple[Any, list[str]]] = {"int8": _int8, "fp16": _float16}[kind]
+    convert: Callable[[Graph, Samples, Engine], tuple[Any, list[str]]] = {"int8": _int8, "fp16": half_precision}[kind]
     with _warnings() as warned:
         try:
             proto, notes = convert(inlined(constant_weights(small)), calibration, engine or Engine())
@@ -107,44 +116,127 @@ def _int8(small: Graph, calibration: Samples, engine: Engine) -> tuple[Any, list
         source.write_bytes(model.serialize())
         prepare(source, prepared, skip_symbolic_shape=True)
         ready, outputs = without_plain_outputs(with_own_captures(Graph.load(prepared)))
-        scales = safe_scales(ready)
-        proto = _calibrated(ready, calibration, numbers, scales, prepared)
+        plan = _planned(_plain_gemms(with_own_outputs(ready, FUSED)), prepared)
+        proto = _calibrated(plan, calibration, numbers)
     sort_nodes(proto.graph)  # onnxruntime does not see what subgraphs read
     put_back_outputs(proto, outputs)
     named_again(proto, names)
-    return proto, _cost_of(scales)
+    stays = [f"{node.op} '{node.name or names.get(node.key, node.key)}'" for node in plan.stays]
+    notes = [f"masks and bounds that integers cannot hold: in float32 stay {listed(stays)}"] if stays else []
+    return proto, [*notes, *_cost_of(plan.scales)]
 
 
-def _calibrated(
-    ready: Graph, samples: Samples, numbers: Mapping[str, str], scales: list[WeightScales], path: Path
-) -> Any:
-    """`ready` in int8, with ranges from both branches of every If, as far as the samples can take both."""
-    flippable, flip = with_flip(ready)
+@dataclass(frozen=True)
+class _Plan:
+    """What the quantiser is to do: with which scales of the weights, and which nodes it is to leave in float32.
+
+    `path` is where the model is written for it.
+    """
+
+    graph: Graph
+    scales: list[WeightScales]
+    stays: list[Node]
+    path: Path
+
+
+def _planned(ready: Graph, path: Path) -> _Plan:
+    stays = _in_float32(ready)
+    biases = [node.inputs[2] for node in ready.nodes if node.op in BIASED and len(node.inputs) > 2]
+    if stays or len(set(biases)) < len(biases):  # the quantiser finds these by their nodes' names
+        ready = with_node_names(ready)
+    return _Plan(ready, safe_scales(ready), stays, path)
+
+
+def _calibrated(plan: _Plan, samples: Samples, numbers: Mapping[str, str]) -> Any:
+    """A model in int8, with ranges from both branches of every If, as far as the samples can take both."""
+    flippable, flip = with_flip(plan.graph)
     if flip:
         try:
-            proto = _quantised(flippable, _Reader(samples, numbers, flip), scales, path)
+            proto = _quantised(replace(plan, graph=flippable), _Reader(samples, numbers, flip))
             without_flip(proto, flip)
+            Graph(proto).refuse_non_finite("the model")
             return proto
-        except Exception:  # a branch that is never taken need not run
+        except Exception:  # a branch that is never taken need not run, nor give numbers
             pass
-    return _quantised(ready, _Reader(samples, numbers), scales, path)
+    return _quantised(plan, _Reader(samples, numbers))
 
 
-def _quantised(ready: Graph, reader: _Reader, scales: list[WeightScales], path: Path) -> Any:
-    """What onnxruntime's quantiser makes of a model; `path` is where that is written, in its folder."""
+def _quantised(plan: _Plan, reader: _Reader) -> Any:
+    """What onnxruntime's quantiser makes of a model."""
     tools = importlib.import_module("onnxruntime.quantization")
-    path.write_bytes(ready.serialize())
-    quantised = path.with_name("int8.onnx")
+    plan.path.write_bytes(plan.graph.serialize())
+    quantised = plan.path.with_name("int8.onnx")
     tools.quantize_static(
-        path,
+        plan.path,
         quantised,
         reader,
         per_channel=True,
         activation_type=tools.QuantType.QUInt8,
         weight_type=tools.QuantType.QInt8,
-        extra_options={"TensorQuantOverrides": {entry.name: _override(entry) for entry in scales}},
+        nodes_to_exclude=[plan.graph.node(node.key).name for node in plan.stays],
+        extra_options={"TensorQuantOverrides": {entry.name: _override(entry) for entry in plan.scales}},
     )
     return parse(quantised)
+
+
+def _plain_gemms(graph: Graph) -> Graph:
+    """Gemms with alpha and beta in their constants, and a bias per output: onnxruntime's quantiser forgets beta, and
+    fails on a bias of shape (1, outputs) whose weights have scales per output."""
+    plain = graph.copy()
+    for node in graph.nodes:
+        if node.op != "Gemm" or node.domain:
+            continue
+        weights = graph.constant(node.inputs[1])
+        bias = graph.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
+        alpha, beta = (np.float32(node.attrs.get(name, 1.0)) for name in ("alpha", "beta"))
+        if weights is not None and alpha != 1:
+            plain.set_input(node.key, 1, weights * alpha)
+            plain.set_attributes(node.key, alpha=None)
+        if weights is None or bias is None:
+            continue
+        outputs = weights.shape[0 if node.attrs.get("transB", 0) else 1]
+        if beta != 1 or (bias.shape != (outputs,) and _is_row(bias)):
+            value = bias * beta
+            plain.set_input(node.key, 2, np.resize(value, (outputs,)) if _is_row(value) else value)
+            plain.set_attributes(node.key, beta=None)
+    return plain
+
+
+def _is_row(bias: Array) -> bool:
+    """Whether a bias is the same for all samples."""
+    return bias.ndim < 2 or bias.shape[0] == 1
+
+
+def _in_float32(graph: Graph) -> list[Node]:
+    """Nodes that the quantiser cannot do: those that have to do with masks (-1e9 in front of a Softmax would leave all
+    else one step), Clips to a range without 0 (they are taken for the range of an integer, which always has it),
+    and Gemms with a bias per sample."""
+    masked, stays = set[str](), list[Node]()
+    for node in graph.nodes:
+        is_masked = not masked.isdisjoint(node.inputs)
+        masks = node.op in MASKING and any(_is_mask(graph.constant(name)) for name in node.inputs if name)
+        if (masks or (is_masked and node.op in MASKING | MOVING)) and not node.domain:
+            masked.update(node.outputs)
+        if is_masked or masks or _clips_zero(graph, node) or _has_bias_of_samples(graph, node):
+            stays.append(node)
+    return stays
+
+
+def _is_mask(value: Array | None) -> bool:
+    return value is not None and value.dtype == np.float32 and bool((np.abs(value) >= MASK).any())
+
+
+def _clips_zero(graph: Graph, node: Node) -> bool:
+    """Whether a Clip may keep 0 out."""
+    if node.op != "Clip" or node.domain:
+        return False
+    low, high = (graph.constant(name) if name else np.zeros(()) for name in (*node.inputs[1:3], "", "")[:2])
+    return low is None or high is None or bool(low > 0) or bool(high < 0)
+
+
+def _has_bias_of_samples(graph: Graph, node: Node) -> bool:
+    bias = graph.constant(node.inputs[2]) if node.op == "Gemm" and len(node.inputs) > 2 else None
+    return bias is not None and not _is_row(bias)
 
 
 def _raised(small: Graph, calibration: Samples, engine: Engine) -> Graph:
@@ -189,34 +281,6 @@ def _cost_of(scales: list[WeightScales]) -> list[str]:
         f"the weights keep {8 - lost:.1f} of 8 bits on average, so that integer kernels of processors without VNNI "
         "do not overflow"
     ]
-
-
-def _float16(small: Graph, calibration: Samples, engine: Engine) -> tuple[Any, list[str]]:
-    floats = float_tensors(engine, small)
-    large = too_large(small, peaks(engine, small, floats, calibration))
-    kept = large.keys() | made_of_integers(small, floats)
-    half = in_float16(small, floats, kept)
-    try:
-        engine.session(half.program())
-    except InputError:
-        half = in_float16(small, floats, kept, onnxruntimes=False)
-    return half.proto, _stays(small, large)
-
-
-def _stays(small: Graph, large: Mapping[str, float]) -> list[str]:
-    """The lines that list what stays in float32."""
-    notes = []
-    if large:
-        names = [f"{small.node(key).op} '{small.node(key).label}' ({size:.3g})" for key, size in large.items()]
-        more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
-        notes.append(
-            "float16 ends at 65,504, and half of that is kept in reserve: in float32 stay "
-            + ", ".join(names[:LISTED] + more)
-        )
-    bodies = [f"{node.op} '{node.label}'" for node in small.nodes if node.op in BODIES and not node.domain]
-    if bodies:
-        notes.append(f"what is computed in {', '.join(bodies)} stays in float32")
-    return notes
 
 
 class _Reader:
