@@ -10,8 +10,10 @@ of them are what keeps a division from failing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -45,24 +47,50 @@ def in_float16(graph: Graph, floats: Collection[str], kept: Collection[str], *, 
     return _Lowering(graph, floats, kept, onnxruntimes).lowered()
 
 
-def with_peaks(graph: Graph, names: Iterable[str]) -> tuple[Graph, dict[str, str]]:
-    """A model that gives the largest magnitude of each of these tensors, and the name of that output by theirs."""
-    proto = graph.extract([spec.name for spec in graph.inputs], list(names)).proto
-    stem, outputs = graph.fresh_name("peak"), {}
+@dataclass(frozen=True)
+class Probe:
+    """A model that gives magnitudes of another one: `peaks` names the output with the largest of a tensor, `sums` those
+    with what a node (by key) adds up at most, in how many parts: the mean of |x|, elements read, and made."""
+
+    graph: Graph
+    peaks: dict[str, str]
+    sums: dict[str, tuple[str, str, str]]
+
+
+def probe_of(graph: Graph, names: Sequence[str], adding: Collection[str]) -> Probe:
+    """The probe for these tensors of float32, and the nodes of the keys `adding`, which add up their first inputs."""
+    proto, stem = graph.extract([spec.name for spec in graph.inputs], names).proto, graph.fresh_name("peak")
+    declared = {value.name: value for value in graph.proto.graph.input}
+    for value in proto.graph.input:  # a Scan has to know shapes
+        value.CopyFrom(declared.get(value.name, value))
+    nodes = {next(name for name in node.output if name): node for node in proto.graph.node}
     constants = {f"{stem}.row": np.array([-1]), f"{stem}.zero": np.zeros(1, np.float32)}
     proto.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     del proto.graph.output[:]
-    for number, name in enumerate(names):
-        row, rest, size, peak = (f"{stem}.{part}.{number}" for part in ("row", "rest", "size", "max"))
-        proto.graph.node.extend([
-            helper.make_node("Reshape", [name, f"{stem}.row"], [row]),
-            helper.make_node("Concat", [row, f"{stem}.zero"], [rest], axis=0),  # there may be nothing in it
-            helper.make_node("Abs", [rest], [size]),
-            helper.make_node("ReduceMax", [size], [peak], keepdims=0),
-        ])  # fmt: skip
-        proto.graph.output.append(helper.make_tensor_value_info(peak, TensorProto.FLOAT, []))
-        outputs[name] = peak
-    return Graph(proto), outputs
+
+    def append(op: str, inputs: list[str], name: str, kind: int = 0, **attributes: Any) -> str:
+        proto.graph.node.append(helper.make_node(op, inputs, [name], **attributes))
+        if kind:
+            proto.graph.output.append(helper.make_tensor_value_info(name, kind, []))
+        return name
+
+    def peak(tensor: str, name: str) -> str:
+        row = append("Reshape", [tensor, f"{stem}.row"], f"{name}.row")
+        rest = append("Concat", [row, f"{stem}.zero"], f"{name}.rest", axis=0)  # there may be nothing in it
+        return append("ReduceMax", [append("Abs", [rest], f"{name}.size")], name, TensorProto.FLOAT, keepdims=0)
+
+    peaks = {name: peak(name, f"{stem}.{number}") for number, name in enumerate(names)}
+    sums = {}
+    for number, key in enumerate(sorted(nodes.keys() & set(adding))):
+        name, source = f"{stem}.sum.{number}", nodes[key].input[0]
+        mean = NodeProto()
+        mean.CopyFrom(nodes[key])
+        mean.name, mean.input[0], mean.output[0] = "", f"{name}.of", f"{name}.mean"
+        append("Abs", [source], f"{name}.of")
+        proto.graph.node.append(mean)
+        sizes = [append("Size", [tensor], f"{name}.{tensor}", TensorProto.INT64) for tensor in (source, key)]
+        sums[key] = peak(f"{name}.mean", f"{name}.peak"), sizes[0], sizes[1]
+    return Probe(Graph(proto), peaks, sums)
 
 
 class _Lowering:

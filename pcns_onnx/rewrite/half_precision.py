@@ -6,7 +6,8 @@ not show it; a GPU does. So the float32 model is run over the calibration sample
     max |v| > 65504 / 2     for a tensor v that it reads or makes
     max |c| > 65504         for a constant c that it reads (masks of -3.4e38, say)
     f(max |v|) > 65504 / 2  for what it computes on the way: f is the square for norms, the cube for Gelu by tanh, the
-                            exponential for Softplus and its like, the sum of all that is added for Sum, Gemm and Conv
+                            exponential for Softplus and its like
+    sum |v| > 65504 / 2     where it adds numbers up, for a mean, say
 
 The factor of 2 is for samples that were not run. What is made of integers by arithmetic alone (sizes, positions) stays,
 too: above 2,048 float16 has not all of them.
@@ -16,13 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph, Node
-from pcns_onnx.graph.float16 import LARGEST, in_float16, with_peaks
+from pcns_onnx.graph.float16 import LARGEST, in_float16, probe_of
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
@@ -63,6 +65,9 @@ _ON_THE_WAY: dict[str, Callable[[float], float]] = {
 }  # fmt: skip
 """How large an operator's intermediate values become, at least, for inputs up to a size."""
 
+_ADDING = {"ReduceSum", "ReduceMean", "ReduceL1", "GlobalAveragePool", "AveragePool"}
+"""Operators that add up elements of their first input: |x| in its place tells how much."""
+
 _SUMS = {"Sum", "Mean"}
 _BIASED = {"Gemm", "Conv", "ConvTranspose"}
 
@@ -70,7 +75,7 @@ _BIASED = {"Gemm", "Conv", "ConvTranspose"}
 def half_precision(small: Graph, calibration: Samples, engine: Engine) -> tuple[Any, list[str]]:
     """The message of `small` in float16, and what there is to warn of: what stays in float32."""
     floats = float_tensors(engine, small)
-    large = too_large(small, peaks(engine, small, floats, calibration))
+    large = too_large(small, magnitudes_of(engine, small, floats, calibration))
     kept = large.keys() | made_of_integers(small, floats)
     half = in_float16(small, floats, kept)
     try:
@@ -106,34 +111,56 @@ def float_tensors(engine: Engine, graph: Graph) -> list[str]:
     return [name for name in names if kinds[name] == "tensor(float)"]
 
 
-def peaks(engine: Engine, graph: Graph, floats: list[str], samples: Samples) -> dict[str, float]:
-    """The largest magnitude of these tensors, the inputs and the constants; infinite where one is not finite."""
-    magnitudes = {spec.name: 0.0 for spec in graph.inputs if spec.dtype == np.float32}
-    magnitudes |= dict.fromkeys(floats, 0.0)
-    probe, outputs = with_peaks(graph, floats)
-    session = engine.session(probe.program())
+@dataclass(frozen=True)
+class Magnitudes:
+    """The largest magnitudes over the samples: of `tensors` by name, and of what nodes add up on their way, by key.
+
+    Infinite where a tensor is not finite.
+    """
+
+    tensors: dict[str, float]
+    sums: dict[str, float]
+
+
+def magnitudes_of(engine: Engine, graph: Graph, floats: list[str], samples: Samples) -> Magnitudes:
+    """Those of the tensors `floats` and the inputs."""
+    adding = {node.key: node for node in graph.nodes if node.op in _ADDING and not node.domain and node.key in floats}
+    probe = probe_of(graph, floats, adding)
+    fed = [spec.name for spec in graph.inputs if spec.dtype == np.float32]
+    tensors, sums = dict.fromkeys((*fed, *floats), 0.0), dict.fromkeys(adding, 0.0)
+    session = engine.session(probe.graph.program())
     for batch in samples:
-        values = session.run(batch.feeds)
-        measured = {name: float(to_numpy(values[output])) for name, output in outputs.items()}
-        measured |= {name: _peak(to_numpy(batch.feeds[name])) for name in magnitudes.keys() & batch.feeds.keys()}
-        for name, peak in measured.items():
-            magnitudes[name] = max(magnitudes[name], peak if math.isfinite(peak) else math.inf)
-    return magnitudes
+        values = {name: float(to_numpy(value)) for name, value in session.run(batch.feeds).items()}
+        peaks = {name: values[output] for name, output in probe.peaks.items()}
+        peaks |= {name: _peak(to_numpy(batch.feeds[name])) for name in fed}
+        for name, peak in peaks.items():
+            tensors[name] = max(tensors[name], peak if math.isfinite(peak) else math.inf)
+        for key, (mean, read, results) in probe.sums.items():
+            parts = _parts(adding[key], values[read] / max(values[results], 1.0))
+            sums[key] = max(sums[key], values[mean] * parts)
+    return Magnitudes(tensors, sums)
+
+
+def _parts(node: Node, ratio: float) -> float:
+    """How many numbers a node takes the mean of; `ratio` are those that it reads for each that it makes."""
+    if node.op == "AveragePool":
+        return float(np.prod(node.attrs["kernel_shape"]))
+    return 1.0 if node.op in ("ReduceSum", "ReduceL1") else ratio
 
 
 def _peak(value: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
     return float(np.abs(value).max(initial=0))
 
 
-def too_large(graph: Graph, magnitudes: Mapping[str, float]) -> dict[str, float]:
+def too_large(graph: Graph, magnitudes: Magnitudes) -> dict[str, float]:
     """The nodes whose values do not fit into float16, by key, and how large these become."""
-    known = dict(magnitudes)
+    known = dict(magnitudes.tensors)
     for name in {name for node in graph.nodes for name in node.inputs} - known.keys():
         value = graph.constant(name)
         if value is not None and value.dtype == np.float32:
-            finite = np.abs(value[np.isfinite(value)]).max(initial=0)
-            known[name] = float(finite) if finite > LARGEST else float(finite) / MARGIN
-    sizes = {node.key: _size(node, known) for node in graph.nodes}
+            finite = _peak(value[np.isfinite(value)])
+            known[name] = finite if finite > LARGEST else finite / MARGIN
+    sizes = {node.key: max(_size(node, known), magnitudes.sums.get(node.key, 0.0)) for node in graph.nodes}
     return {key: size for key, size in sizes.items() if size * MARGIN > LARGEST}
 
 

@@ -214,7 +214,7 @@ def _in_float32(graph: Graph) -> list[Node]:
     masked, stays = set[str](), list[Node]()
     for node in graph.nodes:
         is_masked = not masked.isdisjoint(node.inputs)
-        masks = node.op in MASKING and any(_is_mask(graph.constant(name)) for name in node.inputs if name)
+        masks = node.op in MASKING and any(_is_mask(graph.constant(name), node) for name in node.inputs if name)
         if (masks or (is_masked and node.op in MASKING | MOVING)) and not node.domain:
             masked.update(node.outputs)
         if is_masked or masks or _clips_zero(graph, node) or _has_bias_of_samples(graph, node):
@@ -222,8 +222,11 @@ def _in_float32(graph: Graph) -> list[Node]:
     return stays
 
 
-def _is_mask(value: Array | None) -> bool:
-    return value is not None and value.dtype == np.float32 and bool((np.abs(value) >= MASK).any())
+def _is_mask(value: Array | None, reader: Node) -> bool:
+    """Whether a constant hides numbers; one that these are multiplied by is a scale, unless it is negative."""
+    if value is None or value.dtype != np.float32:
+        return False
+    return bool(((-value if reader.op in ("Mul", "Div") else np.abs(value)) >= MASK).any())
 
 
 def _clips_zero(graph: Graph, node: Node) -> bool:
