@@ -9,14 +9,18 @@ and DequantizeLinear around every layer, with
 after which its kernels compute in integers: y = s_x s_w sum (q_x - z_x) q_w. The scales of the weights are
 this package's own (`weight_scales`). With onnxruntime's, processors without VNNI saturate inside that sum:
 the same file gave ResNet-20's logits an error of 20 % there and of 4 % elsewhere. Scales per channel need
-opset 13: an older model is converted. float16 keeps inputs and outputs as they are. Source:
-onnxruntime.quantization and onnxruntime.transformers.float16, both of which this module alone imports.
+opset 13: an older model is converted, and refused where that changes what it computes. Source:
+onnxruntime.quantization, which this module alone imports.
+
+What the quantiser gets wrong is kept from it (`graph.isolation`) or left in float32 and listed. float16 is told in
+`half_precision`; both keep inputs and outputs as they are.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,7 +50,7 @@ from pcns_onnx.graph.protobuf import parse
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.rewrite.half_precision import half_precision, listed
 from pcns_onnx.rewrite.weight_scales import WeightScales, bits_lost, safe_scales
-from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.engine import Engine, versions
 from pcns_onnx.runtime.samples import Samples
 
 OPSET = 13
@@ -82,7 +86,7 @@ def in_precision(
     Raises `InputError` where they fail, and for models above 2 GB.
     """
     convert: Callable[[Graph, Samples, Engine], tuple[Any, list[str]]] = {"int8": _int8, "fp16": half_precision}[kind]
-    with _warnings() as warned:
+    with _warnings() as warned, np.errstate(all="ignore"):  # ranges of what is not quantised may be infinite
         try:
             proto, notes = convert(inlined(constant_weights(small)), calibration, engine or Engine())
         except (InputError, UnsupportedError):
@@ -99,6 +103,17 @@ def in_precision(
     return graph, [*warned, *notes]
 
 
+def _quantiser() -> Any:
+    """onnxruntime's quantiser. It imports modules that add their own folder to the path of all, whose modules have
+    names like 'benchmark' and 'float16', and which they need while they are imported, but not after."""
+    versions()  # onnxruntime itself comes in through its own door
+    paths = list(sys.path)
+    try:
+        return importlib.import_module("onnxruntime.quantization")
+    finally:
+        sys.path[:] = paths
+
+
 def _refuse_other_ends(small: Graph, lowered: Graph) -> None:
     """Raise `InputError` where inputs or outputs are no longer those of the model."""
     for before, after in ((small.inputs, lowered.inputs), (small.outputs, lowered.outputs)):
@@ -108,13 +123,13 @@ def _refuse_other_ends(small: Graph, lowered: Graph) -> None:
 
 
 def _int8(small: Graph, calibration: Samples, engine: Engine) -> tuple[Any, list[str]]:
-    prepare = importlib.import_module("onnxruntime.quantization.shape_inference").quant_pre_process
+    tools = _quantiser()
     model, names = numbered(without_named_axes(_raised(small, calibration, engine)), ENDINGS)
     numbers = {name: number for number, name in names.items()}
     with tempfile.TemporaryDirectory(prefix="pcns-onnx-") as folder:
         source, prepared = (Path(folder) / f"{name}.onnx" for name in ("small", "prepared"))
         source.write_bytes(model.serialize())
-        prepare(source, prepared, skip_symbolic_shape=True)
+        tools.quant_pre_process(source, prepared, skip_symbolic_shape=True)
         ready, outputs = without_plain_outputs(with_own_captures(Graph.load(prepared)))
         plan = _planned(_plain_gemms(with_own_outputs(ready, FUSED)), prepared)
         proto = _calibrated(plan, calibration, numbers)
@@ -122,7 +137,7 @@ def _int8(small: Graph, calibration: Samples, engine: Engine) -> tuple[Any, list
     put_back_outputs(proto, outputs)
     named_again(proto, names)
     stays = [f"{node.op} '{node.name or names.get(node.key, node.key)}'" for node in plan.stays]
-    notes = [f"masks and bounds that integers cannot hold: in float32 stay {listed(stays)}"] if stays else []
+    notes = [f"integers cannot hold masks, and not all bounds: in float32 stay {listed(stays)}"] if stays else []
     return proto, [*notes, *_cost_of(plan.scales)]
 
 
@@ -163,7 +178,7 @@ def _calibrated(plan: _Plan, samples: Samples, numbers: Mapping[str, str]) -> An
 
 def _quantised(plan: _Plan, reader: _Reader) -> Any:
     """What onnxruntime's quantiser makes of a model."""
-    tools = importlib.import_module("onnxruntime.quantization")
+    tools = _quantiser()
     plan.path.write_bytes(plan.graph.serialize())
     quantised = plan.path.with_name("int8.onnx")
     tools.quantize_static(
@@ -209,15 +224,16 @@ def _is_row(bias: Array) -> bool:
 
 def _in_float32(graph: Graph) -> list[Node]:
     """Nodes that the quantiser cannot do: those that have to do with masks (-1e9 in front of a Softmax would leave all
-    else one step), Clips to a range without 0 (they are taken for the range of an integer, which always has it),
-    and Gemms with a bias per sample."""
+    else one step), Clips to a range without 0 (they are taken for the range of an integer, which always has it), cubic
+    Resizes (they are given the range of their inputs, and go beyond it) and Gemms with a bias per sample."""
     masked, stays = set[str](), list[Node]()
     for node in graph.nodes:
         is_masked = not masked.isdisjoint(node.inputs)
         masks = node.op in MASKING and any(_is_mask(graph.constant(name), node) for name in node.inputs if name)
         if (masks or (is_masked and node.op in MASKING | MOVING)) and not node.domain:
             masked.update(node.outputs)
-        if is_masked or masks or _clips_zero(graph, node) or _has_bias_of_samples(graph, node):
+        overshoots = node.op == "Resize" and node.attrs.get("mode") == b"cubic"
+        if is_masked or masks or overshoots or _clips_zero(graph, node) or _has_bias_of_samples(graph, node):
             stays.append(node)
     return stays
 
@@ -307,11 +323,16 @@ class _Reader:
 
 
 def _tidy(proto: Any, small: Graph) -> None:
-    """Take out the operator sets that onnxruntime's optimiser lists and nothing uses."""
+    """Take out the operator sets that onnxruntime's optimiser lists and nothing uses; the ends as they were declared."""
     used = {entry.domain for entry in small.proto.opset_import} | {node.domain for node in proto.graph.node}
     kept = [entry for entry in proto.opset_import if entry.domain in used | {"", "ai.onnx"}]
     del proto.opset_import[:]
     proto.opset_import.extend(kept)
+    was = small.proto.graph
+    for values, declared in ((proto.graph.input, was.input), (proto.graph.output, was.output)):
+        by_name = {value.name: value for value in declared}
+        for value in values:
+            value.CopyFrom(by_name.get(value.name, value))
 
 
 @contextmanager
