@@ -323,7 +323,7 @@ class _Reader:
 
 
 def _tidy(proto: Any, small: Graph) -> None:
-    """Take out the operator sets that onnxruntime's optimiser lists and nothing uses; the ends as they were declared."""
+    """Take out the operator sets that onnxruntime's optimiser lists and nothing uses; declare the ends as they were."""
     used = {entry.domain for entry in small.proto.opset_import} | {node.domain for node in proto.graph.node}
     kept = [entry for entry in proto.opset_import if entry.domain in used | {"", "ai.onnx"}]
     del proto.opset_import[:]

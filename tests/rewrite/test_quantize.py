@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -248,7 +249,7 @@ def test_masks_leave_room_for_scores(mask: float, rng: np.random.Generator) -> N
 )
 @pytest.mark.parametrize("shape", [(32,), (1, 32), (1,), ()], ids=str)
 def test_gemms_scale_their_operands(
-    attributes: dict[str, float], shape: tuple[int, ...], rng: np.random.Generator
+    attributes: dict[str, Any], shape: tuple[int, ...], rng: np.random.Generator
 ) -> None:
     nodes = [
         node("Gemm", ["x", "w1", "b"], ["a"], **attributes),
