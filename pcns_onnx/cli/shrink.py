@@ -23,6 +23,7 @@ from pcns_onnx.methods.registry import METHODS
 def shrink(model: str, data: str | None, output: str, console: Console, **choices: Any) -> None:
     """Write a narrower MODEL to OUT, checked on samples held out. Inputs and outputs stay what they are."""
     from pcns_onnx.api.shrink import shrink as run
+    from pcns_onnx.evaluation.precisions import precision_path
 
     with console.gate(), console.bars() as progress:
         result = run(model, data, output, progress=progress, **api_keywords(choices))
@@ -30,4 +31,6 @@ def shrink(model: str, data: str | None, output: str, console: Console, **choice
     console.report(result.report, without=failed)
     console.say(f"wrote {output}" + "".join(f" and its {kind}" for kind in result.lowered))
     if failed:
-        raise PrecisionError(f"{'; '.join(failed)} ({output} is written)")
+        beside = [precision_path(output, precision.kind) for precision in result.report.failed_precisions]
+        stale = [f"; {path} is of an earlier run" for path in beside if path is not None and path.exists()]
+        raise PrecisionError(f"{'; '.join(failed)} ({output} is written{''.join(stale)})")
