@@ -27,9 +27,12 @@ from pcns_onnx.graph import Graph, Node
 from pcns_onnx.graph.float16 import LARGEST, in_float16, probe_of
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.runtime.engine import Engine
-from pcns_onnx.runtime.samples import Samples
+from pcns_onnx.runtime.samples import Samples, at_latency_batch
 
 MARGIN = 2.0
+
+MEMORY = 1 << 27
+"""Bytes that the tensors of a batch may take while they are measured."""
 
 _BODIES = {"If", "Loop", "Scan"}
 
@@ -129,7 +132,7 @@ def magnitudes_of(engine: Engine, graph: Graph, floats: list[str], samples: Samp
     fed = [spec.name for spec in graph.inputs if spec.dtype == np.float32]
     tensors, sums = dict.fromkeys((*fed, *floats), 0.0), dict.fromkeys(adding, 0.0)
     session = engine.session(probe.graph.program())
-    for batch in samples:
+    for batch in at_latency_batch(samples, _batch(graph, floats, samples)):
         values = {name: float(to_numpy(value)) for name, value in session.run(batch.feeds).items()}
         peaks = {name: values[output] for name, output in probe.peaks.items()}
         peaks |= {name: _peak(to_numpy(batch.feeds[name])) for name in fed}
@@ -139,6 +142,14 @@ def magnitudes_of(engine: Engine, graph: Graph, floats: list[str], samples: Samp
             parts = _parts(adding[key], values[read] / max(values[results], 1.0))
             sums[key] = max(sums[key], values[mean] * parts)
     return Magnitudes(tensors, sums)
+
+
+def _batch(graph: Graph, floats: list[str], samples: Samples) -> int:
+    """Samples in a batch: onnxruntime keeps all tensors of it until the end."""
+    first = next(iter(samples))
+    shapes = graph.shapes({name: array.shape for name, array in first.feeds.items()}, batch=1)
+    elements = sum(math.prod(size or 1 for size in shapes.get(name, ())) for name in floats)
+    return max(1, min(samples.batch, MEMORY // max(4 * elements, 1)))
 
 
 def _parts(node: Node, ratio: float) -> float:
