@@ -51,6 +51,7 @@ from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.rewrite.half_precision import half_precision, listed
 from pcns_onnx.rewrite.weight_scales import WeightScales, bits_lost, safe_scales
 from pcns_onnx.runtime.engine import Engine, versions
+from pcns_onnx.runtime.nonfinite import is_finite
 from pcns_onnx.runtime.samples import Samples
 
 OPSET = 13
@@ -132,7 +133,7 @@ def _int8(small: Graph, calibration: Samples, engine: Engine) -> tuple[Any, list
         tools.quant_pre_process(source, prepared, skip_symbolic_shape=True)
         ready, outputs = without_plain_outputs(with_own_captures(Graph.load(prepared)))
         plan = _planned(_plain_gemms(with_own_outputs(ready, FUSED)), prepared)
-        proto = _calibrated(plan, calibration, numbers)
+        proto = _calibrated(plan, calibration, numbers, engine)
     sort_nodes(proto.graph)  # onnxruntime does not see what subgraphs read
     put_back_outputs(proto, outputs)
     named_again(proto, names)
@@ -162,18 +163,26 @@ def _planned(ready: Graph, path: Path) -> _Plan:
     return _Plan(ready, safe_scales(ready), stays, path)
 
 
-def _calibrated(plan: _Plan, samples: Samples, numbers: Mapping[str, str]) -> Any:
+def _calibrated(plan: _Plan, samples: Samples, numbers: Mapping[str, str], engine: Engine) -> Any:
     """A model in int8, with ranges from both branches of every If, as far as the samples can take both."""
     flippable, flip = with_flip(plan.graph)
-    if flip:
-        try:
-            proto = _quantised(replace(plan, graph=flippable), _Reader(samples, numbers, flip))
-            without_flip(proto, flip)
-            Graph(proto).refuse_non_finite("the model")
-            return proto
-        except Exception:  # a branch that is never taken need not run, nor give numbers
-            pass
+    if flip and _can_flip(flippable, _Reader(samples, numbers, flip), engine):
+        proto = _quantised(replace(plan, graph=flippable), _Reader(samples, numbers, flip))
+        without_flip(proto, flip)
+        return proto
     return _quantised(plan, _Reader(samples, numbers))
+
+
+def _can_flip(flippable: Graph, reader: _Reader, engine: Engine) -> bool:
+    """Whether all branches run and give numbers: one that is never taken need not."""
+    try:
+        session = engine.session(flippable.program())
+        while (feeds := reader.get_next()) is not None:
+            if not all(is_finite(array) for array in session.run(feeds).values() if hasattr(array, "dtype")):
+                return False
+    except InputError:
+        return False
+    return True
 
 
 def _quantised(plan: _Plan, reader: _Reader) -> Any:

@@ -169,6 +169,18 @@ def test_branches_read_what_the_quantiser_renames(then: list[NodeProto], rng: np
     assert [value.name for value in lowered.graph.input] == ["x"]
 
 
+def test_a_branch_that_cannot_be_taken_is_not(rng: np.random.Generator, capfd: pytest.CaptureFixture[str]) -> None:
+    """As torch.squeeze is exported: one branch runs where the axis is of size 1, the other one elsewhere."""
+    squeezed = [node("Squeeze", ["b", "axis"], ["s"]), node("Unsqueeze", ["s", "axis"], ["t"])]
+    then, otherwise = branch(squeezed, "t"), branch([node("Identity", ["b"], ["e"])], "e")
+    nodes = around([
+        node("Shape", ["b"], ["shape"]), node("Gather", ["shape", "axis"], ["size"]),
+        node("Equal", ["size", "one"], ["is"]), node("If", ["is"], ["c"], then_branch=then, else_branch=otherwise),
+    ])  # fmt: skip
+    is_near(model(nodes, {**convs(rng), "axis": np.array([0]), "one": np.array([1])}), images(rng))
+    assert capfd.readouterr().err == ""
+
+
 def test_the_body_of_a_loop_reads_a_relu(rng: np.random.Generator) -> None:
     body = helper.make_graph(
         [node("MatMul", ["s", "wl"], ["p"]), node("Add", ["p", "b"], ["q"]), node("Identity", ["go"], ["on"])], "body",
