@@ -75,15 +75,13 @@ def named_again(proto: onnx.ModelProto, names: Mapping[str, str]) -> None:
     """Give numbered tensors their names back, in place; whatever else took one of those gets another."""
     taken = tensor_names(proto.graph)
     others = (taken & set(names.values())) - names.keys()
-    fresh = {name: next(n for n in _variants(name) if n not in taken | set(names.values())) for name in others}
+    fresh = {name: _unused(name, taken | set(names.values())) for name in others}
     rename(proto.graph, {**names, **fresh})
 
 
-def _variants(name: str) -> Iterator[str]:
-    number = 1
-    while True:
-        yield f"{name}_{number}"
-        number += 1
+def _unused(stem: str, names: Collection[str]) -> str:
+    """A name that nothing in a graph has, its subgraphs included."""
+    return next(name for name in (stem, *(f"{stem}_{i}" for i in range(len(names) + 1))) if name not in names)
 
 
 def tensor_names(graph: GraphProto, *, nested: bool = True) -> set[str]:
@@ -133,11 +131,12 @@ def with_own_captures(graph: Graph) -> Graph:
     """The model, its subgraphs reading copies of what else is read: Identities of tensors, and constants twice."""
     captured = dict.fromkeys(name for node in graph.nodes for name in node.captures)
     read = {name for node in graph.nodes for name in node.inputs} | {spec.name for spec in graph.outputs}
-    stored = {tensor.name for tensor in graph.proto.graph.initializer}
-    copies = {name: graph.fresh_name(f"{name}.captured") for name in captured if name in read or name not in stored}
+    proto = graph.proto
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    names = tensor_names(proto.graph)
+    copies = {name: _unused(f"{name}.captured", names) for name in captured if name in read or name not in stored}
     if not copies:
         return graph
-    proto = graph.proto
     twins = [tensor for tensor in proto.graph.initializer if tensor.name in copies]
     for tensor in twins:
         proto.graph.initializer.add().CopyFrom(tensor)
@@ -169,7 +168,7 @@ def with_flip(graph: Graph) -> tuple[Graph, str]:
     places = [place for place, node in enumerate(proto.graph.node) if node.op_type == "If" and not node.domain]
     if not places:
         return graph, ""
-    flip = graph.fresh_name("flip")
+    flip = _unused("flip", {name.split(".")[0] for name in tensor_names(proto.graph)})
     for number, place in reversed(list(enumerate(places))):
         node = proto.graph.node[place]
         condition = f"{flip}.{number}"
@@ -224,7 +223,8 @@ def with_own_outputs(graph: Graph, readers: Collection[str]) -> Graph:
     fused = {name for name in outputs if any(node.op in readers for node in graph.consumers.get(name, ()))}
     if not fused:
         return graph
-    proto, inner = graph.proto, {name: graph.fresh_name(f"{name}.inner") for name in sorted(fused)}
+    proto = graph.proto
+    inner = {name: _unused(f"{name}.inner", tensor_names(proto.graph)) for name in sorted(fused)}
     rename(proto.graph, inner)
     names = {inner_name: name for name, inner_name in inner.items()}
     for value in proto.graph.output:
@@ -271,7 +271,7 @@ def put_back_outputs(proto: onnx.ModelProto, outputs: Outputs) -> None:
         if constant is not None and constant not in list(proto.graph.initializer):
             names = tensor_names(proto.graph)
             if value.name in names:  # what became of it where nodes read it, too
-                rename(proto.graph, {value.name: next(name for name in _variants(value.name) if name not in names)})
+                rename(proto.graph, {value.name: _unused(value.name, names)})
             proto.graph.initializer.append(constant)
     del proto.graph.output[:]
     proto.graph.output.extend(listed)
