@@ -45,6 +45,12 @@ class GateError(PcnsError):
         self.report = report
 
 
+class PrecisionError(PcnsError):
+    """A precision that was asked for could not be made; the float32 model is written. Raised by the command alone."""
+
+    exit_code: ClassVar[int] = 5
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, its type's name if it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -8,11 +8,12 @@ when the result is compared on it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from pcns_onnx.api.inputs import Run, datasets
+from pcns_onnx.calibration.output_scale import OutputLayout
 from pcns_onnx.cost.benchmark import Latency, unsteady
 from pcns_onnx.data.dataset import Dataset, split
 from pcns_onnx.data.fingerprints import Hashes
@@ -21,7 +22,7 @@ from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.agreement import UNCHECKED, Agreement, time_both, verify
 from pcns_onnx.evaluation.gates import Gate, gates_of, quality_gates
 from pcns_onnx.evaluation.metric import Metric
-from pcns_onnx.evaluation.precisions import QuantizedModel, quantize
+from pcns_onnx.evaluation.precisions import Quantization, quantize
 from pcns_onnx.evaluation.unseen import Unseen, unseen
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.confidence import ENOUGH
@@ -42,7 +43,7 @@ class Evaluation:
     agreement: Agreement
     latency: Latency
     gates: list[Gate]
-    quantized: list[QuantizedModel]
+    quantized: Quantization
     warnings: list[str]
 
 
@@ -51,7 +52,8 @@ class Check:
     """What the shrunk model is checked on: samples that were `held_out`, or those of the solve (`train`).
 
     `judging`: the samples that a search judges by, None where those are the samples of the check, too. `plan` is one
-    that is replayed; `solves`: whether anything is solved, or chosen, on `train`.
+    that is replayed; `solves`: whether anything is solved, or chosen, on `train`; `layout`: where outputs have
+    their channels.
     """
 
     running: Run
@@ -63,6 +65,7 @@ class Check:
     solves: bool
     plan: Plan | None = None
     judging: Dataset | None = None
+    layout: OutputLayout = field(default_factory=OutputLayout)
 
     @property
     def samples(self) -> Samples:
@@ -94,7 +97,7 @@ class Check:
         if not qualities:
             return []
         engine, original = self.running.engine, self.form.original
-        agreement, _ = verify(engine, original, small, self.judges, self.metric, Progress())
+        agreement, _ = verify(engine, original, small, self.judges, self.metric, Progress(), layout=self.layout)
         return quality_gates(qualities, agreement)
 
     def unseen(self, weak: Sequence[str] = ()) -> Unseen:
@@ -135,7 +138,9 @@ class Check:
         if self.has_data or self.held_out is not None:
             counted = self.unseen(weak)
             proving = counted.proving
-            agreement, warnings = verify(engine, original, small, samples, self.metric, running.progress, proving)
+            agreement, warnings = verify(
+                engine, original, small, samples, self.metric, running.progress, proving, self.layout
+            )
             warnings += counted.notes
         timed = running.timed(samples)
         latency = time_both(engine, original, small, timed, running.progress)
@@ -145,7 +150,7 @@ class Check:
         gates = [*self._budgets_kept(small), *gates_of(options.gates, agreement)]
         quantized = quantize(
             engine, original, small, options.outputs.precisions, calibration, samples, timed, self.metric, proving,
-            options.gates, running.progress,
+            options.gates, running.progress, self.layout,
         )  # fmt: skip
         return Evaluation(agreement, latency, gates, quantized, warnings)
 

@@ -6,6 +6,7 @@ from typing import Unpack
 
 from pcns_onnx.api.inputs import run
 from pcns_onnx.api.options import Choices, Options
+from pcns_onnx.calibration.output_scale import OutputLayout
 from pcns_onnx.cost.benchmark import unsteady
 from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.sources import DataSource
@@ -55,8 +56,13 @@ def compare(
             raise InputError("--max-drop needs labels in the data, or --metric")
         samples = running.samples(dataset, first, second)
         counted = _unseen(samples, first, second)
-        agreement, warnings = verify(running.engine, first, second, samples, metric, running.progress, counted.proving)
-        sizes = [model_size(form.original, running.dependencies(form.twin, dataset)) for form in forms]
+        dependencies = [running.dependencies(form.twin, dataset) for form in forms]
+        weights = options.gates.weights([spec.name for spec in first.outputs])
+        layout = OutputLayout.of(forms[0].twin, dependencies[0], weights)
+        agreement, warnings = verify(
+            running.engine, first, second, samples, metric, running.progress, counted.proving, layout
+        )
+        sizes = [model_size(f.original, of) for f, of in zip(forms, dependencies, strict=True)]
         latency = time_both(running.engine, first, second, samples, running.progress)
     report = Report(
         options=options.described(),

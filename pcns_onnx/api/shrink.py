@@ -79,7 +79,8 @@ def shrink(
     `data` may be None for the methods that look at weights only; the report then says that nothing was checked.
     `choices` are the fields of the records in `api.options`. Raises `InputError` (bad input, nothing written),
     `NothingToShrinkError` (with the reasons), or `GateError` (a limit was exceeded: the report
-    is written, the model is not).
+    is written, the model is not). An `int8` or `fp16` that fails raises nothing: the model is written, and the
+    report says which failed and why (`failed_precisions`).
     """
     options = Options.of(**choices)
     options.goal.chosen_way()
@@ -93,6 +94,7 @@ def shrink(
         request, strategy = _accepted(form, options, has_data=data is not None)
         check = check_on(running, form, data, metric, request.plan, solves=strategy.solves)
         problem, skipped = _prepare(running, form, check.train, strategy, request)
+        check = replace(check, layout=problem.layout)
         decision = strategy.decide(problem, check.keeps_limits)
         skipped += _kept_whole(problem, decision)
         if not decision.narrowed:
@@ -236,7 +238,7 @@ def _report(
         after=size,
         agreement=evaluation.agreement,
         latency=evaluation.latency,
-        gates=evaluation.gates + [gate for quantized in evaluation.quantized for gate in quantized.gates],
+        gates=evaluation.gates + evaluation.quantized.gates,
         groups=infos,
         left_alone=shrunk.skipped,
         folded=list(check.form.folded),
@@ -247,7 +249,7 @@ def _report(
             *evaluation.warnings,
             *grown(before, size),
             *apart(infos),
-            *(text for quantized in evaluation.quantized for text in quantized.warnings),
+            *evaluation.quantized.warnings,
         ],
         versions=library_versions(),
         origin=provenance_of(
@@ -261,7 +263,8 @@ def _report(
         ),
         frontier=shrunk.frontier,
         chosen=point_of(problem, shrunk.decision) if shrunk.frontier else None,
-        precisions=[quantized.precision for quantized in evaluation.quantized],
+        precisions=[quantized.precision for quantized in evaluation.quantized.models],
+        failed_precisions=evaluation.quantized.failed,
     )
 
 
@@ -287,9 +290,9 @@ def _write(
     finish(report, options.outputs.report, options.outputs.html, "; no model was written")
     if output is not None:
         shrunk.small.save(output)
-    for quantized in evaluation.quantized:
+    for quantized in evaluation.quantized.models:
         path = precision_path(output, quantized.precision.kind)
         if path is not None:
             quantized.graph.save(path)
-    by_kind = {quantized.precision.kind: quantized.graph.proto for quantized in evaluation.quantized}
+    by_kind = {quantized.precision.kind: quantized.graph.proto for quantized in evaluation.quantized.models}
     return ShrinkResult(shrunk.small.proto, shrunk.plan, report, by_kind)

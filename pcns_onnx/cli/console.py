@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 
-EXIT_CODES = "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed."
+EXIT_CODES = (
+    "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed, 5 int8 or fp16 failed and the "
+    "float32 model is written."
+)
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,14 @@ class Console:
 
         click.echo(msgspec.json.format(msgspec.json.encode(record), indent=2).decode())
 
-    def report(self, report: Report) -> None:
-        """The report of `shrink` or `compare`."""
+    def report(self, report: Report, *, without: Collection[str] = ()) -> None:
+        """The report of `shrink` or `compare`, `without` those warnings that are said elsewhere."""
         from pcns_onnx.cli.tables import report_tables, stage_table
 
         if self.as_json:
             self.record(report)
             return
-        self.show(report_tables(report), report.warnings)
+        self.show(report_tables(report), [text for text in report.warnings if text not in without])
         if self.verbose and report.stages:
             self.show([stage_table(report)])
 

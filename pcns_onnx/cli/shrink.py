@@ -8,6 +8,7 @@ import click
 
 from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
 from pcns_onnx.cli.options import DATA_HELP, api_keywords, as_json, config_option, epilog, record_options
+from pcns_onnx.errors import PrecisionError
 from pcns_onnx.methods.registry import METHODS
 
 
@@ -22,8 +23,14 @@ from pcns_onnx.methods.registry import METHODS
 def shrink(model: str, data: str | None, output: str, console: Console, **choices: Any) -> None:
     """Write a narrower MODEL to OUT, checked on samples held out. Inputs and outputs stay what they are."""
     from pcns_onnx.api.shrink import shrink as run
+    from pcns_onnx.evaluation.precisions import precision_path
 
     with console.gate(), console.bars() as progress:
         result = run(model, data, output, progress=progress, **api_keywords(choices))
-    console.report(result.report)
+    failed = [str(precision) for precision in result.report.failed_precisions]
+    console.report(result.report, without=failed)
     console.wrote(output + "".join(f" and its {kind}" for kind in result.lowered))
+    if failed:
+        beside = [precision_path(output, precision.kind) for precision in result.report.failed_precisions]
+        stale = [f"; {path} is of an earlier run" for path in beside if path is not None and path.exists()]
+        raise PrecisionError(f"{'; '.join(failed)} ({output} is written{''.join(stale)})")

@@ -75,6 +75,8 @@ def bits_lost(scales: list[WeightScales]) -> float:
 
 def _of_tensor(graph: Graph, name: str) -> WeightScales | None:
     readers = graph.consumers.get(name, ())
+    if any(_needs_one_scale(node, name) for node in readers):
+        return _one_scale(graph, name)
     linear = [node for node in readers if _is_weight_of(node, name)]
     weights = graph.constant(name) if linear else None
     if weights is None or weights.dtype != np.float32 or not weights.size or not np.isfinite(weights).all():
@@ -92,6 +94,21 @@ def _of_tensor(graph: Graph, name: str) -> WeightScales | None:
         if len(linear) < len(readers):  # a Gather hands a single scale on to its output, but not the zero point
             axis, safe = 0, np.repeat(safe, len(weights))
     return WeightScales(name, axis, safe, float(np.log2(safe / least).mean()), weights.size)
+
+
+def _needs_one_scale(node: Node, name: str) -> bool:
+    """A ConvTranspose in groups with a bias: onnxruntime gives all groups the scales of one, too few for the bias."""
+    is_weight = node.op == "ConvTranspose" and not node.domain and node.inputs[1] == name
+    return is_weight and node.attrs.get("group", 1) > 1 and any(node.inputs[2:])
+
+
+def _one_scale(graph: Graph, name: str) -> WeightScales | None:
+    """For a weight that no integer kernel multiplies, so that none can overflow."""
+    weights = graph.constant(name)
+    if weights is None or weights.dtype != np.float32 or not weights.size or not np.isfinite(weights).all():
+        return None
+    least, _ = _scales(weights.reshape(1, -1), pairs=False)
+    return WeightScales(name, None, least, 0.0, weights.size)
 
 
 def _is_weight_of(node: Node, name: str) -> bool:

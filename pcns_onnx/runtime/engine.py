@@ -157,7 +157,8 @@ class Session:
         self._engine = engine
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self._half = {i.name for i in self._session.get_inputs() if i.type == "tensor(float16)"}
-        self.outputs = tuple(o.name for o in self._session.get_outputs())
+        self.kinds = {o.name: str(o.type) for o in self._session.get_outputs()}  # as onnxruntime writes types
+        self.outputs = tuple(self.kinds)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs for one batch, as arrays of the engine's namespace; float16 inputs are cast."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +188,97 @@ def test_the_command_shows_three_models_side_by_side(tmp_path: Path, capsys: pyt
     shown = capsys.readouterr()
     assert "shrunk, int8" in shown.out and "s.onnx and its int8" in shown.out
     assert "WARNING" not in shown.err and logging.getLogger().handlers == handlers
+
+
+# -- a precision that fails ----------------------------------------------------------------------
+
+
+def unquantisable(rng: np.random.Generator) -> onnx.ModelProto:
+    """A model of opset 10 that nothing newer computes: its Resize makes one axis larger, another one smaller."""
+    half = rng.standard_normal((8, 3, 3, 3))
+    weights = {"w": np.concatenate([half, half]), "v": rng.standard_normal((2, 16, 1, 1))}
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4),
+        onnx.helper.make_node("Relu", ["a"], ["b"]),
+        onnx.helper.make_node("Resize", ["b", "s"], ["c"], mode="nearest"),
+        onnx.helper.make_node("Conv", ["c", "v"], ["y"]),
+    ]
+    floats = {name: value.astype(np.float32) for name, value in weights.items()}
+    scales = {"s": np.array([1, 1, 0.7, 1.5], np.float32)}
+    return build(nodes, floats | scales, ["N", 3, 8, 8], opset=10, ir_version=4)
+
+
+def outlying(rng: np.random.Generator) -> tuple[onnx.ModelProto, Array]:
+    """A model whose first input is 10,000 times as large as the others and hardly counts: int8 sees nothing else."""
+    w = rng.standard_normal((8, 32))
+    w[0] *= 1e-5
+    half = {"w": np.concatenate([w[:, :16], w[:, :16]], axis=1), "v": rng.standard_normal((32, 4))}
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["a"]),
+        onnx.helper.make_node("Tanh", ["a"], ["b"]),
+        onnx.helper.make_node("MatMul", ["b", "v"], ["y"]),
+    ]
+    x = rng.standard_normal((256, 8)).astype(np.float32)
+    x[:, 0] *= 1e4
+    return build(nodes, {name: value.astype(np.float32) for name, value in half.items()}, ["N", 8]), x
+
+
+def test_what_fails_costs_that_precision_alone(rng: np.random.Generator, tmp_path: Path) -> None:
+    out = tmp_path / "small.onnx"
+    x = rng.standard_normal((48, 3, 8, 8)).astype(np.float32)
+    result = shrink(
+        unquantisable(rng), x, out, width=0.5, multiple=1, refine=0, threads=1, int8=True, fp16=True, max_error=0.1
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.fp16.onnx", "small.onnx"]
+    assert list(result.lowered) == ["fp16"] and [p.kind for p in result.report.precisions] == ["fp16"]
+    (failed,) = result.report.failed_precisions
+    assert failed.kind == "int8" and "version converter" in failed.reason
+    assert str(failed) in result.report.warnings
+    assert {gate.name for gate in result.report.gates} == {"max-error", "fp16 max-error"}
+
+
+def test_int8_that_is_another_model_is_not_written(rng: np.random.Generator, tmp_path: Path) -> None:
+    model, x = outlying(rng)
+    out = tmp_path / "small.onnx"
+    choices: dict[str, object] = {"width": 0.5, "multiple": 1, "refine": 0, "threads": 1, "int8": True}
+    result = shrink(model, x, out, **choices)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+    assert "output 'y' differs from that in float32" in result.report.failed_precisions[0].reason
+    result = shrink(model, x, out, **choices, max_error=1e3)  # type: ignore[arg-type]
+    assert list(result.lowered) == ["int8"] and not result.report.failed_precisions  # the user's limit counts
+
+
+@pytest.mark.parametrize("how", [[], ["--quiet"], ["--json"]], ids=str)
+def test_the_command_says_which_failed_in_one_line_and_ends_with_5(
+    how: list[str], rng: np.random.Generator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(unquantisable(rng), tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", x=rng.standard_normal((40, 3, 8, 8)).astype(np.float32))
+    out, page = tmp_path / "small.onnx", tmp_path / "page.html"
+    said = ["shrink", str(tmp_path / "model.onnx"), "--data", str(tmp_path / "data.npz"), "--width", "0.5", "--int8"]
+    said += ["--multiple", "1", "--refine", "0", "--threads", "1", "--html", str(page), "-o", str(out), *how]
+    assert main(said) == 5
+    shown = capsys.readouterr()
+    lines = [line for line in shown.err.splitlines() if "int8" in line]
+    assert len(lines) == 1 and lines[0].startswith("pcns-onnx: error: int8: not written: onnx's version converter")
+    assert "small.onnx is written)" in lines[0] and "int8: not written" in page.read_text()
+    assert out.exists() and not (tmp_path / "small.int8.onnx").exists()
+    assert ('"failed_precisions"' in shown.out) == ("--json" in how)
+    if not how:
+        (tmp_path / "small.int8.onnx").write_bytes(b"older")
+        assert main(said) == 5
+        assert "small.int8.onnx is of an earlier run" in capsys.readouterr().err
+
+
+def test_float16_alone_works_in_a_fresh_process(tmp_path: Path) -> None:
+    """onnxruntime's tools import each other by names that are found or not by what was imported before."""
+    np.savez(tmp_path / "data.npz", input=data("digits_mlp_leaky")[0][:100])
+    for kinds in (["--fp16"], ["--fp16", "--int8"]):
+        out = tmp_path / f"{''.join(kinds)}.onnx"
+        said = ["shrink", str(MODELS / "digits_mlp_leaky.onnx"), "--data", str(tmp_path / "data.npz"), "--width", "0.5"]
+        said += ["--refine", "0", "--threads", "1", *kinds, "-o", str(out)]
+        done = subprocess.run([sys.executable, "-m", "pcns_onnx", *said], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        for kind in kinds:
+            path = precision_path(out, kind.removeprefix("--"))
+            assert path is not None and path.exists()
