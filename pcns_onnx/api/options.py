@@ -67,9 +67,9 @@ class Options:
             if option.metadata.get("described", True)
         }
         return {
-            name: ", ".join(value) if isinstance(value, tuple) else str(value)
+            name: ", ".join(value) if isinstance(value, tuple | Mapping) else str(value)
             for name, value in values.items()
-            if value is not None and value != ()
+            if value is not None and not (isinstance(value, tuple | Mapping) and not value)
         }
 
 
@@ -143,6 +143,8 @@ def _row(option: Field[Any]) -> str:
 def _checked(option: Field[Any], value: Any) -> Any:
     """A value as its record keeps it; raises `InputError` where it is not what the field takes."""
     name, facts = flag_of(option).partition("/")[0], option.metadata
+    if "Mapping" in str(option.type) and isinstance(value, Mapping):
+        return value
     if takes_many(option) and option.name != "custom_ops":
         texts = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
         if not all(isinstance(text, str) for text in texts):
@@ -192,6 +194,9 @@ class Running(TypedDict, total=False):
     batch: int
     normalize: Normalize
     preprocess: str
+    constant: str | Sequence[str] | Mapping[str, Any]
+    batch_axis: str | Sequence[str]
+    carry: str | Sequence[str]
     seed: int
     device: str
     threads: int

@@ -16,7 +16,7 @@ from pcns_onnx.api.options import Choices, Options
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.files import check_targets
-from pcns_onnx.graph import Graph, ModelSource
+from pcns_onnx.graph import ModelSource
 from pcns_onnx.methods.registry import method_named, methods_with
 from pcns_onnx.methods.strategy import Request
 from pcns_onnx.methods.subset.search import meet_measured
@@ -67,8 +67,9 @@ def plan(
     strategy = _accepted(options, frontier=frontier, has_data=data is not None, writes=output is not None)
     check_targets((model, data), output, stats=options.goal.stats)
     with run(replace(options, data=replace(options.data, holdout=0.0)), progress) as running:
-        form = Canonical.of(Graph.load(model))
-        train, _ = datasets(running, form, data, solves=True)
+        form = Canonical.of(running.load(model))
+        fed = datasets(running, form, data, solves=True)
+        form, train = fed.form, fed.train
         problem = problem_for(
             form,
             running.calibration(train, form.twin),
@@ -84,14 +85,14 @@ def plan(
         importance = strategy.importance(problem, probes=True)
         if frontier:
             drawn = list(points(problem, importance, options.goal))
-            return PlanResult(None, _report(problem, {}, drawn, skipped))
+            return PlanResult(None, _report(problem, {}, drawn, skipped, running.notes))
         decision = meet_measured(problem, importance, strategy.request)
         _, decision = strategy.settle(problem, decision)
         groups = _with_savings(problem, decision)
         plan = Plan(SCHEMA, fingerprint(form.original), strategy.request.method.name, groups)
     if output is not None:
         write_plan(plan, output)
-    return PlanResult(plan, _report(problem, plan.groups, [point_of(problem, decision)], skipped))
+    return PlanResult(plan, _report(problem, plan.groups, [point_of(problem, decision)], skipped, running.notes))
 
 
 def _accepted(options: Options, *, frontier: bool, has_data: bool, writes: bool) -> SubsetStrategy:
@@ -129,7 +130,11 @@ def _with_savings(problem: Problem, decision: Decision) -> dict[str, GroupPlan]:
 
 
 def _report(
-    problem: Problem, groups: dict[str, GroupPlan], drawn: list[FrontierPoint], left: list[SkippedLayer]
+    problem: Problem,
+    groups: dict[str, GroupPlan],
+    drawn: list[FrontierPoint],
+    left: list[SkippedLayer],
+    warnings: list[str],
 ) -> PlanReport:
     latency_model = problem.costs.latency_model
     assert latency_model is not None, "a plan times the layers"
@@ -141,4 +146,5 @@ def _report(
         batch=problem.latency_batch,
         threads=problem.calibration.engine.threads,
         provider=problem.calibration.engine.provider,
+        warnings=warnings,
     )

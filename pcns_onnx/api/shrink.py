@@ -87,11 +87,12 @@ def shrink(
     check_page(options.outputs.html)
     metric = load_metric(options.gates.metric)
     with run(options, progress) as running:
-        form = Canonical.of(Graph.load(model))
+        form = Canonical.of(running.load(model))
         _check_files(tuple(form.original.files), output, options)
         check_precisions(form.original, options.outputs.precisions)
         request, strategy = _accepted(form, options, has_data=data is not None)
         check = _check_on(running, form, data, metric, solves=strategy.solves)
+        form = check.form
         problem, skipped = _prepare(running, form, check.train, strategy, request)
         decision = strategy.decide(problem, check.keeps_limits)
         skipped += _kept_whole(problem, decision)
@@ -265,13 +266,14 @@ class Check:
 
 def _check_on(running: Run, form: Canonical, data: DataSource | None, metric: Metric | None, *, solves: bool) -> Check:
     """The samples of the solve and of the check; raises `InputError` where a limit needs labels that are not there."""
-    train, held_out = datasets(running, form, data, solves=solves)
+    fed = datasets(running, form, data, solves=solves)
+    train, held_out = fed.train, fed.held_out
     options = running.options
     needs_score = options.gates.max_drop is not None or any(b.resource == "drop" for b in options.goal.qualities)
     if needs_score and metric is None and not (held_out or train).has_labels:
         limit = "--max-drop" if options.gates.max_drop is not None else "budget drop"
         raise InputError(f"{limit} needs labels in the data it is checked on, or --metric")
-    return Check(running, form, train, held_out, metric, data is not None)
+    return Check(running, fed.form, train, held_out, metric, data is not None)
 
 
 # -- report ------------------------------------------------------------------------------------
@@ -308,6 +310,7 @@ def _report(
         folded=list(check.form.folded),
         stages=stages_of(running.engine, check.form.twin, samples, running.progress),
         warnings=[
+            *running.notes,
             *(few_samples(problem) if shrunk.strategy.solves else []),
             *evaluation.warnings,
             *apart(infos),

@@ -45,6 +45,6 @@ def plan(
     if console.as_json:
         console.record(report)
         return
-    console.show(plan_tables(report))
+    console.show(plan_tables(report), report.warnings)
     for path in filter(None, (output, figure)):
         console.say(f"wrote {path}")

@@ -19,7 +19,7 @@ from pcns_onnx.cost.benchmark import Latency, compare_latency
 from pcns_onnx.errors import InputError, PcnsError
 from pcns_onnx.evaluation.metric import Metric
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.arrays import to_numpy
+from pcns_onnx.numerics.arrays import Array, to_numpy
 from pcns_onnx.numerics.confidence import quantile_bound, share_bound
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime.engine import Engine
@@ -93,6 +93,7 @@ class _Tally:
         self.errors: list[NDArray[np.float64]] = []
 
     def update(self, a: NDArray[Any], b: NDArray[Any]) -> None:
+        """Take in what both models give for some samples, along the first axis."""
         if a.shape != b.shape:
             raise InputError(f"output '{self.name}' has shape {a.shape} in one model and {b.shape} in the other")
         count = a.shape[0] if a.ndim else 1
@@ -140,8 +141,7 @@ def compare_outputs(
     tallies = [_Tally(name) for name in names]
     scores, count, scored = [0.0, 0.0], 0, False
     for batch in progress.track(samples, "verify", samples.batches):
-        left = {k: to_numpy(v) for k, v in first.run(batch.feeds).items()}
-        right = {k: to_numpy(v) for k, v in second.run(batch.feeds).items()}
+        left, right = (_by_sample(session.run(batch.feeds), a, batch.size) for session in (first, second))
         for tally in tallies:
             tally.update(left[tally.name], right[tally.name])
         count += batch.size
@@ -158,6 +158,16 @@ def compare_outputs(
     kind = "metric" if metric is not None else "accuracy" if scored else None
     a_score, b_score = (scores[0] / count, scores[1] / count) if kind else (None, None)
     return Agreement(count, [t.result() for t in tallies], kind, a_score, b_score)
+
+
+def _by_sample(outputs: Mapping[str, Array], model: Graph, size: int) -> dict[str, NDArray[Any]]:
+    """Outputs on the host, the axis of the samples in front; one that no axis counts is one sample's."""
+    arrays = dict[str, NDArray[Any]]()
+    for spec in model.outputs:
+        array = to_numpy(outputs[spec.name])
+        axis = model.layout.axis_in(spec, array.shape, size)
+        arrays[spec.name] = array[None] if axis is None else np.moveaxis(array, axis, 0) if axis else array
+    return arrays
 
 
 def _score(metric: Metric, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any] | None) -> float:

@@ -23,6 +23,7 @@ from pcns_onnx.graph.external_data import (
     tidy,
 )
 from pcns_onnx.graph.initializers import take_out
+from pcns_onnx.graph.layout import Layout
 from pcns_onnx.graph.model_source import ModelSource, path_or_message
 from pcns_onnx.graph.protobuf import (
     HALF_TYPES,
@@ -58,9 +59,9 @@ class Graph(GraphView):
         graph.refuse_non_finite(where)
         return graph
 
-    def copy(self) -> Graph:
-        """An independent copy; contents are shared."""
-        return Graph(self._model, self._weights, self.files)
+    def copy(self, layout: Layout | None = None) -> Graph:
+        """An independent copy, whose samples are known to lie like that if need be; contents are shared."""
+        return Graph(self._model, self._weights, self.files, layout or self.stated_layout)
 
     # -- derived graphs ------------------------------------------------------------------
 
@@ -296,7 +297,7 @@ class Graph(GraphView):
 
     def _changed(self) -> None:
         """Forget all that was read off the model before it was edited."""
-        for name in vars(self).keys() - {"_model", "_weights", "files"}:
+        for name in vars(self).keys() - {"_model", "_weights", "files", "stated_layout"}:
             del self.__dict__[name]
 
     def _add_initializer(self, tensor: TensorProto) -> None:

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from pcns_onnx.errors import InputError, first_line
 from pcns_onnx.graph.constants import Derived
 from pcns_onnx.graph.initializers import Program, put_back, raw, take_out, without, without_placeholders
+from pcns_onnx.graph.layout import Layout, layout_of
 from pcns_onnx.graph.protobuf import (
     Array,
     Node,
@@ -30,6 +31,7 @@ from pcns_onnx.graph.protobuf import (
     node_of,
     shape_of,
     spec_of,
+    with_open_sizes,
 )
 
 MOST = (1 << 31) - 1
@@ -47,7 +49,11 @@ class GraphView:
     """
 
     def __init__(
-        self, proto: onnx.ModelProto, weights: Mapping[str, Array] | None = None, files: frozenset[Path] = frozenset()
+        self,
+        proto: onnx.ModelProto,
+        weights: Mapping[str, Array] | None = None,
+        files: frozenset[Path] = frozenset(),
+        stated_layout: Layout | None = None,
     ) -> None:
         self._model = copy_of(proto)
         taken = take_out(self._model.graph.initializer)
@@ -55,6 +61,7 @@ class GraphView:
             self._model = copy_of(self._model)  # what was taken out of a message stays allocated in it
         self._weights: dict[str, Array] = {**(weights or {}), **taken}
         self.files = files
+        self.stated_layout = stated_layout
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -160,6 +167,11 @@ class GraphView:
         return tuple(spec_of(v) for v in self._model.graph.input if v.name not in stored)
 
     @cached_property
+    def layout(self) -> Layout:
+        """Along which axes of the inputs the samples lie."""
+        return self.stated_layout or layout_of(self.inputs)
+
+    @cached_property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The graph outputs."""
         return tuple(spec_of(v) for v in self._model.graph.output)
@@ -189,19 +201,19 @@ class GraphView:
     # -- shapes --------------------------------------------------------------------------
 
     def shapes(self, feeds: Mapping[str, Sequence[int]] | None = None, *, batch: int = 2) -> dict[str, Shape]:
-        """Shape of every tensor when dynamic leading axes are `batch`.
+        """Shape of every tensor when the dynamic axes that count samples are `batch`.
 
         `feeds` gives the size of each input where it is known (a real sample), and of any other
         tensor that cannot be inferred, sizes per sample as negative numbers; the remaining dynamic
         axes stay None. Stale `value_info` is ignored: everything is inferred anew.
         """
-        probe = self._unshaped()
+        probe, along = self._unshaped(), self.layout.axes
         for value in probe.graph.input:
-            known = (feeds or {}).get(value.name)
+            known, batch_axis = (feeds or {}).get(value.name), along.get(value.name)
             for axis, dim in enumerate(value.type.tensor_type.shape.dim):
                 if dim.dim_value > 0:
                     continue
-                if axis == 0:
+                if axis == batch_axis:
                     dim.dim_value = batch
                 elif known is not None and axis < len(known):
                     dim.dim_value = known[axis]
@@ -212,11 +224,13 @@ class GraphView:
         shapes = {v.name: shape_of(v) for v in values if v.type.tensor_type.HasField("shape")}
         shapes |= {name: tuple(tensor.dims) for name, tensor in self._stored.items()}
         shapes |= {name: self._derived.shape(name) for name in self._derived.names}
-        fed = {spec.name for spec in self.inputs}
         for name, known in (feeds or {}).items():
             if None in shapes.get(name, (None,)):
-                measured = tuple(size if size >= 0 else -size * batch for size in known)
-                shapes[name] = (batch, *known[1:]) if name in fed else measured
+                sizes = [size if size >= 0 else -size * batch for size in known]
+                batch_axis = along.get(name)
+                if batch_axis is not None:
+                    sizes[batch_axis] = batch
+                shapes[name] = tuple(sizes)
         return shapes
 
     def _unshaped(self) -> onnx.ModelProto:
@@ -299,7 +313,7 @@ class GraphView:
             used.update((*node.inputs, *node.captures))
         weights = {name: value for name, value in self._weights.items() if name in used}
         weights = {name: np.require(value, requirements=["C", "A"]) for name, value in weights.items()}
-        model = without(self._model, self._weights.keys() - used)
+        model = with_open_sizes(without(self._model, self._weights.keys() - used))
         if named:
             model = copy_of(model)
             for proto, node in zip(model.graph.node, self.nodes, strict=True):

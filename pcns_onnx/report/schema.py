@@ -164,3 +164,4 @@ class PlanReport(msgspec.Struct, frozen=True):
     batch: int
     threads: int
     provider: str
+    warnings: list[str] = []
