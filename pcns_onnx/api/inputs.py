@@ -73,8 +73,8 @@ class Run:
         return dataset.one_by_one()
 
     def _feeding(self, graph: Graph) -> Feeding:
-        feeding = self.options.data.feeding(graph.inputs, graph.layout, stated_shapes(graph, self.options.scope))
-        check_carries(graph, self.options.data.carries())
+        feeding = self.options.inputs.feeding(graph.inputs, graph.layout, stated_shapes(graph, self.options.scope))
+        check_carries(graph, self.options.inputs.carries())
         return feeding
 
     def _samples(self, form: Canonical, data: DataSource, feeding: Feeding) -> Dataset:
@@ -82,9 +82,8 @@ class Run:
         dataset = open_data(
             data, form.twin.inputs, normalize=chosen.normalize, preprocess=chosen.preparing(), feeding=feeding
         )
-        if not chosen.carries():
-            return dataset
-        return with_states(dataset, self.engine, form.twin, chosen.carries(), feeding.constants)
+        carries = self.options.inputs.carries()
+        return with_states(dataset, self.engine, form.twin, carries, feeding.constants) if carries else dataset
 
     def _say(self, note: str) -> None:
         if note not in self.notes:
@@ -133,7 +132,7 @@ def run(options: Options, progress: Progress | None = None) -> Iterator[Run]:
 
 def load_model(model: ModelSource, options: Options) -> Graph:
     """A model, with the axes of samples that the caller states; raises `InputError`."""
-    graph, stated = Graph.load(model), options.data.axes()
+    graph, stated = Graph.load(model), options.inputs.axes()
     ranks = {spec.name: len(spec.shape) for spec in graph.inputs}
     for name, axis in stated.items():
         if name not in ranks:
@@ -178,7 +177,7 @@ def datasets(run: Run, form: Canonical, data: DataSource | None, *, solves: bool
 def stand_in(graph: Graph, options: Options) -> Dataset:
     """One batch of seeded noise in the shape of the inputs; integers are ones, which most models take."""
     stated, count = stated_shapes(graph, options.scope), fixed_batch(graph) or options.data.batch
-    feeding = options.data.feeding(graph.inputs, graph.layout, stated)
+    feeding = options.inputs.feeding(graph.inputs, graph.layout, stated)
     feeding = replace(feeding, carried=())
     generator, feeds = np.random.default_rng(options.data.seed), {}
     for spec in graph.inputs:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from pcns_onnx.api.outputs import Outputs
-from pcns_onnx.data.options import DataOptions
+from pcns_onnx.data.options import DataOptions, InputOptions
 from pcns_onnx.dependency.options import Scope
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.options import GateOptions
@@ -41,6 +41,7 @@ class Options:
     scope: Scope = field(default_factory=Scope)
     solving: SolveOptions = field(default_factory=SolveOptions)
     data: DataOptions = field(default_factory=DataOptions)
+    inputs: InputOptions = field(default_factory=InputOptions)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     gates: GateOptions = field(default_factory=GateOptions)
     outputs: Outputs = field(default_factory=Outputs)
@@ -78,6 +79,7 @@ RECORDS: Mapping[str, type[Any]] = {
     "scope": Scope,
     "solving": SolveOptions,
     "data": DataOptions,
+    "inputs": InputOptions,
     "runtime": RuntimeOptions,
     "gates": GateOptions,
     "outputs": Outputs,

@@ -22,10 +22,6 @@ _ALL = "inspect shrink plan expand compare design"
 class DataOptions:
     """Samples, batches and preprocessing.
 
-    `constant` gives inputs that are the same in every run ('sr=16000'), or a mapping of names to values; a number
-    fills the input's shape. `batch_axis` ('state=1') says where samples lie that the names of sizes do not tell.
-    `carry` ('stateN=state'): within a sequence an output is fed back as the next step's input; consecutive samples of
-    a file or a source are one sequence, or the second axis of arrays that have one more than the input.
     `holdout` is the share of the samples kept from the solve for the check, unless `eval` gives others. `trials`: how
     many batches of every size `inspect` draws.
     """
@@ -45,30 +41,6 @@ class DataOptions:
             "metavar": "KEY=VALUE,...",
             "help": "Images: resize=256,crop=224,mean=...,std=...,layout=NCHW,channels=RGB. "
             "Texts: tokenizer=tokenizer.json,length=128,text=COLUMN.",
-        },
-    )
-    constant: str | Sequence[str] | Mapping[str, Any] = field(
-        default=(),
-        metadata={
-            "commands": _ALL,
-            "metavar": "NAME=VALUE|FILE",
-            "help": "An input that is the same in every run: a number, [1, 2], .npy or .npz.",
-        },
-    )
-    batch_axis: str | Sequence[str] = field(
-        default=(),
-        metadata={
-            "commands": f"{_ALL} diff",
-            "metavar": "NAME=1",
-            "help": "The axis of an input that counts samples; NAME=none for none.",
-        },
-    )
-    carry: str | Sequence[str] = field(
-        default=(),
-        metadata={
-            "commands": _ALL,
-            "metavar": "OUTPUT=INPUT",
-            "help": "Within a sequence, an output is the next step's input.",
         },
     )
     samples: int | None = field(
@@ -110,9 +82,6 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         self.preparing()
-        self.axes()
-        self.carries()
-        self._constants()
 
     def preparing(self) -> Preprocess | None:
         """How files of images and texts become arrays; raises `InputError`."""
@@ -121,6 +90,47 @@ class DataOptions:
         from pcns_onnx.data.preprocess import Preprocess
 
         return Preprocess.parse(self.preprocess)
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """Inputs without one row per sample.
+
+    `constant` gives inputs that are the same in every run ('sr=16000'), or a mapping of names to values; a number
+    fills the input's shape. `batch_axis` ('state=1') says where samples lie that the names of sizes do not tell.
+    `carry` ('stateN=state'): within a sequence an output is fed back as the next step's input; consecutive samples of
+    a file or a source are one sequence, or the second axis of arrays that have one more than the input.
+    """
+
+    constant: str | Sequence[str] | Mapping[str, Any] = field(
+        default=(),
+        metadata={
+            "commands": _ALL,
+            "metavar": "NAME=VALUE|FILE",
+            "help": "An input that is the same in every run: a number, [1, 2], .npy or .npz.",
+        },
+    )
+    batch_axis: str | Sequence[str] = field(
+        default=(),
+        metadata={
+            "commands": f"{_ALL} diff",
+            "metavar": "NAME=1",
+            "help": "The axis of an input that counts samples; NAME=none for none.",
+        },
+    )
+    carry: str | Sequence[str] = field(
+        default=(),
+        metadata={
+            "commands": _ALL,
+            "metavar": "OUTPUT=INPUT",
+            "help": "Within a sequence, an output is the next step's input.",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        self.axes()
+        self.carries()
+        self._constants()
 
     def axes(self) -> dict[str, int | None]:
         """The axis of the samples by input, None for an input without: 'state=1' -> {'state': 1}."""
