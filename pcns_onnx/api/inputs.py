@@ -74,6 +74,8 @@ class Run:
 
     def _feeding(self, graph: Graph) -> Feeding:
         feeding = self.options.inputs.feeding(graph.inputs, graph.layout, stated_shapes(graph, self.options.scope))
+        if self.options.gates.metric is None:
+            feeding = replace(feeding, classes=_classes(graph))
         check_carries(graph, self.options.inputs.carries())
         return feeding
 
@@ -128,6 +130,12 @@ def run(options: Options, progress: Progress | None = None) -> Iterator[Run]:
         progress.stage("total"),
     ):
         yield Run(options, engine, executor, progress)
+
+
+def _classes(graph: Graph) -> int:
+    """How many classes the output tells apart of which accuracy is taken; 0 where the model does not say."""
+    scores = (spec for spec in graph.outputs if len(spec.shape) == 2 and spec.dtype.kind == "f" and spec.shape[1] != 1)
+    return next((spec.shape[1] or 0 for spec in scores), 0)
 
 
 def load_model(model: ModelSource, options: Options) -> Graph:

@@ -125,6 +125,26 @@ def convert(rows: Array, spec: TensorSpec, normalize: Normalize | None, where: s
     return np.ascontiguousarray(values)
 
 
+def check_classes(labels: Array, where: str, first: int, classes: int) -> None:
+    """Raise InputError where labels (rows, ...) are no numbers of `classes` (0: of whatever number).
+
+    Labels of several numbers per sample are for a metric of the caller's, unless they are one-hot.
+    """
+    width = int(np.prod(labels.shape[1:]))
+    if labels.ndim == 2 and width > 1 and (width == classes or (not classes and len(labels) > 1)):
+        if (labels.min() >= 0) and (np.asarray(labels, np.int64).sum(axis=1) == 1).all():
+            raise InputError(f"{where} is one-hot {labels.shape}: save class numbers, as in labels.argmax(axis=1)")
+    if classes and width == 1:
+        values = labels.reshape(-1)
+        bad = np.flatnonzero((values < 0) | (values >= classes))
+        if bad.size:
+            at = first + int(bad[0])
+            raise InputError(
+                f"{where} holds class {values[bad[0]]} at sample {at} but the model tells {classes} apart, 0 to "
+                f"{classes - 1}: number them as its output does"
+            )
+
+
 def _texts(rows: Array) -> Array:
     """Texts as onnxruntime takes them: Python's own."""
     return (np.char.decode(rows, "utf-8") if rows.dtype.kind == "S" else rows).astype(object)

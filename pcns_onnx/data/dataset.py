@@ -19,8 +19,8 @@ from typing import TypeAlias
 import numpy as np
 
 from pcns_onnx.data.batch import Batch, joined
-from pcns_onnx.data.columns import LABELS, Array, Part
-from pcns_onnx.data.conform import Normalize, convert, is_floating, match
+from pcns_onnx.data.columns import LABELS, Array, Column, Part
+from pcns_onnx.data.conform import Normalize, check_classes, convert, is_floating, match
 from pcns_onnx.data.placement import Placement, unrolled
 from pcns_onnx.data.preprocess import Preprocess
 from pcns_onnx.data.sources import DataSource, find_source
@@ -115,7 +115,7 @@ def open_data(
     feeding = feeding or Feeding(layout_of(inputs))
     varying = _fed(inputs, feeding)
     names = [spec.name for spec in varying]
-    reader = find_source(source, varying, preprocess)
+    reader = find_source(source, varying, preprocess, feeding.carried)
     known = list(reader.parts() if reader.counted else islice(reader.parts(), 1))
     if not known:
         raise InputError("the data has no samples: it yields no feeds")
@@ -133,6 +133,9 @@ def open_data(
         return _Opened(match(steps, there, feeding.layout, normalize), there, length, resets)
 
     opened = [check(part, feeding) for part in known]
+    if reader.counted:
+        for part in opened:
+            _check_labels(part.placement.labels, feeding.classes)
     if opened[0].placement.layout.whole:
         feeding = replace(feeding, layout=opened[0].placement.layout)
 
@@ -155,11 +158,25 @@ def open_data(
 
 @dataclass(frozen=True)
 class Feeding:
-    """How a model is fed: where samples lie, the `constants` of every run, and inputs that are `carried` over time."""
+    """How a model is fed: where samples lie, the `constants` of every run, and inputs that are `carried` over time.
+
+    Labels are class numbers below `classes` (0: of whatever number; None: they are what the caller's metric takes).
+    """
 
     layout: Layout
     constants: Mapping[str, Array] = field(default_factory=dict)
     carried: Sequence[str] = ()
+    classes: int | None = None
+
+
+def _check_labels(labels: Column | None, classes: int | None) -> None:
+    """Refuse labels that are no class numbers before any work is done."""
+    if labels is None or classes is None:
+        return
+    first = 0
+    for run in labels.rows(1 << 16):
+        check_classes(run, labels.where, first, classes)
+        first += len(run)
 
 
 def _fed(inputs: Sequence[TensorSpec], feeding: Feeding) -> list[TensorSpec]:
@@ -275,6 +292,8 @@ def _converted(
     }
     fixed = {name: value for name, value in feeding.constants.items() if name not in {*placed, *feeding.carried}}
     for rows, run, labels in placement.runs(size):
+        if labels is not None and placement.labels is not None and feeding.classes is not None:
+            check_classes(labels, placement.labels.where, first, feeding.classes)
         feeds = dict[str, Array]()
         for spec in opened.inputs:
             one = placed[spec.name]

@@ -78,14 +78,19 @@ def _items(source: Any) -> Iterator[Feed]:
     return (source[index] for index in range(len(source)))
 
 
-def feed_parts(make: Callable[[], Iterable[Feed]], inputs: Sequence[str], where: str) -> Iterator[Part]:
-    """The feeds of one call of `make`, which is the user's code: whatever it raises is an InputError."""
+def feed_parts(
+    make: Callable[[], Iterable[Feed]], inputs: Sequence[str], needed: Sequence[str], where: str
+) -> Iterator[Part]:
+    """The feeds of one call of `make`, which is the user's code: whatever it raises is an InputError.
+
+    Arrays without names are for the `needed` inputs.
+    """
     with refusing(f"{where} failed", "it must yield mappings of input names to arrays"):
         feeds: Any = make()
         feeds = [feeds] if isinstance(feeds, Mapping) else feeds
         feeds = iter(feeds.get_next, None) if hasattr(feeds, "get_next") else feeds
         for index, feed in enumerate(feeds):
-            named = in_order(feed, inputs, f"{where}: feed {index}")
+            named = in_order(feed, needed, f"{where}: feed {index}")
             yield array_part(named, inputs, f"{where}: feed {index}", is_feed=True)
 
 
@@ -140,8 +145,8 @@ class FeedSpool:
     folder goes when the spool does, or at exit.
     """
 
-    def __init__(self, feeds: Iterator[Feed], inputs: Sequence[str]) -> None:
-        self._fresh = feed_parts(lambda: feeds, inputs, "data")
+    def __init__(self, feeds: Iterator[Feed], inputs: Sequence[str], needed: Sequence[str]) -> None:
+        self._fresh = feed_parts(lambda: feeds, inputs, needed, "data")
         self._kept: list[Part] = []
         self._failure: InputError | None = None
         scratch = Scratch()

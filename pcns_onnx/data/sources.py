@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,30 +58,36 @@ class Source:
     counted: bool
 
 
-def find_source(source: DataSource, specs: Sequence[TensorSpec], preprocess: Preprocess | None = None) -> Source:
+def find_source(
+    source: DataSource,
+    specs: Sequence[TensorSpec],
+    preprocess: Preprocess | None = None,
+    optional: Collection[str] = (),
+) -> Source:
     """The parts of `source` for a model with these inputs; raises InputError if there are none.
 
-    `preprocess` says how images and texts become arrays.
+    `preprocess` says how images and texts become arrays. `optional` inputs are taken where they are named.
     """
-    inputs = [spec.name for spec in specs]
+    wanted = _Wanted(specs, [spec for spec in specs if spec.name not in optional], preprocess or Preprocess())
+    inputs, needed = [spec.name for spec in specs], [spec.name for spec in wanted.needed]
     if isinstance(source, str | os.PathLike):
-        return _named(os.fspath(source), specs, preprocess or Preprocess())
+        return _named(os.fspath(source), wanted)
     if preprocess is not None:
         raise InputError("--preprocess is for files of images, tables and texts: give their path")
     if is_array(source):
-        return _listed([array_part({_only(inputs, "data"): source}, inputs, "data")])
+        return _listed([array_part({_only(needed, "data"): source}, inputs, "data")])
     if isinstance(source, Mapping):
         return _listed([array_part(source, inputs, "data")])
-    if is_per_input(source, inputs):
-        return _listed([array_part(in_order(source, inputs, "data"), inputs, "data")])
+    if is_per_input(source, needed):
+        return _listed([array_part(in_order(source, needed, "data"), inputs, "data")])
     passing = once_only(source)
     if passing is not None:
-        return Source(FeedSpool(passing, inputs).parts, counted=False)
+        return Source(FeedSpool(passing, inputs, needed).parts, counted=False)
     repeatable = again(source)
     if repeatable is not None:
-        return Source(partial(feed_parts, repeatable, inputs, "data"), counted=False)
+        return Source(partial(feed_parts, repeatable, inputs, needed, "data"), counted=False)
     if callable(source):
-        return Source(partial(feed_parts, source, inputs, f"`{_title(source)}`"), counted=False)
+        return Source(partial(feed_parts, source, inputs, needed, f"`{_title(source)}`"), counted=False)
     raise InputError(f"data cannot be a {type(source).__name__}: give a path, an array, a mapping or feeds")
 
 
@@ -92,19 +98,31 @@ def is_fed(source: DataSource) -> bool:
     return not (is_array(source) or isinstance(source, Mapping | tuple))
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """The inputs of the model, those that the data needs to have, and how images and texts become arrays."""
+
+    inputs: Sequence[TensorSpec]
+    needed: Sequence[TensorSpec]
+    preprocess: Preprocess
+
+
 def _listed(parts: list[Part]) -> Source:
     return Source(lambda: iter(parts), counted=True)
 
 
-def _named(name: str, specs: Sequence[TensorSpec], preprocess: Preprocess) -> Source:
-    path, inputs = Path(name), [spec.name for spec in specs]
+def _named(name: str, wanted: _Wanted) -> Source:
+    path, inputs = Path(name), [spec.name for spec in wanted.inputs]
     with reading(name):
         exists, is_folder = path.exists(), path.is_dir()
     if exists:
-        parts = _folder_parts(path, specs, preprocess) if is_folder else [_file_part(path, specs, preprocess)]
+        parts = _folder_parts(path, wanted) if is_folder else [_file_part(path, wanted)]
         return _listed(parts)
     if re.fullmatch(r"[\w.]+:[\w.]+", name):
-        return Source(partial(feed_parts, _imported(name), inputs, f"`{name}`"), counted=False)
+        return Source(
+            partial(feed_parts, _imported(name), inputs, [spec.name for spec in wanted.needed], f"`{name}`"),
+            counted=False,
+        )
     raise InputError(f"{name} does not exist: give a file ({KINDS}), a folder, or module:function")
 
 
@@ -138,14 +156,15 @@ FILES: Mapping[str, Opener] = {
 KINDS = ", ".join(FILES)
 
 
-def _file_part(path: Path, specs: Sequence[TensorSpec], preprocess: Preprocess) -> Part:
+def _file_part(path: Path, wanted: _Wanted) -> Part:
     if path.suffix not in FILES:
         raise InputError(f"{path} is none of {KINDS}: convert it, or name a module:function to read it")
-    return FILES[path.suffix](path, specs, preprocess)
+    specs = wanted.inputs if path.suffix == ".npz" else wanted.needed
+    return FILES[path.suffix](path, specs, wanted.preprocess)
 
 
-def _folder_parts(folder: Path, specs: Sequence[TensorSpec], preprocess: Preprocess) -> list[Part]:
-    inputs = [spec.name for spec in specs]
+def _folder_parts(folder: Path, wanted: _Wanted) -> list[Part]:
+    inputs, preprocess = [spec.name for spec in wanted.needed], wanted.preprocess
     with reading(str(folder)):
         files = sorted(folder.glob("[!.]*.np[yz]")) or tables.table_files(folder)
     if not files:
@@ -162,7 +181,7 @@ def _folder_parts(folder: Path, specs: Sequence[TensorSpec], preprocess: Preproc
             f"{folder} holds {LABELS}.npy for several files: name the files after the inputs "
             f"({', '.join(f'{name}.npy' for name in inputs)}), or save each as .npz with its own `{LABELS}`"
         )
-    return [_file_part(path, specs, preprocess) for path in files]
+    return [_file_part(path, wanted) for path in files]
 
 
 def _only(inputs: Sequence[str], where: str) -> str:

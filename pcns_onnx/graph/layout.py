@@ -53,9 +53,11 @@ class Layout:
             return None
         if self.symbol and list(spec.symbols).count(self.symbol) == 1 and len(spec.symbols) == len(shape):
             return spec.symbols.index(self.symbol)
-        if shape[0] % size == 0 and (shape[0] or not size):
-            return 0
-        return next((axis for axis, have in enumerate(shape) if have == size), 0)
+        if size == 1 and shape[0] != 1:
+            return None
+        return (
+            0 if shape[0] and shape[0] % size == 0 else next((at for at, have in enumerate(shape) if have == size), 0)
+        )
 
 
 def layout_of(inputs: Sequence[TensorSpec], stated: Mapping[str, int | None] | None = None) -> Layout:

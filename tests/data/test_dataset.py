@@ -532,25 +532,25 @@ REFUSED: dict[str, Case] = {
         BOTH,
         None,
         "d.npz lacks `image`, `tokens`: it has `x`, `y`, the model takes `image`, `tokens`: "
-        "name one array after each input",
+        "name one array after each input, or give what is the same in every run as --constant image=VALUE",
     ),
     "another name": (
         lambda: saved(x=images()),
         [IMAGE],
         None,
-        "d.npz lacks `image`: it has `x`, the model takes `image`: name one array after each input",
+        "d.npz lacks `image`: it has `x`, the model takes `image`: name one array after each input, or give what is the same in every run as --constant image=VALUE",
     ),
     "a name of two lines": (
         lambda: member(npy_bytes(images()), "x\ny.npy"),
         [IMAGE],
         None,
-        "d.npz lacks `image`: it has `x y`, the model takes `image`: name one array after each input",
+        "d.npz lacks `image`: it has `x y`, the model takes `image`: name one array after each input, or give what is the same in every run as --constant image=VALUE",
     ),
     "empty mapping": (
         dict,
         [IMAGE],
         None,
-        "data lacks `image`: it has no arrays, the model takes `image`: name one array after each input",
+        "data lacks `image`: it has no arrays, the model takes `image`: name one array after each input, or give what is the same in every run as --constant image=VALUE",
     ),
     "one array for two inputs": (
         lambda: saved_npy(images()),
