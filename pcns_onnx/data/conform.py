@@ -167,8 +167,8 @@ def _match_names(part: Part, inputs: Sequence[TensorSpec]) -> None:
         names = [*part.columns, *part.ignored]
         raise InputError(
             f"{part.where} lacks {_names(missing)}: it has {_names(names) or 'no arrays'}, "
-            f"the model takes {_names([spec.name for spec in inputs])}: name one array after each input, or give "
-            f"what is the same in every run as --constant {' '.join(missing[0].split())}=VALUE"
+            f"the model takes {_names([spec.name for spec in inputs])}: name one array after each input"
+            + (f", or give --constant {missing[0]}=VALUE" if len(missing) < len(inputs) else "")
         )
 
 

@@ -224,14 +224,13 @@ def _refusal(part: Part, inputs: Sequence[TensorSpec], readings: Mapping[str, li
     other = next((reading for reading in counted if reading.count != first.count), None)
     if other is None or other.count is None or first.count is None:
         return InputError(f"{part.where} cannot be told apart into samples: name axes with --batch-axis NAME=1")
-    return InputError(_other_counts(first.column.where, first.count, other.column.where, (other.count,)))
+    counts = _other_counts(first.column.where, first.count, other.column.where, (other.count,))
+    return InputError(f"{counts} (--constant NAME=FILE for what all share, --batch-axis NAME=1 for another axis)")
 
 
 def _other_counts(where: str, count: int, other: str, size: tuple[int, ...]) -> str:
-    return (
-        f"{where} has {count} samples but {other} has {size[0] if size else 'one number'}: every array needs one row "
-        "per sample (--constant NAME=FILE is for what every run shares, --batch-axis NAME=1 for another axis)"
-    )
+    has = size[0] if size else "one number"
+    return f"{where} has {count} samples but {other} has {has}: every array needs one row per sample"
 
 
 # --- sequences

@@ -532,25 +532,25 @@ REFUSED: dict[str, Case] = {
         BOTH,
         None,
         "d.npz lacks `image`, `tokens`: it has `x`, `y`, the model takes `image`, `tokens`: "
-        "name one array after each input, or give what is the same in every run as --constant image=VALUE",
+        "name one array after each input",
     ),
     "another name": (
         lambda: saved(x=images()),
         [IMAGE],
         None,
-        "d.npz lacks `image`: it has `x`, the model takes `image`: name one array after each input, or give what is the same in every run as --constant image=VALUE",
+        "d.npz lacks `image`: it has `x`, the model takes `image`: name one array after each input",
     ),
     "a name of two lines": (
         lambda: member(npy_bytes(images()), "x\ny.npy"),
         [IMAGE],
         None,
-        "d.npz lacks `image`: it has `x y`, the model takes `image`: name one array after each input, or give what is the same in every run as --constant image=VALUE",
+        "d.npz lacks `image`: it has `x y`, the model takes `image`: name one array after each input",
     ),
     "empty mapping": (
         dict,
         [IMAGE],
         None,
-        "data lacks `image`: it has no arrays, the model takes `image`: name one array after each input, or give what is the same in every run as --constant image=VALUE",
+        "data lacks `image`: it has no arrays, the model takes `image`: name one array after each input",
     ),
     "one array for two inputs": (
         lambda: saved_npy(images()),
@@ -606,7 +606,8 @@ REFUSED: dict[str, Case] = {
         lambda: saved(image=images(), tokens=np.zeros((9, 4), int)),
         BOTH,
         None,
-        "d.npz: `image` has 23 samples but d.npz: `tokens` has 9: every array needs one row per sample",
+        "d.npz: `image` has 23 samples but d.npz: `tokens` has 9: every array needs one row per sample "
+        "(--constant NAME=FILE for what all share, --batch-axis NAME=1 for another axis)",
     ),
     "label count": (
         lambda: in_folder(image=images(), labels=np.zeros(9, int)),
@@ -734,17 +735,17 @@ REFUSED: dict[str, Case] = {
         "write it again with np.save or np.savez",
     ),
     "a feed that is no mapping": (
-        lambda: [images()],
+        lambda: ["images"],
         [IMAGE],
         None,
-        "data: feed 0 is a ndarray: give a mapping of input names to arrays",
+        "data: feed 0 is a str: give a mapping of input names to arrays, or arrays in the order of the inputs",
     ),
     "no inputs": (images, [], None, "the model has no inputs: there is nothing to feed samples to"),
     "scalar input": (
         images,
         [TensorSpec("k", F32, ())],
         None,
-        "model input `k` has no batch axis or takes strings: make it a constant",
+        "data: `k` has shape (23, 3, 2, 2) but the model takes (): reshape it",
     ),
 }
 
