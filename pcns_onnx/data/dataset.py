@@ -138,6 +138,7 @@ def open_data(
             _check_labels(part.placement.labels, feeding.classes)
     if opened[0].placement.layout.whole:
         feeding = replace(feeding, layout=opened[0].placement.layout)
+        opened = [check(part, feeding) for part in known]
 
     def stream(size: int) -> Iterator[Batch]:
         start = 0

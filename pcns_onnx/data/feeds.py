@@ -59,6 +59,8 @@ def once_only(source: Any) -> Iterator[Feed] | None:
     """
     if isinstance(source, Iterator):
         return source
+    if isinstance(source, type):
+        return None
     if hasattr(source, "get_next"):
         return iter(source.get_next, None)
     is_loader = hasattr(source, "batch_sampler") and hasattr(source, "dataset")
@@ -67,6 +69,8 @@ def once_only(source: Any) -> Iterator[Feed] | None:
 
 def again(source: Any) -> Callable[[], Iterable[Feed]] | None:
     """What gives the same feeds each time that it is called; None for what holds none."""
+    if isinstance(source, type):
+        return None
     if isinstance(source, Iterable):
         return source.__iter__
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):

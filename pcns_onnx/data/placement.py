@@ -101,7 +101,12 @@ def place(part: Part, inputs: Sequence[TensorSpec], layout: Layout) -> Placement
     """Where the samples of a part lie; raises InputError where that cannot be."""
     if layout.whole:
         return _whole(part, inputs, layout)
-    readings = {spec.name: _readings(part.columns[spec.name], spec, layout, part.is_feed) for spec in inputs}
+    try:
+        readings = {spec.name: _readings(part.columns[spec.name], spec, layout, part.is_feed) for spec in inputs}
+    except InputError:
+        if layout.certain or not (part.is_feed or is_named(layout.symbol)):
+            raise
+        return _whole(part, inputs, layout)
     agreed = _agreed(readings)
     if agreed is None or _is_doubtful(agreed, inputs, layout, part.is_feed):
         if _may_be_whole(part, inputs, layout):
@@ -158,8 +163,7 @@ def _agreed(readings: Mapping[str, list[Placed]]) -> tuple[dict[str, Placed], in
     ranked = [several[at] for at in range(depth) for several in readings.values() if at < len(several)]
     for count in dict.fromkeys(reading.count for reading in ranked if reading.count is not None):
         placed = {
-            name: next((r for r in several if r.count == count), None)
-            or next((r for r in several if r.count is None), None)
+            name: next((reading for reading in several if reading.count in (count, None)), None)
             for name, several in readings.items()
         }
         if all(placed.values()):

@@ -9,6 +9,7 @@ a streaming model really sees, and batches mix steps as they please.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from tempfile import SpooledTemporaryFile
@@ -103,6 +104,7 @@ class _States:
         self._dataset, self._engine, self._graph, self._carries, self._start = dataset, engine, graph, carries, start
         self._specs = {spec.name: spec for spec in graph.inputs}
         self._file = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - it lives as long as the samples
+        weakref.finalize(self, self._file.close)
         self._kept: list[dict[str, _Kept]] = []
         self._fresh: Iterator[Feeds] | None = None
 
