@@ -55,7 +55,10 @@ class Run:
         if verdict is Batching.WHOLE:
             whole = self._samples(form, data, replace(feeding, layout=feeding.layout.as_whole()))
             if runs(self.engine, form.twin, whole):
-                self._say("what is fed at once is taken as one sample: its rows depend on each other")
+                self._say(
+                    "what is fed at once is taken as one sample, since its rows depend on each other: say --batch-axis "
+                    f"{next(iter(feeding.layout.axes))}=0 where they are samples"
+                )
                 dataset = whole
         return form.laid_out(dataset.layout), self._batched(dataset, verdict)
 
@@ -65,11 +68,16 @@ class Run:
         verdict = batching_of(self.engine, form.twin, dataset, self.options.data.batch, is_fed=False)
         return self._batched(dataset, verdict)
 
+    def batched_for(self, form: Canonical, dataset: Dataset) -> Dataset:
+        """The samples as another model takes them, too: one by one if it has to be."""
+        verdict = batching_of(self.engine, form.twin, dataset, self.options.data.batch, is_fed=False)
+        return self._batched(dataset, verdict)
+
     def _batched(self, dataset: Dataset, verdict: Batching) -> Dataset:
         if verdict is not Batching.SINGLE or dataset.is_single:
             return dataset
         if self.options.data.batch > 1:
-            self._say("the model fails on two samples at once and takes one: it is run with --batch 1")
+            self._say("the model takes one sample at a time, whatever its inputs say: it is run with --batch 1")
         return dataset.one_by_one()
 
     def _feeding(self, graph: Graph) -> Feeding:

@@ -1,8 +1,9 @@
 """Whether samples can be run at once: the model says so, by being run on two of them.
 
-Exporters write a batch of 1 into models whose inputs name theirs; such a model is run sample by sample. Where the names
-of sizes leave a doubt, one sample alone has to give what it gives among others: where it does not, the axis
-that was taken for that of the samples is one of time, or of nodes, and what is fed at once is one sample.
+Exporters write a batch of 1 into models whose inputs name theirs: such a model fails on two samples, or takes them for
+one, and is run sample by sample. Where the names of sizes leave a doubt and one sample alone does not give what it gives
+among others, the axis that was taken for that of the samples is one of time, or of nodes: what is fed at once is
+one sample.
 """
 
 from __future__ import annotations
@@ -50,10 +51,12 @@ def batching_of(engine: Engine, graph: Graph, dataset: Dataset, batch: int, *, i
         session = engine.session(graph.program())
     except InputError:
         return Batching.JOINED  # the error comes up where the model is needed
-    both, first = _outputs(session, pair), _outputs(session, pair.rows(slice(0, 1)))
-    if is_doubtful and (first is None or (both is not None and _differs(graph, both, first))):
+    alone = pair.rows(slice(0, 1))
+    both, first, again = (_outputs(session, samples) for samples in (pair, alone, alone))
+    differs = both is not None and first is not None and again is not None and _differs(graph, both, first, again)
+    if is_doubtful and (first is None or differs):
         return Batching.WHOLE
-    if batch == 1 or (both is None and first is not None):
+    if batch == 1 or differs or (both is None and first is not None):
         return Batching.SINGLE
     return Batching.JOINED
 
@@ -73,9 +76,11 @@ def _outputs(session: Session, batch: Batch) -> Tensors | None:
         return None
 
 
-def _differs(graph: Graph, both: Tensors, first: Tensors) -> bool:
-    """Whether the first of two samples gives something else when it is alone."""
-    return any(_is_other(both[spec.name], first[spec.name]) for spec in graph.outputs)
+def _differs(graph: Graph, both: Tensors, first: Tensors, again: Tensors) -> bool:
+    """Whether the first of two samples gives something else when it is alone, and the same thing each time."""
+    names = [spec.name for spec in graph.outputs]
+    is_random = any(_is_other(again[name], first[name]) for name in names)
+    return not is_random and any(_is_other(both[name], first[name]) for name in names)
 
 
 def _is_other(both: Array, first: Array) -> bool:
@@ -84,6 +89,8 @@ def _is_other(both: Array, first: Array) -> bool:
     a, b = to_numpy(both), to_numpy(first)
     grown = [axis for axis in range(a.ndim) if a.shape[axis] == 2 * b.shape[axis] and b.shape[axis]]
     if len(grown) == 1 and a.size == 2 * b.size:
+        if grown[0] and b.shape[grown[0]] != 1:
+            return True  # one sample's axis goes through both: they have become one
         a = np.take(a, range(b.shape[grown[0]]), grown[0])
     if a.shape != b.shape or not a.size:
         return False

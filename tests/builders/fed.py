@@ -129,17 +129,45 @@ def with_settings(**more: tuple[int, Dims]) -> ModelProto:
 def with_baked_batch(how: str, batch: str = "batch") -> ModelProto:
     """A model that names its batch and takes one sample: a size of 1 is written into its inside."""
     nodes, stored = body()
-    stored = stored | {"shape": np.array([1, 8]), "one": np.ones((1, 1, 8), np.float32)}
-    ends = {
-        "Reshape": [helper.make_node("Reshape", ["out", "shape"], ["y"])],
-        "Reshape, open size": [
-            helper.make_node("Reshape", ["out", "shape"], ["y"]),
-            helper.make_node("NonZero", ["y"], ["where"]),
-        ],
-    }[how]
-    outputs = {"y": (FLOAT, [1, 8])} | ({"where": (INT64, [2, "count"])} if "open" in how else {})
-    del stored["one"]
-    return assembled([*nodes, *ends], {"x": (FLOAT, [batch, 16])}, outputs, stored)
+    node = helper.make_node
+    ends: dict[str, tuple[list[onnx.NodeProto], dict[str, Array]]] = {
+        "Reshape": ([node("Reshape", ["out", "shape"], ["y"])], {"shape": np.array([1, 8])}),
+        "Reshape, open size": (
+            [node("Reshape", ["out", "shape"], ["y"]), node("NonZero", ["y"], ["where"])],
+            {"shape": np.array([1, 8])},
+        ),
+        "Reshape to one row": ([node("Reshape", ["out", "shape"], ["y"])], {"shape": np.array([1, -1])}),
+        "Concat": ([node("Concat", ["out", "row"], ["y"], axis=1)], {"row": np.ones((1, 3), np.float32)}),
+        "one row inside": (
+            [
+                node("Reshape", ["out", "shape"], ["row"]),
+                node("Softmax", ["row"], ["shares"], axis=1),
+                node("Reshape", ["shares", "back"], ["y"]),
+            ],
+            {"shape": np.array([1, -1]), "back": np.array([-1, 8])},
+        ),
+        "state": (
+            [
+                node("Unsqueeze", ["out", "zero"], ["steps"]),
+                node("LSTM", ["steps", "W", "R", "", "", "h", "c"], ["", "hn", ""], hidden_size=8, name="lstm"),
+                node("Squeeze", ["hn", "zero"], ["y"]),
+            ],
+            {
+                "zero": np.array([0]),
+                "W": twins(32, 8)[None],
+                "R": twins(32, 8)[None],
+                "h": np.zeros((1, 1, 8), np.float32),
+                "c": np.zeros((1, 1, 8), np.float32),
+            },
+        ),
+    }
+    more, constants = ends[how]
+    outputs: dict[str, tuple[int, Dims]] = {"y": (FLOAT, [1, 11 if how == "Concat" else 8])}
+    if how in ("one row inside", "Reshape to one row"):
+        outputs["y"] = (FLOAT, [None, None])
+    if how == "Reshape, open size":
+        outputs["where"] = (INT64, [2, "count"])
+    return assembled([*nodes, *more], {"x": (FLOAT, [batch, 16])}, outputs, stored | constants)
 
 
 def run(model: ModelProto, feeds: Mapping[str, Any]) -> dict[str, Any]:
