@@ -19,7 +19,7 @@ from pcns_onnx.cost.benchmark import Latency, compare_latency
 from pcns_onnx.errors import InputError, PcnsError
 from pcns_onnx.evaluation.metric import Metric
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.arrays import Array, to_numpy
+from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.numerics.confidence import quantile_bound, share_bound
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime.engine import Engine
@@ -141,15 +141,16 @@ def compare_outputs(
     tallies = [_Tally(name) for name in names]
     scores, count, scored = [0.0, 0.0], 0, False
     for batch in progress.track(samples, "verify", samples.batches):
-        left, right = (_by_sample(session.run(batch.feeds), a, batch.size) for session in (first, second))
+        both = [{k: to_numpy(v) for k, v in session.run(batch.feeds).items()} for session in (first, second)]
+        left, right = sides = [_by_sample(outputs, a, batch.size) for outputs in both]
         for tally in tallies:
             tally.update(left[tally.name], right[tally.name])
         count += batch.size
         classes = next((t.name for t in tallies if t.classes and len(left[t.name]) == batch.size), None)
         labels = None if batch.labels is None else batch.labels.reshape(batch.size, -1)
-        for side, outputs in enumerate((left, right)):
+        for side, outputs in enumerate(sides):
             if metric is not None:
-                scores[side] += batch.size * _score(metric, outputs, batch.labels)
+                scores[side] += batch.size * _score(metric, both[side], batch.labels)
             elif labels is not None and labels.shape[1] == 1 and classes is not None:
                 scored = True
                 scores[side] += 100.0 * int((outputs[classes].argmax(axis=1) == labels[:, 0]).sum())
@@ -160,11 +161,11 @@ def compare_outputs(
     return Agreement(count, [t.result() for t in tallies], kind, a_score, b_score)
 
 
-def _by_sample(outputs: Mapping[str, Array], model: Graph, size: int) -> dict[str, NDArray[Any]]:
-    """Outputs on the host, the axis of the samples in front; one that no axis counts is one sample's."""
+def _by_sample(outputs: Mapping[str, NDArray[Any]], model: Graph, size: int) -> dict[str, NDArray[Any]]:
+    """Outputs with the axis of the samples in front; one that no axis counts is one sample's."""
     arrays = dict[str, NDArray[Any]]()
     for spec in model.outputs:
-        array = to_numpy(outputs[spec.name])
+        array = outputs[spec.name]
         axis = model.layout.axis_in(spec, array.shape, size)
         arrays[spec.name] = array[None] if axis is None else np.moveaxis(array, axis, 0) if axis else array
     return arrays

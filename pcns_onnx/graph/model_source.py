@@ -40,7 +40,19 @@ class ExportedProgram(Protocol):
         """The model as one message."""
 
 
-ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto | ForeignGraph | ExportedProgram
+class IrModel(Protocol):
+    """An `onnx_ir.Model`, as far as it is used."""
+
+    @property
+    def graph(self) -> Any:
+        """Its main graph."""
+
+    @property
+    def opset_imports(self) -> Any:
+        """Versions by domain."""
+
+
+ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto | ForeignGraph | ExportedProgram | IrModel
 
 
 def translator(library: str) -> Any:

@@ -213,6 +213,8 @@ class GraphView:
             for axis, dim in enumerate(value.type.tensor_type.shape.dim):
                 if dim.dim_value > 0:
                     continue
+                if value.name in along:
+                    dim.ClearField("dim_value")  # -1 or 0, which mean an open size
                 if axis == batch_axis:
                     dim.dim_value = batch
                 elif known is not None and axis < len(known):

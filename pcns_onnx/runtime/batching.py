@@ -1,9 +1,9 @@
 """Whether samples can be run at once: the model says so, by being run on two of them.
 
 Exporters write a batch of 1 into models whose inputs name theirs: such a model fails on two samples, or takes them for
-one, and is run sample by sample. Where the names of sizes leave a doubt and one sample alone does not give what it gives
-among others, the axis that was taken for that of the samples is one of time, or of nodes: what is fed at once is
-one sample.
+one, and is run sample by sample. Where the names of sizes leave a doubt and one sample alone does not give what it
+gives among others, the axis that was taken for that of the samples is one of time, or of nodes: what is fed at once
+is one sample.
 """
 
 from __future__ import annotations

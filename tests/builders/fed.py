@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 Array = NDArray[Any]
 Dims = Sequence[int | str | None]
 HIDDEN = 32
-FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
+FLOAT, INT64, STRING = int(TensorProto.FLOAT), int(TensorProto.INT64), int(TensorProto.STRING)
 
 
 def twins(rows: int, columns: int, axis: int = 1) -> Array:
@@ -31,15 +31,15 @@ def assembled(
     opset: int = 17,
 ) -> ModelProto:
     """A model with these inputs and outputs: (element type, sizes)."""
-    sides = [
+    fed, given = (
         [
             helper.make_tensor_value_info(name, kind, None if dims is None else list(dims))
             for name, (kind, dims) in side.items()
         ]
         for side in (inputs, outputs)
-    ]
+    )
     constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items()]
-    graph = helper.make_graph(list(nodes), "fed", *sides, constants)
+    graph = helper.make_graph(list(nodes), "fed", fed, given, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
@@ -70,8 +70,8 @@ def with_state(x: Dims, state: Dims, *, sr: bool = False) -> ModelProto:
         "R": rng.standard_normal((1, 32, 8)).astype(np.float32),
         "zero": np.array([0]),
     }
-    inputs = {"x": (FLOAT, x), "state": (FLOAT, state)}
-    outputs = {"y": (FLOAT, [x[0], 8]), "stateN": (FLOAT, state)}
+    inputs: dict[str, tuple[int, Dims]] = {"x": (FLOAT, x), "state": (FLOAT, state)}
+    outputs: dict[str, tuple[int, Dims]] = {"y": (FLOAT, [x[0], 8]), "stateN": (FLOAT, state)}
     if sr:
         nodes.append(helper.make_node("Identity", ["sr"], ["rate"]))
         inputs["sr"], outputs["rate"] = (INT64, []), (INT64, [])
@@ -106,14 +106,15 @@ def on_graphs() -> ModelProto:
         helper.make_node("Gather", ["out", "ends"], ["at_ends"], axis=0),
         helper.make_node("ReduceMean", ["at_ends"], ["y"], axes=[0], keepdims=1),
     ]
-    inputs = {"x": (FLOAT, ["num_nodes", 16]), "edges": (INT64, [2, "num_edges"])}
+    inputs: dict[str, tuple[int, Dims]] = {"x": (FLOAT, ["num_nodes", 16]), "edges": (INT64, [2, "num_edges"])}
     return assembled(nodes, inputs, {"y": (FLOAT, [1, 8])}, stored | {"first": np.array(0)})
 
 
 def with_settings(**more: tuple[int, Dims]) -> ModelProto:
     """x (batch, 16) with other inputs: floats are added up into the output, all others go through."""
     nodes, stored = body()
-    value, outputs = "out", {"y": (FLOAT, ["batch", 8])}
+    value = "out"
+    outputs: dict[str, tuple[int, Dims]] = {"y": (FLOAT, ["batch", 8])}
     for name, (kind, dims) in more.items():
         if kind == FLOAT:
             nodes.append(helper.make_node("ReduceSum", [name], [f"{name}_sum"], keepdims=0))

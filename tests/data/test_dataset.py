@@ -20,8 +20,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pcns_onnx.data.batch import Batch
 from pcns_onnx.data.conform import Normalize
-from pcns_onnx.data.dataset import Batch, Dataset, open_data, split
+from pcns_onnx.data.dataset import Dataset, open_data, split
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import TensorSpec
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def a_folder(x: Array, folder: Path) -> Path:
     return folder
 
 
-SOURCES = {
+SOURCES: dict[str, Callable[[Array, Path], Any]] = {
     "an axis of time": lambda x, folder: x,
     "an axis of time in a mapping": lambda x, folder: {"x": x},
     "a file for each": a_folder,
