@@ -52,6 +52,8 @@ class Run:
         feeding = self._feeding(form.twin)
         dataset = self._samples(form, data, feeding)
         verdict = batching_of(self.engine, form.twin, dataset, self.options.data.batch, is_fed=is_fed(data))
+        if verdict is Batching.WHOLE and feeding.carried:
+            verdict = Batching.SINGLE  # a step is one row: that is what was asked for
         if verdict is Batching.WHOLE:
             whole = self._samples(form, data, replace(feeding, layout=feeding.layout.as_whole()))
             if runs(self.engine, form.twin, whole):

@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 import numpy as np
 
-from pcns_onnx.data.batch import Batch
+from pcns_onnx.data.batch import Batch, joined
 from pcns_onnx.data.dataset import Dataset
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
@@ -45,8 +45,10 @@ def batching_of(engine: Engine, graph: Graph, dataset: Dataset, batch: int, *, i
     if batch == 1 and not is_doubtful:
         return Batching.SINGLE
     pair = next(dataset.batches(2))
-    if pair.size < 2:
+    if pair.size < 2 and (batch == 1 or not is_doubtful):
         return Batching.SINGLE if batch == 1 else Batching.JOINED
+    if pair.size < 2:
+        pair = joined([pair, pair])
     try:
         session = engine.session(graph.program())
     except InputError:

@@ -155,6 +155,27 @@ def test_a_model_is_solved_on_the_states_that_it_sees() -> None:
     assert again.agreement.samples == 40 * STEPS and again.agreement.error < 1e-3
 
 
+def test_steps_of_a_model_that_takes_whole_sequences_are_run_one_by_one() -> None:
+    """x (T, 16) and a state (1, 1, 8) that has no axis for samples: what is a row more is another step."""
+    nodes, stored = fed.body()
+    nodes += [
+        helper.make_node("Unsqueeze", ["out", "one"], ["steps"]),
+        helper.make_node("LSTM", ["steps", "W", "R", "", "", "h", "c"], ["ys", "hn", "cn"], hidden_size=8, name="lstm"),
+        helper.make_node("Squeeze", ["ys", "both"], ["y"]),
+    ]
+    weights = {"W": fed.twins(32, 8)[None], "R": fed.twins(32, 8)[None], "one": np.array([1]), "both": np.array([1, 2])}
+    state: tuple[int, fed.Dims] = (FLOAT, [1, 1, 8])
+    model = fed.assembled(
+        nodes,
+        {"x": (FLOAT, ["sequence_length", 16]), "h": state, "c": state},
+        {"y": (FLOAT, ["sequence_length", 8]), "hn": (FLOAT, [1, 1, 8]), "cn": (FLOAT, [1, 1, 8])},
+        stored | weights,
+    )
+    result = shrink(model, sequences(), width=0.5, multiple=1, refine=0, threads=1, carry=["hn=h", "cn=c"])
+    assert result.report.latency.batch == 1
+    assert result.report.agreement.error < 1e-3
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "no output": ("keep=memory", "--carry names 'keep', which is no output: the model has `kept`, `y`"),
     "no input": ("kept=state", "--carry names 'state', which is no input: the model has `memory`, `x`"),
