@@ -13,7 +13,7 @@ from pcns_onnx.dependency.groups import Group, form_groups
 from pcns_onnx.dependency.layers import Layer, Unsolved, find_layers, find_unsolved
 from pcns_onnx.dependency.propagation import Propagation
 from pcns_onnx.graph import Graph, Shape
-from pcns_onnx.ops import ChannelCount, ChannelIndex, Heads, Kind, Labels, PerChannelConstant, Window
+from pcns_onnx.ops import ChannelCount, ChannelIndex, Heads, ImpliedAxes, Kind, Labels, PerChannelConstant, Window
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class DependencyGraph:
     largest: Mapping[str, Window]
     born: int
     feeds: Mapping[str, Sequence[int]] | None = None
+    implied_axes: tuple[ImpliedAxes, ...] = ()
 
     @cached_property
     def _layers(self) -> Mapping[str, Layer]:
@@ -106,6 +107,11 @@ def build_dependency_graph(
         largest={node.key: facts.largest for node, facts in node_facts if facts.largest is not None},
         born=propagation.classes.born,
         feeds=feeds,
+        implied_axes=tuple(
+            replace(implied, labels=classes(implied.labels))
+            for _, facts in node_facts
+            for implied in facts.implied_axes
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from pcns_onnx.ops.facts import (
     ChannelCount,
     ChannelIndex,
     Heads,
+    ImpliedAxes,
     Kind,
     Labels,
     Linear,
@@ -26,6 +27,6 @@ for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
-    "Bilinear", "ChannelCount", "ChannelIndex", "Heads", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts",
+    "Bilinear", "ChannelCount", "ChannelIndex", "Heads", "ImpliedAxes", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts",
     "PerChannelConstant", "Window", "axes_of", "bias_behind", "facts_of", "rules",
 ]  # fmt: skip

@@ -150,6 +150,19 @@ class ChannelCount:
 
 
 @dataclass(frozen=True)
+class ImpliedAxes:
+    """Node `key` names no axes and acts on those of size one, `axes`: where `labels` become one, these are named.
+
+    They belong at `place`, an input (by position) or an attribute (by name).
+    """
+
+    key: str
+    place: int | str
+    axes: tuple[int, ...]
+    labels: Labels
+
+
+@dataclass(frozen=True)
 class ChannelIndex:
     """Constant input `position` of node `key` holds places along an axis with these labels."""
 
@@ -206,6 +219,7 @@ class OpFacts:
     per_channel: tuple[PerChannelConstant, ...] = ()
     sizes: tuple[ChannelCount, ...] = ()
     channel_indices: tuple[ChannelIndex, ...] = ()
+    implied_axes: tuple[ImpliedAxes, ...] = ()
     ties: tuple[Tie, ...] = ()
     coupled: tuple[Labels, ...] = ()
     frozen: tuple[Frozen, ...] = ()

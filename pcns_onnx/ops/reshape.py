@@ -11,8 +11,8 @@ from math import prod
 
 import numpy as np
 
-from pcns_onnx.ops.computed_shapes import Stored, is_followed, measured, origin, target
-from pcns_onnx.ops.facts import Labels, OpContext, OpFacts, Tie, along, axes_of, describe, freeze, spread
+from pcns_onnx.ops.computed_shapes import Stored, counted, is_followed, measured, origin, target
+from pcns_onnx.ops.facts import ImpliedAxes, Labels, OpContext, OpFacts, Tie, along, axes_of, describe, freeze, spread
 from pcns_onnx.ops.normalization import is_group_norm
 from pcns_onnx.ops.registry import rule
 
@@ -23,10 +23,24 @@ def flatten(context: OpContext) -> OpFacts:
     return _moved(context)
 
 
-@rule("Squeeze", "Unsqueeze")
-def squeeze(context: OpContext) -> OpFacts:
-    """Axes of size one come or go."""
+@rule("Unsqueeze")
+def unsqueeze(context: OpContext) -> OpFacts:
+    """Axes of size one come."""
     return _moved(context)
+
+
+@rule("Squeeze")
+def squeeze(context: OpContext) -> OpFacts:
+    """Axes of size one go: where none are named, one that has a single channel left must not go with them."""
+    facts, labels, before = _moved(context), context.labels[0], context.known_shape(0)
+    inputs = context.node.inputs
+    if labels is None or before is None or "axes" in context.node.attrs or (len(inputs) > 1 and inputs[1]):
+        return facts
+    axes = tuple(axis for axis, size in enumerate(before) if size == 1)
+    place: int | str = 1 if context.opset >= 13 else "axes"
+    vectors = [counted(labels, axis) for axis in axes_of(labels)]
+    implied = tuple(ImpliedAxes(context.node.key, place, axes, v) for v in vectors if v is not None)
+    return facts if facts.frozen else replace(facts, implied_axes=implied)
 
 
 @rule("Transpose")

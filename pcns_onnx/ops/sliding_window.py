@@ -152,9 +152,9 @@ class WindowOp:
         return (*small, *large) if upper else (*large, *small)
 
 
-def reads_of(context: OpContext, *, axis: int, rank: int, width: int) -> Labels | None:
-    """Labels of the `width` input channels, all -1 where the input carries none; None if they lie elsewhere."""
-    labels = context.labels[0]
+def reads_of(context: OpContext, *, axis: int, rank: int, width: int, source: int = 0) -> Labels | None:
+    """Labels of the `width` channels of an input, all -1 where it carries none; None if they lie elsewhere."""
+    labels = context.labels[source]
     if labels is None:
         return np.full(width, -1, dtype=np.int64)
     vector = along(labels, axis, rank)
