@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from pcns_onnx.errors import InputError, first_line
 from pcns_onnx.graph.constants import Derived
 from pcns_onnx.graph.initializers import Program, put_back, raw, take_out, without, without_placeholders
+from pcns_onnx.graph.pooling_sizes import state_pool_sizes
 from pcns_onnx.graph.protobuf import (
     Array,
     Node,
@@ -232,11 +233,14 @@ class GraphView:
                 probe.graph.input.append(helper.make_tensor_value_info(name, kind, sparse.dims))
         probe.graph.ClearField("sparse_initializer")
         probe.graph.ClearField("value_info")
+        state_pool_sizes(probe.graph.node)
         return probe
 
     def check(self, *, full: bool = False) -> None:
         """Run the ONNX checker; `full` adds strict shape inference. Raises onnx's own errors."""
         model = without_placeholders(self._model)
+        if full:
+            state_pool_sizes(model.graph.node)
         strange = {p.op_type for p in model.graph.node if not p.domain} & ONNXRUNTIMES
         strange = {op for op in strange if not onnx.defs.has(op, self.opset)}
         onnx.checker.check_model(moved_out(model, strange) if strange else model, full_check=full)
