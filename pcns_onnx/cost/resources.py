@@ -64,8 +64,8 @@ def _file_sizes(form: Canonical, graph: Graph) -> tuple[float, float]:
 
 
 _STORED = Counter(
-    weights=lambda layer: layer.parameters - (0 if layer.bias.absent else layer.width),
-    bias=lambda layer: layer.width,
+    weights=lambda layer: 0 if layer.is_repeated else layer.parameters - (0 if layer.bias.absent else layer.width),
+    bias=lambda layer: 0 if layer.has_first_bias else layer.width,
     node=lambda node: node.parameters,
     totals=_parameters,
 )

@@ -62,6 +62,21 @@ class DependencyGraph:
         """The layer of this name."""
         return self._layers[name]
 
+    @cached_property
+    def _uses(self) -> Mapping[str, tuple[Layer, ...]]:
+        uses: dict[str, tuple[Layer, ...]] = {}
+        for layer in self.layers:
+            uses[layer.first_use] = (*uses.get(layer.first_use, ()), layer)
+        return uses
+
+    def uses(self, layer: Layer) -> tuple[Layer, ...]:
+        """All layers with the stored weight of this one, itself among them, in order."""
+        return self._uses[layer.first_use]
+
+    def is_bound(self, layer: Layer) -> bool:
+        """Whether a layer's weight is not its own: other layers have it too, or it cannot be solved for."""
+        return bool(layer.fixed) or len(self.uses(layer)) > 1
+
     def reads(self, layer: Layer) -> tuple[Group, ...]:
         """The groups whose channels this layer reads."""
         return tuple(g for g in self.groups if layer.name in g.readers)

@@ -36,7 +36,11 @@ class ConvGroup:
 
 @dataclass(frozen=True)
 class Layer:
-    """One linear layer y = V x + c. `output` is the tensor after its bias, `key` the node."""
+    """One linear layer y = V x + c. `output` is the tensor after its bias, `key` the node.
+
+    `first_use` is the name of the first layer with the same stored weight, its own where there is none before it;
+    `has_first_bias` says that the bias is that one's too. `fixed` says why the weight cannot be solved for.
+    """
 
     name: str
     kind: str
@@ -47,6 +51,14 @@ class Layer:
     bias: Bias
     macs: int
     parameters: int
+    first_use: str
+    has_first_bias: bool = False
+    fixed: str = ""
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether a layer before this one has the same stored weight."""
+        return self.first_use != self.name
 
     @property
     def width(self) -> int:
@@ -84,7 +96,8 @@ class Unsolved:
 
 def find_layers(propagation: Propagation) -> Iterator[Layer]:
     """Every layer that is solved for, in topological order, under a name of its own."""
-    graph = propagation.graph
+    graph, shared = propagation.graph, propagation.shared_weights
+    by_key: dict[str, tuple[str, tuple[str, float]]] = {}
     taken: set[str] = set()
     for node, facts in propagation.node_facts:
         if facts.linear is None:
@@ -95,6 +108,9 @@ def find_layers(propagation: Propagation) -> Iterator[Layer]:
         size = int(np.prod([d or 1 for d in propagation.shapes[node.inputs[linear.weight]]]))
         name = next(n for n in _names(node.name, bias.key) if n not in taken)
         taken.add(name)
+        stored_bias = "" if bias.absent else graph.node(bias.key).inputs[bias.position]
+        by_key[node.key] = name, (stored_bias, bias.scale)
+        first = by_key[shared.first_use.get(node.key, node.key)]
         yield Layer(
             name=name,
             kind=node.op,
@@ -105,6 +121,9 @@ def find_layers(propagation: Propagation) -> Iterator[Layer]:
             bias=bias,
             macs=(facts.macs or 0) // propagation.batch,
             parameters=size + (0 if bias.absent else len(linear.writes)),
+            first_use=first[0],
+            has_first_bias=first[0] != name and first[1] == (stored_bias, bias.scale),
+            fixed=shared.fixed.get(node.key, ""),
         )
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from pcns_onnx.dependency.classes import Classes
+from pcns_onnx.dependency.shared_weights import SharedWeights
 from pcns_onnx.graph import Graph, Node, Shape
 from pcns_onnx.ops import Heads, Labels, OpContext, OpFacts, axes_of, facts_of
 
@@ -43,6 +44,11 @@ class Propagation:
         propagation = cls(graph, shapes, graph.shapes(feeds, batch=batch + 1), batch, heads, tied)
         propagation._run()
         return propagation
+
+    @cached_property
+    def shared_weights(self) -> SharedWeights:
+        """The weights that several nodes read."""
+        return SharedWeights(self.graph)
 
     @cached_property
     def exposed(self) -> frozenset[str]:
@@ -79,13 +85,15 @@ class Propagation:
                     self.labels[name] = labels
             for fact in facts.frozen:
                 self._freeze(fact.labels, fact.reason)
-            for tie in facts.ties if self.tied else ():
+            for tie in (*facts.ties, *self.shared_weights.ties(node, facts)) if self.tied else ():
                 both = (tie.a >= 0) & (tie.b >= 0)
                 self.classes.tie(tie.a[both], tie.b[both])
                 self._freeze(np.concatenate([tie.a[~both], tie.b[~both]]), tie.reason)
             for name in node.captures:
                 if name in self.labels:
                     self._freeze(self.labels[name], f"a subgraph of {node.op} '{node.label}' reads it")
+        for fact in self.shared_weights.frozen():
+            self._freeze(fact.labels, fact.reason)
         for output in self.graph.outputs:
             if output.name in self.labels:
                 self._freeze(self.labels[output.name], f"it feeds the model's output '{output.name}'")

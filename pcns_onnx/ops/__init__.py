@@ -9,6 +9,7 @@ from pcns_onnx.ops.facts import (
     Bilinear,
     ChannelCount,
     ChannelIndex,
+    Frozen,
     Heads,
     ImpliedAxes,
     Kind,
@@ -18,6 +19,7 @@ from pcns_onnx.ops.facts import (
     OpContext,
     OpFacts,
     PerChannelConstant,
+    Tie,
     Window,
     axes_of,
 )
@@ -27,6 +29,6 @@ for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
-    "Bilinear", "ChannelCount", "ChannelIndex", "Heads", "ImpliedAxes", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts",
-    "PerChannelConstant", "Window", "axes_of", "bias_behind", "facts_of", "rules",
+    "Bilinear", "ChannelCount", "ChannelIndex", "Frozen", "Heads", "ImpliedAxes", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts",
+    "PerChannelConstant", "Tie", "Window", "axes_of", "bias_behind", "facts_of", "rules",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ through the graph and never edits it: `dependency` does the one, `rewrite` the o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -64,6 +64,10 @@ class LinearOp(Window, Protocol):
 
     def part(self, block: int) -> LinearOp:
         """Block `block` as a layer of its own: its rows of V, its share of inputs and outputs."""
+
+    @property
+    def layout(self) -> Hashable:
+        """How V lies in the weight: two layers that store the same weight, of the same layout, have the same V."""
 
     @property
     def taps(self) -> int:

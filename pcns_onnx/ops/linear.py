@@ -84,6 +84,11 @@ class RowOp:
         """There is one block."""
         return self
 
+    @property
+    def layout(self) -> tuple[str, bool, float]:
+        """Transposed or not, and the scale."""
+        return "rows", self.transposed, self.scale
+
     def matrix(self, weight: Array) -> Array:
         """(C, K), or (K, C) when `transposed`, -> (K, C)."""
         weight = weight.reshape(weight.shape[-2:])

@@ -68,6 +68,11 @@ class WindowOp:
         """Kernel positions."""
         return prod(self.kernel)
 
+    @property
+    def layout(self) -> tuple[str, tuple[int, ...], int]:
+        """The kind of layer, its kernel and blocks; strides, paddings and dilations are no matter of the weight."""
+        return type(self).__name__, self.kernel, self.conv_groups
+
     def owners(self, reads: Labels) -> Labels:
         """Tap-major: all channels of the first tap, then of the second."""
         return np.tile(reads, self.taps)
