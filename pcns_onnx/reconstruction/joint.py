@@ -105,7 +105,9 @@ class JointObserver:
 
     def fits(self, priors: Sequence[Array], guess: float | None) -> list[Fit]:
         """By member, the fit of all blocks; `priors` are by block."""
-        first = {bias: member.evidence for member, bias in reversed(list(zip(self._members, self._biases, strict=True)))}
+        first = {
+            bias: member.evidence for member, bias in reversed(list(zip(self._members, self._biases, strict=True)))
+        }
         numbers = sorted(first)
         by_block: list[list[Fit]] = []
         for block, prior in enumerate(priors):

@@ -66,12 +66,22 @@ def _is_same_behind(graph: Graph, layers: list[Node]) -> bool:
 def _fold(graph: Graph, norm: Node, bound: set[str]) -> bool:
     scale, shift = _affine(graph, norm)
     before = graph.producers.get(norm.inputs[0])
-    if before is not None and before.key not in bound and _can_scale(graph, before) and _only_reader(graph, norm.inputs[0], norm):
+    if (
+        before is not None
+        and before.key not in bound
+        and _can_scale(graph, before)
+        and _only_reader(graph, norm.inputs[0], norm)
+    ):
         _scale_rows(graph, before, scale, shift)
         graph.bypass(norm.key)
         return True
     readers = graph.consumers.get(norm.key, ())
-    if len(readers) == 1 and readers[0].key not in bound and _only_reader(graph, norm.key, readers[0]) and _can_shift(graph, readers[0], shift):
+    if (
+        len(readers) == 1
+        and readers[0].key not in bound
+        and _only_reader(graph, norm.key, readers[0])
+        and _can_shift(graph, readers[0], shift)
+    ):
         _scale_columns(graph, readers[0], scale, shift)
         graph.drop_into_reader(norm.key)
         return True

@@ -157,7 +157,12 @@ REFUSED = [
     ),
     kept(
         "into-a-weight-of-others",
-        [node("Conv", ["x", "w"], ["h"]), norm("h", "i"), node("Conv", ["x", "w"], ["j"]), node("Add", ["i", "j"], ["y"])],
+        [
+            node("Conv", ["x", "w"], ["h"]),
+            norm("h", "i"),
+            node("Conv", ["x", "w"], ["j"]),
+            node("Add", ["i", "j"], ["y"]),
+        ],
         {"w": normal(5, 6, 4, 3, 3)} | stats(6),
         MAPS,
     ),
