@@ -157,4 +157,5 @@ def find_unsolved(propagation: Propagation) -> Iterator[Unsolved]:
             parameters = sum(int(w.size) for w in weights)
             scales = None if facts.scales is None else propagation.classes.of(facts.scales)
             macs = facts.macs // propagation.batch
-            yield Unsolved(node.label, node.op, facts.reason, width or 0, macs, parameters, scales)
+            reason = propagation.causes.complete(node, facts.reason)
+            yield Unsolved(node.label, node.op, reason, width or 0, macs, parameters, scales)

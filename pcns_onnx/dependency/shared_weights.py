@@ -17,7 +17,7 @@ import numpy as np
 
 from pcns_onnx.graph import Array, Graph, Node
 from pcns_onnx.graph.queries import ConstantUse, constant_uses, stored_root
-from pcns_onnx.ops import Frozen, Labels, Linear, OpFacts, Tie
+from pcns_onnx.ops import MUST_STAY, Frozen, Labels, Linear, OpFacts, Tie
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class SharedWeights:
             if not self._are_alike(first, use):
                 self._unlike.setdefault(root, node)
                 continue
-            why = f"'{node.label}' and '{first.node.label}' share the weight '{root}', and the other's channels stay"
+            why = f"'{node.label}' and '{first.node.label}' share the weight '{root}', one of them with channels {MUST_STAY}"
             for a, b in zip(first.labels, use.labels, strict=True):
                 if first is not use:
                     yield Tie(a, b, why)

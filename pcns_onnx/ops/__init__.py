@@ -6,6 +6,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from pcns_onnx.ops.facts import (
+    MUST_STAY,
     Bilinear,
     ChannelCount,
     ChannelIndex,
@@ -29,6 +30,7 @@ for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
-    "Bilinear", "ChannelCount", "ChannelIndex", "Frozen", "Heads", "ImpliedAxes", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts",
-    "PerChannelConstant", "Tie", "Window", "axes_of", "bias_behind", "facts_of", "rules",
+    "MUST_STAY", "Bilinear", "ChannelCount", "ChannelIndex", "Frozen", "Heads", "ImpliedAxes", "Kind", "Labels",
+    "Linear", "LinearOp", "OpContext", "OpFacts", "PerChannelConstant", "Tie", "Window", "axes_of", "bias_behind",
+    "facts_of", "rules",
 ]  # fmt: skip

@@ -283,6 +283,10 @@ class OpContext:
         return _complete(self.outputs[position])
 
 
+MUST_STAY = "that must stay"
+"""How a reason ends that has its cause elsewhere: `dependency` says which tensor is meant, and why it stays."""
+
+
 def freeze(context: OpContext, reason: str, *, macs: int | None = None) -> OpFacts:
     """All channels that enter the node must stay; its outputs carry none."""
     frozen = tuple(Frozen(labels, reason) for labels in context.labels if labels is not None)

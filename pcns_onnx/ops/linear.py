@@ -26,7 +26,19 @@ from numpy.typing import NDArray
 
 from pcns_onnx.graph import Array, Node
 from pcns_onnx.numerics.arrays import namespace_of
-from pcns_onnx.ops.facts import Bilinear, Labels, Linear, OpContext, OpFacts, Tie, axes_of, describe, freeze, spread
+from pcns_onnx.ops.facts import (
+    MUST_STAY,
+    Bilinear,
+    Labels,
+    Linear,
+    OpContext,
+    OpFacts,
+    Tie,
+    axes_of,
+    describe,
+    freeze,
+    spread,
+)
 from pcns_onnx.ops.registry import rule
 from pcns_onnx.ops.sliding_window import WindowOp, alike, form_of, reads_of, unsolvable, whole_blocks
 
@@ -292,7 +304,7 @@ def _summed(context: OpContext, sides: tuple[Operand, Operand], a: Labels, b: La
         return freeze(
             context, f"{describe(context.node)} sums over the channels of one of its operands only", macs=macs
         )
-    why = f"{describe(context.node)} multiplies its channels by some that must stay"
+    why = f"{describe(context.node)} multiplies its channels by some {MUST_STAY}"
     a, b = np.broadcast_arrays(a, b)
     left, right = sides
     sums = Bilinear((left.position, right.position), (left.axes, right.axes), a, b)
@@ -302,7 +314,7 @@ def _summed(context: OpContext, sides: tuple[Operand, Operand], a: Labels, b: La
 def _passed(context: OpContext, sides: tuple[Operand, Operand], a: Labels, b: Labels, macs: int) -> OpFacts:
     """The channels pass; on the axes of the heads they are tied to the other operand's, or must stay with them."""
     labels = np.broadcast_to(np.maximum(a, b), np.broadcast_shapes(a.shape, b.shape))
-    why = f"{describe(context.node)} multiplies its channels by some that must stay"
+    why = f"{describe(context.node)} multiplies its channels by some {MUST_STAY}"
     ties = []
     for own, operand in zip((a, b), sides, strict=True):
         shape = context.shapes[operand.position] or ()

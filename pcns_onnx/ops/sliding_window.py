@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.numerics.arrays import namespace_of
 from pcns_onnx.ops.facts import (
+    MUST_STAY,
     ChannelCount,
     Labels,
     OpContext,
@@ -198,12 +199,9 @@ def alike(labels: Labels, blocks: int, context: OpContext) -> tuple[Tie, ...]:
 def whole_blocks(context: OpContext, reads: Labels, width: int, macs: int) -> OpFacts:
     """A grouped layer that loses whole blocks: `reads` (blocks, channels), `width` outputs of each."""
     if context.labels[0] is None:
-        whose = (
-            "the model's own channels"
-            if context.producer(context.node.inputs[0]) is None
-            else "channels that must stay"
-        )
-        return freeze(context, f"{describe(context.node)} filters {whose} one by one", macs=macs)
+        is_input = context.producer(context.node.inputs[0]) is None
+        what = "filters the model's own channels one by one" if is_input else f"filters, one by one, channels {MUST_STAY}"
+        return freeze(context, f"{describe(context.node)} {what}", macs=macs)
     why = f"{describe(context.node)} takes these channels as one block"
     first, rank = reads[:, :1], len(context.shapes[1] or ())
     outputs = np.repeat(first[:, 0], width)
