@@ -28,7 +28,16 @@ from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.frontier import point_of
 from pcns_onnx.planning.grids import GridRules
 from pcns_onnx.planning.plan import SCHEMA as PLAN_SCHEMA
-from pcns_onnx.planning.plan import FrontierPoint, Plan, SkippedLayer, fingerprint, load_plan, pairs, write_plan
+from pcns_onnx.planning.plan import (
+    FrontierPoint,
+    Plan,
+    SkippedLayer,
+    by_cause,
+    fingerprint,
+    load_plan,
+    pairs,
+    write_plan,
+)
 from pcns_onnx.planning.prepare import problem_for, selected
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
@@ -304,7 +313,7 @@ def _report(
         latency=evaluation.latency,
         gates=evaluation.gates + [gate for quantized in evaluation.quantized for gate in quantized.gates],
         groups=infos,
-        left_alone=shrunk.skipped,
+        left_alone=by_cause(shrunk.skipped),
         folded=list(check.form.folded),
         stages=stages_of(running.engine, check.form.twin, samples, running.progress),
         warnings=[

@@ -98,7 +98,7 @@ def _left_alone(items: Sequence[SkippedLayer]) -> Table:
     """What stayed as it was, and why."""
     table = plain_table("left alone", "because")
     for item in items:
-        table.add_row(item.name, item.reason)
+        table.add_row(item.label, item.reason)
     return table
 
 

@@ -93,11 +93,12 @@ class Propagation:
                     self.labels[name] = labels
             for fact in facts.frozen:
                 self._freeze(fact.labels, self.causes.complete(node, fact.reason))
-            for tie in (*facts.ties, *self.shared_weights.ties(node, facts)) if self.tied else ():
+            own = [(node, tie) for tie in facts.ties]
+            for blamed, tie in (*own, *self.shared_weights.ties(node, facts)) if self.tied else ():
                 both = (tie.a >= 0) & (tie.b >= 0)
                 self.classes.tie(tie.a[both], tie.b[both])
                 if not both.all():
-                    why = self.causes.complete(node, tie.reason)
+                    why = self.causes.complete(blamed, tie.reason)
                     self._freeze(np.concatenate([tie.a[~both], tie.b[~both]]), why)
             for name in node.captures:
                 if name in self.labels:

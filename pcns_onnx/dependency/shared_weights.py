@@ -47,8 +47,8 @@ class SharedWeights:
     def __post_init__(self) -> None:
         self._uses = {root: uses for root, uses in constant_uses(self.graph).items() if len(uses) > 1}
 
-    def ties(self, node: Node, facts: OpFacts) -> Iterator[Tie]:
-        """What a node's channels have to do with those of the uses before it."""
+    def ties(self, node: Node, facts: OpFacts) -> Iterator[tuple[Node, Tie]]:
+        """What a node's channels share with the uses before it, and the node that is to blame where they stay."""
         for use in self._of(node, facts):
             name = node.inputs[use.position]
             root = stored_root(self.graph, name)
@@ -62,10 +62,11 @@ class SharedWeights:
             if not self._are_alike(first, use):
                 self._unlike.setdefault(root, node)
                 continue
-            why = f"'{node.label}' and '{first.node.label}' share the weight '{root}', one of them with channels {MUST_STAY}"
+            both = f"'{node.label}' and '{first.node.label}' share the weight '{root}'"
+            why = f"{both}, one of them with channels {MUST_STAY}"
             for a, b in zip(first.labels, use.labels, strict=True):
                 if first is not use:
-                    yield Tie(a, b, why)
+                    yield (first.node if (a < 0).any() else node), Tie(a, b, why)
 
     def frozen(self) -> Iterator[Frozen]:
         """What stays since other nodes read the weight too, or read it in another way."""

@@ -200,7 +200,9 @@ def whole_blocks(context: OpContext, reads: Labels, width: int, macs: int) -> Op
     """A grouped layer that loses whole blocks: `reads` (blocks, channels), `width` outputs of each."""
     if context.labels[0] is None:
         is_input = context.producer(context.node.inputs[0]) is None
-        what = "filters the model's own channels one by one" if is_input else f"filters, one by one, channels {MUST_STAY}"
+        what = (
+            "filters the model's own channels one by one" if is_input else f"filters, one by one, channels {MUST_STAY}"
+        )
         return freeze(context, f"{describe(context.node)} {what}", macs=macs)
     why = f"{describe(context.node)} takes these channels as one block"
     first, rank = reads[:, :1], len(context.shapes[1] or ())

@@ -39,10 +39,25 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class SkippedLayer(msgspec.Struct, frozen=True):
-    """A layer that was left alone."""
+    """A layer that was left alone; `layers` are all that the same cause holds back, this one first."""
 
     name: str
     reason: str
+    layers: list[str] = []
+
+    @property
+    def label(self) -> str:
+        """The name, and how many others there are."""
+        others = len(self.layers) - 1
+        return self.name if others < 1 else f"{self.name} and {others} other{'s' if others > 1 else ''}"
+
+
+def by_cause(left: Sequence[SkippedLayer]) -> list[SkippedLayer]:
+    """One entry for each reason, with all layers that it holds back."""
+    layers: dict[str, list[str]] = {}
+    for item in left:
+        layers.setdefault(item.reason, []).extend(item.layers or [item.name])
+    return [SkippedLayer(names[0], reason, list(dict.fromkeys(names))) for reason, names in layers.items()]
 
 
 class FrontierPoint(msgspec.Struct, frozen=True):
@@ -85,4 +100,4 @@ def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
 
 def pairs(left: Sequence[SkippedLayer]) -> tuple[tuple[str, str], ...]:
     """Names and reasons, as errors carry them."""
-    return tuple((item.name, item.reason) for item in left)
+    return tuple((item.label, item.reason) for item in by_cause(left))

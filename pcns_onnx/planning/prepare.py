@@ -14,6 +14,7 @@ from pcns_onnx.cost.resources import RESOURCES
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.options import Scope
+from pcns_onnx.dependency.recurrence import WrittenOutCell, written_out_cells
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.planning.low_rank import NONE, candidates, paying
@@ -76,6 +77,12 @@ def _select(
         if not any(fnmatchcase(group.name, pattern) for group in dependencies.groups):
             raise InputError(f"'{pattern}' matches no layer: `pcns-onnx inspect` lists their names")
     chosen: list[Group] = []
+    cells = {
+        name: cell
+        for cell in written_out_cells(graph, dependencies.layers, dependencies.groups)
+        for name in cell.layers
+    }
+    named: dict[WrittenOutCell, str] = {}
     skipped = [SkippedLayer(node.name, node.reason) for node in dependencies.unsolved if node.scales is None]
     for group in dependencies.groups:
         reason = group.frozen
@@ -88,5 +95,8 @@ def _select(
         if reason is None:
             chosen.append(group)
         else:
+            cell = next((cells[name] for name in group.writers if name in cells), None)
+            if cell is not None:  # one cause for all of its layers: the first one's
+                reason = named.setdefault(cell, f"{cell}: {reason}")
             skipped += [SkippedLayer(name, reason) for name in group.writers]
     return chosen, skipped

@@ -44,7 +44,7 @@ class Route:
 
 
 def route(graph: Graph, dependencies: DependencyGraph, layer: Layer) -> Route | None:
-    """The route from a layer to the one that alone reads it; None where anything else touches its channels or weights."""
+    """The route from a layer to the one that alone reads it; None where anything else touches channels or weights."""
     group = next((g for g in dependencies.groups if g.writers == (layer.name,)), None)
     if group is None or group.coupled or group.products or len(group.readers) != 1:
         return None
