@@ -40,6 +40,7 @@ class Layer:
 
     `first_use` is the name of the first layer with the same stored weight, its own where there is none before it;
     `has_first_bias` says that the bias is that one's too. `fixed` says why the weight cannot be solved for.
+    `macs` are 0 where the sizes are not known.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Unsolved:
-    """A node with multiply-adds whose weights are not solved for; `width` 0 where it is not known.
+    """A node with multiply-adds whose weights are not solved for; `width` and `macs` are 0 where they are not known.
 
     `scales` are the classes that its cost is proportional to (a depthwise Conv's channels), None
     where it stays as it is, for `reason`.
@@ -119,7 +120,7 @@ def find_layers(propagation: Propagation) -> Iterator[Layer]:
             output=bias.key,
             linear=linear,
             bias=bias,
-            macs=(facts.macs or 0) // propagation.batch,
+            macs=_per_sample(facts.macs or 0, propagation.batch),
             parameters=size + (0 if bias.absent else len(linear.writes)),
             first_use=first[0],
             has_first_bias=first[0] != name and first[1] == (stored_bias, bias.scale),
@@ -146,6 +147,11 @@ def _bias(graph: Graph, node: Node, linear: Linear) -> Bias:
     return Bias(add.key, 1 - list(add.inputs).index(node.key), 1.0, absent=False)
 
 
+def _per_sample(macs: int, batch: int) -> int:
+    """Multiply-adds per sample; 0 is left to what is not known."""
+    return max(macs // batch, 1) if macs else 0
+
+
 def find_unsolved(propagation: Propagation) -> Iterator[Unsolved]:
     """Every other node with multiply-adds."""
     for node, facts in propagation.node_facts:
@@ -156,6 +162,6 @@ def find_unsolved(propagation: Propagation) -> Iterator[Unsolved]:
             width = shape[axis] if len(shape) > 1 else None
             parameters = sum(int(w.size) for w in weights)
             scales = None if facts.scales is None else propagation.classes.of(facts.scales)
-            macs = facts.macs // propagation.batch
+            macs = _per_sample(facts.macs, propagation.batch)
             reason = propagation.causes.complete(node, facts.reason)
             yield Unsolved(node.label, node.op, reason, width or 0, macs, parameters, scales)

@@ -115,7 +115,7 @@ def test_blocks_in_a_circle_are_solved_better_than_they_are_cut() -> None:
 def test_a_weight_that_is_read_transposed_stays_and_the_rest_is_narrowed_around_it() -> None:
     model = autoencoder()
     result = shrink(model, samples(model), width=0.5, multiple=1, refine=0)
-    reasons = {item.name: item.reason for item in result.report.left_alone}
+    reasons = {name: item.reason for item in result.report.left_alone for name in item.layers}
     assert "its weight 'w1' is stored once, and 'g', in another way, reads it too" in reasons["h"]
     assert [group.name for group in result.report.groups] == ["u"]
     x = samples(model, 9)
@@ -152,7 +152,7 @@ def test_embeddings_that_also_make_the_logits_are_stored_once() -> None:
         (kept,) = (tensor for tensor in result.model.graph.initializer if tensor.dims[0] == tokens)
         assert numpy_helper.to_array(kept).tobytes() == w.made[table].tobytes()
         assert stored(result.model) < stored(model)
-        reasons = {item.name: item.reason for item in result.report.left_alone}
+        reasons = {name: item.reason for item in result.report.left_alone for name in item.layers}
         assert "its weight 'E' is stored once, and Gather 'e' reads it too" in reasons["logits"]
 
 
