@@ -30,7 +30,6 @@ from pcns_onnx.planning.plan import (
     GroupPlan,
     Plan,
     SkippedLayer,
-    by_cause,
     fingerprint,
     pairs,
     write_plan,
@@ -137,7 +136,7 @@ def _report(
     return PlanReport(
         groups=groups,
         points=drawn,
-        left_alone=by_cause(left),
+        left_alone=left,
         steps={group.name: latency_model.steps[group.name] for group in problem.groups},
         batch=problem.latency_batch,
         threads=problem.calibration.engine.threads,

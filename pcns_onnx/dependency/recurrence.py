@@ -62,9 +62,9 @@ def _joined(units: Mapping[str, Sequence[Layer]], groups: Sequence[Group]) -> It
     remaining = dict(units)
     by_layer = {name: group.name for group in groups for name in group.writers}
     while remaining:
-        cell, found = [next(iter(remaining))], set[str]()
-        while more := [name for name in remaining if name in cell and name not in found]:
-            found.update(more)
+        cell, visited = [next(iter(remaining))], set[str]()
+        while more := [name for name in remaining if name in cell and name not in visited]:
+            visited.update(more)
             written = {by_layer[layer.name] for name in more for layer in remaining[name]}
             cell += [n for n, uses in remaining.items() if n not in cell and written & {by_layer[u.name] for u in uses}]
         for name in cell:

@@ -123,8 +123,8 @@ def _moved_axes(
     if node.op in ("Flatten", "Reshape", "Squeeze", "Unsqueeze") and None not in (*before, *after):
         blocks = _blocks(tuple(d or 0 for d in before), tuple(d or 0 for d in after))
         by_block = {block: frozenset[int]() for block in blocks[1]}
-        for made, block in zip(made_of, blocks[0], strict=True):
-            by_block[block] = by_block.get(block, frozenset()) | made
+        for sources, block in zip(made_of, blocks[0], strict=True):
+            by_block[block] = by_block.get(block, frozenset()) | sources
         return tuple(by_block[block] for block in blocks[1])
     return made_of if node.op in _KEEPING_AXES and len(after) == len(before) else None
 

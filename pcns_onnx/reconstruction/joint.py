@@ -15,10 +15,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import Array
 from pcns_onnx.numerics.ridge import AnyEvidence, Fit, fit_jointly
+from pcns_onnx.ops import Labels
 from pcns_onnx.reconstruction.targets import TargetObserver
 from pcns_onnx.runtime.executor import Sides
 
@@ -126,3 +128,24 @@ def bias_numbers(graph: Graph, unit: Unit) -> list[int]:
         for use in unit
     ]
     return [stored.index(bias) for bias in stored]
+
+
+def layers_behind(graph: Graph, dependencies: DependencyGraph, keep: Mapping[str, Labels]) -> list[Layer]:
+    """Layers to be solved: whose inputs differ from the original's, or those of another layer with their weight."""
+    narrowed = {name for group in dependencies.groups if group.name in keep for name in group.readers}
+    keys = {layer.key: layer for layer in dependencies.layers}
+    while True:
+        changed: set[str] = set()
+        behind: list[Layer] = []
+        for node in graph.nodes:
+            layer = keys.get(node.key)
+            touched = bool(changed.intersection((*node.inputs, *node.captures)))
+            if layer is not None and not layer.fixed and (layer.name in narrowed or touched):
+                behind.append(layer)
+                touched = True
+            if touched:
+                changed.update(node.outputs)
+        together = {use.name for layer in behind for use in dependencies.uses(layer)}
+        if together <= {layer.name for layer in behind}:
+            return behind
+        narrowed |= together

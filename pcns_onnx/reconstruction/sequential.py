@@ -31,7 +31,7 @@ from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.numerics.ridge import Evidence, Fit, fit, fit_apart
 from pcns_onnx.ops import Labels
-from pcns_onnx.reconstruction.joint import ROUNDS, JointObserver, Unit, bias_numbers, solving_order
+from pcns_onnx.reconstruction.joint import ROUNDS, JointObserver, Unit, bias_numbers, layers_behind, solving_order
 from pcns_onnx.reconstruction.refine import Pair, Refined, Weights, kept_aside, refine
 from pcns_onnx.reconstruction.targets import LayerObserver, MissingMeanObserver, TargetObserver
 from pcns_onnx.reconstruction.windows import Route, Windows, route
@@ -107,7 +107,7 @@ class _SequentialSolve:
             if not len(keep.get(name, [0]))
         }
         dead = {name for block in self._gone.values() for name in block.group.writers}
-        self._solved = {layer.name for layer in _behind(original, dependencies, keep)} - dead
+        self._solved = {layer.name for layer in layers_behind(original, dependencies, keep)} - dead
         self._routes = dict(self._found_routes()) if steps else {}
         layers = [
             layer
@@ -329,24 +329,3 @@ def _quiet(solved: Fit) -> NDArray[np.float64]:
     bias = to_numpy(solved.bias)
     loud = np.abs(bias).max(initial=0.0) > 1e-6 * solved.scale
     return bias if loud else np.zeros_like(bias)
-
-
-def _behind(graph: Graph, dependencies: DependencyGraph, keep: Mapping[str, Labels]) -> list[Layer]:
-    """Layers to be solved: whose inputs differ from the original's, or those of another layer with their weight."""
-    narrowed = {name for group in dependencies.groups if group.name in keep for name in group.readers}
-    keys = {layer.key: layer for layer in dependencies.layers}
-    while True:
-        changed: set[str] = set()
-        behind: list[Layer] = []
-        for node in graph.nodes:
-            layer = keys.get(node.key)
-            touched = bool(changed.intersection((*node.inputs, *node.captures)))
-            if layer is not None and not layer.fixed and (layer.name in narrowed or touched):
-                behind.append(layer)
-                touched = True
-            if touched:
-                changed.update(node.outputs)
-        together = {use.name for layer in behind for use in dependencies.uses(layer)}
-        if together <= {layer.name for layer in behind}:
-            return behind
-        narrowed |= together

@@ -32,7 +32,7 @@ def windows(op: str, opset: int) -> list[dict[str, object]]:
 def test_inferred_sizes_are_those_of_onnxruntime(op: str, opset: int) -> None:
     for attributes in windows(op, opset):
         for rank, size in ((1, 5), (2, 7), (3, 5)):
-            wide = {k: v if k == "auto_pad" else sum(([n] * rank for n in v), []) for k, v in attributes.items()}
+            wide = {k: v if k == "auto_pad" else [n for n in v for _ in range(rank)] for k, v in attributes.items()}
             model = build([node(op, "x", "y", ceil_mode=1, **wide)], {}, ("N", 1, *[size] * rank), opset=opset)
             measured = run(model, np.zeros((2, 1, *[size] * rank), dtype=np.float32)).shape
             assert Graph.load(model).shapes()["y"] == measured, (op, opset, wide)
@@ -63,8 +63,14 @@ def pooled(op: str, rank: int, opset: int, reader: str) -> onnx.ModelProto:
 @pytest.mark.parametrize("reader", ["Conv", "Reshape"])
 @pytest.mark.parametrize(
     "op, rank, opset",
-    [("MaxPool", 2, 22), ("MaxPool", 2, 20), ("MaxPool", 1, 13), ("AveragePool", 2, 20), ("AveragePool", 3, 13)]
-    + [("LpPool", 2, 18)],
+    [
+        ("MaxPool", 2, 22),
+        ("MaxPool", 2, 20),
+        ("MaxPool", 1, 13),
+        ("AveragePool", 2, 20),
+        ("AveragePool", 3, 13),
+        ("LpPool", 2, 18),
+    ],
 )
 def test_what_lies_behind_is_counted_and_narrowed(op: str, rank: int, opset: int, reader: str) -> None:
     model = pooled(op, rank, opset, reader)

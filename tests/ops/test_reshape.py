@@ -104,7 +104,10 @@ CASES = {
         weights={"i0": ints(0), "i1": ints(1), "s": ints(C, 4, 4)},
     ),
     "pixel shuffle": Unfolded(
-        SHUFFLED, stem("cpq", p=2, q=2), weights={"s": ints(-1, C, 2, 2, 6, 6), "t": ints(-1, C, 12, 12)}, input=(3, 6, 6)
+        SHUFFLED,
+        stem("cpq", p=2, q=2),
+        weights={"s": ints(-1, C, 2, 2, 6, 6), "t": ints(-1, C, 12, 12)},
+        input=(3, 6, 6),
     ),
     "pixel shuffle, depth first": Unfolded(
         [SHUFFLED[0], node("Transpose", "b", "c", perm=[0, 3, 4, 1, 5, 2]), SHUFFLED[2]],

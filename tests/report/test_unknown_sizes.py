@@ -55,7 +55,10 @@ def test_with_sizes_all_is_known() -> None:
     "dense, line",
     [
         (True, "at least 24 MACs per sample, 672 parameters; 100 % of the known MACs are in layers that can shrink"),
-        (False, "unknown MACs per sample, 648 parameters; how many of the MACs are in layers that can shrink is unknown"),
+        (
+            False,
+            "unknown MACs per sample, 648 parameters; how many of the MACs are in layers that can shrink is unknown",
+        ),
     ],
 )
 def test_inspect_says_what_it_does_not_know(

@@ -118,7 +118,8 @@ FOLDED = [
     Case(
         "behind-all-that-read-a-weight",
         [node("Conv", ["x", "w"], ["h"]), norm("h", "i"), node("Neg", ["x"], ["n"]), node("Conv", ["n", "w"], ["g"]),
-         node("BatchNormalization", ["g", *(f"norm.{n}" for n in ("gamma", "beta", "mean", "var"))], ["j"], name="twin"),
+         node("BatchNormalization", ["g", *(f"norm.{n}" for n in ("gamma", "beta", "mean", "var"))], ["j"],
+              name="twin"),
          node("Add", ["i", "j"], ["y"])],
         {"w": normal(5, 6, 4, 3, 3)} | stats(6),
         (4, 7, 6),
