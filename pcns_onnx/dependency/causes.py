@@ -13,6 +13,17 @@ from pcns_onnx.graph import Graph, Node
 from pcns_onnx.ops import MUST_STAY, Labels, OpFacts
 
 
+_IS, _MADE_OF, _SINCE = "is", "is made of", "stays, since"
+
+
+def root_of(reason: str) -> str:
+    """The end of the walk that a complete reason tells of: equal for all that one cause holds back."""
+    _, _, tail = reason.partition(f"{MUST_STAY}: '")
+    _, _, clause = tail.partition("' ")
+    link = next((link for link in (_MADE_OF, _SINCE, _IS) if clause.startswith(f"{link} ")), "")
+    return clause.removeprefix(link).strip() or reason
+
+
 @dataclass
 class Causes:
     """What is known of the nodes in front: their facts and the labels of their tensors."""
@@ -45,13 +56,13 @@ class Causes:
             visited.add(name)
             maker = self.graph.producers.get(name)
             if maker is None:
-                return "is an input of the model" if name == start else f"is made of the model's input '{name}'"
+                return f"{_IS if name == start else _MADE_OF} the model's input '{name}'"
             facts = self.facts.get(maker.key)
             if facts is None:
                 break
             reason = facts.frozen[0].reason if facts.frozen else facts.reason
             if reason and not reason.endswith(MUST_STAY):
-                return f"stays, since {reason}"
+                return f"{_SINCE} {reason}"
             source = self._fixed_input(maker)
             if source is None:
                 break

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from pcns_onnx.dependency.causes import root_of
 from pcns_onnx.errors import InputError
 from pcns_onnx.files import write_atomic
 from pcns_onnx.graph import Graph
@@ -53,11 +54,15 @@ class SkippedLayer(msgspec.Struct, frozen=True):
 
 
 def by_cause(left: Sequence[SkippedLayer]) -> list[SkippedLayer]:
-    """One entry for each reason, with all layers that it holds back."""
-    layers: dict[str, list[str]] = {}
+    """One entry for each cause, in the words of the first layer that it holds back, with all of them.
+
+    Entries that say which `layers` they are of are joined with others of the same reason only.
+    """
+    by_root: dict[str, tuple[str, list[str]]] = {}
     for item in left:
-        layers.setdefault(item.reason, []).extend(item.layers or [item.name])
-    return [SkippedLayer(names[0], reason, list(dict.fromkeys(names))) for reason, names in layers.items()]
+        root = item.reason if item.layers else root_of(item.reason)
+        by_root.setdefault(root, (item.reason, []))[1].extend(item.layers or [item.name])
+    return [SkippedLayer(names[0], reason, list(dict.fromkeys(names))) for reason, names in by_root.values()]
 
 
 class FrontierPoint(msgspec.Struct, frozen=True):

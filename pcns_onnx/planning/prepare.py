@@ -99,7 +99,7 @@ def _select(
             cell = next((cells[name] for name in group.writers if name in cells), None)
             if cell is not None:  # one cause for all of its layers: the first one's
                 reason = named.setdefault(cell, f"{cell}: {reason}")
-            skipped += [SkippedLayer(name, reason) for name in group.writers]
+            skipped += [SkippedLayer(name, reason, [] if cell is None else [name]) for name in group.writers]
     return chosen, skipped
 
 
