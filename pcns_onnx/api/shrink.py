@@ -35,7 +35,7 @@ from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
 from pcns_onnx.report.summary import group_infos
-from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, apart, few_samples
+from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, apart, few_samples, grown
 from pcns_onnx.report.writer import finish, stages_of
 from pcns_onnx.rewrite.canonical import Canonical, emit
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
@@ -300,6 +300,7 @@ def _report(
         warnings=[
             *(few_samples(problem) if shrunk.strategy.solves else []),
             *evaluation.warnings,
+            *grown(check.form.original.parameters, small.parameters),
             *apart(infos),
             *(text for quantized in evaluation.quantized for text in quantized.warnings),
         ],

@@ -15,6 +15,16 @@ SLOWER = "the result is slower than the original here: a latency budget leaves l
 NOTHING_CHECKED = "nothing was checked: there are no samples to compare on (latency is on noise); give --data or --eval"
 
 
+def grown(before: int, after: int) -> list[str]:
+    """Where there are more parameters than before, in spite of fewer channels."""
+    if after <= before:
+        return []
+    return [
+        f"{after:,} parameters are stored where there were {before:,}: the biases that the solve adds are more than what "
+        "was taken out; narrow further, or leave more layers alone"
+    ]
+
+
 def samples_per_neuron(problem: Problem, name: str) -> float:
     """Samples, at all positions, for each of a layer's neurons."""
     layer = problem.dependencies.layer(name)
