@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pcns_onnx.graph import Graph, Node
 from pcns_onnx.ops import MUST_STAY, Labels, OpFacts
 
-
 _IS, _MADE_OF, _SINCE = "is", "is made of", "stays, since"
 
 

@@ -20,8 +20,8 @@ def grown(before: int, after: int) -> list[str]:
     if after <= before:
         return []
     return [
-        f"{after:,} parameters are stored where there were {before:,}: the biases that the solve adds are more than what "
-        "was taken out; narrow further, or leave more layers alone"
+        f"{after:,} parameters are stored where there were {before:,}: the solve has added more biases than what was "
+        "taken out; narrow further, or leave more layers alone"
     ]
 
 

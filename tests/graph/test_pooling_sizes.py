@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,13 +18,13 @@ from pcns_onnx.graph import Graph
 OPS = {"MaxPool": (10, 20, 22), "AveragePool": (10, 19, 20, 22), "LpPool": (18, 20, 22)}
 
 
-def windows(op: str, opset: int) -> list[dict[str, object]]:
+def windows(op: str, opset: int) -> list[dict[str, Any]]:
     """Kernels, strides, paddings and dilations that the operator takes; onnx is wrong on some of them."""
     dilations = (1, 2) if op == "MaxPool" or opset >= 19 else (1,)
-    cases = []
+    cases = list[dict[str, Any]]()
     for kernel, stride, front, back, dilation in product((1, 2, 3), (1, 2, 3), (0, 1), (0, 1), dilations):
         if max(front, back) < kernel:
-            attributes = {"kernel_shape": [kernel], "strides": [stride], "pads": [front, back]}
+            attributes: dict[str, Any] = {"kernel_shape": [kernel], "strides": [stride], "pads": [front, back]}
             cases.append(attributes | ({"dilations": [dilation]} if dilation > 1 else {}))
     return [*cases, {"kernel_shape": [2], "strides": [3], "auto_pad": "VALID"}]
 
