@@ -50,8 +50,8 @@ def samples(model: onnx.ModelProto, count: int = 150) -> Array:
 
 
 def shrunk(model: onnx.ModelProto, **choices: Any) -> onnx.ModelProto:
-    refine = None if "method" in choices else 0
-    small = shrink(model, samples(model), multiple=1, threads=1, refine=refine, **choices).model
+    own = choices if "method" in choices else {"refine": 0, **choices}
+    small = shrink(model, samples(model), multiple=1, threads=1, **own).model
     onnx.checker.check_model(small, full_check=True)
     return small
 
