@@ -23,7 +23,6 @@ from pcns_onnx.graph.external_data import (
     tidy,
 )
 from pcns_onnx.graph.importer import inline_branches, inline_functions, repaired, store_inputs
-from pcns_onnx.graph.inference import InferredView
 from pcns_onnx.graph.initializers import take_out
 from pcns_onnx.graph.model_source import ModelSource, path_or_message
 from pcns_onnx.graph.protobuf import (
@@ -37,6 +36,7 @@ from pcns_onnx.graph.protobuf import (
     widen_nodes,
 )
 from pcns_onnx.graph.quantized_weights import set_quantized
+from pcns_onnx.graph.shapes.inference import InferredView
 
 
 class Graph(InferredView):

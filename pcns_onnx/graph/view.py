@@ -15,7 +15,6 @@ from onnx import TensorProto, numpy_helper, shape_inference
 from pcns_onnx.errors import InputError, first_line
 from pcns_onnx.graph.constants import Derived
 from pcns_onnx.graph.initializers import Program, put_back, raw, take_out, without, without_placeholders
-from pcns_onnx.graph.pooling_sizes import state_pool_sizes
 from pcns_onnx.graph.protobuf import (
     Array,
     Node,
@@ -30,6 +29,7 @@ from pcns_onnx.graph.protobuf import (
 )
 from pcns_onnx.graph.quantized_weights import parameters_of
 from pcns_onnx.graph.restoration import graphs_of
+from pcns_onnx.graph.shapes.pooling_sizes import state_pool_sizes
 
 MOST = (1 << 31) - 1
 """Bytes that one protobuf file can have."""

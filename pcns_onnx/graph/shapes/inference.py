@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from pcns_onnx.graph.constants import FEW, made_of_sizes
 from pcns_onnx.graph.initializers import without_placeholders
-from pcns_onnx.graph.pooling_sizes import state_pool_sizes
 from pcns_onnx.graph.protobuf import Shape, is_container, is_float, keep_only, shape_of
+from pcns_onnx.graph.shapes.pooling_sizes import state_pool_sizes
 from pcns_onnx.graph.view import GraphView
 
 CONTAINERS = ("Sequence", "SplitToSequence", "Optional", "ZipMap", "DictVectorizer")
