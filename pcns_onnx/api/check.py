@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pcns_onnx.api.inputs import Run, datasets
-from pcns_onnx.calibration.output_scale import OutputLayout
+from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.cost.benchmark import Latency, unsteady
 from pcns_onnx.data.dataset import Dataset, split
 from pcns_onnx.data.fingerprints import Hashes

@@ -7,7 +7,7 @@ from typing import Unpack
 
 from pcns_onnx.api.inputs import run
 from pcns_onnx.api.options import Choices, Options
-from pcns_onnx.calibration.output_scale import OutputLayout
+from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.cost.benchmark import unsteady
 from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.dataset import Dataset

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pcns_onnx.calibration.output_scale import OutputLayout, OutputScale, SpreadTally
+from pcns_onnx.calibration.output_layout import OutputLayout
+from pcns_onnx.calibration.output_scale import OutputScale, SpreadTally
 from pcns_onnx.data.batch import Batch
 from pcns_onnx.dependency.data_dependence import DataDependence
 from pcns_onnx.evaluation.batch_axis import batch_axes

@@ -31,6 +31,7 @@ from pcns_onnx.graph.protobuf import (
 )
 from pcns_onnx.graph.quantized_weights import parameters_of
 from pcns_onnx.graph.restoration import graphs_of
+from pcns_onnx.graph.shapes.pooling_sizes import state_pool_sizes
 
 MOST = (1 << 31) - 1
 """Bytes that one protobuf file can have."""
@@ -229,6 +230,8 @@ class GraphView:
         Only if `strict` it minds inputs and outputs without a shape, which onnxruntime does not.
         """
         model = without_placeholders(self._model)
+        if full:
+            state_pool_sizes(model.graph.node)
         for graph in graphs_of(model.graph):
             for value in (*graph.input, *graph.output) if not strict else ():
                 if value.type.HasField("tensor_type"):

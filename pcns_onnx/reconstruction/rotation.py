@@ -44,6 +44,8 @@ def rotations(
 ) -> tuple[tuple[BasisChange, ...], GroupStats]:
     """The best basis for a group, and how it is read in that basis; no turns where it has to stay as it is."""
     group = read.group
+    if any(dependencies.is_bound(dependencies.layer(name)) for name in (*group.writers, *group.readers)):
+        return (), read
     try:
         basis_changes: list[BasisChange] = []
         layers = dict(read.layers)

@@ -1,6 +1,6 @@
 """onnxruntime behind a small door: sessions, providers, device arrays.
 
-This is the only module that imports onnxruntime (but for its quantiser, see `rewrite.quantize`); the package's
+This is the only module that imports onnxruntime (but for its quantiser, see `rewrite.lowering.quantize`); the package's
 `__init__` has switched its telemetry off before. On CUDA, inputs and outputs are bound to
 device memory and handed over as CuPy arrays, so activations never cross to the host.
 """
