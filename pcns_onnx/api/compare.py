@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Unpack
 
-from pcns_onnx.api.inputs import run
+from pcns_onnx.api.inputs import Run, run
 from pcns_onnx.api.options import Choices, Options
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.cost.benchmark import unsteady
@@ -53,11 +53,7 @@ def compare(
     check_page(outputs.html)
     metric = load_metric(options.gates.metric)
     with run(options, progress) as running:
-        forms = [Canonical.of(running.load(source)) for source in (a, b)]
-        first, second = (form.original for form in forms)
-        check_targets((*first.files, *second.files), outputs.report, outputs.html)
-        if [s.name for s in first.inputs] != [s.name for s in second.inputs]:
-            raise InputError(f"the models have different inputs: {names_of(first)} and {names_of(second)}")
+        forms = _loaded(running, a, b)
         forms[0], opened = running.opened(forms[0], data)
         forms[1] = forms[1].laid_out(_same_axes(opened, forms[1]))
         first, second = (form.original for form in forms)
@@ -98,6 +94,17 @@ def compare(
     )
     finish(report, outputs.report, outputs.html)
     return report
+
+
+def _loaded(running: Run, a: ModelSource, b: ModelSource) -> list[Canonical]:
+    """Both models; an input that a constant has replaced in one of them may be no input of the other."""
+    forms = [Canonical.of(running.load(source)) for source in (a, b)]
+    first, second = (form.original for form in forms)
+    check_targets((*first.files, *second.files), running.options.outputs.report, running.options.outputs.html)
+    if [s.name for s in first.inputs] != [s.name for s in second.inputs]:
+        raise InputError(f"the models have different inputs: {names_of(first)} and {names_of(second)}")
+    stored = first.layout.stored | second.layout.stored
+    return [form.laid_out(replace(form.original.layout, stored=stored)) if stored else form for form in forms]
 
 
 def _unseen(samples: Samples, *models: Graph) -> Unseen:

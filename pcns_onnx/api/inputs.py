@@ -21,7 +21,7 @@ from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.graph.layout import layout_of
-from pcns_onnx.graph.queries import names_of
+from pcns_onnx.graph.queries import choosing_inputs, names_of
 from pcns_onnx.progress import WHOLE, Progress
 from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.runtime.batching import Batching, batching_of, runs
@@ -149,15 +149,32 @@ def _classes(graph: Graph) -> int:
 
 
 def load_model(model: ModelSource, options: Options) -> Graph:
-    """A model, with the axes of samples that the caller states; raises `InputError`."""
-    graph, stated = Graph.load(model), options.inputs.axes()
+    """A model, with the axes of samples and the choices that the caller states; raises `InputError`."""
+    graph, stated = _settled(Graph.load(model), options), options.inputs.axes()
     ranks = {spec.name: len(spec.shape) for spec in graph.inputs}
     for name, axis in stated.items():
         if name not in ranks:
             raise InputError(f"--batch-axis names '{name}', which is no input: the model has {names_of(graph)}")
         if axis is not None and axis >= ranks[name]:
             raise InputError(f"--batch-axis {name}={axis} is too large: the input has {ranks[name]} axes, from 0")
-    return graph.copy(layout_of(graph.inputs, stated)) if stated else graph
+    return graph.copy(replace(layout_of(graph.inputs, stated), stored=graph.layout.stored)) if stated else graph
+
+
+def _settled(graph: Graph, options: Options) -> Graph:
+    """The model with the branches that inputs choose of which `--constant` says what they are, and without these."""
+    choosing = choosing_inputs(graph)
+    said = {name: value for name, value in options.inputs.constants().items() if name in choosing}
+    if not said:
+        return graph
+    shapes = stated_shapes(graph, options.scope)
+    feeding = replace(options.inputs, constant=said, carry=()).feeding(graph.inputs, graph.layout, shapes)
+    values = {name: value for name, value in feeding.constants.items() if feeding.layout.axes[name] is None}
+    twin = graph.with_constants(values)
+    return twin if _choices(graph) - _choices(twin) else graph
+
+
+def _choices(graph: Graph) -> set[tuple[str, str]]:
+    return {(node.key, node.inputs[0]) for node in graph.nodes if node.op == "If"}
 
 
 @dataclass(frozen=True)

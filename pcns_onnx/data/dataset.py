@@ -22,8 +22,8 @@ from pcns_onnx.data.batch import Batch, joined
 from pcns_onnx.data.columns import LABELS, Array, Column, Part
 from pcns_onnx.data.conform import Normalize, check_classes, convert, is_floating, match
 from pcns_onnx.data.fingerprints import SampleSummary
+from pcns_onnx.data.formats.preprocess import Preprocess
 from pcns_onnx.data.placement import Placement, unrolled
-from pcns_onnx.data.preprocess import Preprocess
 from pcns_onnx.data.sources import DataSource, find_source
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Layout, TensorSpec

@@ -11,7 +11,7 @@ from pcns_onnx.errors import InputError
 if TYPE_CHECKING:
     from pcns_onnx.data.conform import Normalize
     from pcns_onnx.data.dataset import Feeding
-    from pcns_onnx.data.preprocess import Preprocess
+    from pcns_onnx.data.formats.preprocess import Preprocess
     from pcns_onnx.data.sources import DataSource
     from pcns_onnx.graph import Layout, TensorSpec
 
@@ -87,7 +87,7 @@ class DataOptions:
         """How files of images and texts become arrays; raises `InputError`."""
         if self.preprocess is None:
             return None
-        from pcns_onnx.data.preprocess import Preprocess
+        from pcns_onnx.data.formats.preprocess import Preprocess
 
         return Preprocess.parse(self.preprocess)
 
@@ -130,7 +130,7 @@ class InputOptions:
     def __post_init__(self) -> None:
         self.axes()
         self.carries()
-        self._constants()
+        self.constants()
 
     def axes(self) -> dict[str, int | None]:
         """The axis of the samples by input, None for an input without: 'state=1' -> {'state': 1}."""
@@ -157,11 +157,12 @@ class InputOptions:
         from pcns_onnx.data.conform import settled_constants
         from pcns_onnx.data.dataset import Feeding
 
-        values, layout = settled_constants(self._constants(), inputs, layout, shapes)
+        said = {name: value for name, value in self.constants().items() if name not in layout.stored}
+        values, layout = settled_constants(said, inputs, layout, shapes)
         return Feeding(layout, values, tuple(self.carries()))
 
-    def _constants(self) -> dict[str, Any]:
-        """By input, what was said of it."""
+    def constants(self) -> dict[str, Any]:
+        """By input, what `constant` says of it."""
         if isinstance(self.constant, Mapping):
             return dict(self.constant)
         texts = dict[str, Any]()

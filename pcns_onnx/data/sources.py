@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pcns_onnx.data import tables
 from pcns_onnx.data.columns import LABELS, Part, npy_column, npz_column, npz_names, reading, refusing, wanted_names
 from pcns_onnx.data.feeds import (
     ArrayLike,
@@ -38,10 +37,11 @@ from pcns_onnx.data.feeds import (
     is_per_input,
     once_only,
 )
-from pcns_onnx.data.images import image_folder
-from pcns_onnx.data.preprocess import Preprocess
+from pcns_onnx.data.formats import tables
+from pcns_onnx.data.formats.images import image_folder
+from pcns_onnx.data.formats.preprocess import Preprocess
+from pcns_onnx.data.formats.text import text_file
 from pcns_onnx.data.references import resolve_here
-from pcns_onnx.data.text import text_file
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import TensorSpec
 

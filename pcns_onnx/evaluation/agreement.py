@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.cost.benchmark import Latency, compare_latency
 from pcns_onnx.errors import InputError, PcnsError
-from pcns_onnx.evaluation.counts import as_array
+from pcns_onnx.evaluation.counts import on_host
 from pcns_onnx.evaluation.metric import Metric
 from pcns_onnx.evaluation.original import Original
 from pcns_onnx.evaluation.output_tally import OutputAgreement
@@ -92,7 +92,7 @@ def compare_outputs(
         left, right = original.outputs(index, batch), second.run(batch.feeds)
         proves = np.zeros(batch.size, np.bool_) if proving is None else proving[count : count + batch.size]
         for tally in tallies:
-            tally.update(as_array(left[tally.name]), as_array(right[tally.name]), proves)
+            tally.update(on_host(left[tally.name]), on_host(right[tally.name]), proves)
         left, right = ({name: _on_host(side[name]) for name in names} for side in (left, right))
         count += batch.size
         classes = next((t.name for t in tallies if t.classes and len(left[t.name]) == batch.size), None)

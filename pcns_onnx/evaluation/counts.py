@@ -46,7 +46,7 @@ def _along(shape: tuple[int, ...], axes: set[int]) -> int:
     return int(np.prod([size for axis, size in enumerate(shape) if axis in axes], dtype=np.int64))
 
 
-def as_array(value: Any) -> NDArray[Any]:
+def on_host(value: Any) -> NDArray[Any]:
     """An output on the host; of a sequence, a map or an optional all that it holds, a row per sample where it has such.
 
     A sequence of maps (as classifiers have) has a row per map; of tensors, the rows of all side by side where they
@@ -57,7 +57,7 @@ def as_array(value: Any) -> NDArray[Any]:
     if isinstance(value, dict):
         parts = [np.asarray(value[key]).reshape(1, -1) for key in sorted(value)]
     else:
-        parts = [as_array(item) for item in value or ()]
+        parts = [on_host(item) for item in value or ()]
         if any(isinstance(item, dict) for item in value or ()):
             return np.concatenate(parts) if len({part.shape[1] for part in parts}) == 1 else _flat(parts)
     rows = {part.shape[0] if part.ndim else -1 for part in parts}

@@ -7,7 +7,7 @@ from pcns_onnx.calibration.output_scale import OutputScale, SpreadTally
 from pcns_onnx.data.batch import Batch
 from pcns_onnx.dependency.data_dependence import DataDependence
 from pcns_onnx.evaluation.batch_axis import batch_axes
-from pcns_onnx.evaluation.counts import as_array
+from pcns_onnx.evaluation.counts import on_host
 from pcns_onnx.evaluation.decisions import decision_rules
 from pcns_onnx.evaluation.output_tally import OutputTally, with_samples_first
 from pcns_onnx.graph import Graph
@@ -39,7 +39,7 @@ class Original:
         spreads, room = {name: SpreadTally(name, self._layout) for name in (*self._names, *self.fronts)}, ROOM
         for index, batch in enumerate(samples):
             outputs = self._session.run(batch.feeds)
-            arrays = {name: as_array(outputs[name]) for name in spreads}
+            arrays = {name: on_host(outputs[name]) for name in spreads}
             if not self._axes:
                 self._axes = batch_axes(self._session, self._model, batch, arrays, fixed=samples.fixed)
             for name, spread in spreads.items():

@@ -10,7 +10,7 @@ the model (`runtime.batching`): a graph of 34 nodes is one sample, not 34.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pcns_onnx.graph.protobuf import TensorSpec
@@ -28,7 +28,7 @@ class Layout:
     `symbol` is the name of the size that counts samples ('' where it has none), `fixed` the model's own batch.
     `tentative` are the inputs whose axis is a guess: their array may be the same in every run. The layout is
     `certain` where names or the caller say what counts samples. `whole`: what is fed at once is one sample,
-    whatever its sizes.
+    whatever its sizes. `stored` are inputs that the model had before they were made constants.
     """
 
     axes: Mapping[str, int | None]
@@ -37,10 +37,16 @@ class Layout:
     tentative: frozenset[str] = frozenset()
     certain: bool = True
     whole: bool = False
+    stored: frozenset[str] = frozenset()
 
     def as_whole(self) -> Layout:
         """The layout of a model that is fed one sample at a time, no axis of which counts samples."""
         return replace(self, axes=dict.fromkeys(self.axes), symbol="", fixed=None, whole=True)
+
+    def without(self, names: Collection[str]) -> Layout:
+        """The layout of the model with these inputs as constants."""
+        axes = {name: axis for name, axis in self.axes.items() if name not in names}
+        return replace(self, axes=axes, tentative=self.tentative - set(names), stored=self.stored | set(names))
 
     @property
     def batch(self) -> int:

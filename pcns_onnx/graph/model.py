@@ -64,29 +64,25 @@ class Graph(InferredView):
             if not graph.passes_check():
                 raise InputError(f"{where} is not a valid ONNX model: {first_line(error)}") from None
         graph.refuse_damaged(where)
-        return graph._with(inline_functions(graph._model)).with_branches() if flat else graph
+        return graph._around(inline_functions(graph._model)).with_branches() if flat else graph
 
     def copy(self, layout: Layout | None = None) -> Graph:
         """An independent copy, whose samples are known to lie like that if need be; contents are shared."""
-        return Graph(self._model, self._weights, self.files, self.notes, layout or self.stated_layout)
+        return self._around(self._model, layout)
 
     def with_constants(self, values: Mapping[str, Array]) -> Graph:
-        """A twin in which these inputs are constants, and every If that they steer is the branch that it takes.
-
-        Values are cast to the type of the input. Raises `InputError` for what is no input, or does not fit.
-        """
-        twin = self.copy()
+        """A twin with these inputs stored, without the Ifs that they steer; raises `InputError` for what misfits."""
+        twin = self.copy(self.layout.without(values))
         store_inputs(twin._model, values)
         return twin.with_branches()
 
     def with_branches(self) -> Graph:
         """The same model, every If whose condition is a constant replaced by the branch that it takes."""
-        return self._with(inline_branches(self._model, self._weights))
+        model = inline_branches(self._model, self._weights)
+        return self if model is self._model else self._around(model)
 
-    def _with(self, model: onnx.ModelProto) -> Graph:
-        if model is self._model:
-            return self
-        return Graph(model, self._weights, self.files, self.notes, self.stated_layout)
+    def _around(self, model: onnx.ModelProto, layout: Layout | None = None) -> Graph:
+        return Graph(model, self._weights, self.files, self.notes, layout or self.stated_layout)
 
     # -- derived graphs ------------------------------------------------------------------
 

@@ -41,6 +41,18 @@ def bias_of(graph: Graph, node: Node, width: int) -> NDArray[np.float64]:
     return np.broadcast_to(stored_value(graph, node.inputs[2]).reshape(-1) * beta, (width,))
 
 
+def choosing_inputs(graph: Graph) -> frozenset[str]:
+    """The inputs that the conditions of Ifs follow from."""
+    pending, seen = [node.inputs[0] for node in graph.nodes if node.op == "If" and not node.domain], set[str]()
+    while pending:
+        name = pending.pop()
+        if name not in seen:
+            seen.add(name)
+            maker = graph.producers.get(name)
+            pending += [] if maker is None else [*maker.inputs, *maker.captures]
+    return frozenset(spec.name for spec in graph.inputs if spec.name in seen)
+
+
 class ConstantUse(NamedTuple):
     """Input `position` of node `key`; position -1: a subgraph of the node reads it, key '': it is an output."""
 

@@ -36,8 +36,13 @@ def samples_per_neuron(problem: Problem, name: str) -> float:
 
 
 def put_right(*models: Graph) -> list[str]:
-    """What was wrong with the files that were read, where onnx's checker refuses them."""
-    return [f"onnx's checker refuses the model, which was put right: {'; '.join(m.notes)}" for m in models if m.notes]
+    """What was wrong with files that were read, where onnx's checker refuses them, and what is an input no more."""
+    notes = [f"onnx's checker refuses the model, which was put right: {'; '.join(m.notes)}" for m in models if m.notes]
+    stored = sorted({name for model in models for name in model.layout.stored})
+    names, verb = ", ".join(f"'{name}'" for name in stored), "are" if len(stored) > 1 else "is"
+    if stored:
+        notes.append(f"{names} {verb} no input any more: only the branches stay that --constant makes the model take")
+    return notes
 
 
 def apart(infos: Sequence[GroupInfo]) -> list[str]:

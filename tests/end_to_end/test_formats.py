@@ -14,7 +14,7 @@ from builders.models import MODELS, Array
 from pcns_onnx import InputError
 from pcns_onnx.cli.main import main
 from pcns_onnx.data.dataset import open_data
-from pcns_onnx.data.preprocess import Preprocess
+from pcns_onnx.data.formats.preprocess import Preprocess
 from pcns_onnx.graph import TensorSpec
 
 FLOAT = np.dtype(np.float32)

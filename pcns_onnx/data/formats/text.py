@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pcns_onnx.data.columns import Array, Column, Part, refusing
-from pcns_onnx.data.preprocess import Preprocess
+from pcns_onnx.data.formats.preprocess import Preprocess
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.graph import TensorSpec
 

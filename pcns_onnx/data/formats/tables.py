@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 
 from pcns_onnx.data.columns import LABELS, Array, Column, Part, reading
-from pcns_onnx.data.images import decoded, stacked
-from pcns_onnx.data.preprocess import Preprocess
-from pcns_onnx.data.text import token_columns
+from pcns_onnx.data.formats.images import decoded, stacked
+from pcns_onnx.data.formats.preprocess import Preprocess
+from pcns_onnx.data.formats.text import token_columns
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.graph import TensorSpec
 

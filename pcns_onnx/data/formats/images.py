@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pcns_onnx.data.columns import LABELS, Array, Column, Part, array_column, refusing
-from pcns_onnx.data.preprocess import Preprocess
+from pcns_onnx.data.formats.preprocess import Preprocess
 from pcns_onnx.errors import InputError, UnsupportedError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
