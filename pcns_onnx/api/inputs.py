@@ -163,11 +163,11 @@ def load_model(model: ModelSource, options: Options) -> Graph:
 def _settled(graph: Graph, options: Options) -> Graph:
     """The model with the branches that inputs choose of which `--constant` says what they are, and without these."""
     choosing = choosing_inputs(graph)
-    said = {name: value for name, value in options.inputs.constants().items() if name in choosing}
-    if not said:
+    stated = {name: value for name, value in options.inputs.constants().items() if name in choosing}
+    if not stated:
         return graph
     shapes = stated_shapes(graph, options.scope)
-    feeding = replace(options.inputs, constant=said, carry=()).feeding(graph.inputs, graph.layout, shapes)
+    feeding = replace(options.inputs, constant=stated, carry=()).feeding(graph.inputs, graph.layout, shapes)
     values = {name: value for name, value in feeding.constants.items() if feeding.layout.axes[name] is None}
     twin = graph.with_constants(values)
     return twin if _choices(graph) - _choices(twin) else graph

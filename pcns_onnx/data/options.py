@@ -157,9 +157,9 @@ class InputOptions:
         from pcns_onnx.data.conform import settled_constants
         from pcns_onnx.data.dataset import Feeding
 
-        said = {name: value for name, value in self.constants().items() if name not in layout.stored}
-        values, layout = settled_constants(said, inputs, layout, shapes)
-        return Feeding(layout, values, tuple(self.carries()))
+        values = {name: value for name, value in self.constants().items() if name not in layout.stored}
+        arrays, layout = settled_constants(values, inputs, layout, shapes)
+        return Feeding(layout, arrays, tuple(self.carries()))
 
     def constants(self) -> dict[str, Any]:
         """By input, what `constant` says of it."""

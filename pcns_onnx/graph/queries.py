@@ -43,14 +43,14 @@ def bias_of(graph: Graph, node: Node, width: int) -> NDArray[np.float64]:
 
 def choosing_inputs(graph: Graph) -> frozenset[str]:
     """The inputs that the conditions of Ifs follow from."""
-    pending, seen = [node.inputs[0] for node in graph.nodes if node.op == "If" and not node.domain], set[str]()
+    pending, visited = [node.inputs[0] for node in graph.nodes if node.op == "If" and not node.domain], set[str]()
     while pending:
         name = pending.pop()
-        if name not in seen:
-            seen.add(name)
+        if name not in visited:
+            visited.add(name)
             maker = graph.producers.get(name)
             pending += [] if maker is None else [*maker.inputs, *maker.captures]
-    return frozenset(spec.name for spec in graph.inputs if spec.name in seen)
+    return frozenset(spec.name for spec in graph.inputs if spec.name in visited)
 
 
 class ConstantUse(NamedTuple):

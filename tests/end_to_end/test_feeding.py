@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from builders import fed
 from builders.commands import Ran
+from builders.control_flow import rate_if
 from builders.fed import FLOAT, INT64, STRING, Array
 from pcns_onnx import InputError, compare, expand, inspect, plan, shrink
 
@@ -310,3 +311,39 @@ def test_labels_that_are_no_class_numbers_are_refused(kind: str) -> None:
     assert str(caught.value) == line
     metric = lambda outputs, labels: float(len(labels))  # noqa: E731
     shrink(fed.with_settings(), {"x": fed.samples(), "labels": labels}, **HALF, metric=metric)
+
+
+@pytest.mark.parametrize("rate", [16000, 8000])
+def test_a_constant_settles_what_its_input_chooses(rate: int, tmp_path: Path) -> None:
+    model, x = rate_if(), fed.samples(120, 5)
+    choices: dict[str, Any] = {"constant": {"rate": rate}, "threads": 1}
+    assert {layer.name for layer in inspect(model, **choices).layers} == {"one", "two"}
+    result = shrink(model, x, **HALF, constant={"rate": rate})
+    assert [value.name for value in result.model.graph.input] == ["x"]
+    before, after = fed.run(model, {"x": x, "rate": np.array(rate)}), fed.run(result.model, {"x": x})
+    np.testing.assert_allclose(after["y"], before["y"], atol=2e-3)
+    assert any(text.startswith("'rate' is no input any more") for text in result.report.warnings)
+    for pair in ((model, result.model), (result.model, model)):
+        assert compare(*pair, x, **choices).agreement.error < 1e-3
+    plan(model, x, tmp_path / "plan.json", width=0.5, **choices)
+    planned = shrink(model, x, plan=tmp_path / "plan.json", **choices)
+    assert planned.report.after.macs < planned.report.before.macs
+    wide = expand(model, layer="one", data=x, **choices)
+    assert [value.name for value in wide.model.graph.input] == ["x"]
+
+
+def test_what_is_the_same_in_every_run_is_no_fault_of_the_samples() -> None:
+    model = fed.with_settings(scales=(FLOAT, (3,)))
+    data = {"x": fed.samples(120, 16)}
+    warned = shrink(model, data, **HALF, constant="scales=[1, 2, 3]").report.warnings
+    assert not any("is the same" in text for text in warned), warned
+    given = shrink(model, {**data, "scales": np.ones(3, np.float32)}, **HALF).report.warnings
+    assert not any("is the same" in text for text in given), given
+
+
+def test_states_along_another_axis_tell_samples_apart() -> None:
+    model, x = fed.with_state(("N", 16), (2, "N", 8)), fed.samples(1, 16)
+    data = {"x": np.repeat(x, 120, 0), "state": fed.samples(2, 120, 8)}
+    report = shrink(model, data, **HALF).report
+    assert not any("repeat others" in text for text in report.warnings)
+    assert any("'x' is the same" in text for text in report.warnings)

@@ -1,0 +1,1 @@
+"""What is read from files of images, texts and tables, and how it becomes arrays."""
