@@ -191,7 +191,9 @@ class Session:
         binding = self._session.io_binding()
         kept = []
         for name, array in feeds.items():
-            if isinstance(array, np.ndarray):
+            if isinstance(array, np.ndarray) and array.dtype.hasobject:
+                binding.bind_cpu_input(name, array)  # texts stay on the host
+            elif isinstance(array, np.ndarray):
                 value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
                 binding.bind_ortvalue_input(name, value)
                 kept.append(value)
