@@ -39,6 +39,7 @@ class InputObserver:
         self._energy = xp.sum(xp.reshape(self._matrix * self._matrix, (-1, self._taps, self._channels)), axis=(0, 1))
         self._basis: Array | None = None
         self._moments = Moments(self._channels * self._kept, 0, xp)
+        self._values = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """V stays at home: what is gathered of the rows does not need it."""
@@ -54,8 +55,9 @@ class InputObserver:
         if self.is_open:
             self._basis = self._principal_taps(self._select(rows), self._kept)
 
-    def update(self, rows: Array) -> None:
-        """Take a batch of the block's input rows in."""
+    def update(self, rows: Array, *, apart: bool = False) -> None:
+        """Take a batch of the block's input rows in; `apart` where no two taps read the same value."""
+        self._values += int(rows.shape[0]) * (self._kept if apart else 1)
         rows = self._select(rows)
         self._moments.update(rows if self._basis is None else self._project(rows, self._basis))
 
@@ -63,6 +65,7 @@ class InputObserver:
         """Add what another observer, of the same beginning, has seen."""
         self._basis = other._basis
         self._moments.merge(other._moments)
+        self._values += other._values
 
     def reading(self) -> ReaderStats:
         """What was seen, channel-major."""
@@ -73,7 +76,8 @@ class InputObserver:
         covariance = xp.reshape(self._moments.covariance, (t, n, t, n))
         covariance = xp.reshape(xp.permute_dims(covariance, (1, 0, 3, 2)), (n * t, n * t))
         matrix = xp.reshape(xp.permute_dims(xp.reshape(matrix, (-1, t, n)), (0, 2, 1)), (-1, n * t))
-        return ReaderStats(covariance, matrix, t, self._moments.rows, None if self._all else self._places)
+        places = None if self._all else self._places
+        return ReaderStats(covariance, matrix, t, self._moments.rows, places, self._values)
 
     def _select(self, rows: Array) -> Array:
         if self._whole:
