@@ -56,7 +56,7 @@ def _alone(reading: ReaderStats) -> ReaderStats:
     """A product's reading without the correlations between channels."""
     xp = namespace_of(reading.covariance)
     energy = xp.sum(reading.matrix * reading.matrix, axis=0)
-    eye = xp.eye(reading.channels, dtype=xp.float64)
+    eye = xp.eye(int(energy.shape[0]), dtype=xp.float64)
     return replace(reading, covariance=eye * xp.linalg.diagonal(reading.covariance), matrix=eye * xp.sqrt(energy))
 
 
