@@ -127,8 +127,8 @@ def mixing(covariance: Array, keep: NDArray[np.int64], ridge: float = 1e-9) -> A
     xp = namespace_of(covariance)
     if not len(keep):
         return xp.zeros((int(covariance.shape[0]), 0), dtype=covariance.dtype)
-    index, size = xp.asarray(keep), xp.sqrt(xp.linalg.diagonal(covariance))
-    size = xp.where(size > 0, size, xp.ones_like(size))
+    index, variance = xp.asarray(keep), xp.linalg.diagonal(covariance)
+    size = xp.sqrt(xp.where(variance > 0, variance, xp.ones_like(variance)))
     rows = xp.take(covariance / size[:, None] / size[None, :], index, axis=0)
     kept = xp.take(rows, index, axis=1)
     mix = solve_spd(add_ridge(kept, ridge), rows).T * size[:, None] / xp.take(size, index, axis=0)[None, :]

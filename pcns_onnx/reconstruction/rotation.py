@@ -40,7 +40,9 @@ from pcns_onnx.numerics.linalg import add_ridge
 from pcns_onnx.ops import Labels
 from pcns_onnx.rewrite.change_basis import BasisChange, Indices, Matrix
 
-_RIDGE = 1e-6
+_RIDGE, _RIDGE_SINGULAR = 1e-6, 1e-12
+_SINGULAR = 1e-11
+"""Eigenvalues of this share of the largest are none: directions that nothing goes in must not pass for weak ones."""
 
 
 def rotations(
@@ -71,6 +73,13 @@ def rotations(
 
 def _on_device(reading: ReaderStats, xp: Any) -> ReaderStats:
     return replace(reading, covariance=xp.asarray(reading.covariance), matrix=xp.asarray(reading.matrix))
+
+
+def _root(covariance: Matrix) -> Matrix:
+    """L with L Lᵀ = C and a ridge: one that keeps apart what is weak and what is not there at all."""
+    values = np.linalg.eigvalsh(covariance)
+    singular = values[0] <= _SINGULAR * values[-1]
+    return np.asarray(np.linalg.cholesky(add_ridge(covariance, _RIDGE_SINGULAR if singular else _RIDGE)))
 
 
 class _Unfit(Exception):
@@ -114,7 +123,7 @@ def _between_layers(
             _of_head(dependencies, group, read.layers[place], place[0], columns[place][head][1]) for place in columns
         ]
         covariance = np.mean([c for c, _ in statistics], axis=0)
-        lower = np.linalg.cholesky(add_ridge(covariance, _RIDGE))
+        lower = _root(covariance)
         _, axes = np.linalg.eigh(lower.T @ np.sum([g for _, g in statistics], axis=0) @ lower)
         ahead = np.linalg.solve(lower.T, axes[:, ::-1]).T
         scale = np.linalg.norm(ahead, axis=1)
@@ -171,8 +180,8 @@ def _inside_products(
     for together in _sharing(pairs):
         seconds = {q: to_numpy(reading.covariance) for q, _, reading in together}
         roots = {k: to_numpy(reading.matrix) for _, k, reading in together}
-        left = np.linalg.cholesky(add_ridge(np.sum(list(seconds.values()), axis=0), _RIDGE))
-        right = np.linalg.cholesky(add_ridge(np.sum([root.T @ root for root in roots.values()], axis=0), _RIDGE))
+        left = _root(np.sum(list(seconds.values()), axis=0))
+        right = _root(np.sum([root.T @ root for root in roots.values()], axis=0))
         u, sigma, _ = np.linalg.svd(left.T @ right)
         half = np.sqrt(np.maximum(sigma, 1e-9 * sigma[0]))
         ahead, back = half[:, None] * np.linalg.solve(left.T, u).T, ((left @ u) / half).T

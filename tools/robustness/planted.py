@@ -20,6 +20,8 @@ Array = NDArray[Any]
 
 ACTIVATIONS = ("Relu", "LeakyRelu", "Tanh", "Sigmoid", "Elu", "Softplus", "gelu", "silu")
 _HOMOGENEOUS = ("Relu", "LeakyRelu", "")
+_WIDE = 1040
+"""Wider than what moments are multiplied in double precision for."""
 
 
 @dataclass
@@ -72,7 +74,7 @@ class Planted:
         bias = self.rng.standard_normal(half) * 0.3
         size = np.where(self.rng.random(half) < 0.15, 0.01, 1.0)  # weak ones
         weight, bias = weight * size[:, None], bias * (size if act in _HOMOGENEOUS or act == "Tanh" else 1.0)
-        kinds = ["copy", "copy"] + ["constant"] * constant + ["scaled"] * (act in _HOMOGENEOUS)
+        kinds = ["copy", "copy"] + ["constant"] * constant + ["dead"] * (act == "Relu") + ["scaled"] * (act in _HOMOGENEOUS)
         extra_weight, extra_bias = weight.copy(), bias.copy()
         for row in range(half):
             kind = "combined" if not act and self.rng.random() < 0.4 else self.any(*kinds)
@@ -81,6 +83,8 @@ class Planted:
                 extra_weight[row], extra_bias[row] = weight[row] * factor, bias[row] * factor
             elif kind == "constant":
                 extra_weight[row] = 0
+            elif kind == "dead":
+                extra_weight[row], extra_bias[row] = 0, -1
             elif kind == "combined":
                 self.combined = True
                 mix = self.rng.standard_normal(half) / half**0.5
@@ -110,6 +114,12 @@ class Planted:
     def conv(self, x: str, weight: Array, bias: Array, **attributes: Any) -> str:
         return self.op("Conv", x, self.keep(weight, "w"), self.keep(bias, "b"), **attributes)
 
+    def norm(self, x: str, width: int) -> str:
+        """A BatchNormalization that treats all channels alike."""
+        scale, variance = self.rng.uniform(0.5, 1.5, 2)
+        values = (np.full(width, number) for number in (scale, 0.0, 0.0, variance))
+        return self.op("BatchNormalization", x, *(self.keep(value, "bn") for value in values))
+
     def model(self, y: str) -> onnx.ModelProto:
         """Everything up to `y`, which comes out."""
         last = self.op("Identity", y)
@@ -134,9 +144,15 @@ def dense(net: Planted) -> str:
     net.shape = (int(net.rng.integers(3, 9)),)
     x, columns = "x", net.shape[0]
     for _ in range(net.any(1, 2, 2, 3)):
-        width, act = _even(net, 3, 12), net.any(net.activation(), net.activation(), "")
+        width, act = _even(net, 3, 16), net.any(net.activation(), net.activation(), "")
         x, columns = net.act(net.gemm(x, *net.rows(width, columns, act)), act), width
     return net.gemm(x, net.reader(4, columns))
+
+
+def wide(net: Planted) -> str:
+    """A single hidden layer, of more columns than moments are multiplied in double precision for."""
+    net.shape, act = (8,), net.any("Relu", "Tanh")
+    return net.gemm(net.act(net.gemm("x", *net.rows(_WIDE, 8, act)), act), net.reader(4, _WIDE))
 
 
 def positions(net: Planted) -> str:
@@ -156,10 +172,11 @@ def _convs(net: Planted, count: int, dims: int = 2) -> tuple[str, int]:
     for _ in range(count):
         width, kernel = _even(net, 2, 6), net.any(1, 3, 3)
         pads = [net.any(0, 1) if kernel == 3 else 0] * (2 * dims)
-        act = net.any("Relu", "Relu", net.activation())
+        act = net.any("Relu", "Relu", net.activation(), net.activation(), "")
         weight, bias = net.rows(width, channels * kernel**dims, act, constant=False)
         x = net.conv(x, weight.reshape(width, channels, *[kernel] * dims), bias, pads=pads)
-        x, channels = net.act(x, act), width
+        x = net.act(net.norm(x, width) if net.any(0, 0, 1) else x, act)
+        channels = width
     return x, channels
 
 
@@ -242,8 +259,9 @@ def concatenated(net: Planted) -> str:
         branches.append(net.act(net.conv("x", weight.reshape(width, 3, 3, 3), bias, pads=[1] * 4), act))
         widths.append(width)
     x, both = net.op("Concat", *branches, axis=1), sum(widths)
-    x = net.conv(x, net.reader(4, both * 9).reshape(4, both, 3, 3), np.zeros(4), pads=[1] * 4)
-    return net.gemm(net.op("Flatten", net.op("GlobalAveragePool", net.op("Relu", x))), net.reader(3, 4))
+    weight, bias = net.rows(8, both * 9, "Relu", constant=False)
+    x = net.op("Relu", net.conv(x, weight.reshape(8, both, 3, 3), bias, pads=[1] * 4))
+    return net.gemm(net.op("Flatten", net.op("GlobalAveragePool", x)), net.reader(3, 8))
 
 
 def transposed(net: Planted) -> str:
@@ -266,12 +284,14 @@ def in_groups(net: Planted) -> str:
     twice = np.concatenate([np.tile(np.arange(half), 2) + block * half for block in range(blocks)])
     x = net.op("Relu", net.conv("x", weight[twice].reshape(-1, 3, 3, 3), bias[twice], pads=[1] * 4))
     second = net.reader(outputs * blocks, 2 * half * 9).reshape(-1, 2 * half, 3, 3)
-    x = net.op("Tanh", net.conv(x, second, np.zeros(len(second)), group=blocks))
-    return net.gemm(net.op("Flatten", net.op("GlobalAveragePool", x)), net.reader(3, len(second)))
+    again = np.concatenate([np.tile(np.arange(outputs), 2) + block * outputs for block in range(blocks)])
+    x = net.op("Tanh", net.conv(x, second[again], np.zeros(len(again)), group=blocks))
+    return net.gemm(net.op("Flatten", net.op("GlobalAveragePool", x)), net.reader(3, len(again)))
 
 
 KINDS: dict[str, Callable[[Planted], str]] = {
     "dense": dense,
+    "wide": wide,
     "positions": positions,
     "convolutions": convolutions,
     "one dimension": one_dimension,

@@ -39,7 +39,8 @@ def _project(net: Planted, heads: int, width: int, stream: int) -> str:
     parts, biases, half = [], [], width // 2
     has_bias, low_rank = net.any(0, 1), net.any(0, 1)
     for _ in range(heads):
-        weight, bias = net.reader(half, stream) * 2, net.rng.standard_normal(half)
+        weak = np.where(net.rng.random(half) < 0.15, 0.02, 2.0)[:, None]
+        weight, bias = net.reader(half, stream) * weak, net.rng.standard_normal(half)
         extra = np.eye(half) if not low_rank else net.rng.standard_normal((half, half)) / half**0.5
         both = np.concatenate([np.eye(half), extra])
         parts.append(both @ weight)

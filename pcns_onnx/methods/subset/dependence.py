@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.calibration.ranking import ReaderStats
 from pcns_onnx.numerics.arrays import namespace_of, to_numpy
-from pcns_onnx.numerics.dependence import TOLERANCE, copies, independent, repeats, tolerance_for
+from pcns_onnx.numerics.dependence import copies, independent, repeats, tolerance_for
 
 Channels = NDArray[np.int64]
 
@@ -32,7 +32,8 @@ _UNHEARD = 1e-12
 """Share of a reader's output variance that its own rounding hides."""
 _RANK_OF_ROWS = 0.9
 """A rank above this share of the values that were seen of a channel says nothing of the channels."""
-_ROUNDING = 1e-10
+_LOSS, _ROUNDING = 1e-7, 1e-10
+"""Shares of a reader's output variance: what may be lost, at most, and what is nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Reduction:
 
 def reduce(readings: Sequence[ReaderStats], channels: int) -> Reduction:
     """Take out of a group of `channels` what follows exactly from the rest, at least one stays."""
-    limit = 10 * max(tolerance_for(int(reading.covariance.shape[0])) for reading in readings)
+    limit = max(_LOSS, *(tolerance_for(int(reading.covariance.shape[0])) for reading in readings))
     for goes in _candidates(readings, channels):
         stays = np.setdiff1d(np.arange(channels), goes)
         losses = [_lost(reading, stays, channels) for reading in readings] if len(goes) else [0.0]
