@@ -75,8 +75,10 @@ class ReaderStats:
         """tr(D C Dᵀ) for D what V loses when the channels at other places follow those at `places`."""
         xp = namespace_of(self.covariance)
         split = xp.reshape(self.matrix, (-1, self.channels, self.taps))
-        whole = xp.zeros_like(split)
-        whole[:, xp.asarray(places), :] = self.mixed(places)
+        source = np.full(self.channels, len(places))  # a column of zeros, where nothing is read any more
+        source[places] = np.arange(len(places))
+        padded = xp.concat([self.mixed(places), xp.zeros_like(split[:, :1, :])], axis=1)
+        whole = xp.take(padded, xp.asarray(source), axis=1)
         off = xp.reshape(split - whole, self.matrix.shape)
         return float(xp.sum((off @ self.covariance) * off))
 

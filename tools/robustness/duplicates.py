@@ -3,8 +3,8 @@
     python tools/robustness/duplicates.py --cases 500 --seed 0 [--only flattened] [--keep FOLDER]
 
 Half of every width is superfluous (`planted`, `planted_attention`). Each model is shrunk to that half on few
-samples or many, by `--width` or by the budget that the half costs, and has to answer other samples as the original does,
-to `LIMIT`. A case depends on its number and the seed alone.
+samples or many (enough for every neuron to fire that fires at all), by `--width` or by the budget that the half costs,
+and has to answer other samples as the original does, to `LIMIT`. A case depends on its number and the seed alone.
 """
 
 from __future__ import annotations
@@ -51,8 +51,12 @@ class Case:
     @property
     def error(self) -> float:
         """Relative error at half of every width, or at the multiply-adds that this takes."""
+        return self.error_at(0.5)
+
+    def error_at(self, width: float) -> float:
+        """The same at another share of every width."""
         choices = {"threads": 1, "multiple": 1, "refine": self.refine, "eval": self.fresh, "batch": 16}
-        result = shrink(self.model, self.data, width=0.5, **choices)
+        result = shrink(self.model, self.data, width=width, **choices)
         if self.by_budget:
             share = result.report.after.macs / result.report.before.macs
             result = shrink(self.model, self.data, budget=f"macs={share * 1.0001 + 1e-6:.6f}", **choices)
@@ -73,7 +77,10 @@ def case(number: int, seed: int, kind: str) -> Case:
     model = net.model(BUILDERS[kind](net))
     # Combinations, unlike copies, take more rows than their rank to be told from chance.
     samples = int(rng.choice(MANY if net.combined or rng.random() < 0.4 else FEW))
-    data, fresh = (rng.standard_normal((n, *net.shape)).astype(np.float32) for n in (samples, 64))
+    pool, fresh = (rng.standard_normal((n, *net.shape)).astype(np.float32) for n in (1600, 64))
+    while samples < len(pool) and not net.all_vary(model, pool[:samples], np.concatenate([pool, fresh])):
+        samples *= 2
+    data = pool[:samples]
     return Case(number, kind, model, data, fresh, bool(rng.random() < 0.25), int(rng.choice((0, 0, 0, 50))))
 
 

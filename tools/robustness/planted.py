@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -66,6 +67,20 @@ class Planted:
         if kind == "silu":
             return self.op("Mul", x, self.op("Sigmoid", x))
         return self.op(kind, x) if kind else x
+
+    def all_vary(self, model: onnx.ModelProto, few: Array, many: Array) -> bool:
+        """Whether `few` samples make every neuron fire that `many` do: of one that never does nothing can be known."""
+        wanted = [node.output[0] for node in self.nodes if node.op_type == "Relu"]
+        axis = -1 if len(self.shape) == 2 and self.kind == "positions" else 1
+        open_ = onnx.ModelProto()
+        open_.CopyFrom(model)
+        open_.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in wanted)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level, options.intra_op_num_threads = 3, 1
+        session = onnxruntime.InferenceSession(open_.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        fires = [[np.moveaxis(y, axis, 0).reshape(y.shape[axis], -1).any(1) for y in session.run(wanted, {"x": x})]
+                 for x in (few, many)] if wanted else [[], []]  # fmt: skip
+        return all((a == b).all() for a, b in zip(*fires, strict=True))
 
     def rows(self, width: int, columns: int, act: str, *, constant: bool = True) -> tuple[Array, Array]:
         """Weights (width, columns) and biases (width,) of neurons half of which are superfluous behind `act`."""
@@ -122,9 +137,8 @@ class Planted:
 
     def model(self, y: str) -> onnx.ModelProto:
         """Everything up to `y`, which comes out."""
-        last = self.op("Identity", y)
+        self.op("Identity", y)
         self.nodes[-1].output[0] = "y"
-        del last
         graph = helper.make_graph(
             self.nodes, self.kind,
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *self.shape])],
@@ -169,10 +183,10 @@ def _convs(net: Planted, count: int, dims: int = 2) -> tuple[str, int]:
     """Some convolutions behind each other: what comes out and how many channels it has."""
     net.shape = (int(net.rng.integers(1, 4)), *(int(net.rng.integers(7, 10)),) * dims)
     x, channels = "x", net.shape[0]
-    for _ in range(count):
+    for number in range(count):
         width, kernel = _even(net, 2, 6), net.any(1, 3, 3)
         pads = [net.any(0, 1) if kernel == 3 else 0] * (2 * dims)
-        act = net.any("Relu", "Relu", net.activation(), net.activation(), "")
+        act = net.any("Relu", "Relu", net.activation(), net.activation(), "" if number < count - 1 else "Relu")
         weight, bias = net.rows(width, channels * kernel**dims, act, constant=False)
         x = net.conv(x, weight.reshape(width, channels, *[kernel] * dims), bias, pads=pads)
         x = net.act(net.norm(x, width) if net.any(0, 0, 1) else x, act)

@@ -17,20 +17,23 @@ EINSUM = "einsum"
 def attention(net: Planted) -> str:
     """softmax(q k') v of some heads, O, and sometimes a residual sum around it."""
     times, kv, width = net.any(1, 2, 3), net.any(1, 2), 2 * int(net.rng.integers(2, 5))
-    length, stream = int(net.rng.integers(4, 8)), 4 * int(net.rng.integers(2, 5))
-    net.shape = (length, stream)
-    heads = kv * times
-    form = net.any(*REPEATS, EINSUM) if times > 1 else ""
+    net.shape = int(net.rng.integers(4, 8)), 4 * int(net.rng.integers(2, 5))
+    return attend(net, net.any(*REPEATS, EINSUM) if times > 1 else "", kv, times, width)
+
+
+def attend(net: Planted, form: str, kv: int, times: int, width: int) -> str:
+    """Attention with `kv` heads of K and V, of so many dimensions, each for `times` heads of Q."""
+    stream = net.shape[-1]
     if form in ("expand heads", "tile heads", "concat"):
-        kv, heads = 1, times
-    q, k, v = (_project(net, count, width, stream) for count in (heads, kv, kv))
+        kv = 1
+    q, k, v = (_project(net, count, width, stream) for count in (kv * times, kv, kv))
     if form == EINSUM:
         joined = _einsum(net, q, k, v, kv, times, width)
     elif form == "broadcast":
         joined = _grouped(net, q, k, v, kv, times, width)
     else:
         joined = _repeated(net, q, k, v, kv, times, width, form)
-    o = net.matmul(joined, net.reader(5, heads * width))
+    o = net.matmul(joined, net.reader(5, kv * times * width))
     return net.op("Add", o, net.matmul("x", net.reader(5, stream))) if net.any(0, 1) else o
 
 
