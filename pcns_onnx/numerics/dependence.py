@@ -38,7 +38,7 @@ def copies(covariance: NDArray[np.float64], tolerance: float = TOLERANCE) -> NDA
     alike = correlation(covariance) ** 2 >= 1.0 - tolerance
     np.fill_diagonal(alike, False)
     original = np.arange(len(covariance), dtype=np.int64)
-    variance, open_ = covariance.diagonal(), alike.any(axis=1)
+    variance, open_ = covariance.diagonal(), np.asarray(alike.any(axis=1))
     for first in np.flatnonzero(open_):
         if open_[first]:
             together = np.flatnonzero(alike[first] & open_)

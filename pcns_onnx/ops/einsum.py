@@ -294,8 +294,10 @@ def _product(context: OpContext, equation: Equation, macs: int) -> OpFacts | Non
     summed = both - set(result)
     if len(summed) != 1 or set(result) != {*a, *b} - summed or _spreads(context, equation):
         return None
-    own = [_own(labels, term, [i for i in result if i in term and i not in both])
-           for labels, term in zip(context.labels, (a, b), strict=True)]
+    own = [
+        _own(labels, term, [i for i in result if i in term and i not in both])
+        for labels, term in zip(context.labels, (a, b), strict=True)
+    ]
     first = 1 if own[0] is not None and own[0] == result[-1] else 0  # the keys come second
     heads = [index for index in result if index not in own]
     left, right = (

@@ -49,7 +49,6 @@ def rotations(
     graph: Graph, dependencies: DependencyGraph, read: GroupStats, origins: Origins
 ) -> tuple[tuple[BasisChange, ...], GroupStats]:
     """The best basis for a group, and how it is read in that basis; no turns where it has to stay as it is."""
-    group = read.group
     try:
         basis_changes: list[BasisChange] = []
         layers = dict(read.layers)

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +26,10 @@ from threadpoolctl import threadpool_limits
 
 from pcns_onnx import shrink
 from pcns_onnx.errors import PcnsError
+
+# A script sees its own folder only; what it shares with others is named from `tools`.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from robustness.planted import KINDS, Array, Planted
 from robustness.planted_attention import attention
 
@@ -55,7 +60,7 @@ class Case:
 
     def error_at(self, width: float) -> float:
         """The same at another share of every width."""
-        choices = {"threads": 1, "multiple": 1, "refine": self.refine, "eval": self.fresh, "batch": 16}
+        choices: dict[str, Any] = {"threads": 1, "multiple": 1, "refine": self.refine, "eval": self.fresh, "batch": 16}
         result = shrink(self.model, self.data, width=width, **choices)
         if self.by_budget:
             share = result.report.after.macs / result.report.before.macs

@@ -89,7 +89,8 @@ class Planted:
         bias = self.rng.standard_normal(half) * 0.3
         size = np.where(self.rng.random(half) < 0.15, 0.01, 1.0)  # weak ones
         weight, bias = weight * size[:, None], bias * (size if act in _HOMOGENEOUS or act == "Tanh" else 1.0)
-        kinds = ["copy", "copy"] + ["constant"] * constant + ["dead"] * (act == "Relu") + ["scaled"] * (act in _HOMOGENEOUS)
+        kinds = ["copy", "copy"] + ["constant"] * constant
+        kinds += ["dead"] * (act == "Relu") + ["scaled"] * (act in _HOMOGENEOUS)
         extra_weight, extra_bias = weight.copy(), bias.copy()
         for row in range(half):
             kind = "combined" if not act and self.rng.random() < 0.4 else self.any(*kinds)
@@ -209,7 +210,7 @@ def one_dimension(net: Planted) -> str:
 
 def flattened(net: Planted) -> str:
     """LeNet: Conv read through Flatten, perhaps with a hidden layer behind."""
-    x, channels = _convs(net, net.any(1, 2))
+    x, _ = _convs(net, net.any(1, 2))
     x = net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]) if net.any(0, 1) else x
     sizes = onnx.shape_inference.infer_shapes(_piece(net, x)).graph.output[0].type.tensor_type.shape.dim
     columns = int(np.prod([d.dim_value for d in sizes[1:]]))
@@ -233,7 +234,7 @@ def _piece(net: Planted, x: str) -> onnx.ModelProto:
 def depthwise(net: Planted) -> str:
     """Conv, a depthwise Conv with the same filter for copies, a pointwise Conv."""
     net.shape = (2, 8, 8)
-    width, half = _even(net, 2, 6), 0
+    width = _even(net, 2, 6)
     half = width // 2
     order = net.rng.permutation(width)
     first = net.reader(half, 18)[np.r_[0:half, 0:half]][order].reshape(width, 2, 3, 3) * 3

@@ -9,7 +9,9 @@ import numpy as np
 
 from robustness.planted import Array, Planted
 
-REPEATS = ("expand", "reshape expand", "expand heads", "gather", "tile", "tile heads", "concat", "interleave", "broadcast")
+REPEATS = (
+    "expand", "reshape expand", "expand heads", "gather", "tile", "tile heads", "concat", "interleave", "broadcast",
+)  # fmt: skip
 """How K and V heads are repeated for several Q heads."""
 EINSUM = "einsum"
 
