@@ -20,8 +20,8 @@ class ReaderStats:
     `covariance` (n, n) float64 of the reader's input columns, `matrix` V (K, n) float64.
     Columns are channel-major: channel g owns columns g*taps .. (g+1)*taps, n = N*taps.
     `rows` is how many rows the covariance was estimated from, `values` how many values of each channel
-    these hold (None: one each). Where the layer reads some of the group's channels only, `places` (N,) says
-    which.
+    these hold (None: one each), and `changes` (N,) how often each changes from one row to the next, if that is known.
+    Where the layer reads some of the group's channels only, `places` (N,) says which.
     """
 
     covariance: Array
@@ -30,6 +30,7 @@ class ReaderStats:
     rows: int
     places: NDArray[np.int64] | None = None
     values: int | None = None
+    changes: NDArray[np.float64] | None = None
 
     @property
     def channels(self) -> int:

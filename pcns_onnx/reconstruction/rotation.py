@@ -246,4 +246,4 @@ def _in_basis(
         for at in _blocks(dependencies, group, reading, name, taps):
             ahead[np.ix_(at, at)], back[np.ix_(at, at)] = forward, backward
     covariance = ahead @ to_numpy(reading.covariance) @ ahead.T
-    return replace(reading, covariance=covariance, matrix=to_numpy(reading.matrix) @ back)
+    return replace(reading, covariance=covariance, matrix=to_numpy(reading.matrix) @ back, changes=None)

@@ -189,6 +189,17 @@ def test_the_surest_go_first() -> None:
     assert exact(ranking, 4)
 
 
+@pytest.mark.parametrize(("fires", "width"), [(1, 6), (2, 5)])
+def test_what_fires_once_is_no_multiple_of_what_fires_then(fires: int, width: int) -> None:
+    x, v = normal(17, 60, 6), normal(18, 5, 6)
+    x[:, 4:] = 0
+    x[7 : 7 + 2 * fires : 2, 4:] = [1.0, 3.0]
+    changes = (x[1:] != x[:-1]).sum(0) * 1.0
+    stats = ReaderStats(np.cov(x.T), v, 1, 60, changes=changes)
+    ranking = obs.rank_by_surgeon([stats], 6)
+    assert exact(ranking, width)
+
+
 def test_readers_must_agree_on_what_is_exact() -> None:
     """What is a copy for one reader is none for another."""
     x, v, w = normal(14, 200, 6), normal(15, 5, 6), normal(16, 5, 6)

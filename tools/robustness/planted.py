@@ -182,7 +182,7 @@ def positions(net: Planted) -> str:
 
 def _convs(net: Planted, count: int, dims: int = 2) -> tuple[str, int]:
     """Some convolutions behind each other: what comes out and how many channels it has."""
-    net.shape = (int(net.rng.integers(1, 4)), *(int(net.rng.integers(7, 10)),) * dims)
+    net.shape = (int(net.rng.integers(1, 4)), *(int(net.rng.integers(9, 11)),) * dims)
     x, channels = "x", net.shape[0]
     for number in range(count):
         width, kernel = _even(net, 2, 6), net.any(1, 3, 3)

@@ -11,6 +11,7 @@ which they go, the surest first:
 3. what is a linear combination of the rest, if its rank is not just that of the rows,
 4. what does not vary on these samples.
 
+A neuron that fires on a single sample is a multiple of every other that does so: such channels are left to the sweep.
 Whatever the readers lose all the same is counted, and where that is no rounding the last kinds stay.
 """
 
@@ -32,6 +33,8 @@ _UNHEARD = 1e-12
 """Share of a reader's output variance that its own rounding hides."""
 _RANK_OF_ROWS = 0.9
 """A rank above this share of the values that were seen of a channel says nothing of the channels."""
+_FIRES, _FIRES_OFTEN = 2.0, 16.0
+"""Changes from row to row, up and down again, that more than one sample makes, and that many do."""
 _LOSS, _ROUNDING = 1e-7, 1e-10
 """Shares of a reader's output variance: what may be lost, at most, and what is nothing."""
 
@@ -68,15 +71,16 @@ def _candidates(readings: Sequence[ReaderStats], channels: int) -> Iterator[Chan
     tolerance = max(tolerance_for(int(reading.covariance.shape[0])) for reading in readings)
     varies = covariance.diagonal() > 0
     alive = np.flatnonzero(heard & varies)
+    changes = _changes(readings, channels)
     own = covariance[np.ix_(alive, alive)]
-    original = copies(own, tolerance)
-    is_copy = original != np.arange(len(alive))
-    again = is_copy & repeats(own, tolerance)
-    copied = np.concatenate([alive[again], alive[is_copy & ~again]])
-    unique = alive[~is_copy]
-    basis = unique[independent(covariance[np.ix_(unique, unique)], tolerance)]
+    original, again = copies(own, tolerance), repeats(own, tolerance)
+    scaled = (original != np.arange(len(alive))) & ~again & (changes[alive] > _FIRES)
+    copied = np.concatenate([alive[again], alive[scaled]])
+    unique = alive[~again & ~scaled]
+    often = unique[changes[unique] >= _FIRES_OFTEN]
+    basis = often[independent(covariance[np.ix_(often, often)], tolerance)]
     values = max((reading.rows if reading.values is None else reading.values) for reading in readings)
-    combined = np.setdiff1d(unique, basis if len(basis) < _RANK_OF_ROWS * values else unique)
+    combined = np.setdiff1d(often, basis if len(basis) < _RANK_OF_ROWS * values else often)
     unheard, constant = np.flatnonzero(~heard & varies), np.flatnonzero(~varies)
     for kinds in ([copied, unheard, combined, constant], [copied, unheard, constant], [unheard, constant]):
         goes = np.concatenate(kinds)
@@ -94,6 +98,15 @@ def _together(readings: Sequence[ReaderStats], channels: int) -> tuple[NDArray[n
     return covariance, heard
 
 
+def _changes(readings: Sequence[ReaderStats], channels: int) -> NDArray[np.float64]:
+    """How often each channel changes, for the reader that sees most of it; infinite where that is not known."""
+    most = np.zeros(channels)
+    for reading in readings:
+        at, seen = reading.among(channels), reading.changes
+        most[at] = np.maximum(most[at], np.inf if seen is None or not seen.any() else seen)
+    return most
+
+
 def _lost(reading: ReaderStats, stays: Channels, channels: int) -> float:
     """The share of a reader's output variance that is lost without the channels that go."""
     places = np.flatnonzero(np.isin(reading.among(channels), stays))
@@ -109,4 +122,4 @@ def _on(reading: ReaderStats, stays: Channels, channels: int) -> ReaderStats:
     covariance = xp.take(xp.take(reading.covariance, index, axis=0), index, axis=1)
     matrix = xp.reshape(reading.mixed(places), (-1, len(places) * reading.taps))
     found = None if reading.places is None else np.searchsorted(stays, among[places])
-    return replace(reading, covariance=covariance, matrix=matrix, places=found)
+    return replace(reading, covariance=covariance, matrix=matrix, places=found, changes=None)
