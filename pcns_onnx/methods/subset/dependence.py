@@ -102,8 +102,8 @@ def _changes(readings: Sequence[ReaderStats], channels: int) -> NDArray[np.float
     """How often each channel changes, for the reader that sees most of it; infinite where that is not known."""
     most = np.zeros(channels)
     for reading in readings:
-        at, seen = reading.among(channels), reading.changes
-        most[at] = np.maximum(most[at], np.inf if seen is None or not seen.any() else seen)
+        at, changes = reading.among(channels), reading.changes
+        most[at] = np.maximum(most[at], np.inf if changes is None or not changes.any() else changes)
     return most
 
 
@@ -121,5 +121,5 @@ def _on(reading: ReaderStats, stays: Channels, channels: int) -> ReaderStats:
     index = xp.asarray((places[:, None] * reading.taps + np.arange(reading.taps)).reshape(-1))
     covariance = xp.take(xp.take(reading.covariance, index, axis=0), index, axis=1)
     matrix = xp.reshape(reading.mixed(places), (-1, len(places) * reading.taps))
-    found = None if reading.places is None else np.searchsorted(stays, among[places])
-    return replace(reading, covariance=covariance, matrix=matrix, places=found, changes=None)
+    left = None if reading.places is None else np.searchsorted(stays, among[places])
+    return replace(reading, covariance=covariance, matrix=matrix, places=left, changes=None)
