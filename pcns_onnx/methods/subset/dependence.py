@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.calibration.ranking import ReaderStats
+from pcns_onnx.calibration.ranking import Rank, Ranking, ReaderStats
 from pcns_onnx.numerics.arrays import namespace_of, to_numpy
 from pcns_onnx.numerics.dependence import copies, independent, repeats, tolerance_for
 
@@ -50,6 +50,25 @@ class Reduction:
     goes: Channels
     readings: list[ReaderStats]
     loss: float
+
+
+def exact_first(readings: Sequence[ReaderStats], channels: int, rank: Rank) -> Ranking:
+    """The ranking of a method, after what follows exactly from other channels has gone."""
+    reduction = reduce(readings, channels)
+    if not len(reduction.goes):
+        return rank(readings, channels)
+    rest = rank(reduction.readings, len(reduction.stays)) if reduction.readings else _unranked(len(reduction.stays))
+    order = np.concatenate([reduction.stays[rest.order], reduction.goes[::-1]])
+    extra = np.full(len(reduction.goes), reduction.loss)
+    extra[-1] = 0.0
+    return Ranking(order, np.concatenate([np.minimum(rest.error + reduction.loss, 1.0), extra]))
+
+
+def _unranked(channels: int) -> Ranking:
+    """Channels that nobody tells apart, all of which are needed."""
+    error = np.ones(channels + 1)
+    error[-1] = 0.0
+    return Ranking(np.arange(channels, dtype=np.int64), error)
 
 
 def reduce(readings: Sequence[ReaderStats], channels: int) -> Reduction:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.calibration.ranking import Ranking, ReaderStats, damping
-from pcns_onnx.methods.subset.dependence import reduce
+from pcns_onnx.methods.subset.dependence import exact_first
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.numerics.linalg import add_ridge, inverse_spd, subtract_product
 
@@ -102,14 +102,7 @@ def _traces(own: Array, gram: Array) -> Array:
 
 def rank_by_surgeon(readings: Sequence[ReaderStats], channels: int) -> Ranking:
     """Order the `channels` of a group: what follows exactly from others goes first, then one sweep over the rest."""
-    reduction = reduce(readings, channels)
-    if not len(reduction.goes):
-        return _sweep(readings, channels)
-    rest = _sweep(reduction.readings, len(reduction.stays))
-    order = np.concatenate([reduction.stays[rest.order], reduction.goes[::-1]])
-    extra = np.full(len(reduction.goes), reduction.loss)
-    extra[-1] = 0.0
-    return Ranking(order, np.concatenate([np.minimum(rest.error + reduction.loss, 1.0), extra]))
+    return exact_first(readings, channels, _sweep)
 
 
 def _sweep(readings: Sequence[ReaderStats], channels: int) -> Ranking:
