@@ -8,7 +8,7 @@ sample, the accuracy of both on the first such output.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from math import isnan
 from typing import Any
 
 import msgspec
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.cost.benchmark import Latency, compare_latency
-from pcns_onnx.errors import InputError, PcnsError
-from pcns_onnx.evaluation.metric import Metric
+from pcns_onnx.errors import InputError
+from pcns_onnx.evaluation.metric import Metric, Score
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.numerics.confidence import quantile_bound, share_bound
@@ -139,6 +139,7 @@ def compare_outputs(
     first, second = engine.session(a.program()), engine.session(b.program())
     tallies = [_Tally(name) for name in names]
     scores, count, scored = [0.0, 0.0], 0, False
+    judged = [] if metric is None else [Score(metric), Score(metric)]
     for batch in progress.track(samples, "verify", samples.batches):
         left = {k: to_numpy(v) for k, v in first.run(batch.feeds).items()}
         right = {k: to_numpy(v) for k, v in second.run(batch.feeds).items()}
@@ -148,25 +149,17 @@ def compare_outputs(
         classes = next((t.name for t in tallies if t.classes and len(left[t.name]) == batch.size), None)
         labels = None if batch.labels is None else batch.labels.reshape(batch.size, -1)
         for side, outputs in enumerate((left, right)):
-            if metric is not None:
-                scores[side] += batch.size * _score(metric, outputs, batch.labels)
+            if judged:
+                judged[side].add(outputs, batch.labels, left, batch.size)
             elif labels is not None and labels.shape[1] == 1 and classes is not None:
                 scored = True
                 scores[side] += 100.0 * int((outputs[classes].argmax(axis=1) == labels[:, 0]).sum())
     if not count:
         raise InputError("there is no sample to verify on: give more data, a smaller --batch, or --eval")
-    kind = "metric" if metric is not None else "accuracy" if scored else None
-    a_score, b_score = (scores[0] / count, scores[1] / count) if kind else (None, None)
+    kind = "metric" if judged else "accuracy" if scored else None
+    values = [score.value for score in judged] or [score / count for score in scores]
+    a_score, b_score = values if kind else (None, None)
     return Agreement(count, [t.result() for t in tallies], kind, a_score, b_score)
-
-
-def _score(metric: Metric, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any] | None) -> float:
-    try:
-        return float(metric(outputs, labels))
-    except PcnsError:
-        raise
-    except Exception as error:  # a user's function may raise anything
-        raise InputError(f"the metric failed: {type(error).__name__}: {error}") from error
 
 
 def _runnable(graph: Graph) -> Graph:
@@ -180,7 +173,20 @@ def verify(
     warnings = []
     if "bfloat16" in (a.storage, b.storage):
         warnings.append("onnxruntime has no bfloat16 kernels on CPU: outputs and latency are of float32 twins")
-    return compare_outputs(engine, _runnable(a), _runnable(b), samples, metric, progress), warnings
+    agreement = compare_outputs(engine, _runnable(a), _runnable(b), samples, metric, progress)
+    if agreement.drop is not None and isnan(agreement.drop):
+        warnings.append("the metric is no number: the original decides nothing on these samples that it could count")
+    return agreement, warnings
+
+
+def try_metric(engine: Engine, graph: Graph, samples: Samples, metric: Metric) -> None:
+    """Raise `InputError` where the metric fails on the model itself, before any work is done for nothing."""
+    batch = next(iter(samples), None)
+    if batch is not None:
+        outputs = {k: to_numpy(v) for k, v in engine.session(_runnable(graph).program()).run(batch.feeds).items()}
+        score = Score(metric)
+        score.add(outputs, batch.labels, outputs, batch.size)
+        score.value  # noqa: B018 - what it says of one batch does not matter
 
 
 def time_both(engine: Engine, a: Graph, b: Graph, samples: Samples, progress: Progress) -> Latency:
