@@ -61,9 +61,14 @@ def _output(outputs: Outputs) -> str:
     """Pooled embeddings, if there are any, or else those of the tokens."""
     for axes in (2, 3):
         for name, array in outputs.items():
-            if array.ndim == axes and array.dtype.kind == "f" and array.shape[-1] > 1:
+            if _squeezed(array).ndim == axes and array.dtype.kind == "f" and array.shape[-1] > 1:
                 return name
     raise unlike("retrieval", outputs, _WANTED)
+
+
+def _squeezed(embeddings: Array) -> Array:
+    """Without the axes of length 1 between the first and the last: places that were pooled."""
+    return embeddings.squeeze(tuple(axis for axis in range(1, embeddings.ndim - 1) if embeddings.shape[axis] == 1))
 
 
 def _centred(ranks: Array) -> Array:
@@ -71,7 +76,7 @@ def _centred(ranks: Array) -> Array:
 
 
 def _vectors(embeddings: Array) -> Array:
-    vectors = embeddings.astype(np.float64)
+    vectors = _squeezed(embeddings).astype(np.float64)
     return vectors if vectors.ndim == 2 else np.asarray(vectors.mean(axis=1))
 
 

@@ -14,10 +14,14 @@ from pcns_onnx.metrics.decisions import Array, DecisionMetric, Outputs, f1, is_s
 
 @dataclass
 class Mask(DecisionMetric):
-    """F1 of what passes `threshold` in all outputs of floats, or in `output`; logits are known by their values."""
+    """F1 of what passes `threshold` in all outputs of floats, or in `output`; logits are known by their values.
+
+    `column`: this class alone, counted from 0 along the last axis.
+    """
 
     threshold: float = 0.5
     output: str | None = None
+    column: int | None = None
     _logits: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
     _counts: tuple[int, int, int] = field(default=(0, 0, 0), init=False, repr=False)
 
@@ -44,6 +48,7 @@ class Mask(DecisionMetric):
         self._logits, self._counts = {}, (0, 0, 0)
 
     def _marked(self, name: str, scores: Array) -> Array:
+        scores = scores if self.column is None else scores[..., self.column]
         return (sigmoid(scores) if self._logits[name] else scores) > self.threshold
 
 

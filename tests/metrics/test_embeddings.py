@@ -63,6 +63,9 @@ def test_batches_and_tokens_make_no_difference() -> None:
     assert counted.compute() == pytest.approx(retrieval({"y": X + NOISE}, reference={"y": X}))
     spread = np.stack([X + 1, X - 1], axis=1)
     assert retrieval({"t": spread}, reference={"t": spread * 2}) == pytest.approx(100)
+    assert retrieval({"t": (X + NOISE)[:, None, None]}, reference={"t": X[:, None, None]}) == pytest.approx(
+        counted.compute()
+    )
     pooled = {"tokens": -spread, "pooled": X}
     assert retrieval(pooled | {"pooled": X + NOISE}, reference=pooled) == pytest.approx(counted.compute())
 

@@ -26,6 +26,8 @@ def test_a_mask_of_one_output_or_of_all() -> None:
     assert Mask(output="z")(reference | {"y": Q}, reference=reference) == 100
     assert mask(reference | {"y": Q}, reference=reference) < 100
     assert Mask(threshold=2.0, output="y")(reference, reference=reference) != 100
+    two = {"y": np.stack([Q, P], axis=-1)}
+    assert Mask(column=1)(two, reference={"y": np.stack([P, P], axis=-1)}) == 100
     with pytest.raises(InputError, match=r"^metric mask: no output looks like scores"):
         mask({"n": np.arange(4)}, reference={"n": np.arange(4)})
 
