@@ -21,6 +21,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ def records(case: Case, folder: Path, args: argparse.Namespace) -> Iterator[dict
         yield _record(case, "samples", None, f"{type(error).__name__}: {error}")
         return
     for budget in args.budget:
-        yield _tried(case, budget, lambda b=budget: shrunk(ready, b, args.threads, args.patience, args.quick))
+        yield _tried(case, budget, partial(shrunk, ready, budget, args.threads, args.patience, args.quick))
     if not args.no_peer:
-        yield _tried(case, ONNXSIM.pin, lambda: simplified(ready, args.cache, args.threads, args.patience))
+        yield _tried(case, ONNXSIM.pin, partial(simplified, ready, args.cache, args.threads, args.patience))
 
 
 def _tried(case: Case, asked: str, run: Callable[[], Ran]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -41,8 +41,8 @@ Samples: TypeAlias = Callable[[Side], Arrays | Feeds]
 class Case:
     """A model out of a package, how its samples are made, and what judges it.
 
-    `counts`: samples of the calibration and of the test. `words`: further words of the command line; '{state}' and
-    the like do not occur. `inherits`: the package that ships the file is not that of the samples.
+    `metric` says how far the small model decides as the original does, `decision` what one such decision is.
+    `counts`: samples of the calibration and of the test. `words`: further words of the command line.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Case:
 
 
 def _centred(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    return (pixels / 255 - 0.5) / 0.5
+    return np.asarray((pixels / 255 - 0.5) / 0.5, dtype=np.float32)
 
 
 def _people(side: Side) -> Arrays:
@@ -286,8 +286,3 @@ CASES = (
         _OURS + "notes", "notes, F1", (48, 24), ("--batch", "4"),
     ),
 )  # fmt: skip
-
-
-def iterated(samples: Feeds) -> Iterator[Arrays]:
-    """The feeds one by one."""
-    yield from samples

@@ -76,9 +76,9 @@ def _view(picture: Image, side: int, rng: np.random.Generator, least: float) -> 
     height, width = picture.shape[:2]
     part = int(rng.uniform(least, 1) * min(height, width))
     top, left = int(rng.integers(0, height - part + 1)), int(rng.integers(0, width - part + 1))
-    view = resized(picture[top : top + part, left : left + part], side, side).astype(np.float32)
-    view = view[:, ::-1] if rng.random() < 0.5 else view
-    view = view * rng.uniform(0.6, 1.3) + rng.normal(0, rng.uniform(0, 6), view.shape)
+    cut = resized(picture[top : top + part, left : left + part], side, side)
+    cut = cut[:, ::-1] if rng.random() < 0.5 else cut
+    view = cut * rng.uniform(0.6, 1.3) + rng.normal(0, rng.uniform(0, 6), cut.shape)
     return view.clip(0, 255).astype(np.uint8)
 
 

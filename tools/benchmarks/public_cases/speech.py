@@ -41,7 +41,12 @@ def _only(cache: Path, name: str) -> Path:
 def _read(path: Path) -> Sound:
     with wave.open(str(path)) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE, 1, 2), path
-        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+        return _floats(file.readframes(file.getnframes()))
+
+
+def _floats(pcm: bytes) -> Sound:
+    """16-bit samples as shares of the loudest."""
+    return np.asarray(np.frombuffer(pcm, "<i2") / np.float32(32768), dtype=np.float32)
 
 
 # -- notes -------------------------------------------------------------------------------------
@@ -85,8 +90,7 @@ def _notes(cache: Path) -> list[tuple[int, int, Sound]]:
         at = data.index(name)
         (size,) = struct.unpack_from("<I", data, at + 4)
         chunks[name] = data[at + 8 : at + 8 + size]
-    pcm = np.frombuffer(chunks[b"smpl"], "<i2").astype(np.float32) / 32768
-    notes = []
+    pcm, notes = _floats(chunks[b"smpl"]), []
     for at in range(0, len(chunks[b"shdr"]) - 46, 46):
         start, end, _, _, rate, pitch = struct.unpack_from("<5IB", chunks[b"shdr"], at + 20)
         if end - start > rate // 5 and 36 <= pitch <= 84:

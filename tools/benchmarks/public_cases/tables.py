@@ -60,7 +60,7 @@ def reasons(records: Iterable[Record]) -> str:
         if "left" not in record or record["name"] in shown or not record["narrowed"]:
             continue
         shown.add(record["name"])
-        causes = Counter(re.sub(r"'[^']*'", "…", reason) for reason in record["left"].values())
+        causes = Counter(re.sub(r"(?<!\w)'[^']*'", "…", reason) for reason in record["left"].values())
         text = "; ".join(f"{cause} ({count})" for cause, count in causes.most_common(4))
         text += f"; {len(causes) - 4} more causes" if len(causes) > 4 else ""
         lines.append(f"| {record['name']} | {record['narrowed']} | {len(record['left'])} | {text.replace('|', '/')} |")

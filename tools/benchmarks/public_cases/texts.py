@@ -114,7 +114,7 @@ def file_bytes(cache: Path, count: int, *, tested: bool) -> dict[str, NDArray[np
     for paths in kinds.values():
         draw.shuffle(paths)
         pools.append([path for n, path in enumerate(paths) if (n % 4 == 3) == tested])
-    rows = []
+    rows: list[NDArray[np.int64]] = []
     for turn in range(max(map(len, pools))):
         rows += [_edges(pool[turn]) for pool in pools if turn < len(pool) and len(rows) < count]
     return {"bytes": np.stack(rows[:count]).astype(np.int32)}

@@ -99,8 +99,8 @@ class Writer:
         return " ".join(self.words[start : start + self.rng.randint(1, 4)])
 
     def _worn(self, image: Any) -> Image:
-        array = np.asarray(image).astype(np.float32)
-        array = array * self.rng.uniform(0.75, 1.05) + self.noise.normal(0, self.rng.uniform(0, 8), array.shape)
+        clean = np.asarray(image)
+        array = clean * self.rng.uniform(0.75, 1.05) + self.noise.normal(0, self.rng.uniform(0, 8), clean.shape)
         return array.clip(0, 255).astype(np.uint8)
 
 
