@@ -13,7 +13,7 @@ from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.dataset import Dataset
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
-from pcns_onnx.evaluation.agreement import UNCHECKED, Agreement, time_both, try_metric, verify
+from pcns_onnx.evaluation.agreement import UNCHECKED, Agreement, own_score, time_both, verify
 from pcns_onnx.evaluation.gates import Gate, gates_of, quality_gates
 from pcns_onnx.evaluation.metric import Metric, load_metric
 from pcns_onnx.evaluation.precisions import QuantizedModel, check_precisions, precision_path, quantize
@@ -273,7 +273,7 @@ def _check_on(running: Run, form: Canonical, data: DataSource | None, metric: Me
         raise InputError(f"{limit} needs labels in the data it is checked on, or --metric")
     check = Check(running, form, train, held_out, metric, data is not None)
     if metric is not None:
-        try_metric(running.engine, form.original, check.samples, metric)
+        own_score(running.engine, form.original, check.samples, metric)  # a metric that does not fit fails here
     return check
 
 

@@ -179,14 +179,15 @@ def verify(
     return agreement, warnings
 
 
-def try_metric(engine: Engine, graph: Graph, samples: Samples, metric: Metric) -> None:
-    """Raise `InputError` where the metric fails on the model itself, before any work is done for nothing."""
+def own_score(engine: Engine, graph: Graph, samples: Samples, metric: Metric) -> float:
+    """What the metric says of a model against itself on one batch; raises `InputError` where it does not fit."""
     batch = next(iter(samples), None)
-    if batch is not None:
-        outputs = {k: to_numpy(v) for k, v in engine.session(_runnable(graph).program()).run(batch.feeds).items()}
-        score = Score(metric)
-        score.add(outputs, batch.labels, outputs, batch.size)
-        score.value  # noqa: B018 - what it says of one batch does not matter
+    if batch is None:
+        return float("nan")
+    outputs = {k: to_numpy(v) for k, v in engine.session(_runnable(graph).program()).run(batch.feeds).items()}
+    score = Score(metric)
+    score.add(outputs, batch.labels, outputs, batch.size)
+    return score.value
 
 
 def time_both(engine: Engine, a: Graph, b: Graph, samples: Samples, progress: Progress) -> Latency:
