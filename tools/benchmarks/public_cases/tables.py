@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from textwrap import shorten
 from typing import Any, TypeAlias
 
 Record: TypeAlias = Mapping[str, Any]
@@ -13,6 +14,10 @@ HEADINGS = (
     "model", "task", "asked for", "decisions kept", "what counts as one", "MACs", "parameters", "latency", "seconds",
     "peak MiB",
 )  # fmt: skip
+
+
+LONGEST = 200
+"""Characters of a reason that are shown."""
 
 
 def heads(names: Iterable[str]) -> str:
@@ -25,7 +30,7 @@ def row(record: Record) -> str:
     """A run as a row, or its reason."""
     first = [record["name"], record["task"], f"`{record['asked']}`"]
     if "why" in record:
-        reason = " ".join(record["why"].split()).replace("|", "/")
+        reason = shorten(record["why"].replace("|", "/"), LONGEST, placeholder=" …")
         return "| " + " | ".join([*first, reason]) + " |" * (len(HEADINGS) - len(first))
     cells = [_score(record["score"]), record["decision"], f"{record['macs']:.3f}", f"{record['parameters']:.3f}"]
     cells += [f"{record['latency']:.2f}", f"{record['seconds']:.0f}", f"{record['peak']:.0f}"]
@@ -46,10 +51,18 @@ def figures(report: Record) -> dict[str, Any]:
         "samples": agreement["samples"],
         "latency": report["latency"]["ratio"],
         "narrowed": len(report["groups"]),
-        "left": {layer["name"]: layer["reason"] for layer in report["left_alone"]},
+        # A cause may be told once for all the layers that it holds back.
+        "left": {
+            name: item["reason"] for item in report["left_alone"] for name in item.get("layers") or [item["name"]]
+        },
         "warnings": report["warnings"],
         "versions": report["versions"],
     }
+
+
+def _left(items: Iterable[Record]) -> dict[str, str]:
+    """Layers with their reasons; a cause may be told once for all that it holds back."""
+    return {name: item["reason"] for item in items for name in item.get("layers") or [item["name"]]}
 
 
 def reasons(records: Iterable[Record]) -> str:
