@@ -10,6 +10,7 @@
 #   {24,1,8210}); microsoft/onnxruntime issue 12284 (https://github.com/microsoft/onnxruntime/issues/12284); the wheel
 #   of ddddocr 1.6.1 on PyPI, run on 2026-11-30
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -13,6 +13,7 @@
 #   base_quantizer.py (adjust_tensor_ranges); for symmetric ranges it was mended in microsoft/onnxruntime issue 11660
 #   (https://github.com/microsoft/onnxruntime/issues/11660)
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -15,7 +15,7 @@ import numpy as np
 
 from pcns_onnx.api.options import Options, Running
 from pcns_onnx.calibration.shapes import stated_shapes
-from pcns_onnx.cost.model import ModelSize
+from pcns_onnx.cost.model import ModelSize, model_size
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, build_dependency_graph
 from pcns_onnx.graph import Graph, ModelSource, Node, TensorSpec
 from pcns_onnx.rewrite.canonical import Canonical
@@ -23,12 +23,15 @@ from pcns_onnx.rewrite.layer_weights import stored_bias, stored_weight
 
 
 class LayerSide(msgspec.Struct, frozen=True):
-    """A layer in one of the models: channels that it reads and writes (0 where not known), cost per sample."""
+    """A layer in one of the models: channels that it reads and writes (0 where not known), cost per sample.
+
+    `macs` is None where its sizes are not known.
+    """
 
     kind: str
     reads: int
     width: int
-    macs: int
+    macs: int | None
     parameters: int
 
 
@@ -89,8 +92,8 @@ def diff(a: ModelSource, b: ModelSource, **choices: Unpack[Running]) -> Differen
         _operators(one, two),
         _nodes(one, two, _solved(forms[0], first) | _solved(forms[1], second)),
         _interface(one, two),
-        _size(one, first),
-        _size(two, second),
+        model_size(one, first),
+        model_size(two, second),
         one.digest() == two.digest(),
     )
 
@@ -101,10 +104,10 @@ def _resized(quantity: str, before: int, after: int) -> list[str]:
 
 def _sides(dependencies: DependencyGraph) -> dict[str, LayerSide]:
     sides = {
-        layer.name: LayerSide(layer.kind, len(layer.linear.reads), layer.width, layer.macs, layer.parameters)
+        layer.name: LayerSide(layer.kind, len(layer.linear.reads), layer.width, layer.macs or None, layer.parameters)
         for layer in dependencies.layers
     }
-    return sides | {n.name: LayerSide(n.kind, 0, n.width, n.macs, n.parameters) for n in dependencies.unsolved}
+    return sides | {n.name: LayerSide(n.kind, 0, n.width, n.macs or None, n.parameters) for n in dependencies.unsolved}
 
 
 def _solved(form: Canonical, dependencies: DependencyGraph) -> set[str]:
@@ -128,11 +131,6 @@ def _change(a: Any, b: Any) -> float | None:
     if a.shape != b.shape:
         return None
     return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-30))
-
-
-def _size(graph: Graph, dependencies: DependencyGraph) -> ModelSize:
-    macs = sum(layer.macs for layer in dependencies.layers) + sum(node.macs for node in dependencies.unsolved)
-    return ModelSize(macs, graph.parameters, graph.nbytes)
 
 
 def _operators(a: Graph, b: Graph) -> dict[str, tuple[int, int]]:

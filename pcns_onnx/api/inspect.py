@@ -47,5 +47,14 @@ def inspect(
     layers = layer_rows(dependencies, dimensions, per_neuron)
     if any(layer.macs == 0 for layer in dependencies.layers):
         warnings.append("sizes that the model leaves open hide some costs: give --data, or --shape NAME=1x3x224x224")
-    macs, share = sum(layer.macs for layer in layers), shrinkable_share(dependencies)
-    return Inspection(layers, macs, form.original.parameters, share, warnings, group_rows(dependencies), assessments)
+    known, share = [layer.macs for layer in layers if layer.macs is not None], shrinkable_share(dependencies)
+    return Inspection(
+        layers,
+        sum(known) if known or not layers else None,
+        form.original.parameters,
+        share,
+        warnings,
+        group_rows(dependencies),
+        len(layers) - len(known),
+        assessments,
+    )

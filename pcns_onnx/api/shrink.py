@@ -30,7 +30,7 @@ from pcns_onnx.planning.frontier import point_of
 from pcns_onnx.planning.grids import GridRules
 from pcns_onnx.planning.plan import SCHEMA as PLAN_SCHEMA
 from pcns_onnx.planning.plan import SKETCH, FrontierPoint, Plan, SkippedLayer, fingerprint, load_plan, pairs, write_plan
-from pcns_onnx.planning.prepare import problem_for, selected
+from pcns_onnx.planning.prepare import kept_whole, problem_for, selected
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
@@ -96,7 +96,7 @@ def shrink(
         problem, skipped = _prepare(running, form, check.train, strategy, request)
         check = replace(check, layout=problem.layout)
         decision = strategy.decide(problem, check.keeps_limits)
-        skipped += _kept_whole(problem, decision)
+        skipped += kept_whole(problem, decision)
         if not decision.narrowed:
             raise NothingToShrinkError("nothing was shrunk: every layer needs its full width here", pairs(skipped))
         frontier = strategy.frontier(problem) if options.outputs.html is not None else []
@@ -186,16 +186,6 @@ def _grid_rules(options: Options, request: Request) -> GridRules:
     multiple = str(options.goal.multiple)
     least = INT8_LEAST if options.outputs.int8 and multiple == "auto" else 1
     return GridRules(multiple, least, drops=options.scope.depth and request.method.drops_blocks)
-
-
-def _kept_whole(problem: Problem, decision: Decision) -> list[SkippedLayer]:
-    """Groups that could be narrowed and are not, with the reason."""
-    ranks, own = "two layers in its place do not pay here", "it keeps its full width here"
-    return [
-        SkippedLayer(name, ranks if name in problem.factors else own)
-        for name, width in decision.widths.items()
-        if width == decision.full[name]
-    ]
 
 
 # -- emit --------------------------------------------------------------------------------------

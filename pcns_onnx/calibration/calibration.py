@@ -46,10 +46,10 @@ class Calibration:
         return Positions(columns * ROWS_PER_COLUMN[0], self.samples.count, (self.seed, 5))
 
     def positions(self, dependencies: DependencyGraph, layer: Layer, stage: int) -> Positions:
-        """Sampled output positions of a layer, drawn anew for each stage."""
+        """Sampled output positions of a layer, drawn anew for each stage; layers with one weight share the rows."""
         columns = len(layer.linear.reads) // layer.linear.op.conv_groups * layer.linear.op.taps
         columns = min(columns, COLUMNS) if stage == 0 else columns
-        rows = columns * ROWS_PER_COLUMN[columns > 1024]
+        rows = -(-columns * ROWS_PER_COLUMN[columns > 1024] // len(dependencies.uses(layer)))
         seed = (self.seed, stage, dependencies.layers.index(layer))
         return Positions(rows, self.samples.count, seed)
 

@@ -1,5 +1,7 @@
 """How every group is read: second moments of its readers' inputs, gathered over the samples.
 
+Layers that share a weight are one reader, which sees the inputs of all: it goes by the name of the first.
+
 The original model runs once, or as often as memory asks for; everything that chooses channels and
 widths works on these moments.
 """
@@ -87,18 +89,20 @@ class GroupObserver:
         layers = [layer for layer in dependencies.layers if any(layer.name in group.readers for group in groups)]
         self._layers = [(layer, calibration.positions(dependencies, layer, 0)) for layer in layers]
         self._last = {
-            (layer.name, block): rows[layer.name][part.rows]
+            (layer.first_use, block): rows[layer.name][part.rows]
             for layer in layers
             for block, part in enumerate(layer.parts)
             if layer.name in rows
         }
+        readers = {layer.first_use: layer for layer in reversed(layers)}
         self._observers = {
-            (layer.name, block): {
+            (layer.first_use, block): {
                 group.name: InputObserver(graph, group, layer, part, calibration.engine.xp)
                 for group in groups
                 if np.isin(part.reads, group.labels).any()
             }
             for layer in layers
+            if layer is readers[layer.first_use]
             for block, part in enumerate(layer.parts)
         }
         self._products = {
@@ -154,7 +158,7 @@ class GroupObserver:
             at = positions.draw(index, available)
             for block, part in enumerate(layer.parts):
                 rows = part.op.inputs(x, at)
-                for observer in self._observers[layer.name, block].values():
+                for observer in self._observers[layer.first_use, block].values():
                     yield observer, rows, available == 1
 
 
@@ -182,7 +186,8 @@ def _chunks(dependencies: DependencyGraph, groups: Sequence[Group], room: int) -
     used = 0
     for group in groups:
         size = 0
-        for part in (part for name in group.readers for part in dependencies.layer(name).parts):
+        readers = {dependencies.layer(name).first_use for name in group.readers}
+        for part in (part for name in sorted(readers) for part in dependencies.layer(name).parts):
             channels, taps = Columns.of(part, group.labels).index.shape
             size += 8 * max(channels, min(channels * taps, COLUMNS)) ** 2
         if chunk and used + size > room:

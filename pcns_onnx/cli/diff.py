@@ -46,7 +46,7 @@ def _tables(difference: Difference, everything: bool) -> Iterator[Any]:
         for layer in changed:
             sides = (layer.before, layer.after)
             widths = [f"{side.width or ''}" if side is not None else "" for side in sides]
-            macs = [f"{side.macs:,}" if side is not None else "" for side in sides]
+            macs = ["" if side is None else "unknown" if side.macs is None else f"{side.macs:,}" for side in sides]
             share = "" if layer.weights is None else f"{layer.weights:.2%}"
             table.add_row(layer.name, *widths, *macs, share, layer.what)
         yield table
@@ -55,8 +55,9 @@ def _tables(difference: Difference, everything: bool) -> Iterator[Any]:
         yield f"{same} layer{'' if same == 1 else 's'} the same"
     lines = [f"{op}: {before} nodes, now {after}" for op, (before, after) in difference.operators.items()]
     lines += [f"node '{name}': {what}" for name, what in difference.nodes.items()] + difference.interface
+    old, new = difference.before, difference.after
+    lines.append(f"MACs: {old.macs_text} -> {new.macs_text} ({old.macs_ratio(new)})")
     for what, x, y in (
-        ("MACs", difference.before.macs, difference.after.macs),
         ("parameters", difference.before.parameters, difference.after.parameters),
         ("bytes", difference.before.bytes, difference.after.bytes),
     ):

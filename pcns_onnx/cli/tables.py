@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from pcns_onnx.architecture.blueprint import Blueprint, configuration_text
+from pcns_onnx.cost.model import counted_text
 from pcns_onnx.cost.resources import COUNTED, RESOURCES, TIMED
 from pcns_onnx.evaluation.agreement import Agreement
 from pcns_onnx.evaluation.output_tally import OutputAgreement
@@ -41,7 +42,8 @@ def inspection_tables(inspection: Inspection) -> Iterator[RenderableType]:
     table.add_column("can it shrink?", overflow="fold")
     for layer in inspection.layers:
         width = f"{layer.width:,}" if layer.width else ""
-        row = [layer.name, layer.kind, width, f"{layer.macs:,}", f"{layer.parameters:,}"]
+        macs = "unknown" if layer.macs is None else f"{layer.macs:,}"
+        row = [layer.name, layer.kind, width, macs, f"{layer.parameters:,}"]
         if with_data:
             dims = layer.dimensions or {}
             row += [str(dims.get(share, "")) for share in ("0.99", "0.999", "0.9999")]
@@ -57,10 +59,18 @@ def inspection_tables(inspection: Inspection) -> Iterator[RenderableType]:
         yield _shared_groups(shared)
     if inspection.pcns:
         yield from _assessments(inspection.pcns)
-    yield (
-        f"{inspection.macs:,} MACs per sample, {inspection.parameters:,} parameters; "
-        f"{100 * inspection.shrinkable_macs:.0f} % of the MACs are in layers that can shrink"
-    )
+    yield _sums(inspection)
+
+
+def _sums(inspection: Inspection) -> str:
+    """What the layers cost together, and how much of it narrowing reaches; what is not known is said."""
+    unknown, share = inspection.unknown_macs, inspection.shrinkable_macs
+    costs = f"{counted_text(inspection.macs or 0, unknown)} MACs per sample, {inspection.parameters:,} parameters; "
+    if share is None:
+        return costs + ("how many of the MACs are in layers that can shrink is unknown" if unknown else "no layers")
+    known = "known MACs" if unknown else "MACs"
+    others = f"; those of {unknown} layer{'' if unknown == 1 else 's'} are unknown" if unknown else ""
+    return f"{costs}{100 * share:.0f} % of the {known} are in layers that can shrink{others}"
 
 
 def _shared_groups(groups: list[GroupRow]) -> Table:
@@ -100,7 +110,7 @@ def _left_alone(items: Sequence[SkippedLayer]) -> Table:
     """What stayed as it was, and why."""
     table = plain_table("left alone", "because")
     for item in items:
-        table.add_row(item.name, item.reason)
+        table.add_row(item.label, item.reason)
     return table
 
 
@@ -145,8 +155,8 @@ def _before_after(report: Report) -> Table:
     table.add_column("")
     for name in ("before", "after", "ratio"):
         table.add_column(name, justify="right")
+    table.add_row("MACs", a.macs_text, b.macs_text, a.macs_ratio(b))
     for name, x, y in (
-        ("MACs", a.macs, b.macs),
         ("parameters", a.parameters, b.parameters),
         ("file size (bytes)", a.bytes, b.bytes),
     ):
@@ -273,15 +283,14 @@ def expansion_tables(report: Expansion) -> Iterator[RenderableType]:
     for group in report.groups:
         widths.add_row(", ".join(group.writers), str(group.before), str(group.after), str(group.split))
     yield widths
+    before, after = report.before, report.after
+    macs = f"MACs: {before.macs_text} -> {after.macs_text} ({before.macs_ratio(after)})"
     costs = (
         f"{name}: {a:,} -> {b:,} ({b / max(a, 1):.3f})"
-        for name, a, b in (
-            ("MACs", report.before.macs, report.after.macs),
-            ("parameters", report.before.parameters, report.after.parameters),
-        )
+        for name, a, b in (("parameters", report.before.parameters, report.after.parameters),)
     )
     where = f"{_samples(report.agreement.samples)}{' of noise' if report.on_noise else ''}"
-    yield "\n".join([*costs, f"relative error of any output on {where}: {report.agreement.error:.2g}"])
+    yield "\n".join([macs, *costs, f"relative error of any output on {where}: {report.agreement.error:.2g}"])
 
 
 def design_tables(blueprint: Blueprint) -> Iterator[RenderableType]:

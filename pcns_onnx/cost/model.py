@@ -27,11 +27,31 @@ Costed = NDArray[np.float64]
 
 
 class ModelSize(msgspec.Struct, frozen=True):
-    """Cost of one model."""
+    """Cost of one model; `macs` are without those of `unknown` layers, whose sizes are not known."""
 
     macs: int
     parameters: int
     bytes: int
+    unknown: int = 0
+
+    @property
+    def macs_text(self) -> str:
+        """The multiply-adds as tables show them."""
+        return counted_text(self.macs, self.unknown)
+
+    def macs_ratio(self, after: ModelSize) -> str:
+        """What is left of the multiply-adds in `after`, as tables show it."""
+        if not self.macs:
+            return "unknown"
+        ratio = f"{after.macs / self.macs:.3f}"
+        return f"{ratio} of the known" if self.unknown or after.unknown else ratio
+
+
+def counted_text(macs: int, unknown: int) -> str:
+    """A sum of multiply-adds in words, where those of `unknown` layers are not in it."""
+    if unknown and not macs:
+        return "unknown"
+    return f"at least {macs:,}" if unknown else f"{macs:,}"
 
 
 class Costs:
@@ -179,5 +199,6 @@ class Costs:
 
 def model_size(graph: Graph, dependencies: DependencyGraph) -> ModelSize:
     """Cost of a model whose layers `dependencies` lists."""
-    macs = sum(layer.macs for layer in dependencies.layers) + sum(node.macs for node in dependencies.unsolved)
-    return ModelSize(macs, graph.parameters, graph.nbytes)
+    layers = [layer.macs for layer in dependencies.layers]
+    macs = layers + [node.macs for node in dependencies.unsolved]
+    return ModelSize(sum(macs), graph.parameters, graph.nbytes, macs.count(0))

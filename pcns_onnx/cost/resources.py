@@ -64,12 +64,12 @@ def _file_sizes(form: Canonical, graph: Graph) -> tuple[float, float]:
 
 
 def _weights(layer: Layer) -> int:
-    return layer.parameters - (0 if layer.bias.absent else layer.width)
+    return 0 if layer.is_repeated else layer.parameters - (0 if layer.bias.absent else layer.width)
 
 
 _STORED = Counter(
     weights=_weights,
-    bias=lambda layer: layer.width,
+    bias=lambda layer: 0 if layer.has_first_bias else layer.width,
     node=lambda node: node.parameters,
     totals=_parameters,
 )

@@ -13,7 +13,7 @@ from pcns_onnx.dependency.groups import Group, form_groups
 from pcns_onnx.dependency.layers import Layer, Unsolved, find_layers, find_unsolved
 from pcns_onnx.dependency.propagation import Propagation
 from pcns_onnx.graph import Graph, Shape
-from pcns_onnx.ops import ChannelCount, ChannelIndex, Heads, Kind, Labels, PerChannelConstant, Window
+from pcns_onnx.ops import ChannelCount, ChannelIndex, Heads, ImpliedAxes, Kind, Labels, PerChannelConstant, Window
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class DependencyGraph:
     largest: Mapping[str, Window]
     born: int
     feeds: Mapping[str, Sequence[int]] | None = None
+    implied_axes: tuple[ImpliedAxes, ...] = ()
 
     @cached_property
     def _layers(self) -> Mapping[str, Layer]:
@@ -60,6 +61,21 @@ class DependencyGraph:
     def layer(self, name: str) -> Layer:
         """The layer of this name."""
         return self._layers[name]
+
+    @cached_property
+    def _uses(self) -> Mapping[str, tuple[Layer, ...]]:
+        uses: dict[str, tuple[Layer, ...]] = {}
+        for layer in self.layers:
+            uses[layer.first_use] = (*uses.get(layer.first_use, ()), layer)
+        return uses
+
+    def uses(self, layer: Layer) -> tuple[Layer, ...]:
+        """All layers with the stored weight of this one, itself among them, in order."""
+        return self._uses[layer.first_use]
+
+    def is_bound(self, layer: Layer) -> bool:
+        """Whether a layer's weight is not its own: other layers have it too, or it cannot be solved for."""
+        return bool(layer.fixed) or len(self.uses(layer)) > 1
 
     def reads(self, layer: Layer) -> tuple[Group, ...]:
         """The groups whose channels this layer reads."""
@@ -106,6 +122,11 @@ def build_dependency_graph(
         largest={node.key: facts.largest for node, facts in node_facts if facts.largest is not None},
         born=propagation.classes.born,
         feeds=feeds,
+        implied_axes=tuple(
+            replace(implied, labels=classes(implied.labels))
+            for _, facts in node_facts
+            for implied in facts.implied_axes
+        ),
     )
 
 

@@ -39,7 +39,10 @@ class ConvGroup:
 class Layer:
     """One linear layer y = V x + c. `output` is the tensor after its bias, `key` the node.
 
-    `room` is what a weight takes in the file, in floats: less than one where it is stored in fewer bits.
+    `first_use` is the name of the first layer with the same stored weight, its own where there is none before it;
+    `has_first_bias` says that the bias is that one's too. `fixed` says why the weight cannot be solved for.
+    `macs` are 0 where the sizes are not known. `room` is what a weight takes in the file, in floats: less than one
+    where it is stored in fewer bits.
     """
 
     name: str
@@ -51,7 +54,15 @@ class Layer:
     bias: Bias
     macs: int
     parameters: int
+    first_use: str
+    has_first_bias: bool = False
+    fixed: str = ""
     room: float = 1.0
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether a layer before this one has the same stored weight."""
+        return self.first_use != self.name
 
     @property
     def width(self) -> int:
@@ -72,7 +83,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Unsolved:
-    """A node with multiply-adds whose weights are not solved for; `width` 0 where it is not known.
+    """A node with multiply-adds whose weights are not solved for; `width` and `macs` are 0 where they are not known.
 
     `scales` are the classes that its cost is proportional to (a depthwise Conv's channels), None
     where it stays as it is, for `reason`.
@@ -89,7 +100,8 @@ class Unsolved:
 
 def find_layers(propagation: Propagation) -> Iterator[Layer]:
     """Every layer that is solved for, in topological order, under a name of its own."""
-    graph = propagation.graph
+    graph, shared = propagation.graph, propagation.shared_weights
+    by_key: dict[str, tuple[str, tuple[str, float]]] = {}
     taken: set[str] = set()
     for node, facts in propagation.node_facts:
         if facts.linear is None:
@@ -100,6 +112,9 @@ def find_layers(propagation: Propagation) -> Iterator[Layer]:
         size = int(np.prod([d or 1 for d in propagation.shapes[node.inputs[linear.weight]]]))
         name = next(n for n in _names(node.name, bias.key) if n not in taken)
         taken.add(name)
+        stored_bias = "" if bias.absent else graph.node(bias.key).inputs[bias.position]
+        by_key[node.key] = name, (stored_bias, bias.scale)
+        first = by_key[shared.first_use.get(node.key, node.key)]
         yield Layer(
             name=name,
             kind=node.op,
@@ -108,9 +123,12 @@ def find_layers(propagation: Propagation) -> Iterator[Layer]:
             output=bias.key,
             linear=linear,
             bias=bias,
-            macs=(facts.macs or 0) // propagation.batch,
+            macs=_per_sample(facts.macs or 0, propagation.batch),
             parameters=size + (0 if bias.absent else len(linear.writes)),
             room=(bits_of(graph, node.inputs[linear.weight]) or 32.0) / 32.0,
+            first_use=first[0],
+            has_first_bias=first[0] != name and first[1] == (stored_bias, bias.scale),
+            fixed=shared.fixed.get(node.key, ""),
         )
 
 
@@ -133,6 +151,11 @@ def _bias(graph: Graph, node: Node, linear: Linear) -> Bias:
     return Bias(add.key, 1 - list(add.inputs).index(node.key), 1.0, absent=False)
 
 
+def _per_sample(macs: int, batch: int) -> int:
+    """Multiply-adds per sample; 0 is left to what is not known."""
+    return max(macs // batch, 1) if macs else 0
+
+
 def find_unsolved(propagation: Propagation) -> Iterator[Unsolved]:
     """Every other node with multiply-adds."""
     for node, facts in propagation.node_facts:
@@ -142,5 +165,6 @@ def find_unsolved(propagation: Propagation) -> Iterator[Unsolved]:
             width = shape[axis] if len(shape) > 1 else None
             parameters = parameters_of_node(propagation.graph, node)
             scales = None if facts.scales is None else propagation.classes.of(facts.scales)
-            macs = facts.macs // propagation.batch
-            yield Unsolved(node.label, node.op, facts.reason, width or 0, macs, parameters, scales)
+            macs = _per_sample(facts.macs, propagation.batch)
+            reason = propagation.causes.complete(node, facts.reason)
+            yield Unsolved(node.label, node.op, reason, width or 0, macs, parameters, scales)

@@ -13,8 +13,10 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from pcns_onnx.dependency.causes import Causes
 from pcns_onnx.dependency.classes import Classes
 from pcns_onnx.dependency.data_dependence import DataDependence
+from pcns_onnx.dependency.shared_weights import SharedWeights
 from pcns_onnx.graph import Graph, Node, Shape
 from pcns_onnx.graph.quantized_weights import can_be_written
 from pcns_onnx.graph.queries import bias_add
@@ -36,6 +38,7 @@ class Propagation:
     labels: dict[str, Labels] = field(default_factory=dict)
     node_facts: list[tuple[Node, OpFacts]] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
+    _facts: dict[str, OpFacts] = field(default_factory=dict)
 
     @classmethod
     def over(
@@ -51,6 +54,11 @@ class Propagation:
     @cached_property
     def _dependence(self) -> DataDependence:
         return DataDependence(self.graph)
+
+    @cached_property
+    def shared_weights(self) -> SharedWeights:
+        """The weights that several nodes read."""
+        return SharedWeights(self.graph)
 
     @cached_property
     def exposed(self) -> frozenset[str]:
@@ -76,24 +84,35 @@ class Propagation:
             by_class.setdefault(int(self.classes.roots[label]), self.reasons[label])
         return by_class
 
+    @cached_property
+    def causes(self) -> Causes:
+        """Why tensors stay."""
+        return Causes(self.graph, self._facts, self.labels)
+
     def _run(self) -> None:
         for node in self.graph.nodes:
             if self.graph.is_constant(node.key):
                 continue
             facts = self._facts_of(node)
             self.node_facts.append((node, facts))
+            self._facts[node.key] = facts
             for name, labels in zip(node.outputs, facts.outputs, strict=False):
                 if name and labels is not None:
                     self.labels[name] = labels
             for fact in facts.frozen:
-                self._freeze(fact.labels, fact.reason)
-            for tie in facts.ties if self.tied else ():
+                self._freeze(fact.labels, self.causes.complete(node, fact.reason))
+            own = [(node, tie) for tie in facts.ties]
+            for blamed, tie in (*own, *self.shared_weights.ties(node, facts)) if self.tied else ():
                 both = (tie.a >= 0) & (tie.b >= 0)
                 self.classes.tie(tie.a[both], tie.b[both])
-                self._freeze(np.concatenate([tie.a[~both], tie.b[~both]]), tie.reason)
+                if not both.all():
+                    why = self.causes.complete(blamed, tie.reason)
+                    self._freeze(np.concatenate([tie.a[~both], tie.b[~both]]), why)
             for name in node.captures:
                 if name in self.labels:
                     self._freeze(self.labels[name], f"a subgraph of {node.op} '{node.label}' reads it")
+        for fact in self.shared_weights.frozen():
+            self._freeze(fact.labels, fact.reason)
         for output in self.graph.outputs:
             if output.name in self.labels:
                 self._freeze(self.labels[output.name], f"it feeds the model's output '{output.name}'")

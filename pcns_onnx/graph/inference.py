@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from pcns_onnx.graph.constants import FEW, made_of_sizes
 from pcns_onnx.graph.initializers import without_placeholders
+from pcns_onnx.graph.pooling_sizes import state_pool_sizes
 from pcns_onnx.graph.protobuf import Shape, is_container, is_float, keep_only, shape_of
 from pcns_onnx.graph.view import GraphView
 
@@ -80,6 +81,7 @@ class InferredView(GraphView):
                 probe.graph.input.append(helper.make_tensor_value_info(name, kind, sparse.dims))
         probe.graph.ClearField("sparse_initializer")
         probe.graph.ClearField("value_info")
+        state_pool_sizes(probe.graph.node)
         return probe
 
     @cached_property

@@ -30,6 +30,7 @@ from pcns_onnx.graph.protobuf import (
     HALF_TYPES,
     Array,
     Node,
+    copy_of,
     keep_only,
     tensor_of,
     widen_graph,
@@ -157,8 +158,7 @@ class Graph(InferredView):
         name = old if is_own else self.fresh_name(old or f"{node.label}.{'sizes' if is_count else 'bias'}")
         new = tensor_of(name, value, dtype)
         if is_own:
-            self._weights.pop(old, None)
-            self._weights |= take_out([new])
+            self._weights = {n: v for n, v in self._weights.items() if n != old} | take_out([new])
             self._initializers[old].CopyFrom(new)
             for spec in self._model.graph.input:
                 if spec.name == old:
@@ -167,8 +167,7 @@ class Graph(InferredView):
                 del self.__dict__[stale]
             return
         self._add_initializer(new)
-        while len(proto.input) <= position:
-            proto.input.append("")
+        proto.input.extend([""] * (position + 1 - len(proto.input)))
         proto.input[position] = name
         self._changed()
 
@@ -220,13 +219,20 @@ class Graph(InferredView):
     def set_attributes(self, key: str, **attrs: Any) -> None:
         """Set attributes of node `key`; None takes one away."""
         proto = self._proto(key)
-        for name, value in attrs.items():
-            for i, attr in enumerate(proto.attribute):
-                if attr.name == name:
-                    del proto.attribute[i]
-                    break
-            if value is not None:
-                proto.attribute.append(helper.make_attribute(name, value))
+        keep_only(proto.attribute, lambda attr: attr.name not in attrs)
+        proto.attribute.extend(helper.make_attribute(name, v) for name, v in attrs.items() if v is not None)
+        self._changed()
+
+    def read_same(self, key: str, position: int, name: str) -> None:
+        """Let input `position` of node `key` be the constant `name`."""
+        self._proto(key).input[position] = name
+        self._changed()
+
+    def reorder(self, keys: Sequence[str]) -> None:
+        """Put the nodes, all of them, in this order, which is topological too."""
+        by_key = {node.key: proto for node, proto in zip(self.nodes, copy_of(self._model).graph.node, strict=True)}
+        del self._model.graph.node[:]
+        self._model.graph.node.extend(by_key[key] for key in keys)
         self._changed()
 
     def append(self, key: str, op: str, value: Array, ends: tuple[str, str]) -> str:
@@ -291,11 +297,9 @@ class Graph(InferredView):
 
     def set_metadata(self, key: str, value: str) -> None:
         """Set one entry of the model's `metadata_props`."""
-        for entry in self._model.metadata_props:
-            if entry.key == key:
-                entry.value = value
-                return
-        self._model.metadata_props.add(key=key, value=value)
+        entries = self._model.metadata_props
+        entry = next((e for e in entries if e.key == key), None) or entries.add(key=key)
+        entry.value = value
 
     # -- files ---------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,3 +39,39 @@ def bias_of(graph: Graph, node: Node, width: int) -> NDArray[np.float64]:
         return np.zeros(width)
     beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
     return np.broadcast_to(stored_value(graph, node.inputs[2]).reshape(-1) * beta, (width,))
+
+
+class ConstantUse(NamedTuple):
+    """Input `position` of node `key`; position -1: a subgraph of the node reads it, key '': it is an output."""
+
+    key: str
+    position: int
+
+
+def stored_root(graph: Graph, name: str) -> str:
+    """The stored tensor that a constant is, or is made of: of several, the largest."""
+    while name in graph.derived:
+        sources = [source for source in graph.producers[name].inputs if source]
+        name = max(sources, key=lambda source: prod(_shape_of(graph, source)))
+    return name
+
+
+def constant_uses(graph: Graph) -> dict[str, list[ConstantUse]]:
+    """Stored tensor -> everything that reads it, what is derived from it looked through, in the order of the nodes."""
+    uses: dict[str, list[ConstantUse]] = {}
+    for node in graph.nodes:
+        if node.key in graph.derived:
+            continue
+        reads = [(name, position) for position, name in enumerate(node.inputs)]
+        for name, position in (*reads, *((name, -1) for name in node.captures)):
+            if name and graph.is_constant(name):
+                uses.setdefault(stored_root(graph, name), []).append(ConstantUse(node.key, position))
+    for output in graph.outputs:
+        if graph.is_constant(output.name):
+            uses.setdefault(stored_root(graph, output.name), []).append(ConstantUse("", 0))
+    return uses
+
+
+def _shape_of(graph: Graph, name: str) -> tuple[int, ...]:
+    value = graph.constant(name)
+    return (0,) if value is None else value.shape

@@ -15,6 +15,7 @@ from onnx import TensorProto, numpy_helper, shape_inference
 from pcns_onnx.errors import InputError, first_line
 from pcns_onnx.graph.constants import Derived
 from pcns_onnx.graph.initializers import Program, put_back, raw, take_out, without, without_placeholders
+from pcns_onnx.graph.pooling_sizes import state_pool_sizes
 from pcns_onnx.graph.protobuf import (
     Array,
     Node,
@@ -220,6 +221,8 @@ class GraphView:
         Only if `strict` it minds inputs and outputs without a shape, which onnxruntime does not.
         """
         model = without_placeholders(self._model)
+        if full:
+            state_pool_sizes(model.graph.node)
         for graph in graphs_of(model.graph):
             for value in (*graph.input, *graph.output) if not strict else ():
                 if value.type.HasField("tensor_type"):

@@ -12,6 +12,7 @@ matrix whatever the number of rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,17 @@ class Moments:
         if other.rows:
             self._absorb(other.rows, other._mean_x, other._mean_y, other._xx, other._yx, other._yy)
 
+    @classmethod
+    def centred(cls, parts: Sequence[Moments]) -> Moments:
+        """The rows of all parts, those of each less the means of its own."""
+        first = parts[0]
+        whole = cls(first._n, int(first._mean_y.shape[0]), first.xp)
+        for part in parts:
+            part._flush()
+            whole._xx, whole._yx, whole._yy = whole._xx + part._xx, whole._yx + part._yx, whole._yy + part._yy
+            whole._counted += part._counted
+        return whole
+
     def only(self, targets: NDArray[np.int64]) -> Moments:
         """The same rows with some of the targets; shares the inputs' moments."""
         self._flush()
@@ -174,6 +186,16 @@ class Rows:
         self._x += other._x
         self._y += other._y
 
+    @classmethod
+    def centred(cls, parts: Sequence[Rows]) -> Rows:
+        """The rows of all parts, those of each less the means of its own."""
+        whole = cls()
+        for part in parts:
+            if part.rows:
+                xp = namespace_of(part.x)
+                whole.update(part.x - xp.mean(part.x, axis=0), part.y - xp.mean(part.y, axis=0))
+        return whole
+
     def only(self, targets: NDArray[np.int64]) -> Rows:
         """The same rows with some of the targets."""
         part = Rows()
@@ -185,6 +207,16 @@ class Rows:
     def rows(self) -> int:
         """Rows seen."""
         return sum(int(x.shape[0]) for x in self._x)
+
+    @property
+    def mean_x(self) -> Array:
+        """Mean of x, (n,)."""
+        return namespace_of(*self._x).mean(self.x, axis=0)
+
+    @property
+    def mean_y(self) -> Array:
+        """Mean of y, (k,)."""
+        return namespace_of(*self._y).mean(self.y, axis=0)
 
     @property
     def x(self) -> Array:

@@ -20,7 +20,7 @@ as small as the rows are few: with T = Y - X V₀ᵀ, all centred, and R rows,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -122,6 +122,17 @@ def fit(evidence: AnyEvidence, prior: Array, guess: float | None = None) -> Fit:
     xp = namespace_of(prior)
     scale = float(xp.mean(moments.variance_y)) ** 0.5
     return Fit(matrix, bias, ridge, moments.rows, _known(system, matrix, bias), held_out, scale)
+
+
+def fit_jointly(evidence: Sequence[AnyEvidence], prior: Array, guess: float | None = None) -> list[Fit]:
+    """One V for several sets of rows, each with a bias of its own: all rows less the means of their set."""
+    if len(evidence) == 1:
+        return [fit(evidence[0], prior, guess)]
+    kind: type[Any] = type(evidence[0].train)
+    train, valid = (kind.centred([getattr(e, part) for e in evidence]) for part in ("train", "valid"))
+    whole = fit(Evidence(train, valid), prior, guess)
+    wholes = [e.merged() for e in evidence]
+    return [replace(whole, bias=known.mean_y - whole.matrix @ known.mean_x) for known in wholes]
 
 
 def fit_apart(evidence: AnyEvidence, prior: Array, guess: float | None = None) -> Fit:

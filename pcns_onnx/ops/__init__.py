@@ -7,10 +7,13 @@ from pkgutil import iter_modules
 
 from pcns_onnx.ops.computed_shapes import COUNTING, SIZE_INPUTS
 from pcns_onnx.ops.facts import (
+    MUST_STAY,
     Bilinear,
     ChannelCount,
     ChannelIndex,
+    Frozen,
     Heads,
+    ImpliedAxes,
     Kind,
     Labels,
     Linear,
@@ -18,6 +21,7 @@ from pcns_onnx.ops.facts import (
     OpContext,
     OpFacts,
     PerChannelConstant,
+    Tie,
     Window,
     axes_of,
 )
@@ -27,6 +31,7 @@ for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
-    "COUNTING", "SIZE_INPUTS", "Bilinear", "ChannelCount", "ChannelIndex", "Heads", "Kind", "Labels", "Linear",
-    "LinearOp", "OpContext", "OpFacts", "PerChannelConstant", "Window", "axes_of", "bias_behind", "facts_of", "rules",
+    "COUNTING", "MUST_STAY", "SIZE_INPUTS", "Bilinear", "ChannelCount", "ChannelIndex", "Frozen", "Heads",
+    "ImpliedAxes", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts", "PerChannelConstant", "Tie",
+    "Window", "axes_of", "bias_behind", "facts_of", "rules",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 
 from pcns_onnx.ops.computed_shapes import counted, slice_bounds
 from pcns_onnx.ops.facts import (
+    MUST_STAY,
     ChannelCount,
     ChannelIndex,
     Frozen,
@@ -56,7 +57,7 @@ def _side_by_side(context: OpContext, carried: Sequence[Labels], coupled: tuple[
     whole = np.broadcast_shapes(*(labels.shape for labels in carried))
     rows = [np.broadcast_to(labels, whole) for labels in carried]
     labels = np.max(np.stack(rows), axis=0)
-    why = f"{describe(context.node)} joins its channels with a tensor's that must stay"
+    why = f"{describe(context.node)} joins its channels with a tensor's {MUST_STAY}"
     others = [position for position, channels in enumerate(context.labels) if channels is None]
     is_fixed = any(context.constant(position) is None for position in others)
     return OpFacts(

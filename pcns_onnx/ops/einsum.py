@@ -154,6 +154,11 @@ class EinsumOp:
         """There is one block."""
         return self
 
+    @property
+    def layout(self) -> tuple[str, tuple[int, ...], int]:
+        """The order of the weight's axes, and how many of them are outputs."""
+        return "einsum", self.w, self.writes
+
     def matrix(self, weight: Array) -> Array:
         """The weight's own layout -> (K, C)."""
         moved = np.transpose(weight, self.w)

@@ -13,6 +13,7 @@ import numpy as np
 
 from pcns_onnx.graph import Shape
 from pcns_onnx.ops.facts import (
+    MUST_STAY,
     Frozen,
     Kind,
     Labels,
@@ -89,7 +90,7 @@ def binary(context: OpContext) -> OpFacts:
     if not tied:
         return freeze(context, f"{describe(context.node)} spreads channels over one another")
     labels = np.max(np.stack(tied), axis=0)
-    why = f"{describe(context.node)} joins its channels with a tensor's that must stay"
+    why = f"{describe(context.node)} joins its channels with a tensor's {MUST_STAY}"
     ties = tuple(Tie(labels, lab, why) for lab in tied if not np.array_equal(lab, labels))
     per_channel = []
     for position, name in enumerate(context.node.inputs):

@@ -16,7 +16,7 @@ through the graph and never edits it: `dependency` does the one, `rewrite` the o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -64,6 +64,10 @@ class LinearOp(Window, Protocol):
 
     def part(self, block: int) -> LinearOp:
         """Block `block` as a layer of its own: its rows of V, its share of inputs and outputs."""
+
+    @property
+    def layout(self) -> Hashable:
+        """How V lies in the weight: two layers that store the same weight, of the same layout, have the same V."""
 
     @property
     def taps(self) -> int:
@@ -150,6 +154,19 @@ class ChannelCount:
 
 
 @dataclass(frozen=True)
+class ImpliedAxes:
+    """Node `key` names no axes and acts on those of size one, `axes`: where `labels` become one, these are named.
+
+    They belong at `place`, an input (by position) or an attribute (by name).
+    """
+
+    key: str
+    place: int | str
+    axes: tuple[int, ...]
+    labels: Labels
+
+
+@dataclass(frozen=True)
 class ChannelIndex:
     """Constant input `position` of node `key` holds places along an axis with these labels."""
 
@@ -206,6 +223,7 @@ class OpFacts:
     per_channel: tuple[PerChannelConstant, ...] = ()
     sizes: tuple[ChannelCount, ...] = ()
     channel_indices: tuple[ChannelIndex, ...] = ()
+    implied_axes: tuple[ImpliedAxes, ...] = ()
     ties: tuple[Tie, ...] = ()
     coupled: tuple[Labels, ...] = ()
     frozen: tuple[Frozen, ...] = ()
@@ -264,6 +282,10 @@ class OpContext:
     def known_output(self, position: int = 0) -> tuple[int, ...] | None:
         """Shape of output `position` if every axis is known."""
         return _complete(self.outputs[position])
+
+
+MUST_STAY = "that must stay"
+"""How a reason ends that has its cause elsewhere: `dependency` says which tensor is meant, and why it stays."""
 
 
 def freeze(context: OpContext, reason: str, *, macs: int | None = None) -> OpFacts:

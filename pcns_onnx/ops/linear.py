@@ -26,7 +26,19 @@ from numpy.typing import NDArray
 
 from pcns_onnx.graph import Array, Node
 from pcns_onnx.numerics.arrays import namespace_of
-from pcns_onnx.ops.facts import Bilinear, Labels, Linear, OpContext, OpFacts, Tie, axes_of, describe, freeze, spread
+from pcns_onnx.ops.facts import (
+    MUST_STAY,
+    Bilinear,
+    Labels,
+    Linear,
+    OpContext,
+    OpFacts,
+    Tie,
+    axes_of,
+    describe,
+    freeze,
+    spread,
+)
 from pcns_onnx.ops.registry import rule
 from pcns_onnx.ops.sliding_window import WindowOp, alike, form_of, reads_of, unsolvable, whole_blocks
 
@@ -58,16 +70,18 @@ class ConvOp(WindowOp):
 
 @dataclass(frozen=True)
 class RowOp:
-    """Gemm or MatMul on rows: V is `scale` times the (transposed) weight.
+    """Gemm or MatMul on rows: V is `scale` times the (transposed) weight, axes of size one in front of it left out.
 
     Where samples are not on the first axis alone (`mixed`: a batch of sequences, time first), rows
-    do not belong to samples in order: there is one position, all rows.
+    do not belong to samples in order: there is one position, all rows. What is read has rows in its
+    columns unless `rows_first`; what is made has them there where the weight is the left operand (`columns_out`).
     """
 
     transposed: bool
     scale: float = 1.0
     rows_first: bool = True
     mixed: bool = False
+    columns_out: bool = False
 
     conv_groups = 1
     taps = 1
@@ -75,36 +89,43 @@ class RowOp:
 
     @property
     def axis(self) -> int:
-        """Channels lie on the last axis, or on the first of two."""
-        return -1 if self.rows_first else 0
+        """Channels lie on the last axis, or on the one before."""
+        return -1 if self.rows_first else -2
 
     def part(self, block: int) -> RowOp:
         """There is one block."""
         return self
 
+    @property
+    def layout(self) -> tuple[str, bool, float]:
+        """Transposed or not, and the scale."""
+        return "rows", self.transposed, self.scale
+
     def matrix(self, weight: Array) -> Array:
         """(C, K), or (K, C) when `transposed`, -> (K, C)."""
+        weight = weight.reshape(weight.shape[-2:])
         return (weight if self.transposed else weight.T) * self.scale
 
     def weight(self, matrix: Array, like: Array) -> Array:
         """(K, C) -> the weight's own layout, with a scale of one."""
-        return matrix if self.transposed else matrix.T
+        laid_out = matrix if self.transposed else matrix.T
+        return laid_out.reshape(*like.shape[:-2], *laid_out.shape)
 
     def owners(self, reads: Labels) -> Labels:
         """One column per channel."""
         return reads
 
     def grid(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Sizes of the axes between samples and channels."""
-        return x_shape[1:-1]
+        """Sizes of the axes of positions, but for that of the samples."""
+        return x_shape[1:-1] if self.rows_first else (*x_shape[1:-2], *x_shape[2:][-1:])
 
     def positions(self, x_shape: tuple[int, ...]) -> int:
         """Rows per sample."""
-        return 1 if self.mixed else prod(x_shape[1:-1])
+        return 1 if self.mixed else prod(self.grid(x_shape))
 
     def positions_of(self, y_shape: tuple[int, ...]) -> int:
         """Rows per sample."""
-        return 1 if self.mixed else prod(y_shape[1:-1])
+        return 1 if self.mixed else prod(y_shape[1:]) // y_shape[-2 if self.columns_out else -1]
 
     def places(self, x_shape: tuple[int, ...], at: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Every position reads itself."""
@@ -112,12 +133,16 @@ class RowOp:
 
     def inputs(self, x: Any, at: NDArray[np.int64] | None) -> Any:
         """Rows (R, C); `at` picks positions within each sample."""
-        xp = namespace_of(x)
-        return rows_of(x if self.rows_first else xp.permute_dims(x, (1, 0)), at)
+        return rows_of(x if self.rows_first else _last_two_swapped(x), at)
 
     def outputs(self, y: Any, at: NDArray[np.int64] | None) -> Any:
         """Rows (R, K)."""
-        return rows_of(y, at)
+        return rows_of(_last_two_swapped(y) if self.columns_out else y, at)
+
+
+def _last_two_swapped(x: Any) -> Any:
+    *lead, rows, columns = range(x.ndim)
+    return namespace_of(x).permute_dims(x, (*lead, columns, rows))
 
 
 def rows_of(x: Any, at: NDArray[np.int64] | None) -> Any:
@@ -183,37 +208,59 @@ def gemm(context: OpContext) -> OpFacts:
     return OpFacts((spread(writes, 1, 2),), "reader", linear=linear, macs=macs)
 
 
+def _is_matrix(value: Array | None) -> bool:
+    """Whether a constant is a matrix, perhaps with axes of size one in front."""
+    return value is not None and value.ndim >= 2 and prod(value.shape[:-2]) == 1
+
+
 def _bias_shape(node: Node, value: Callable[[str], Array | None]) -> tuple[int, ...] | None:
-    weight = value(node.inputs[1])
-    return weight.shape[1:] if weight is not None and weight.ndim == 2 else None
+    left, right = (value(name) for name in node.inputs)
+    if right is not None:
+        return right.shape[-1:] if _is_matrix(right) else None
+    return (left.shape[-2], 1) if left is not None and _is_matrix(left) else None
 
 
 @rule("MatMul", operands="all", bias_behind=_bias_shape)
 def matmul(context: OpContext) -> OpFacts:
-    """MatMul by a stored matrix; a bias, if any, is the Add behind it."""
-    x, shape, out = context.known_shape(0), context.known_shape(1), context.known_output()
+    """MatMul by a stored matrix, on either side; a bias, if any, is the Add behind it."""
+    x, out = context.known_shape(0), context.known_output()
     macs = prod(out) * x[-1] if out and x else 0
-    weight = context.constant(1)
-    if why := form_of(context, 1):
+    left, right = (context.constant(position) for position in (0, 1))
+    if why := form_of(context, 0 if right is None and left is not None else 1):
         return freeze(context, f"{describe(context.node)} {why}", macs=macs)
-    if weight is None and context.constant(0) is None:
+    if left is None and right is None:
         ranks = [0 if s is None else len(s) for s in context.shapes]
         if min(ranks) < 2:
             return freeze(context, f"{describe(context.node)} {COMPUTED}", macs=macs)
-        (*lead, row, left), (*others, right, column) = ([None] * (max(ranks) - r) + [*range(r)] for r in ranks)
-        return product(context, Operand(0, (*lead, row, left)), Operand(1, (*others, column, right)), macs)
-    if weight is None or weight.ndim != 2 or shape is None:
+        (*lead, row, last), (*others, first, column) = ([None] * (max(ranks) - r) + [*range(r)] for r in ranks)
+        return product(context, Operand(0, (*lead, row, last)), Operand(1, (*others, column, first)), macs)
+    is_left = right is None
+    weight = left if is_left else right
+    if weight is None or not _is_matrix(weight):
         return freeze(context, f"{describe(context.node)} does not multiply by one stored matrix", macs=macs)
-    if context.shapes[0] is None:
+    source = 1 if is_left else 0
+    shape = context.shapes[source]
+    if shape is None:
         return freeze(context, f"{describe(context.node)} has an input of unknown rank", macs=macs)
-    rank = len(context.shapes[0])
-    reads = reads_of(context, axis=rank - 1, rank=rank, width=shape[0])
-    if reads is None or rank < 2:
+    rank, channels = len(shape), -2 if is_left else -1
+    outputs, inputs = weight.shape[::-1][:2] if not is_left else weight.shape[-2:]
+    reads = None if rank < 2 else reads_of(context, axis=rank + channels, rank=rank, width=inputs, source=source)
+    if reads is None:
         return freeze(context, f"{describe(context.node)} reads channels along another axis", macs=macs)
-    writes = context.fresh(shape[1])
-    mixed = any(axis for axis in context.batched[0])
-    linear = Linear(RowOp(False, mixed=mixed), weight=1, weight_axes=(1, 0), bias=None, reads=reads, writes=writes)
-    return OpFacts((spread(writes, rank - 1, rank),), "reader", linear=linear, macs=macs)
+    writes, whole = context.fresh(outputs), max(rank, weight.ndim)
+    # Rows do not come sample by sample where the weight brings axes to the front, or samples lie in columns.
+    mixed = any(axis for axis in context.batched[source]) or weight.ndim > rank or (is_left and rank < 3)
+    linear = Linear(
+        RowOp(is_left, rows_first=not is_left, mixed=mixed, columns_out=is_left),
+        weight=1 - source,
+        weight_axes=(weight.ndim + channels, weight.ndim - 3 - channels),
+        bias=None,
+        reads=reads,
+        writes=writes,
+        source=source,
+        bias_axes=(channels,),
+    )
+    return OpFacts((spread(writes, whole + channels, whole),), "reader", linear=linear, macs=macs)
 
 
 @dataclass(frozen=True)
@@ -257,7 +304,7 @@ def _summed(context: OpContext, sides: tuple[Operand, Operand], a: Labels, b: La
         return freeze(
             context, f"{describe(context.node)} sums over the channels of one of its operands only", macs=macs
         )
-    why = f"{describe(context.node)} multiplies its channels by some that must stay"
+    why = f"{describe(context.node)} multiplies its channels by some {MUST_STAY}"
     a, b = np.broadcast_arrays(a, b)
     left, right = sides
     sums = Bilinear((left.position, right.position), (tuple(left.order), tuple(right.order)), a, b)
@@ -267,7 +314,7 @@ def _summed(context: OpContext, sides: tuple[Operand, Operand], a: Labels, b: La
 def _passed(context: OpContext, sides: tuple[Operand, Operand], a: Labels, b: Labels, macs: int) -> OpFacts:
     """The channels pass; on the axes of the heads they are tied to the other operand's, or must stay with them."""
     labels = np.broadcast_to(np.maximum(a, b), np.broadcast_shapes(a.shape, b.shape))
-    why = f"{describe(context.node)} multiplies its channels by some that must stay"
+    why = f"{describe(context.node)} multiplies its channels by some {MUST_STAY}"
     ties = []
     for own, operand in zip((a, b), sides, strict=True):
         shape = context.shapes[operand.position] or ()

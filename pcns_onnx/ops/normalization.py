@@ -17,6 +17,7 @@ import numpy as np
 
 from pcns_onnx.ops.elementwise import per_channel_constant
 from pcns_onnx.ops.facts import (
+    MUST_STAY,
     ChannelCount,
     OpContext,
     OpFacts,
@@ -112,7 +113,7 @@ def group_normalization(context: OpContext) -> OpFacts:
         "channelwise",
         per_channel=(PerChannelConstant(1, whole), PerChannelConstant(2, whole)),
         sizes=(ChannelCount(context.node.key, "num_groups", 0, first[:, 0]),),
-        ties=(Tie(first, rows, f"{describe(context.node)} normalises its channels with some that must stay"),),
+        ties=(Tie(first, rows, f"{describe(context.node)} normalises its channels with some {MUST_STAY}"),),
     )
 
 

@@ -11,8 +11,10 @@ from math import prod
 
 import numpy as np
 
-from pcns_onnx.ops.computed_shapes import Stored, is_followed, measured, origin, target
-from pcns_onnx.ops.facts import Labels, OpContext, OpFacts, Tie, along, axes_of, describe, freeze, spread
+from pcns_onnx.graph import Node
+from pcns_onnx.ops.computed_shapes import Stored, counted, is_followed, measured, origin, target
+from pcns_onnx.ops.elementwise import BINARY, UNARY
+from pcns_onnx.ops.facts import ImpliedAxes, Labels, OpContext, OpFacts, Tie, along, axes_of, describe, freeze, spread
 from pcns_onnx.ops.normalization import is_group_norm
 from pcns_onnx.ops.registry import rule
 
@@ -23,10 +25,24 @@ def flatten(context: OpContext) -> OpFacts:
     return _moved(context)
 
 
-@rule("Squeeze", "Unsqueeze")
-def squeeze(context: OpContext) -> OpFacts:
-    """Axes of size one come or go."""
+@rule("Unsqueeze")
+def unsqueeze(context: OpContext) -> OpFacts:
+    """Axes of size one come."""
     return _moved(context)
+
+
+@rule("Squeeze")
+def squeeze(context: OpContext) -> OpFacts:
+    """Axes of size one go: where none are named, one that has a single channel left must not go with them."""
+    facts, labels, before = _moved(context), context.labels[0], context.known_shape(0)
+    inputs = context.node.inputs
+    if labels is None or before is None or "axes" in context.node.attrs or (len(inputs) > 1 and inputs[1]):
+        return facts
+    axes = tuple(axis for axis, size in enumerate(before) if size == 1)
+    place: int | str = 1 if context.opset >= 13 else "axes"
+    vectors = [counted(labels, axis) for axis in axes_of(labels)]
+    implied = tuple(ImpliedAxes(context.node.key, place, axes, v) for v in vectors if v is not None)
+    return facts if facts.frozen else replace(facts, implied_axes=implied)
 
 
 @rule("Transpose")
@@ -43,7 +59,8 @@ def transpose(context: OpContext) -> OpFacts:
 def reshape(context: OpContext) -> OpFacts:
     """Static or exporter-style; a stored size of an axis that carries channels is kept in step.
 
-    Where channels are split over several axes they can only go in whole slices of one of these:
+    Where channels are split over several axes they can only go in whole slices of one of these: that which
+    a Conv or a pool further on takes for its channels (Gemm, view, ConvTranspose; a pixel shuffle), else
     the last one (the same place in every group of a shuffle, the same dimension of every head),
     or the one before where whole heads are to go, or the groups that a norm takes together.
     """
@@ -56,13 +73,60 @@ def reshape(context: OpContext) -> OpFacts:
     slices, ties = labels, tuple[Tie, ...]()
     if len(axes) > 1:
         is_heads = context.heads == "whole" and axes[-1] == labels.ndim - 1
-        kept = 1 if 1 in axes and is_group_norm(context) else axes[-2] if is_heads else axes[-1]
+        read = 1 if 1 in axes and is_group_norm(context) else _axis_that_is_read(context, labels.ndim, axes)
+        kept = read if read is not None else axes[-2] if is_heads else axes[-1]
         for axis in axes:
             slices = slices if axis == kept else np.take(slices, [0], axis=axis)
         why = f"{describe(context.node)} splits its channels over several axes"
         ties = (Tie(np.broadcast_to(slices, labels.shape), labels, why),)
     sizes, frozen = target(context, place, slices)
     return OpFacts((labels,), "move", sizes=sizes, ties=ties, frozen=frozen)
+
+
+_CHANNELS_FIRST = (
+    "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "DepthToSpace", "GlobalAveragePool",
+    "GlobalMaxPool", "InstanceNormalization", "LRN", "LpPool", "MaxPool", "SpaceToDepth",
+)  # fmt: skip
+"""Operators whose channels lie on axis 1."""
+_KEEPING_AXES = (*UNARY, *BINARY, "Concat", "Dropout", "Identity", "Neg", "Pad", "Resize", "Slice", "Split", "Upsample")
+
+
+def _axis_that_is_read(context: OpContext, rank: int, axes: tuple[int, ...]) -> int | None:
+    """Which of these axes of a Reshape's output becomes the channels of operators further on; None if not one does."""
+    pending = [(name, tuple(frozenset({axis}) for axis in range(rank))) for name in context.node.outputs]
+    visited, answers = set[str](), set[frozenset[int]]()
+    while pending:
+        name, made_of = pending.pop()  # by axis of this tensor, the axes of the Reshape's output that are in it
+        if name in visited:
+            continue
+        visited.add(name)
+        for reader in context.readers(name):
+            if reader.domain or not reader.inputs:
+                continue
+            if reader.op in _CHANNELS_FIRST and len(made_of) > 2:
+                answers.add(made_of[1].intersection(axes))
+            elif moved := _moved_axes(context, reader, name, made_of):
+                pending += [(output, moved) for output in reader.outputs if output]
+    answer = answers.pop() if len(answers) == 1 else frozenset[int]()
+    return next(iter(answer)) if len(answer) == 1 else None
+
+
+def _moved_axes(
+    context: OpContext, node: Node, name: str, made_of: tuple[frozenset[int], ...]
+) -> tuple[frozenset[int], ...] | None:
+    """What the axes of a node's output are made of, None where that is not followed."""
+    before, after = (context.size(tensor) for tensor in (name, node.outputs[0]))
+    if before is None or after is None:
+        return None
+    if node.op == "Transpose":
+        return tuple(made_of[axis] for axis in node.attrs.get("perm", None) or reversed(range(len(made_of))))
+    if node.op in ("Flatten", "Reshape", "Squeeze", "Unsqueeze") and None not in (*before, *after):
+        blocks = _blocks(tuple(d or 0 for d in before), tuple(d or 0 for d in after))
+        by_block = {block: frozenset[int]() for block in blocks[1]}
+        for sources, block in zip(made_of, blocks[0], strict=True):
+            by_block[block] = by_block.get(block, frozenset()) | sources
+        return tuple(by_block[block] for block in blocks[1])
+    return made_of if node.op in _KEEPING_AXES and len(after) == len(before) else None
 
 
 @rule("Expand")
@@ -145,11 +209,15 @@ def reshape_labels(labels: Labels, before: tuple[int, ...], after: tuple[int, ..
     """Labels of a tensor reshaped from `before` to `after`; None if the sizes do not match."""
     if prod(before) != prod(after) or 0 in before:
         return None
-    ends_before, ends_after = np.cumprod(before), np.cumprod(after)
-    cuts = sorted({*ends_before.tolist()} & {*ends_after.tolist()} - {1}) or [1]
-    block_before = np.searchsorted(cuts, ends_before)
-    block_after = np.searchsorted(cuts, ends_after)
+    block_before, block_after = _blocks(before, after)
     varying = {int(block_before[axis]) for axis in axes_of(labels)}
     expanded = [size if block in varying else 1 for size, block in zip(before, block_before, strict=True)]
     shape = [size if block in varying else 1 for size, block in zip(after, block_after, strict=True)]
     return np.broadcast_to(labels, expanded).reshape(shape)
+
+
+def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """By axis, the number of the block that it is in: the smallest runs of axes whose sizes match."""
+    ends_before, ends_after = np.cumprod(before), np.cumprod(after)
+    cuts = sorted({*ends_before.tolist()} & {*ends_after.tolist()} - {1}) or [1]
+    return np.searchsorted(cuts, ends_before).tolist(), np.searchsorted(cuts, ends_after).tolist()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.numerics.arrays import namespace_of
 from pcns_onnx.ops.facts import (
+    MUST_STAY,
     ChannelCount,
     Labels,
     OpContext,
@@ -67,6 +68,11 @@ class WindowOp:
     def taps(self) -> int:
         """Kernel positions."""
         return prod(self.kernel)
+
+    @property
+    def layout(self) -> tuple[str, tuple[int, ...], int]:
+        """The kind of layer, its kernel and blocks; strides, paddings and dilations are no matter of the weight."""
+        return type(self).__name__, self.kernel, self.conv_groups
 
     def owners(self, reads: Labels) -> Labels:
         """Tap-major: all channels of the first tap, then of the second."""
@@ -152,9 +158,9 @@ class WindowOp:
         return (*small, *large) if upper else (*large, *small)
 
 
-def reads_of(context: OpContext, *, axis: int, rank: int, width: int) -> Labels | None:
-    """Labels of the `width` input channels, all -1 where the input carries none; None if they lie elsewhere."""
-    labels = context.labels[0]
+def reads_of(context: OpContext, *, axis: int, rank: int, width: int, source: int = 0) -> Labels | None:
+    """Labels of the `width` channels of an input, all -1 where it carries none; None if they lie elsewhere."""
+    labels = context.labels[source]
     if labels is None:
         return np.full(width, -1, dtype=np.int64)
     vector = along(labels, axis, rank)
@@ -197,12 +203,11 @@ def alike(labels: Labels, blocks: int, context: OpContext) -> tuple[Tie, ...]:
 def whole_blocks(context: OpContext, reads: Labels, width: int, macs: int) -> OpFacts:
     """A grouped layer that loses whole blocks: `reads` (blocks, channels), `width` outputs of each."""
     if context.labels[0] is None:
-        whose = (
-            "the model's own channels"
-            if context.producer(context.node.inputs[0]) is None
-            else "channels that must stay"
+        is_input = context.producer(context.node.inputs[0]) is None
+        what = (
+            "filters the model's own channels one by one" if is_input else f"filters, one by one, channels {MUST_STAY}"
         )
-        return freeze(context, f"{describe(context.node)} filters {whose} one by one", macs=macs)
+        return freeze(context, f"{describe(context.node)} {what}", macs=macs)
     why = f"{describe(context.node)} takes these channels as one block"
     first, rank = reads[:, :1], len(context.shapes[1] or ())
     outputs = np.repeat(first[:, 0], width)

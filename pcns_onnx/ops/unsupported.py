@@ -23,10 +23,9 @@ _FUSED = (
     "PackedMultiHeadAttention", "RotaryEmbedding", "TransposeMatMul",
 )  # fmt: skip
 _QUANTISED = (
-    "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulBnb4", "MatMulFpQ4",
-    "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBits", "QAttention", "QGemm", "QLinearAdd", "QLinearAveragePool",
-    "QLinearConcat", "QLinearConv", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean",
-    "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere", "QuantizeLinear",
+    "DequantizeLinear", "MatMulBnb4", "MatMulFpQ4", "MatMulNBits", "QLinearAdd", "QLinearAveragePool", "QLinearConcat",
+    "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid",
+    "QLinearSoftmax", "QLinearWhere", "QuantizeLinear",
 )  # fmt: skip
 
 
@@ -53,6 +52,14 @@ def _none(context: OpContext) -> int:
 
 _CLOSE = 16
 """Tensors between an input and a condition, at most, where it is a setting and no result of the model."""
+
+QUANTISED_LAYERS: dict[str, Callable[[OpContext], int]] = {
+    **dict.fromkeys(("DynamicQuantizeMatMul", "MatMulInteger16", "MatMulIntegerToFloat", "QGemm"), _product),
+    **dict.fromkeys(("QLinearConv", "ConvInteger"), _window),
+    **dict.fromkeys(("QAttention", "QEmbedLayerNormalization", "QMoE"), _none),
+    "DynamicQuantizeLSTM": _recurrent,
+}
+"""Layers of onnxruntime in integers, and what they cost."""
 
 INTACT: dict[str, tuple[str, Callable[[OpContext], int | None]]] = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), ("is a recurrent layer", _recurrent)),
@@ -113,6 +120,13 @@ def fused(context: OpContext) -> OpFacts:
     return freeze(
         context, f"{describe(context.node)} {FUSED}", macs=_product(context) if "MatMul" in context.node.op else 0
     )
+
+
+@rule(*QUANTISED_LAYERS, domain="com.microsoft", operands="all")
+def quantised_layer(context: OpContext) -> OpFacts:
+    """Known to onnxruntime only, in integers; listed as a layer."""
+    macs = QUANTISED_LAYERS[context.node.op](context)
+    return freeze(context, f"{describe(context.node)} {QUANTISED}", macs=macs)
 
 
 @rule(*_QUANTISED, domain="com.microsoft", operands="all")

@@ -45,6 +45,8 @@ def candidates(dependencies: DependencyGraph, scope: Scope, plan: Plan | None) -
         group, name = dependencies.writes(layer), layer.name + ENDING
         alone = group.frozen is None and not group.coupled
         plain = layer.kind in FACTORED and layer.room == 1 and layer.linear.op.conv_groups == 1 and not group.products
+        plain = plain and not dependencies.is_bound(layer)
+        plain = plain and layer.linear.weight == 1 and max(layer.linear.weight_axes) == 1  # a matrix, on the right
         if plain and not alone and layer.width >= LEAST and scope.wants(layer.name):
             factors[name] = Factor(layer.key)
     if plan is not None:

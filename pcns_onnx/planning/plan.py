@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.data.fingerprints import Hashes, in_sketch
+from pcns_onnx.dependency.causes import root_of
 from pcns_onnx.errors import InputError
 from pcns_onnx.files import write_atomic
 from pcns_onnx.graph import Graph
@@ -53,10 +54,29 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class SkippedLayer(msgspec.Struct, frozen=True):
-    """A layer that was left alone."""
+    """A layer that was left alone; `layers` are all that the same cause holds back, this one first."""
 
     name: str
     reason: str
+    layers: list[str] = []
+
+    @property
+    def label(self) -> str:
+        """The name, and how many others there are."""
+        others = len(self.layers) - 1
+        return self.name if others < 1 else f"{self.name} and {others} other{'s' if others > 1 else ''}"
+
+
+def by_cause(left: Sequence[SkippedLayer]) -> list[SkippedLayer]:
+    """One entry for each cause, in the words of the first layer that it holds back, with all of them.
+
+    Entries that say which `layers` they are of are joined with others of the same reason only.
+    """
+    by_root: dict[str, tuple[str, list[str]]] = {}
+    for item in left:
+        root = item.reason if item.layers else root_of(item.reason)
+        by_root.setdefault(root, (item.reason, []))[1].extend(item.layers or [item.name])
+    return [SkippedLayer(names[0], reason, list(dict.fromkeys(names))) for reason, names in by_root.values()]
 
 
 class FrontierPoint(msgspec.Struct, frozen=True):
@@ -103,4 +123,4 @@ def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
 
 def pairs(left: Sequence[SkippedLayer]) -> tuple[tuple[str, str], ...]:
     """Names and reasons, as errors carry them."""
-    return tuple((item.name, item.reason) for item in left)
+    return tuple((item.label, item.reason) for item in by_cause(left))

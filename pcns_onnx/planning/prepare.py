@@ -15,10 +15,12 @@ from pcns_onnx.cost.resources import RESOURCES
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.options import Scope
+from pcns_onnx.dependency.recurrence import WrittenOutCell, written_out_cells
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
+from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.low_rank import NONE, candidates, paying
-from pcns_onnx.planning.plan import Plan, SkippedLayer
+from pcns_onnx.planning.plan import Plan, SkippedLayer, by_cause
 from pcns_onnx.planning.problem import Problem, Undivided
 from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.rewrite.low_rank import ENDING
@@ -62,12 +64,12 @@ def problem_for(
 
 
 def selected(problem: Problem, scope: Scope, refuses: Refusal) -> tuple[Problem, list[SkippedLayer]]:
-    """The problem with the groups that are to be narrowed, and every other layer with its reason."""
+    """The problem with the groups that are to be narrowed, and why the others are not: once for each cause."""
     groups, skipped = _select(problem.graph, problem.dependencies, scope, refuses)
     groups, ranks, unpaid = paying(problem, groups)
     undivided = problem.undivided if problem.undivided is None else replace(problem.undivided, ranks=ranks)
     unpaid += [NONE] if scope.low_rank and undivided is None else []
-    return replace(problem, groups=tuple(groups), undivided=undivided), skipped + unpaid
+    return replace(problem, groups=tuple(groups), undivided=undivided), by_cause(skipped + unpaid)
 
 
 def _select(
@@ -78,6 +80,12 @@ def _select(
         if not any(fnmatchcase(group.name, pattern) for group in dependencies.groups):
             raise InputError(f"'{pattern}' matches no layer: `pcns-onnx inspect` lists their names")
     chosen: list[Group] = []
+    cells = {
+        name: cell
+        for cell in written_out_cells(graph, dependencies.layers, dependencies.groups)
+        for name in cell.layers
+    }
+    named: dict[WrittenOutCell, str] = {}
     skipped = [SkippedLayer(node.name, node.reason) for node in dependencies.unsolved if node.scales is None]
     for group in dependencies.groups:
         reason = group.frozen
@@ -90,5 +98,20 @@ def _select(
         if reason is None:
             chosen.append(group)
         else:
-            skipped += [SkippedLayer(name, reason) for name in group.writers]
+            cell = next((cells[name] for name in group.writers if name in cells), None)
+            if cell is not None:  # one cause for all of its layers: the first one's
+                reason = named.setdefault(cell, f"{cell}: {reason}")
+            skipped += [SkippedLayer(name, reason, [] if cell is None else [name]) for name in group.writers]
     return chosen, skipped
+
+
+def kept_whole(problem: Problem, decision: Decision) -> list[SkippedLayer]:
+    """Groups that could be narrowed and are not, with the reason."""
+    ranks, own = "two layers in its place do not pay here", "it keeps its full width here"
+    return by_cause(
+        [
+            SkippedLayer(name, ranks if name in problem.factors else own)
+            for name, width in decision.widths.items()
+            if width == decision.full[name]
+        ]
+    )

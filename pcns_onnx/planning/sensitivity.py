@@ -137,7 +137,7 @@ class Prober:
         for layer in layers:
             x = xp.asarray(computed_sources[layer.source] if layer.source in computed_sources else cut[layer.source])
             for block, part in enumerate(layer.parts):
-                if (layer.name, block) in read.layers:
+                if (layer.first_use, block) in read.layers:
                     means[layer.name, block] = xp.mean(part.op.inputs(x, None), axis=0, dtype=xp.float64)
         return means
 
@@ -173,7 +173,7 @@ class Prober:
             bias = stored_bias(base, layer)
             residual_blocks, shifts = [], []
             for block, part in enumerate(layer.parts):
-                covariance, own = covariances.get((name, block)), matrix[part.rows, :]
+                covariance, own = covariances.get((layer.first_use, block)), matrix[part.rows, :]
                 rows = np.flatnonzero(kept[part.writes])
                 prior = mixed_prior(own, part, {} if covariance is None else {group.name: covariance}, keep)
                 shift = xp.zeros(int(own.shape[0]), dtype=xp.float64)

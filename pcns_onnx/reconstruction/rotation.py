@@ -49,6 +49,8 @@ def rotations(
     graph: Graph, dependencies: DependencyGraph, read: GroupStats, origins: Origins
 ) -> tuple[tuple[BasisChange, ...], GroupStats]:
     """The best basis for a group, and how it is read in that basis; no turns where it has to stay as it is."""
+    if any(dependencies.is_bound(dependencies.layer(name)) for name in (*read.group.writers, *read.group.readers)):
+        return (), read
     try:
         basis_changes: list[BasisChange] = []
         layers = dict(read.layers)

@@ -7,6 +7,8 @@ A layer whose output goes straight into a sum is solved for what the sum still l
 original's sum less what the shrunk model's other operand already has. So the last layer of a
 residual block corrects the stream, not only its own branch.
 
+Layers that share a weight are solved as one (`joint`), when the inputs of all are solved for.
+
 With `steps` each layer that one other reads alone is refined together with it (`refine`), right
 after it is solved; the reader is then solved anew in its turn.
 """
@@ -29,6 +31,7 @@ from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.numerics.ridge import Evidence, Fit, fit, fit_apart
 from pcns_onnx.ops import Labels
+from pcns_onnx.reconstruction.joint import ROUNDS, JointObserver, Unit, bias_numbers, layers_behind, solving_order
 from pcns_onnx.reconstruction.refine import Pair, Refined, Weights, kept_aside, refine
 from pcns_onnx.reconstruction.targets import LayerObserver, MissingMeanObserver, TargetObserver
 from pcns_onnx.reconstruction.windows import Route, Windows, own_scale, route
@@ -108,16 +111,22 @@ class _SequentialSolve:
             if not len(keep.get(name, [0]))
         }
         dead = {name for block in self._gone.values() for name in block.group.writers}
-        self._solved = {layer.name for layer in _behind(original, dependencies, keep)} - dead
+        self._solved = {layer.name for layer in layers_behind(original, dependencies, keep)} - dead
         self._routes = dict(self._found_routes()) if steps else {}
-        self.layers = [
+        layers = [
             layer
             for layer in dependencies.layers
             if layer.name not in dead and (layer.name in self._solved or self._leads(layer))
         ]
-        self._goals = {layer.name: regression_target(original, dependencies, layer) for layer in self.layers}
+        self._circular = self._put_in_order(layers)
+        order = {node.key: at for at, node in enumerate(self._original.nodes)}
+        units = (tuple(sorted(dependencies.uses(layer), key=lambda use: order[use.key])) for layer in layers)
+        self._units: dict[str, Unit] = {unit[0].name: unit for unit in units}
+        self.layers = sorted((unit[0] for unit in self._units.values()), key=lambda layer: order[layer.key])
+        self._goals = {layer.name: self._goal(layer) for layer in layers}
         self.fits: dict[str, Fit] = {}
         self.refined: dict[str, Refined] = {}
+        self._begin_circles()
 
     def close(self) -> None:
         """Remove what the streams hold."""
@@ -134,10 +143,72 @@ class _SequentialSolve:
             if way is not None and way.reader.name in self._solved - self._gone.keys():
                 yield layer.name, way
 
+    def _put_in_order(self, layers: Sequence[Layer]) -> frozenset[str]:
+        """Put the nodes such that units can be solved one after the other; names of those that cannot."""
+        units = [self._dependencies.uses(layer) for layer in layers if not layer.is_repeated]
+        if all(len(unit) == 1 for unit in units):
+            return frozenset()
+        order, circular = solving_order(self._original, units)
+        self._original = self._original.copy()
+        self._original.reorder(order)
+        self._shrunk.reorder(order)
+        return circular
+
+    def _goal(self, layer: Layer) -> RegressionTarget:
+        """What a layer is solved for; one of several with the same weight, for its own output."""
+        if len(self._dependencies.uses(layer)) > 1:
+            return RegressionTarget(layer.output)
+        return regression_target(self._original, self._dependencies, layer)
+
+    def _begin_circles(self) -> None:
+        """Where units depend on themselves, a start for all: from the original's inputs, others from their mixtures."""
+        if not self._circular:
+            return
+        for layer in self.layers:
+            if layer.first_use in self._circular:
+                edit(self._shrunk, self._solve_unit(0, self._units[layer.name], is_start=True))
+            elif layer.name not in self._gone:
+                matrix = np.concatenate([to_numpy(prior) for prior in self._priors(layer)])
+                bias = stored_bias(self._original, layer)[self._outputs(layer)]
+                for use in self._units[layer.name]:
+                    edit(self._shrunk, set_layer(self._shrunk, use, matrix, bias))
+
+    def _solve_unit(self, at: int, unit: Unit, *, is_start: bool = False) -> Patch:
+        """Solve layers that have one weight: the edits of all."""
+        is_circular, patch = unit[0].first_use in self._circular, Patch()
+        for _ in range(ROUNDS if is_circular and not is_start else 1):
+            edit(self._shrunk, patch)
+            members = [self._observer(use, RegressionTarget(use.output), from_original=is_start) for use in unit]
+            observer = JointObserver(members, bias_numbers(self._original, unit))
+            sources, outputs = [use.source for use in unit], [use.output for use in unit]
+            if is_circular:
+                cuts = [Cut(self._original if is_start else self._shrunk, sources), Cut(self._original, outputs)]
+                self._calibration.gather(cuts, observer)
+            else:
+                self._advance(at, sources, outputs, observer)
+            fits = observer.fits(self._priors(unit[0]), self._ridge)
+            patch = tuple(
+                change
+                for use, whole in zip(unit, fits, strict=True)
+                for change in set_layer(self._shrunk, use, to_numpy(whole.matrix), _quiet(whole))
+            )
+        self.fits |= {use.name: whole for use, whole in zip(unit, fits, strict=True)}
+        self._ridge = fits[0].ridge
+        return patch
+
+    def _observer(self, layer: Layer, goal: RegressionTarget, *, from_original: bool = False) -> TargetObserver:
+        rows = [np.flatnonzero(self._kept[part.writes]) for part in layer.parts]
+        columns = [np.flatnonzero(self._kept[part.op.owners(part.reads)]) for part in layer.parts]
+        positions = self._calibration.positions(self._dependencies, layer, 1)
+        kept = columns if from_original else None
+        return TargetObserver(layer.parts, rows, positions, layer.source, goal.tensor, goal.already, kept)
+
     def solve(self, at: int, layer: Layer) -> Patch:
         """Solve layer number `at`, all before it being done: the edits."""
         if layer.name in self._gone:
             return self._leave_out(at, self._gone[layer.name])
+        if len(self._units[layer.name]) > 1:
+            return self._solve_unit(at, self._units[layer.name])
         way, goal, later = self._routes.get(layer.name), self._goals[layer.name], self.layers[at + 1 :]
         aim = None if way is None else self._aim(way.reader, [layer, *later])
         rows = [np.flatnonzero(self._kept[part.writes]) for part in layer.parts]
@@ -149,8 +220,7 @@ class _SequentialSolve:
             outputs, room = self._outputs(way.reader), self._calibration.shares.windows
             windows = Windows(way, self._dependencies, outputs, self._calibration.samples.count, seed, room)
         if layer.name in self._solved:
-            positions = self._calibration.positions(self._dependencies, layer, 1)
-            gathered = TargetObserver(layer.parts, rows, positions, layer.source, goal.tensor, goal.already)
+            gathered = self._observer(layer, goal)
         self._advance(at, from_shrunk, wanted, LayerObserver(gathered, windows, layer.source, aim))
         if gathered is not None:
             fits = [fit(e, prior, self._ridge) for e, prior in zip(gathered.evidence, self._priors(layer), strict=True)]
@@ -165,8 +235,9 @@ class _SequentialSolve:
 
     def _needed(self, layers: Sequence[Layer]) -> list[str]:
         """Tensors of the shrunk model that these layers are solved from."""
-        sources = [item.source for item in layers if item.name not in self._gone]
-        return sources + [self._goals[item.name].already for item in layers]
+        uses = [use for item in layers for use in self._units[item.name]]
+        sources = [use.source for use in uses if use.name not in self._gone]
+        return sources + [self._goals[use.name].already for use in uses]
 
     def _leave_out(self, at: int, block: ResidualBlock) -> Patch:
         """Instead of a block, the mean of what the sum lacks without it."""
@@ -182,7 +253,7 @@ class _SequentialSolve:
         """Move the cuts in front of layer number `at`; gather `from_shrunk`, `wanted` of the original."""
         layer, later = self.layers[at], self.layers[at + 1 :]
         needed = [name for name in self._needed((layer, *later)) if name]
-        aims = [self._goals[item.name].tensor for item in later]
+        aims = [self._goals[use.name].tensor for item in later for use in self._units[item.name]]
         inputs = Cut(self._shrunk, from_shrunk, layer.key, needed, finite)
         return self._streams.advance([inputs, Cut(self._original, wanted, layer.key, aims, finite)], into)
 
@@ -209,7 +280,7 @@ class _SequentialSolve:
         xp = self._calibration.engine.xp
         matrix = xp.asarray(layer.linear.op.matrix(stored_weight(self._original, layer)))
         return [
-            mixed_prior(matrix[part.rows, :], part, self._covariances.get((layer.name, block), {}), self._keep)[
+            mixed_prior(matrix[part.rows, :], part, self._covariances.get((layer.first_use, block), {}), self._keep)[
                 xp.asarray(np.flatnonzero(self._kept[part.writes])), :
             ]
             for block, part in enumerate(layer.parts)
@@ -266,20 +337,3 @@ def _quiet(solved: Fit) -> NDArray[np.float64]:
     bias = to_numpy(solved.bias)
     loud = np.abs(bias).max(initial=0.0) > 1e-6 * solved.scale
     return bias if loud else np.zeros_like(bias)
-
-
-def _behind(graph: Graph, dependencies: DependencyGraph, keep: Mapping[str, Labels]) -> list[Layer]:
-    """Layers whose inputs differ from the original's, in topological order."""
-    narrowed = {name for group in dependencies.groups if group.name in keep for name in group.readers}
-    keys = {layer.key: layer for layer in dependencies.layers}
-    changed: set[str] = set()
-    behind: list[Layer] = []
-    for node in graph.nodes:
-        layer = keys.get(node.key)
-        touched = changed.intersection((*node.inputs, *node.captures))
-        if layer is not None and (layer.name in narrowed or touched):
-            behind.append(layer)
-            changed.update(node.outputs)
-        elif touched:
-            changed.update(node.outputs)
-    return behind

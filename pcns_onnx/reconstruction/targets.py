@@ -23,7 +23,7 @@ class TargetObserver:
 
     `rows` are, by block, the outputs that stay. The tensors `source` (the layer's input) and `already` (what the
     target has already, if anything) come from the shrunk model, which has no other outputs; `target` from the
-    original.
+    original. With `columns`, by block, the input is the original's, too, of which these columns of V are seen.
     """
 
     def __init__(
@@ -34,27 +34,34 @@ class TargetObserver:
         source: str,
         target: str,
         already: str = "",
+        columns: Sequence[NDArray[np.int64]] | None = None,
     ) -> None:
+        self._columns = columns
         self._parts, self._rows, self._positions = parts, rows, positions
         self._source, self._target, self._already = source, target, already
         self.evidence: list[AnyEvidence] = []
 
-    def begin(self, sides: Sides) -> None:
-        """Choose what to keep, by how many rows the first input gives."""
+    def begin(self, sides: Sides, expected: int | None = None) -> None:
+        """Choose what to keep, by how many rows are `expected`: where that is not said, as many as it sees itself."""
         x = sides[0][self._source]
-        at = self._drawn(0, x)
-        for part, rows in zip(self._parts, self._rows, strict=True):
-            rows_x = part.op.inputs(x, at)
-            expected = int(rows_x.shape[0]) * self._positions.samples // int(x.shape[0])
-            self.evidence.append(evidence_for(expected, int(rows_x.shape[1]), len(rows), namespace_of(rows_x)))
+        count = self.expected_rows(sides) if expected is None else expected
+        for block, rows in enumerate(self._rows):
+            rows_x = self._inputs(block, x, self._drawn(0, x))
+            self.evidence.append(evidence_for(count, int(rows_x.shape[1]), len(rows), namespace_of(rows_x)))
+
+    def expected_rows(self, sides: Sides) -> int:
+        """How many rows all samples will give, as the first ones do."""
+        x = sides[0][self._source]
+        rows = self._parts[0].op.inputs(x, self._drawn(0, x)).shape[0]
+        return int(rows) * self._positions.samples // int(x.shape[0])
 
     def update(self, index: int, sides: Sides) -> None:
         """Take a batch in."""
         shrunk, original = sides
         x, y, already = shrunk[self._source], original[self._target], shrunk.get(self._already)
         at = self._drawn(index, x)
-        for part, rows, evidence in zip(self._parts, self._rows, self.evidence, strict=True):
-            rows_x, rows_y = part.op.inputs(x, at), part.op.outputs(y, at)
+        for block, (part, rows, evidence) in enumerate(zip(self._parts, self._rows, self.evidence, strict=True)):
+            rows_x, rows_y = self._inputs(block, x, at), part.op.outputs(y, at)
             xp = namespace_of(rows_x)
             rows_y = xp.take(rows_y, xp.asarray(rows), axis=1)
             if already is not None:
@@ -68,6 +75,13 @@ class TargetObserver:
             return
         for own, others in zip(self.evidence, other.evidence, strict=True):
             own.merge(others)
+
+    def _inputs(self, block: int, x: Array, at: NDArray[np.int64] | None) -> Array:
+        rows = self._parts[block].op.inputs(x, at)
+        if self._columns is None:
+            return rows
+        xp = namespace_of(rows)
+        return xp.take(rows, xp.asarray(self._columns[block]), axis=1)
 
     def _drawn(self, index: int, x: Array) -> NDArray[np.int64] | None:
         return self._positions.draw(index, self._parts[0].op.positions(x.shape))

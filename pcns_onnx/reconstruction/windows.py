@@ -45,11 +45,13 @@ class Route:
 
 
 def route(graph: Graph, dependencies: DependencyGraph, layer: Layer) -> Route | None:
-    """The route from a layer to the one that alone reads it; None where anything else touches its channels."""
+    """The route from a layer to the one that alone reads it; None where anything else touches channels or weights."""
     group = next((g for g in dependencies.groups if g.writers == (layer.name,)), None)
     if group is None or group.coupled or group.products or len(group.readers) != 1:
         return None
     reader = dependencies.layer(group.readers[0])
+    if dependencies.is_bound(layer) or dependencies.is_bound(reader):
+        return None
     ops = layer.linear.op, reader.linear.op
     if any(op.conv_groups > 1 or op.mixed for op in ops) or len(reader.linear.reads) != layer.width:
         return None

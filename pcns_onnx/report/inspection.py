@@ -20,7 +20,7 @@ def layer_rows(
             layer.name,
             layer.kind,
             layer.width,
-            layer.macs,
+            layer.macs or None,
             layer.parameters,
             (group := dependencies.writes(layer)).frozen,
             dimensions.get(layer.name),
@@ -30,7 +30,7 @@ def layer_rows(
         for layer in dependencies.layers
     ]
     return rows + [
-        LayerInfo(node.name, node.kind, node.width, node.macs, node.parameters, _why_not(dependencies, node))
+        LayerInfo(node.name, node.kind, node.width, node.macs or None, node.parameters, _why_not(dependencies, node))
         for node in dependencies.unsolved
     ]
 
@@ -43,15 +43,15 @@ def group_rows(dependencies: DependencyGraph) -> list[GroupRow]:
     ]
 
 
-def shrinkable_share(dependencies: DependencyGraph) -> float:
-    """The share of MACs in layers that write, read or follow a group that can be narrowed."""
+def shrinkable_share(dependencies: DependencyGraph) -> float | None:
+    """The share of the known MACs in layers that write, read or follow a group that can be narrowed; None without."""
     free = [group.frozen is None for group in dependencies.groups] + [False]
     macs = shrinkable = 0
     items: list[Layer | Unsolved] = [*dependencies.layers, *dependencies.unsolved]
     for item in items:
         macs += item.macs
         shrinkable += item.macs * any(free[owner] for owner in _owners(dependencies, item))
-    return shrinkable / max(macs, 1)
+    return shrinkable / macs if macs else None
 
 
 def _owners(dependencies: DependencyGraph, item: Layer | Unsolved) -> list[int]:

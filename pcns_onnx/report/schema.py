@@ -25,7 +25,9 @@ SCHEMA = 1
 
 
 class LayerInfo(msgspec.Struct, frozen=True):
-    """One layer with multiply-adds. `reason`: why its width must stay; `width` is 0 where it is not known.
+    """One layer with multiply-adds. `reason`: why its width must stay.
+
+    `width` is 0 and `macs` None where they are not known.
 
     `group` names the group that it shares with other layers. `dimensions` and `samples_per_neuron` need data.
     """
@@ -33,7 +35,7 @@ class LayerInfo(msgspec.Struct, frozen=True):
     name: str
     kind: str
     width: int
-    macs: int
+    macs: int | None
     parameters: int
     reason: str | None = None
     dimensions: dict[str, int] | None = None
@@ -54,14 +56,18 @@ class GroupRow(msgspec.Struct, frozen=True):
 
 
 class Inspection(msgspec.Struct, frozen=True):
-    """What `inspect` finds. `shrinkable_macs` is the share of MACs in layers that touch a group that can shrink."""
+    """What `inspect` finds. `shrinkable_macs` is the share of MACs in layers that touch a group that can shrink.
+
+    Both are of the layers whose MACs are known, None where there are none; those of `unknown_macs` others are not.
+    """
 
     layers: list[LayerInfo]
-    macs: int
+    macs: int | None
     parameters: int
-    shrinkable_macs: float
+    shrinkable_macs: float | None
     warnings: list[str]
     groups: list[GroupRow] = []
+    unknown_macs: int = 0
     pcns: list[PcnsAssessment] = []
     schema: int = SCHEMA
 

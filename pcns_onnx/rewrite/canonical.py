@@ -11,6 +11,7 @@ from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
 from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
 from pcns_onnx.rewrite.low_rank import additions
 from pcns_onnx.rewrite.patch import Patch, apply
+from pcns_onnx.rewrite.shared_constants import own_biases, store_once
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Canonical:
         """The forms of a model; with `folds` false its norms stay as they are."""
         start = _flat(original)
         norms_folded, folded = fold_batch_norms(start) if folds else (start, ())
-        typed, added = explicit_biases(norms_folded)
+        if folded:
+            store_once(norms_folded, original)
+        typed, added = explicit_biases(own_biases(norms_folded))
         return cls(original, typed, typed.as_float32(), folded, added)
 
     @cached_property
@@ -56,5 +59,6 @@ def emit(form: Canonical, patch: Patch, *, keeps_biases: bool = False) -> Graph:
     small = apply(form.typed, patch)
     if not keeps_biases:
         drop_zero_biases(small, form.added + additions(small, patch))
+    store_once(small, form.original, form.typed)
     small.prune(form.typed)
     return small

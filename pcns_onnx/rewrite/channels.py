@@ -41,7 +41,17 @@ def repeat(graph: Graph, dependencies: DependencyGraph, copies: NDArray[np.int64
         if (copies[index.labels] != 1).any():
             places = stored(graph, index.key, index.position)
             edits.append(SetInput(index.key, index.position, _renumbered(places, index.labels, copies)))
+    edits += _named_axes(dependencies, copies)
     return (*edits, *_resize(graph, dependencies, copies))
+
+
+def _named_axes(dependencies: DependencyGraph, copies: NDArray[np.int64]) -> Iterator[Edit]:
+    """Axes written down where a single channel would else be taken for one of them."""
+    for key, implied in {item.key: item for item in dependencies.implied_axes if copies[item.labels].sum() < 2}.items():
+        if isinstance(implied.place, int):
+            yield SetInput(key, implied.place, np.array(implied.axes, dtype=np.int64))
+        else:
+            yield SetAttributes(key, ((implied.place, list(implied.axes)),))
 
 
 def layout(labels: Labels, copies: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -9,19 +9,24 @@ from __future__ import annotations
 import numpy as np
 
 from pcns_onnx.graph import Graph
-from pcns_onnx.graph.queries import bias_add
+from pcns_onnx.graph.queries import bias_add, stored_root
 from pcns_onnx.ops import bias_behind
 
 
 def explicit_biases(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
     """A copy in which an Add follows every layer that has no bias of its own; keys of the new Adds."""
     result, added = graph, list[str]()
+    by_weight: dict[tuple[str, tuple[int, ...]], str] = {}
     for node in graph.nodes:
         shape = bias_behind(node, graph.constant)
         if shape is not None and bias_add(graph, node, shape) is None:
             result = graph.copy() if result is graph else result
             result.append(node.key, "Add", np.zeros(shape), ("", ".bias"))
             added.append(node.key)
+            weight = stored_root(graph, next(name for name in node.inputs if name and graph.is_constant(name)))
+            bias = by_weight.setdefault((weight, shape), result.node(node.key).inputs[1])
+            if bias != result.node(node.key).inputs[1]:  # layers with one weight have one bias
+                result.read_same(node.key, 1, bias)
     return result, tuple(added)
 
 

@@ -3,7 +3,8 @@
 At inference y = a*(x - mean) + B with a = scale / sqrt(var + epsilon). Behind a linear layer
 the rows of W are scaled and the bias shifted. In front of one, its columns are scaled and
 W (B - a*mean) goes into its bias; that needs a layer without zero padding (the border would
-see a shifted zero), or a shift of zero.
+see a shifted zero), or a shift of zero. A weight that several layers read would have to be stored
+for each of them: it is scaled only where the same norm stands behind all.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.graph import Graph, Node
 from pcns_onnx.graph.quantized_weights import is_quantized
-from pcns_onnx.graph.queries import bias_of, stored_value
+from pcns_onnx.graph.queries import bias_of, constant_uses, stored_value
 
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}
 
@@ -21,9 +22,9 @@ _WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}
 def fold_batch_norms(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
     """A copy of `graph` with every exactly foldable BatchNormalization gone, and their names."""
     folded: list[str] = []
-    result = graph.copy()
+    result, bound = graph.copy(), _bound(graph)
     while True:
-        node = next((n for n in result.nodes if _is_inference_norm(result, n) and _fold(result, n)), None)
+        node = next((n for n in result.nodes if _is_inference_norm(result, n) and _fold(result, n, bound)), None)
         if node is None:
             return (result if folded else graph), tuple(folded)
         folded.append(node.label)
@@ -39,15 +40,49 @@ def _is_inference_norm(graph: Graph, node: Node) -> bool:
     )
 
 
-def _fold(graph: Graph, norm: Node) -> bool:
+def _bound(graph: Graph) -> set[str]:
+    """Keys of layers whose weight is read elsewhere, too, unless the same norm stands behind all that read it."""
+    bound = set[str]()
+    for uses in constant_uses(graph).values():
+        nodes = [graph.node(use.key) for use in uses if use.key and use.position == 1]
+        layers = [node for node in nodes if node.op in _WEIGHTED and not node.domain]
+        if len(uses) > 1 and not (len(layers) == len(uses) and _is_same_behind(graph, layers)):
+            bound.update(node.key for node in layers)
+    return bound
+
+
+def _is_same_behind(graph: Graph, layers: list[Node]) -> bool:
+    """Whether layers with one weight have the same bias and one norm behind them, with equal constants."""
+    behind = []
+    for node in layers:
+        norms = [norm for norm in graph.consumers.get(node.key, ()) if _is_inference_norm(graph, norm)]
+        alone = norms and _only_reader(graph, node.key, norms[0]) and _can_scale(graph, node)
+        if not alone or any(_is_inference_norm(graph, norm) for norm in graph.consumers.get(norms[0].key, ())):
+            return False
+        scale, shift = _affine(graph, norms[0])
+        behind.append(np.stack([scale, shift, bias_of(graph, node, len(scale))]))
+    return all(np.array_equal(constants, behind[0]) for constants in behind)
+
+
+def _fold(graph: Graph, norm: Node, bound: set[str]) -> bool:
     scale, shift = _affine(graph, norm)
     before = graph.producers.get(norm.inputs[0])
-    if before is not None and _can_scale(graph, before) and _only_reader(graph, norm.inputs[0], norm):
+    if (
+        before is not None
+        and before.key not in bound
+        and _can_scale(graph, before)
+        and _only_reader(graph, norm.inputs[0], norm)
+    ):
         _scale_rows(graph, before, scale, shift)
         graph.bypass(norm.key)
         return True
     readers = graph.consumers.get(norm.key, ())
-    if len(readers) == 1 and _only_reader(graph, norm.key, readers[0]) and _can_shift(graph, readers[0], shift):
+    if (
+        len(readers) == 1
+        and readers[0].key not in bound
+        and _only_reader(graph, norm.key, readers[0])
+        and _can_shift(graph, readers[0], shift)
+    ):
         _scale_columns(graph, readers[0], scale, shift)
         graph.drop_into_reader(norm.key)
         return True

@@ -377,7 +377,7 @@ def test_ungrouped_convs_read_all_channels(model: onnx.ModelProto, tmp_path: Pat
     )
     onnx.checker.check_model(str(tmp_path / "new.onnx"), full_check=True)
     assert [i.name for i in made.graph.input] == [i.name for i in model.graph.input]
-    assert inspect(made).macs > inspect(model).macs
+    assert (inspect(made).macs or 0) > (inspect(model).macs or 0) > 0
     x = images(2, *(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:]))
     (y,) = Engine().session(Program(made.SerializeToString())).run({model.graph.input[0].name: x}).values()
     assert np.asarray(y).std() > 0

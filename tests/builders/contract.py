@@ -16,6 +16,7 @@ from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.channels import narrow
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
 from pcns_onnx.rewrite.patch import apply
+from pcns_onnx.rewrite.shared_constants import store_once
 
 
 def surveyed(model: onnx.ModelProto) -> tuple[Graph, DependencyGraph]:
@@ -55,6 +56,7 @@ def holds(model: onnx.ModelProto, width: int | None = None) -> None:
     keep = narrowed(dependencies, gone)
     zeroed = unread(graph, dependencies, gone)
     small = apply(zeroed, narrow(zeroed, dependencies, keep))
+    store_once(small, graph)
     small.prune()
     small.check(full=True)
     assert small.parameters < graph.parameters

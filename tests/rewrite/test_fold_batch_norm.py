@@ -116,20 +116,22 @@ FOLDED = [
         ["Conv"],
     ),
     Case(
+        "behind-all-that-read-a-weight",
+        [node("Conv", ["x", "w"], ["h"]), norm("h", "i"), node("Neg", ["x"], ["n"]), node("Conv", ["n", "w"], ["g"]),
+         node("BatchNormalization", ["g", *(f"norm.{n}" for n in ("gamma", "beta", "mean", "var"))], ["j"],
+              name="twin"),
+         node("Add", ["i", "j"], ["y"])],
+        {"w": normal(5, 6, 4, 3, 3)} | stats(6),
+        (4, 7, 6),
+        ["Conv", "Neg", "Conv", "Add"],
+    ),
+    Case(
         "one-on-each-side",
         [norm("x", "g"), node("Conv", ["g", "w"], ["h"]), node("Relu", ["h"], ["i"]), norm("i", "j", "mid"),
          node("Conv", ["j", "v"], ["k"], auto_pad="VALID"), norm("k", "y", "last")],
         {"w": normal(5, 6, 4, 3, 3), "v": normal(7, 3, 6, 2, 2)} | stats(4) | stats(6, "mid") | stats(3, "last"),
         (4, 7, 6),
         ["Conv", "Relu", "Conv"],
-    ),
-    Case(
-        "weight-shared-with-another",
-        [node("Conv", ["x", "w"], ["h"]), norm("h", "i"), node("Conv", ["x", "w"], ["j"]),
-         node("Add", ["i", "j"], ["y"])],
-        {"w": normal(5, 6, 4, 3, 3)} | stats(6),
-        (4, 7, 6),
-        ["Conv", "Conv", "Add"],
     ),
 ]  # fmt: skip
 
@@ -152,6 +154,17 @@ REFUSED = [
         "shift-into-auto-padding",
         [norm("x", "h"), node("Conv", ["h", "w"], ["y"], auto_pad="SAME_UPPER")],
         W | stats(4),
+        MAPS,
+    ),
+    kept(
+        "into-a-weight-of-others",
+        [
+            node("Conv", ["x", "w"], ["h"]),
+            norm("h", "i"),
+            node("Conv", ["x", "w"], ["j"]),
+            node("Add", ["i", "j"], ["y"]),
+        ],
+        {"w": normal(5, 6, 4, 3, 3)} | stats(6),
         MAPS,
     ),
     kept(

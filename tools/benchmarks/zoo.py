@@ -86,7 +86,7 @@ def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def shrinkable(model: Path) -> tuple[int, float]:
     """How many layers the model has, and the share of its MACs that can shrink."""
     found = inspect(model)
-    return len(found.layers), found.shrinkable_macs
+    return len(found.layers), found.shrinkable_macs or 0.0
 
 
 def row(name: str, source: Path, folder: Path, budget: str, threads: int) -> str:

@@ -47,6 +47,8 @@ def refusal(graph: Graph, dependencies: DependencyGraph, group: Group, *, refit:
     if len(group.writers) > 1 or group.unit > 1 or group.products:
         return "several layers (or blocks of one) share its channels, and new neurons can replace one layer's only"
     for layer in (dependencies.layer(name) for name in group.readers):
+        if dependencies.is_bound(layer):
+            return f"'{layer.name}' reads it with a weight that is stored for others, too"
         if layer.linear.op.conv_groups > 1 or not np.isin(layer.linear.reads, group.labels).all():
             return f"'{layer.name}' reads it beside other channels, or in blocks"
         if not np.isin(group.labels, layer.linear.reads).all():

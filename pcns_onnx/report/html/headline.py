@@ -9,14 +9,15 @@ from pcns_onnx.report.shares import number
 def verdict(report: Report) -> str:
     """One line: how much smaller, how much faster, how close."""
     a, b = report.before, report.after
-    return f"{_less(a.macs, b.macs)} multiply-adds, {_speed(report.latency.ratio)}, {_closeness(report)}"
+    known = "known " if a.unknown or b.unknown else ""
+    return f"{_less(a.macs, b.macs)} {known}multiply-adds, {_speed(report.latency.ratio)}, {_closeness(report)}"
 
 
 def answers(report: Report) -> list[tuple[str, str, str]]:
     """What, the number, and what it was before."""
     a, b, latency, agreement = report.before, report.after, report.latency, report.agreement
     rows = [
-        ("multiply-adds", _change(a.macs, b.macs), f"{a.macs:,} → {b.macs:,}"),
+        ("multiply-adds", _change(a.macs, b.macs), f"{a.macs_text} → {b.macs_text}"),
         ("parameters", _change(a.parameters, b.parameters), f"{a.parameters:,} → {b.parameters:,}"),
         ("file", _change(a.bytes, b.bytes), f"{a.bytes:,} → {b.bytes:,} bytes"),
         (

@@ -171,7 +171,7 @@ def test_what_has_no_outgoing_weights_is_left_alone() -> None:
 
     model = attention.separate()
     small = shrink(model, method="min-weight", width=0.5, multiple="1", batch=2, refine=0)
-    reasons = {left.name: left.reason for left in small.report.left_alone}
+    reasons = {name: left.reason for left in small.report.left_alone for name in left.layers}
     assert "there are no outgoing weights to go by" in reasons["q"]
     with pytest.raises(NothingToShrinkError):
         shrink(model, method="min-weight", width=0.5, include="q", batch=2, refine=0)

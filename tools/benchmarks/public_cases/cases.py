@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pcns_onnx  # noqa: F401  # isort: skip  # before onnxruntime, whose telemetry it switches off
 import numpy as np
 from numpy.typing import NDArray
 
