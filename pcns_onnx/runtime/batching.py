@@ -88,7 +88,7 @@ def _differs(graph: Graph, both: Tensors, first: Tensors, again: Tensors, *, num
 
     Single `numbers` may be of all samples, and tell only whether what is fed has parts that are samples.
     """
-    names = [spec.name for spec in graph.outputs if numbers or getattr(first[spec.name], "shape", ())]
+    names = [spec.name for spec in graph.outputs if numbers or len(getattr(first[spec.name], "shape", ()))]
     is_random = any(_is_other(again[name], first[name]) for name in names)
     return not is_random and any(_is_other(both[name], first[name]) for name in names)
 
