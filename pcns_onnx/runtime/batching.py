@@ -102,7 +102,7 @@ def _is_other(both: Array, first: Array) -> bool:
         if grown[0] and b.shape[grown[0]] != 1:
             return True  # one sample's axis goes through both: they have become one
         a = np.take(a, range(b.shape[grown[0]]), grown[0])
-    if a.shape != b.shape or not a.size:
+    if a.shape != b.shape or not (a.size and np.isfinite(a).all() and np.isfinite(b).all()):
         return False
     scale = float(np.max(np.abs(b), initial=0.0))
     return not bool(np.max(np.abs(a.astype(np.float64) - b)) <= _SAME * scale + 1e-6)

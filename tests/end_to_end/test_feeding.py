@@ -36,13 +36,6 @@ def one(x: Array | None = None) -> Array:
     return fed.samples(1) if x is None else x[:1]
 
 
-def stepwise(*, first: bool) -> Iterator[dict[str, Array]]:
-    """One step after the other, as onnxruntime takes it."""
-    for x in fed.samples(60):
-        feed = {"x": x[None], "state": np.zeros((2, 1, 8), np.float32)}
-        yield dict(reversed(feed.items())) if first else feed
-
-
 STATES = {
     "named": (("N", 16), (2, "N", 8)),
     "named otherwise": (("batch_size", 16), (2, "batch_size", 8)),
@@ -310,3 +303,13 @@ def test_labels_that_are_no_class_numbers_are_refused(kind: str) -> None:
     assert str(caught.value) == line
     metric = lambda outputs, labels: float(len(labels))  # noqa: E731
     shrink(fed.with_settings(), {"x": fed.samples(), "labels": labels}, **HALF, metric=metric)
+
+
+def test_what_is_no_tensor_is_refused_in_one_line() -> None:
+    nodes, stored = fed.body()
+    nodes.append(onnx.helper.make_node("SequenceAt", ["list", "first"], ["one"]))
+    nodes.append(onnx.helper.make_node("Add", ["out", "one"], ["y"]))
+    model = fed.assembled(nodes, {"x": (FLOAT, ["N", 16])}, {"y": (FLOAT, ["N", 8])}, stored | {"first": np.array(0)})
+    model.graph.input.append(onnx.helper.make_tensor_sequence_value_info("list", FLOAT, None))
+    with pytest.raises(InputError, match=r"^model input `list` is no tensor: nothing can be fed to it$"):
+        shrink(model, fed.samples(), **HALF)
