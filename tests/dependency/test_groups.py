@@ -594,3 +594,23 @@ def test_streams_are_spared_where_that_serves_the_outputs(name: str, budget: flo
     spared = shrink(model, x, budget=f"macs={budget}", multiple=1, coupled=False, refine=0).report
     assert "try" not in spared.stages
     assert chosen.agreement.error <= 1.25 * spared.agreement.error
+
+
+@pytest.mark.parametrize("gate", ["Mul", "Add", "Sub", "Max"])
+@pytest.mark.parametrize("images", [False, True], ids=["rows", "images"])
+def test_what_a_layer_of_one_channel_gates_is_not_its_activation(gate: str, images: bool) -> None:
+    """One value per position, spread over all channels of another layer."""
+    taps = (1, 1) if images else ()
+    op, shape = ("Conv", ["N", 3, 4, 4]) if images else ("MatMul", ["N", 3])
+    sizes = {"w": (12, 3), "g": (1, 12), "v": (5, 12)}
+    weights = {name: random(*(size if images else size[::-1]), *taps) for name, size in sizes.items()}
+    nodes = [
+        node(op, "x w", "a"), node("Relu", "a", "r"), node(op, "r g", "b"), node("Sigmoid", "b", "c"),
+        node(gate, "r c", "d"), node(op, "d v", "y"),
+    ]  # fmt: skip
+    model = build(nodes, weights, shape)
+    x = np.random.default_rng(0).standard_normal((64, *shape[1:])).astype(np.float32)
+    assert {layer.width for layer in inspect(model, x, threads=1).layers} == {12, 1, 5}
+    graph = Canonical.of(Graph.load(model)).twin
+    activations = {group.name: group.activation for group in build_dependency_graph(graph).groups}
+    assert activations["b"] == "c"
