@@ -39,7 +39,7 @@ SPELLINGS: Mapping[str, Sequence[onnx.NodeProto]] = {
         node("Max", "s2 one", "s"),
     ],
     "of a computed tensor": [node("Shape", "x0", "b", start=0, end=1), node("Shape", "x0", "s", start=1, end=2)],
-    "Split": [node("Shape", "ids", "both"), node("Split", "both", "b s")],
+    "Split": [node("Shape", "ids", "both"), node("Split", "both", "b s", num_outputs=2)],
 }  # fmt: skip
 """How exporters write where the batch `b` and the length `s` come from."""
 
@@ -49,7 +49,7 @@ def encoder(spelling: str = "Shape from start to end", *, mask: bool = False, la
     stored: dict[str, Array] = {
         "words": random(WORDS, D), "heads": np.array([HEADS]), "inner": np.array([D // HEADS]), "whole": np.array([-1]),
         "zero": np.array([0]), "one": np.array([1]), "i0": np.array(0), "i1": np.array(1),
-        "scale": np.float32(0.5), "low": np.float32(-1e4),
+        "scale": np.array(0.5, np.float32), "low": np.array(-1e4, np.float32),
     }  # fmt: skip
     nodes = [node("Gather", "words ids", "x0"), *SPELLINGS[spelling]]
     nodes += [node("Concat", "b s heads inner", "split", axis=0), node("Concat", "b s whole", "merge", axis=0)]

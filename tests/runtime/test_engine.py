@@ -39,6 +39,6 @@ def test_less_is_optimised_where_the_optimiser_cannot_compile(capfd: pytest.Capt
 def test_what_does_not_load_is_one_error_with_the_first_reason(capfd: pytest.CaptureFixture[str]) -> None:
     model = transposed_gemm().proto
     model.graph.node[1].op_type = "Nonsense"
-    with pytest.raises(InputError, match="onnxruntime cannot load the model: .*Nonsense"):
+    with pytest.raises(InputError, match=r"onnxruntime cannot load the model: .*Nonsense"):
         Engine().session(Program(model.SerializeToString()))
     assert capfd.readouterr().out == ""
