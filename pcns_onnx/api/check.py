@@ -19,7 +19,7 @@ from pcns_onnx.data.dataset import Dataset, split
 from pcns_onnx.data.fingerprints import Hashes
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
-from pcns_onnx.evaluation.agreement import UNCHECKED, Agreement, time_both, verify
+from pcns_onnx.evaluation.agreement import UNCHECKED, Agreement, own_score, time_both, verify
 from pcns_onnx.evaluation.gates import Gate, gates_of, quality_gates
 from pcns_onnx.evaluation.metric import Metric
 from pcns_onnx.evaluation.precisions import Quantization, quantize
@@ -167,6 +167,8 @@ def check_on(
         limit = "--max-drop" if options.gates.max_drop is not None else "budget drop"
         raise InputError(f"{limit} needs labels in the data it is checked on, or --metric")
     check = Check(running, fed.form, train, held_out, metric, data is not None, solves, plan)
+    if metric is not None:
+        own_score(running.engine, fed.form.original, check.samples, metric)  # a metric that does not fit fails here
     return _halved(check) if check.searches and held_out is not None else check
 
 

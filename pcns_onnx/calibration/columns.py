@@ -22,6 +22,16 @@ COLUMNS = 1536
 """Widest second moments used to choose channels; beyond it the taps are compressed."""
 
 
+def columns_by_class(owners: Labels) -> tuple[Labels, NDArray[np.int64]]:
+    """The classes (n,) that own columns, -1 being none, and the columns of each (n, taps), -1 for none."""
+    columns = np.argsort(owners, kind="stable")
+    columns = columns[owners[columns] >= 0]
+    classes, counts = np.unique(owners[columns], return_counts=True)
+    index = np.full((len(classes), int(counts.max(initial=0))), -1, dtype=np.int64)
+    index[np.arange(index.shape[1]) < counts[:, None]] = columns
+    return classes, index
+
+
 @dataclass(frozen=True)
 class Columns:
     """Where a block reads a group: `index` (n, taps) columns of V, -1 for none, of `classes` (n,) of the group."""
@@ -33,12 +43,7 @@ class Columns:
     def of(cls, part: ConvGroup, labels: Labels) -> Columns:
         """The columns of a block that read one of the classes `labels`."""
         owners = part.op.owners(part.reads)
-        columns = np.argsort(owners, kind="stable")
-        columns = columns[np.isin(owners[columns], labels)]
-        classes, counts = np.unique(owners[columns], return_counts=True)
-        index = np.full((len(classes), int(counts.max(initial=0))), -1, dtype=np.int64)
-        index[np.arange(index.shape[1]) < counts[:, None]] = columns
-        return cls(classes, index)
+        return cls(*columns_by_class(np.where(np.isin(owners, labels), owners, -1)))
 
     @property
     def taps(self) -> int:

@@ -60,7 +60,7 @@ def _alone(reading: ReaderStats) -> ReaderStats:
     """A product's reading without the correlations between channels."""
     xp = namespace_of(reading.covariance)
     energy = xp.sum(reading.matrix * reading.matrix, axis=0)
-    eye = xp.eye(reading.channels, dtype=xp.float64)
+    eye = xp.eye(int(energy.shape[0]), dtype=xp.float64)
     return replace(reading, covariance=eye * xp.linalg.diagonal(reading.covariance), matrix=eye * xp.sqrt(energy))
 
 
@@ -120,14 +120,14 @@ class GroupObserver:
     def begin(self, sides: Sides) -> None:
         """Settle how taps are compressed."""
         if any(observer.is_open for observers in self._observers.values() for observer in observers.values()):
-            for observer, rows in self._rows(0, sides[0]):
+            for observer, rows, _ in self._rows(0, sides[0]):
                 observer.begin(rows)
 
     def update(self, index: int, sides: Sides) -> None:
         """Show a batch to all observers."""
         (tensors,) = sides
-        for observer, rows in self._rows(index, tensors):
-            observer.update(rows)
+        for observer, rows, apart in self._rows(index, tensors):
+            observer.update(rows, apart=apart)
         for (q, k), positions, product in self._products.values():
             product.update(tensors[q], tensors[k], partial(positions.draw, index))
 
@@ -150,15 +150,16 @@ class GroupObserver:
         heads = {p.key: self._products[group.name, p.key][2].readings(group) for p in group.products}
         return GroupStats(group, layers, heads)
 
-    def _rows(self, index: int, tensors: Tensors) -> Iterator[tuple[InputObserver, Array]]:
-        """The observers with their blocks' input rows in a batch."""
+    def _rows(self, index: int, tensors: Tensors) -> Iterator[tuple[InputObserver, Array, bool]]:
+        """The observers with their blocks' input rows in a batch, and whether a sample is a single row."""
         for layer, positions in self._layers:
             x = tensors[layer.source]
-            at = positions.draw(index, layer.linear.op.positions(x.shape))
+            available = layer.linear.op.positions(x.shape)
+            at = positions.draw(index, available)
             for block, part in enumerate(layer.parts):
                 rows = part.op.inputs(x, at)
                 for observer in self._observers[layer.first_use, block].values():
-                    yield observer, rows
+                    yield observer, rows, available == 1
 
 
 def read_groups(

@@ -11,10 +11,13 @@ from pcns_onnx.calibration.ranking import ReaderStats
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.layers import ConvGroup, Layer
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.arrays import Array, namespace_of
+from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.numerics.linalg import eigh_descending
 from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.rewrite.layer_weights import stored_weight
+
+_WATCHED = 256
+"""Rows of a batch of which is counted how often channels change from one to the next."""
 
 
 class InputObserver:
@@ -39,6 +42,8 @@ class InputObserver:
         self._energy = xp.sum(xp.reshape(self._matrix * self._matrix, (-1, self._taps, self._channels)), axis=(0, 1))
         self._basis: Array | None = None
         self._moments = Moments(self._channels * self._kept, 0, xp)
+        self._values = 0
+        self._changes = xp.zeros(self._channels, dtype=xp.float64)
 
     def __getstate__(self) -> dict[str, Any]:
         """V stays at home: what is gathered of the rows does not need it."""
@@ -54,15 +59,19 @@ class InputObserver:
         if self.is_open:
             self._basis = self._principal_taps(self._select(rows), self._kept)
 
-    def update(self, rows: Array) -> None:
-        """Take a batch of the block's input rows in."""
+    def update(self, rows: Array, *, apart: bool = False) -> None:
+        """Take a batch of the block's input rows in; `apart` where no two taps read the same value."""
+        self._values += int(rows.shape[0]) * (self._kept if apart else 1)
         rows = self._select(rows)
+        self._watch(rows[:_WATCHED], 1 if apart else self._taps)
         self._moments.update(rows if self._basis is None else self._project(rows, self._basis))
 
     def merge(self, other: InputObserver) -> None:
         """Add what another observer, of the same beginning, has seen."""
         self._basis = other._basis
         self._moments.merge(other._moments)
+        self._values += other._values
+        self._changes = self._changes + other._changes
 
     def reading(self) -> ReaderStats:
         """What was seen, channel-major."""
@@ -73,7 +82,14 @@ class InputObserver:
         covariance = xp.reshape(self._moments.covariance, (t, n, t, n))
         covariance = xp.reshape(xp.permute_dims(covariance, (1, 0, 3, 2)), (n * t, n * t))
         matrix = xp.reshape(xp.permute_dims(xp.reshape(matrix, (-1, t, n)), (0, 2, 1)), (-1, n * t))
-        return ReaderStats(covariance, matrix, t, self._moments.rows, None if self._all else self._places)
+        places = None if self._all else self._places
+        return ReaderStats(covariance, matrix, t, self._moments.rows, places, self._values, to_numpy(self._changes))
+
+    def _watch(self, rows: Array, same: int) -> None:
+        """Count changes from row to row; a value stands in `same` of the columns of its channel."""
+        xp = namespace_of(rows)
+        changes = xp.reshape(rows[1:, :] != rows[:-1, :], (-1, self._channels))
+        self._changes = self._changes + xp.sum(xp.astype(changes, xp.float64), axis=0) / same
 
     def _select(self, rows: Array) -> Array:
         if self._whole:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.calibration.columns import columns_by_class
 from pcns_onnx.calibration.ranking import ReaderStats
 from pcns_onnx.dependency.groups import Group, Product
 from pcns_onnx.numerics.arrays import Array, namespace_of
@@ -20,20 +21,21 @@ class ProductObserver:
 
     It loses E|q_j k_j|² when channel j goes: the same as a layer that reads q with V = C_k^½, C_k
     being the covariance of k (its mean adds the same to all scores of a row, which Softmax ignores).
+    A head of one side that several of the other share is looked at once.
     """
 
     def __init__(self, product: Product, xp: Any) -> None:
-        channels, heads = len(product.labels), product.heads
-        self._product, self._heads = product, heads
-        self._q = [Moments(channels, 0, xp) for _ in range(heads)]
-        self._k = [Moments(channels, 0, xp) for _ in range(heads)]
+        channels = len(product.labels)
+        self._product = product
+        self._sides = tuple([Moments(channels, 0, xp) for _ in range(int(own.max()) + 1)] for own in product.heads)
 
     def update(self, q: Array, k: Array, at: Callable[[int], NDArray[np.int64] | None]) -> None:
         """Take a batch of both tensors in, at some positions of each."""
-        for tensor, order, by_head in zip((q, k), self._product.orders, (self._q, self._k), strict=True):
+        for tensor, order, by_head in zip((q, k), self._product.orders, self._sides, strict=True):
             xp = namespace_of(tensor)
-            rows = xp.permute_dims(tensor, order)
-            rows = xp.reshape(rows, (-1, self._heads, int(rows.shape[-2]), int(rows.shape[-1])))
+            rows = xp.permute_dims(tensor, tuple(axis for axis in order if axis is not None))
+            positions_count = 1 if order[-2] is None else int(rows.shape[-2])
+            rows = xp.reshape(rows, (-1, len(by_head), positions_count, int(rows.shape[-1])))
             positions = at(int(rows.shape[2]))
             rows = rows if positions is None else xp.take(rows, xp.asarray(positions), axis=2)
             for head, moments in enumerate(by_head):
@@ -41,17 +43,30 @@ class ProductObserver:
 
     def merge(self, other: ProductObserver) -> None:
         """Add what another observer has seen."""
-        for moments, others in zip((*self._q, *self._k), (*other._q, *other._k), strict=True):
-            moments.merge(others)
+        for by_head, others in zip(self._sides, other._sides, strict=True):
+            for moments, more in zip(by_head, others, strict=True):
+                moments.merge(more)
 
     def readings(self, group: Group) -> list[ReaderStats]:
         """One reading per head: its covariance is the second moment of q, its matrix C_k^½."""
+        classes, index = columns_by_class(self._product.labels)
+        places, columns = np.searchsorted(group.labels, classes), index.reshape(-1)
         readings = []
-        places = np.searchsorted(group.labels, self._product.labels)
-        for q, k in zip(self._q, self._k, strict=True):
+        for of_q, of_k in zip(*self._product.heads, strict=True):
+            q, k = self._sides[0][of_q], self._sides[1][of_k]
             xp = namespace_of(q.mean_x)
             second = q.covariance + q.mean_x[:, None] * q.mean_x[None, :]
             values, vectors = eigh_descending(k.covariance)
             root = xp.sqrt(xp.where(values > 0, values, 0.0))[:, None] * vectors.T
-            readings.append(ReaderStats(second, root, 1, q.rows, places))
+            second = _taken(_taken(second, columns).T, columns)
+            readings.append(ReaderStats(second, _taken(root, columns), index.shape[1], q.rows, places))
         return readings
+
+
+def _taken(a: Array, columns: NDArray[np.int64]) -> Array:
+    """Columns of `a` (n, m), of zeros for -1."""
+    xp = namespace_of(a)
+    if np.array_equal(columns, np.arange(int(a.shape[1]))):
+        return a
+    wide = xp.concat([a, xp.zeros((int(a.shape[0]), 1), dtype=a.dtype)], axis=1)
+    return xp.take(wide, xp.asarray(np.where(columns < 0, int(a.shape[1]), columns)), axis=1)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.numerics.arrays import Array, namespace_of
+from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
+from pcns_onnx.numerics.dependence import TOLERANCE, copied, tolerance_for, with_copies_equal
 from pcns_onnx.numerics.linalg import add_ridge, solve_spd
 
 
@@ -18,8 +19,9 @@ class ReaderStats:
 
     `covariance` (n, n) float64 of the reader's input columns, `matrix` V (K, n) float64.
     Columns are channel-major: channel g owns columns g*taps .. (g+1)*taps, n = N*taps.
-    `rows` is how many rows the covariance was estimated from. Where the layer reads some of the
-    group's channels only, `places` (N,) says which.
+    `rows` is how many rows the covariance was estimated from, `values` how many values of each channel
+    these hold (None: one each), and `changes` (N,) how often each changes from one row to the next, if that is known.
+    Where the layer reads some of the group's channels only, `places` (N,) says which.
     """
 
     covariance: Array
@@ -27,6 +29,8 @@ class ReaderStats:
     taps: int
     rows: int
     places: NDArray[np.int64] | None = None
+    values: int | None = None
+    changes: NDArray[np.float64] | None = None
 
     @property
     def channels(self) -> int:
@@ -47,12 +51,37 @@ class ReaderStats:
         xp = namespace_of(self.covariance)
         n, t = self.channels, self.taps
         blocks = xp.permute_dims(xp.reshape(self.covariance, (n, t, n, t)), (0, 2, 1, 3))
-        return xp.mean(xp.linalg.diagonal(blocks), axis=-1)
+        mean = xp.mean(xp.linalg.diagonal(blocks), axis=-1)
+        tolerance = tolerance_for(int(self.covariance.shape[0]))
+        return mean if tolerance == TOLERANCE else xp.asarray(with_copies_equal(to_numpy(mean), tolerance))
 
     def channel_energy(self) -> Array:
         """(N,): squared norm of the weights that read each channel."""
         xp = namespace_of(self.matrix)
         return xp.sum(xp.reshape(xp.sum(self.matrix * self.matrix, axis=0), (self.channels, self.taps)), axis=1)
+
+    def channel_output(self) -> Array:
+        """(N,): the variance of what the reader makes of each channel alone."""
+        xp = namespace_of(self.matrix)
+        of_column = xp.sum(self.matrix * self.matrix, axis=0) * xp.linalg.diagonal(self.covariance)
+        return xp.sum(xp.reshape(of_column, (self.channels, self.taps)), axis=1)
+
+    def mixed(self, places: NDArray[np.int64]) -> Array:
+        """V (K, M, taps) on the channels at `places` (M,), the others replaced by their mixture of these."""
+        xp = namespace_of(self.covariance)
+        split = xp.permute_dims(xp.reshape(self.matrix, (-1, self.channels, self.taps)), (0, 2, 1))
+        return xp.permute_dims(split @ mixing(self.channel_covariance(), places), (0, 2, 1))
+
+    def lost(self, places: NDArray[np.int64]) -> float:
+        """tr(D C Dᵀ) for D what V loses when the channels at other places follow those at `places`."""
+        xp = namespace_of(self.covariance)
+        split = xp.reshape(self.matrix, (-1, self.channels, self.taps))
+        source = np.full(self.channels, len(places))  # a column of zeros, where nothing is read any more
+        source[places] = np.arange(len(places))
+        padded = xp.concat([self.mixed(places), xp.zeros_like(split[:, :1, :])], axis=1)
+        whole = xp.take(padded, xp.asarray(source), axis=1)
+        off = xp.reshape(split - whole, self.matrix.shape)
+        return float(xp.sum((off @ self.covariance) * off))
 
 
 @dataclass(frozen=True)
@@ -73,9 +102,14 @@ class Ranking:
         return np.sort(self.order[:width])
 
     def led_by(self, channels: Sequence[int]) -> Ranking:
-        """The same ranking with these channels in front, all of which have to stay; the curve is kept as it is."""
+        """The same ranking with these channels in front, all of which have to stay.
+
+        They take the places of better ones: a width loses at most what the best channels lose that are all in it.
+        """
         rest = self.order[~np.isin(self.order, channels)]
-        return Ranking(np.concatenate([np.asarray(channels, dtype=np.int64), rest]), self.error, len(channels))
+        error, least = self.error.copy(), len(channels)
+        error[least : least + len(rest)] = self.error[np.flatnonzero(~np.isin(self.order, channels))]
+        return Ranking(np.concatenate([np.asarray(channels, dtype=np.int64), rest]), error, least)
 
 
 Rank = Callable[[Sequence[ReaderStats], int], Ranking]
@@ -88,11 +122,20 @@ def damping(reading: ReaderStats) -> float:
 
 
 def mixing(covariance: Array, keep: NDArray[np.int64], ridge: float = 1e-9) -> Array:
-    """P (N, M): least squares of all N channels from the kept ones, from their covariance (N, N)."""
+    """P (N, M): least squares of all N channels from the kept ones (ascending), from their covariance (N, N).
+
+    In the scale of each channel, so that weak ones count like strong ones. Those kept are themselves, and copies
+    of one of them follow that one alone: few rows cannot tell otherwise, and what was the same stays so.
+    """
     xp = namespace_of(covariance)
     if not len(keep):
         return xp.zeros((int(covariance.shape[0]), 0), dtype=covariance.dtype)
-    index = xp.asarray(keep)
-    rows = xp.take(covariance, index, axis=0)
+    index, variance = xp.asarray(keep), xp.linalg.diagonal(covariance)
+    size = xp.sqrt(xp.where(variance > 0, variance, xp.ones_like(variance)))
+    rows = xp.take(covariance / size[:, None] / size[None, :], index, axis=0)
     kept = xp.take(rows, index, axis=1)
-    return solve_spd(add_ridge(kept, ridge), rows).T
+    mix = solve_spd(add_ridge(kept, ridge), rows).T * size[:, None] / xp.take(size, index, axis=0)[None, :]
+    which, place, factor = copied(to_numpy(covariance), keep)
+    known, exact = np.zeros((int(mix.shape[0]), 1), dtype=np.bool_), np.zeros(mix.shape)
+    known[which], exact[which, place] = True, factor
+    return xp.where(xp.asarray(known), xp.asarray(exact), mix)

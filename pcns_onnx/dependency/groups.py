@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.dependency.propagation import Propagation
@@ -25,14 +26,16 @@ _MIXABLE = ("scaling", "linear", "move", "select")
 class Product:
     """A product of two computed tensors, `names`, that sums over channels in every head.
 
-    `orders` are the axes of each as (heads..., positions, channels), `labels` the classes of the channels.
+    `orders` are the axes of each as (heads..., positions, channels), None for one that it lacks; `labels` the
+    classes of the channels. `heads` (H,) are, for each, which of its own heads every head of the product takes:
+    fewer where several share one.
     """
 
     key: str
     names: tuple[str, str]
-    orders: tuple[tuple[int, ...], tuple[int, ...]]
+    orders: tuple[tuple[int | None, ...], tuple[int | None, ...]]
     labels: Labels
-    heads: int
+    heads: tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -116,14 +119,25 @@ def _products(propagation: Propagation, labels: Labels) -> Iterator[Product]:
         if np.isin(classes, labels).all():
             names = (node.inputs[bilinear.inputs[0]], node.inputs[bilinear.inputs[1]])
             shapes = [propagation.shapes.get(name, ()) for name in names]
-            blocks = [_blocks(shape, order) for shape, order in zip(shapes, bilinear.orders, strict=True)]
-            heads = blocks[0] // propagation.batch if blocks[0] == blocks[1] else 1
-            yield Product(node.key, names, bilinear.orders, classes, max(heads, 1))
+            leads = [_leading(shape, order) for shape, order in zip(shapes, bilinear.orders, strict=True)]
+            yield Product(node.key, names, bilinear.orders, classes, _heads(leads[0], leads[1], propagation.batch))
 
 
-def _blocks(shape: Shape, order: tuple[int, ...]) -> int:
-    """How many matrices a tensor holds on all but the last two axes of `order`; 0 where that is not known."""
-    return int(np.prod([shape[axis] or 0 for axis in order[:-2]])) if shape else 0
+def _leading(shape: Shape, order: Sequence[int | None]) -> list[int]:
+    """Sizes of all but the last two axes of `order`; none of a tensor of unknown shape, 0 for an unknown size."""
+    return [1 if axis is None else shape[axis] or 0 for axis in order[:-2]] if shape else []
+
+
+def _heads(a: Sequence[int], b: Sequence[int], batch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which matrix of each, of one sample's, every head of a product takes; one for all where that is not known."""
+    one = np.zeros(1, dtype=np.int64)
+    if not a or not b or a[0] != b[0] or 0 in a or 0 in b or a[0] % batch:
+        return one, one
+    blocks = np.broadcast_shapes(a, b)
+    heads = int(np.prod(blocks)) // batch
+    numbers = (np.broadcast_to(np.arange(np.prod(side)).reshape(side), blocks) for side in (a, b))
+    first, second = (np.asarray(side.reshape(-1)[:heads], dtype=np.int64) for side in numbers)
+    return first, second
 
 
 def _path(propagation: Propagation, writers: Sequence[Layer], group_classes: set[int]) -> tuple[str, tuple[str, ...]]:

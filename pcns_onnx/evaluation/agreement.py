@@ -10,7 +10,7 @@ sample, the accuracy of both on the first such output. Of outputs that decide so
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from math import isnan
 from typing import Any
 
 import msgspec
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.cost.benchmark import Latency, compare_latency
-from pcns_onnx.errors import InputError, PcnsError
+from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.counts import on_host
-from pcns_onnx.evaluation.metric import Metric
+from pcns_onnx.evaluation.metric import Metric, Score
 from pcns_onnx.evaluation.original import Original
 from pcns_onnx.evaluation.output_tally import OutputAgreement
 from pcns_onnx.graph import Graph
@@ -88,6 +88,7 @@ def compare_outputs(
     second = engine.session((b.exposing(original.fronts) if original.fronts else b).program())
     tallies = original.tallies()
     scores, count, scored = [0.0, 0.0], 0, False
+    judged = [] if metric is None else [Score(metric), Score(metric)]
     for index, batch in enumerate(progress.track(samples, "verify", samples.batches)):
         left, right = original.outputs(index, batch), second.run(batch.feeds)
         proves = np.zeros(batch.size, np.bool_) if proving is None else proving[count : count + batch.size]
@@ -98,30 +99,22 @@ def compare_outputs(
         classes = next((t.name for t in tallies if t.classes and len(left[t.name]) == batch.size), None)
         labels = None if batch.labels is None else batch.labels.reshape(batch.size, -1)
         for side, outputs in enumerate((left, right)):
-            if metric is not None:
-                scores[side] += batch.size * _score(metric, outputs, batch.labels)
+            if judged:
+                judged[side].add(outputs, batch.labels, left, batch.size)
             elif labels is not None and labels.shape[1] == 1 and classes is not None:
                 scored = True
                 scores[side] += 100.0 * int((outputs[classes].argmax(axis=1) == labels[:, 0]).sum())
     if not count:
         raise InputError("there is no sample to verify on: give more data, a smaller --batch, or --eval")
-    kind = "metric" if metric is not None else "accuracy" if scored else None
-    a_score, b_score = (scores[0] / count, scores[1] / count) if kind else (None, None)
+    kind = "metric" if judged else "accuracy" if scored else None
+    values = [score.value for score in judged] or [score / count for score in scores]
+    a_score, b_score = values if kind else (None, None)
     counting = 0 if proving is None else int(proving.sum())
     return Agreement(count, [t.result() for t in tallies], kind, a_score, b_score, counting)
 
 
 def _on_host(value: Any) -> Any:
     return to_numpy(value) if hasattr(value, "shape") else value
-
-
-def _score(metric: Metric, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any] | None) -> float:
-    try:
-        return float(metric(outputs, labels))
-    except PcnsError:
-        raise
-    except Exception as error:  # a user's function may raise anything
-        raise InputError(f"the metric failed: {type(error).__name__}: {error}") from error
 
 
 def _runnable(graph: Graph) -> Graph:
@@ -143,7 +136,20 @@ def verify(
     if "bfloat16" in (a.storage, b.storage):
         warnings.append("onnxruntime has no bfloat16 kernels on CPU: outputs and latency are of float32 twins")
     agreement = compare_outputs(engine, _runnable(a), _runnable(b), samples, metric, progress, proving, layout)
+    if agreement.drop is not None and isnan(agreement.drop):
+        warnings.append("the metric is no number: the original decides nothing on these samples that it could count")
     return agreement, warnings + _differing(agreement) + _apart(agreement)
+
+
+def own_score(engine: Engine, graph: Graph, samples: Samples, metric: Metric) -> float:
+    """What the metric says of a model against itself on one batch; raises `InputError` where it does not fit."""
+    batch = next(iter(samples), None)
+    if batch is None:
+        return float("nan")
+    outputs = {k: _on_host(v) for k, v in engine.session(_runnable(graph).program()).run(batch.feeds).items()}
+    score = Score(metric)
+    score.add(outputs, batch.labels, outputs, batch.size)
+    return score.value
 
 
 def _differing(agreement: Agreement) -> list[str]:

@@ -46,7 +46,7 @@ class GateOptions:
         metadata={
             "commands": _COMMANDS,
             "metavar": "MODULE:FUNCTION",
-            "help": "Your own score: (outputs of a batch, labels) -> float.",
+            "help": "A score: (outputs of a batch, labels) -> float, or pcns_onnx.metrics:yolo and the like.",
             "described": False,
         },
     )

@@ -152,6 +152,8 @@ def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
     """Name, dtype and shape of a graph input or output."""
     kind = value.type.tensor_type.elem_type
     dtype = helper.tensor_dtype_to_np_dtype(kind) if kind else np.dtype(object)
+    if value.type.WhichOneof("value") not in ("tensor_type", None):
+        dtype = np.dtype(np.void)  # a sequence, a map
     # Exporters write open sizes as -1 or 0, too, and onnxruntime runs such files.
     sizes = tuple(size if size is None or size > 0 else None for size in shape_of(value))
     symbols = tuple("" if d.HasField("dim_value") else d.dim_param for d in value.type.tensor_type.shape.dim)

@@ -290,13 +290,19 @@ def _spread(labels: Labels, indices: Term, result: Term, sizes: dict[str, int]) 
 
 
 def _product(context: OpContext, equation: Equation, macs: int) -> OpFacts | None:
-    """As (heads..., rows, columns), where rows and columns are the last index that only one operand has."""
+    """As (heads..., rows, columns): rows and columns are the last index of the result that only one operand has.
+
+    No channels lie along it, where there is a choice: a head of K for several of Q has an index of its own in Q.
+    """
     a, b = equation.operands
     result, both = equation.result, set(a) & set(b)
     summed = both - set(result)
     if len(summed) != 1 or set(result) != {*a, *b} - summed or _spreads(context, equation):
         return None
-    own = [next((index for index in reversed(term) if index not in both), None) for term in (a, b)]
+    own = [
+        _own(labels, term, [i for i in result if i in term and i not in both])
+        for labels, term in zip(context.labels, (a, b), strict=True)
+    ]
     first = 1 if own[0] is not None and own[0] == result[-1] else 0  # the keys come second
     heads = [index for index in result if index not in own]
     left, right = (
@@ -318,6 +324,12 @@ def _product(context: OpContext, equation: Equation, macs: int) -> OpFacts | Non
     order = [index for index in by_axis if index is not None]
     moved = np.transpose(np.squeeze(labels, absent), [order.index(index) for index in result])
     return replace(facts, outputs=(moved,))
+
+
+def _own(labels: Labels | None, term: Term, indices: list[str]) -> str | None:
+    """The last of the indices that only one operand has, channels lying along no other if that can be."""
+    plain = [index for index in indices if labels is None or labels.shape[term.index(index)] == 1]
+    return next(reversed(plain or indices), None)
 
 
 def _spreads(context: OpContext, equation: Equation) -> bool:

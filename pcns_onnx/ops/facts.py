@@ -189,12 +189,12 @@ class Bilinear:
     """A product of two inputs that sums over channels of both: sum_j a_j b_j in every head.
 
     The positions of the second of `inputs` are the last axis of the result (keys, which a Softmax normalises
-    over). `orders` are the axes of each as (heads..., positions, channels), `a` and `b` the labels in that
-    order, of one shape.
+    over). `orders` are the axes of each as (heads..., positions, channels), None for one that it lacks and is
+    repeated over; `a` and `b` are the labels in that order, of one shape.
     """
 
     inputs: tuple[int, int]
-    orders: tuple[tuple[int, ...], tuple[int, ...]]
+    orders: tuple[tuple[int | None, ...], tuple[int | None, ...]]
     a: Labels
     b: Labels
 

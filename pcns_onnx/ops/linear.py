@@ -307,7 +307,7 @@ def _summed(context: OpContext, sides: tuple[Operand, Operand], a: Labels, b: La
     why = f"{describe(context.node)} multiplies its channels by some {MUST_STAY}"
     a, b = np.broadcast_arrays(a, b)
     left, right = sides
-    sums = Bilinear((left.position, right.position), (left.axes, right.axes), a, b)
+    sums = Bilinear((left.position, right.position), (tuple(left.order), tuple(right.order)), a, b)
     return OpFacts((None,), "linear", ties=(Tie(a, b, why),), bilinear=sums, scales=a.reshape(-1), macs=macs)
 
 

@@ -20,12 +20,12 @@ from pcns_onnx.calibration.columns import ChannelCovariance, mixed_prior
 from pcns_onnx.calibration.group_inputs import GroupStats
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.calibration.output_scale import OutputError
-from pcns_onnx.calibration.ranking import Ranking, ReaderStats, mixing
+from pcns_onnx.calibration.ranking import Ranking
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, kept_classes
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.residual import ResidualBlock, residual_blocks
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
+from pcns_onnx.numerics.arrays import Array, to_numpy
 from pcns_onnx.ops import Labels
 from pcns_onnx.rewrite.channels import narrow
 from pcns_onnx.rewrite.drop_blocks import constant_for
@@ -206,20 +206,8 @@ def _applied(read: GroupStats, kept: NDArray[np.int64]) -> float:
     losses = []
     for reading in read.layers.values():
         places = np.flatnonzero(np.isin(reading.among(read.group.width), kept))
-        losses.append(_lost(reading, places) / max(reading.output_variance(), 1e-300))
+        losses.append(reading.lost(places) / max(reading.output_variance(), 1e-300))
     return float(np.mean(losses)) if losses else 0.0
-
-
-def _lost(reading: ReaderStats, places: NDArray[np.int64]) -> float:
-    """tr(D C D') for D what V loses when the channels at other places follow those at `places`."""
-    xp = namespace_of(reading.covariance)
-    n, t = reading.channels, reading.taps
-    split = xp.reshape(reading.matrix, (-1, n, t))
-    mixed = xp.permute_dims(split, (0, 2, 1)) @ mixing(reading.channel_covariance(), places)
-    whole = xp.zeros_like(split)
-    whole[:, xp.asarray(places), :] = xp.permute_dims(mixed, (0, 2, 1))
-    lost = xp.reshape(split - whole, reading.matrix.shape)
-    return float(xp.sum((lost @ reading.covariance) * lost))
 
 
 def _between(own: NDArray[np.float64], widths: Sequence[int], loss: NDArray[np.float64]) -> NDArray[np.float64]:

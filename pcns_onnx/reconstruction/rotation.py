@@ -14,11 +14,15 @@ multiplied (Q Kᵀ), with C_q = L_q L_qᵀ and C_k = L_k L_kᵀ,
 
 Every head has an A of its own, and the channels of all heads are sorted by what they cost. So a
 rotated group is narrowed like any other: by a subset, the same in all heads.
+
+Where several heads of Q share one of K (grouped and multi-query attention, however K is repeated), they have one
+basis: C_q is the sum over these heads, since Σ_g E|q_g'(k - k̂)|² = tr (Σ_g E q_g q_g') E(k - k̂)(k - k̂)'. A head of
+V that O reads in several places has one, too: its covariance is averaged, Vᵀ V added up over these places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,15 +40,16 @@ from pcns_onnx.numerics.linalg import add_ridge
 from pcns_onnx.ops import Labels
 from pcns_onnx.rewrite.change_basis import BasisChange, Indices, Matrix
 
-_RIDGE = 1e-6
+_RIDGE, _RIDGE_SINGULAR = 1e-6, 1e-12
+_SINGULAR = 1e-11
+"""Eigenvalues of this share of the largest are none: directions that nothing goes in must not pass for weak ones."""
 
 
 def rotations(
     graph: Graph, dependencies: DependencyGraph, read: GroupStats, origins: Origins
 ) -> tuple[tuple[BasisChange, ...], GroupStats]:
     """The best basis for a group, and how it is read in that basis; no turns where it has to stay as it is."""
-    group = read.group
-    if any(dependencies.is_bound(dependencies.layer(name)) for name in (*group.writers, *group.readers)):
+    if any(dependencies.is_bound(dependencies.layer(name)) for name in (*read.group.writers, *read.group.readers)):
         return (), read
     try:
         basis_changes: list[BasisChange] = []
@@ -53,8 +58,8 @@ def rotations(
         if read.layers:
             changes, layers = _between_layers(dependencies, read, origins)
             basis_changes += changes
-        for product in group.products:
-            changes, products[product.key] = _inside_product(dependencies, origins, product.key, products[product.key])
+        if products:
+            changes, products = _inside_products(dependencies, origins, products)
             basis_changes += changes
     except _Unfit:
         return (), read
@@ -69,6 +74,13 @@ def rotations(
 
 def _on_device(reading: ReaderStats, xp: Any) -> ReaderStats:
     return replace(reading, covariance=xp.asarray(reading.covariance), matrix=xp.asarray(reading.matrix))
+
+
+def _root(covariance: Matrix) -> Matrix:
+    """L with L Lᵀ = C and a ridge: one that keeps apart what is weak and what is not there at all."""
+    values = np.linalg.eigvalsh(covariance)
+    singular = values[0] <= _SINGULAR * values[-1]
+    return np.asarray(np.linalg.cholesky(add_ridge(covariance, _RIDGE_SINGULAR if singular else _RIDGE)))
 
 
 class _Unfit(Exception):
@@ -112,7 +124,7 @@ def _between_layers(
             _of_head(dependencies, group, read.layers[place], place[0], columns[place][head][1]) for place in columns
         ]
         covariance = np.mean([c for c, _ in statistics], axis=0)
-        lower = np.linalg.cholesky(add_ridge(covariance, _RIDGE))
+        lower = _root(covariance)
         _, axes = np.linalg.eigh(lower.T @ np.sum([g for _, g in statistics], axis=0) @ lower)
         ahead = np.linalg.solve(lower.T, axes[:, ::-1]).T
         scale = np.linalg.norm(ahead, axis=1)
@@ -139,36 +151,64 @@ def _columns(
         if maker is None or maker[0] not in numbers:
             raise _Unfit
         heads.setdefault((maker[0], int(numbers[maker[0]][maker[1]])), []).append(column)
-    sizes = {len(columns) for columns in heads.values()}
-    if len(sizes) != 1 or sizes != {len(np.unique(layer.linear.reads))}:
+    width = len(np.unique(layer.linear.reads))
+    if any(set(np.unique(layer.linear.reads[c], return_counts=True)[1]) != {len(c) // width} for c in heads.values()):
         raise _Unfit
     for columns in heads.values():
-        at = np.asarray(columns)[np.argsort(layer.linear.reads[columns], kind="stable")]
-        yield (
-            _rows(dependencies, [makers[c] for c in at]),
-            [at + tap * len(makers) for tap in range(layer.linear.op.taps)],
-        )
+        by_class = np.asarray(columns)[np.argsort(layer.linear.reads[columns], kind="stable")]
+        copies = by_class.reshape(width, -1).T  # a head that is read in several places stands there as often
+        rows = {tuple(makers[c] for c in at) for at in copies}
+        if len(rows) != 1:
+            raise _Unfit
+        taps = [at + tap * len(makers) for tap in range(layer.linear.op.taps) for at in copies]
+        yield _rows(dependencies, rows.pop()), taps
 
 
-def _inside_product(
-    dependencies: DependencyGraph, origins: Origins, key: str, readings: list[ReaderStats]
-) -> tuple[list[BasisChange], list[ReaderStats]]:
-    """Both sides of a product: their joint singular directions, head by head."""
-    heads = origins.of_product(key)[: len(readings)]  # samples, if merged with the heads, repeat them
-    if len(heads) != len(readings):
-        raise _Unfit
-    basis_changes, changed = [], []
-    for (a, b), reading in zip(heads, readings, strict=True):
-        q, k = _rows(dependencies, a), _rows(dependencies, b)
-        left = np.linalg.cholesky(add_ridge(to_numpy(reading.covariance), _RIDGE))
-        root = to_numpy(reading.matrix)
-        right = np.linalg.cholesky(add_ridge(root.T @ root, _RIDGE))
+def _inside_products(
+    dependencies: DependencyGraph, origins: Origins, products: Mapping[str, list[ReaderStats]]
+) -> tuple[list[BasisChange], dict[str, list[ReaderStats]]]:
+    """Both sides of all products: joint singular directions, for every set of heads that share some."""
+    pairs: list[tuple[Rows, Rows, ReaderStats]] = []
+    for key, readings in products.items():
+        heads = origins.of_product(key)
+        if len({tuple(map(tuple, head)) for head in heads}) != len(readings):
+            raise _Unfit  # several heads were looked at as one
+        for (a, b), reading in zip(heads, readings, strict=False):  # samples, if merged with the heads, repeat them
+            if reading.taps != 1:
+                raise _Unfit  # channels are tied in pairs
+            pairs.append((_hashed(*_rows(dependencies, a)), _hashed(*_rows(dependencies, b)), reading))
+    basis_changes, changed = [], list[ReaderStats]()
+    for together in _sharing(pairs):
+        seconds = {q: to_numpy(reading.covariance) for q, _, reading in together}
+        roots = {k: to_numpy(reading.matrix) for _, k, reading in together}
+        left = _root(np.sum(list(seconds.values()), axis=0))
+        right = _root(np.sum([root.T @ root for root in roots.values()], axis=0))
         u, sigma, _ = np.linalg.svd(left.T @ right)
         half = np.sqrt(np.maximum(sigma, 1e-9 * sigma[0]))
-        basis_changes.append(BasisChange(q[0], q[1], half[:, None] * np.linalg.solve(left.T, u).T, True))
-        basis_changes.append(BasisChange(k[0], k[1], ((left @ u) / half).T, True))
-        changed.append(replace(reading, covariance=np.diag(half**2), matrix=np.diag(half)))
-    return basis_changes, changed
+        ahead, back = half[:, None] * np.linalg.solve(left.T, u).T, ((left @ u) / half).T
+        basis_changes += [BasisChange(name, np.array(rows), ahead, True) for name, rows in seconds]
+        basis_changes += [BasisChange(name, np.array(rows), back, True) for name, rows in roots]
+        changed.append(replace(together[0][2], covariance=np.diag(half**2), matrix=np.diag(half)))
+    first, *others = products
+    return basis_changes, {first: changed, **{key: [] for key in others}}
+
+
+Rows = tuple[str, tuple[int, ...]]
+"""A layer and some of its rows."""
+
+
+def _hashed(name: str, rows: Indices) -> Rows:
+    return name, tuple(int(row) for row in rows)
+
+
+def _sharing(pairs: Sequence[tuple[Rows, Rows, ReaderStats]]) -> list[list[tuple[Rows, Rows, ReaderStats]]]:
+    """The pairs in sets without a side in common, in order."""
+    of: dict[tuple[int, Rows], int] = {}
+    for number, (q, k, _) in enumerate(pairs):
+        met = {of.setdefault((0, q), number), of.setdefault((1, k), number)}
+        of = {side: min(met) if other in met else other for side, other in of.items()}
+    numbers = [of[0, q] for q, _, _ in pairs]
+    return [[pair for pair, own in zip(pairs, numbers, strict=True) if own == one] for one in dict.fromkeys(numbers)]
 
 
 def _of_head(
@@ -208,4 +248,4 @@ def _in_basis(
         for at in _blocks(dependencies, group, reading, name, taps):
             ahead[np.ix_(at, at)], back[np.ix_(at, at)] = forward, backward
     covariance = ahead @ to_numpy(reading.covariance) @ ahead.T
-    return replace(reading, covariance=covariance, matrix=to_numpy(reading.matrix) @ back)
+    return replace(reading, covariance=covariance, matrix=to_numpy(reading.matrix) @ back, changes=None)

@@ -88,7 +88,7 @@ def _differs(graph: Graph, both: Tensors, first: Tensors, again: Tensors, *, num
 
     Single `numbers` may be of all samples, and tell only whether what is fed has parts that are samples.
     """
-    names = [spec.name for spec in graph.outputs if numbers or getattr(first[spec.name], "shape", None)]
+    names = [spec.name for spec in graph.outputs if numbers or len(getattr(first[spec.name], "shape", ()))]
     is_random = any(_is_other(again[name], first[name]) for name in names)
     return not is_random and any(_is_other(both[name], first[name]) for name in names)
 
@@ -102,7 +102,7 @@ def _is_other(both: Array, first: Array) -> bool:
         if grown[0] and b.shape[grown[0]] != 1:
             return True  # one sample's axis goes through both: they have become one
         a = np.take(a, range(b.shape[grown[0]]), grown[0])
-    if a.shape != b.shape or not a.size:
+    if a.shape != b.shape or not (a.size and np.isfinite(a).all() and np.isfinite(b).all()):
         return False
     scale = float(np.max(np.abs(b), initial=0.0))
     return not bool(np.max(np.abs(a.astype(np.float64) - b)) <= _SAME * scale + 1e-6)

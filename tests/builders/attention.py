@@ -146,10 +146,13 @@ SPELLED: dict[str, Callable[..., onnx.ModelProto]] = {
 }
 
 
-def rotary() -> onnx.ModelProto:
+def rotary(kv: int = H) -> onnx.ModelProto:
+    """Rotary embedding by stored angles; with one head of K and V (`kv` 1) that all of Q share."""
     s = Attention()
-    q, k, v = (s.project("x", name) for name in ("q", "k", "v"))
-    q, k, v = s.split(q, "qh", [0, 2, 1, 3]), s.split(k, "kh", [0, 2, 1, 3]), s.split(v, "vh", [0, 2, 1, 3])
+    q, k, v = (s.project("x", name, heads) for name, heads in (("q", H), ("k", kv), ("v", kv)))
+    shape = (0, 0, kv, D)
+    q = s.split(q, "qh", [0, 2, 1, 3])
+    k, v = s.split(k, "kh", [0, 2, 1, 3], shape), s.split(v, "vh", [0, 2, 1, 3], shape)
     half = s.keep("halves", ints(D // 2, D // 2))
     s.keep("cos", np.cos(np.arange(S * D, dtype=np.float32)).reshape(S, D))
     s.keep("sin", np.sin(np.arange(S * D, dtype=np.float32)).reshape(S, D))

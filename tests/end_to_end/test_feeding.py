@@ -37,13 +37,6 @@ def one(x: Array | None = None) -> Array:
     return fed.samples(1) if x is None else x[:1]
 
 
-def stepwise(*, first: bool) -> Iterator[dict[str, Array]]:
-    """One step after the other, as onnxruntime takes it."""
-    for x in fed.samples(60):
-        feed = {"x": x[None], "state": np.zeros((2, 1, 8), np.float32)}
-        yield dict(reversed(feed.items())) if first else feed
-
-
 STATES = {
     "named": (("N", 16), (2, "N", 8)),
     "named otherwise": (("batch_size", 16), (2, "batch_size", 8)),
@@ -347,3 +340,13 @@ def test_states_along_another_axis_tell_samples_apart() -> None:
     report = shrink(model, data, **HALF).report
     assert not any("repeat others" in text for text in report.warnings)
     assert any("'x' is the same" in text for text in report.warnings)
+
+
+def test_what_is_no_tensor_is_refused_in_one_line() -> None:
+    nodes, stored = fed.body()
+    nodes.append(onnx.helper.make_node("SequenceAt", ["list", "first"], ["one"]))
+    nodes.append(onnx.helper.make_node("Add", ["out", "one"], ["y"]))
+    model = fed.assembled(nodes, {"x": (FLOAT, ["N", 16])}, {"y": (FLOAT, ["N", 8])}, stored | {"first": np.array(0)})
+    model.graph.input.append(onnx.helper.make_tensor_sequence_value_info("list", FLOAT, None))
+    with pytest.raises(InputError, match=r"^model input `list` is no tensor: nothing can be fed to it$"):
+        shrink(model, fed.samples(), **HALF)

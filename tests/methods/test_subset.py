@@ -104,9 +104,118 @@ def test_mixing_is_least_squares_from_the_kept_channels(xp: Any) -> None:
     np.testing.assert_allclose(mix[keep], np.eye(3), atol=1e-6)
 
 
+def test_mixing_keeps_copies_where_rows_are_fewer_than_channels() -> None:
+    """Eight rows tell nothing of sixteen channels, but that each stands there twice."""
+    x = np.repeat(normal(3, 8, 16), 2, axis=1) * np.tile([1.0, -3.0], 16)
+    keep = np.arange(0, 32, 2)
+    expected = np.repeat(np.eye(16), 2, axis=0) * np.tile([1.0, -3.0], 16)[:, None]
+    np.testing.assert_allclose(mixing(np.cov(x.T), keep), expected, rtol=1e-6)
+    assert np.array_equal(mixing(np.cov(x.T), np.arange(32)), np.eye(32)), "what is kept is itself"
+
+
+def test_mixing_is_as_good_for_weak_channels() -> None:
+    x = normal(4, 60, 6)
+    x[:, 4:] = x[:, :2] @ [[1, 2], [3, -1]]
+    x[:, [0, 1]] *= 1e-6
+    mix = mixing(np.cov(x.T), np.array([0, 1, 2, 3]))
+    np.testing.assert_allclose(mix[4:, :2], [[1e6, 3e6], [2e6, -1e6]], rtol=1e-6)
+    np.testing.assert_allclose(mix[:2], np.eye(4)[:2])
+
+
+# -- what is exact ---------------------------------------------------------------------------
+
+
+def ranked(x: Array, v: Array, taps: int = 1, values: int | None = None, rank: Rank = obs.rank_by_surgeon) -> Ranking:
+    x = x - x.mean(0)
+    return rank([ReaderStats(x.T @ x / len(x), v, taps, len(x), values=values)], len(x.T) // taps)
+
+
+def exact(ranking: Ranking, width: int) -> bool:
+    """Whether the curve is zero down to this width and not below."""
+    return bool((ranking.error[width:] == 0).all()) and ranking.error[width - 1] > 0
+
+
+@RANKS
+def test_copies_go_first_where_samples_are_fewer_than_columns(rank: Rank) -> None:
+    """Eight channels twice, 36 positions each, 40 samples: a Conv that is read through Flatten."""
+    x, v = np.repeat(normal(1, 40, 8, 36), 2, axis=1).reshape(40, -1), normal(2, 5, 16 * 36)
+    ranking = ranked(x, v, 36, values=40 * 36, rank=rank)
+    assert sorted(ranking.keep(8) // 2) == list(range(8))
+    assert exact(ranking, 8)
+
+
+@RANKS
+def test_a_rank_that_is_that_of_the_rows_says_nothing(rank: Rank) -> None:
+    x, v = normal(3, 12, 32), normal(4, 5, 32)
+    assert (ranked(x, v).error[:-1] > 0).all()
+    x[:, 16:] = x[:, :16]
+    ranking = ranked(x, v, rank=rank)
+    assert sorted(ranking.keep(16) % 16) == list(range(16)), "copies are copies all the same"
+    assert (ranking.error[16:] == 0).all()
+
+
+@pytest.mark.parametrize("taps", [1, 9])
+def test_combinations_go_first(taps: int) -> None:
+    x, v = normal(5, 200, 12, taps), normal(6, 5, 12 * taps)
+    x[:, 8:] = np.einsum("rct,cd->rdt", x[:, :8], normal(7, 8, 4))
+    ranking = ranked(x.reshape(200, -1), v, taps)
+    assert exact(ranking, 8)
+    assert lost(x.reshape(200, -1) - x.reshape(200, -1).mean(0), v, taps, ranking.keep(8)) < 1e-12
+
+
+def test_what_holds_at_some_taps_only_is_no_copy() -> None:
+    x, v = normal(8, 300, 6, 4), normal(9, 5, 24)
+    x[:, 3:, :3] = x[:, :3, :3]
+    assert (ranked(x.reshape(300, -1), v, 4).error[:-1] > 0).all()
+
+
+def test_a_weak_pair_is_not_taken_for_a_copy() -> None:
+    """It reaches less of the output than the damping hides, and still both of it must not go."""
+    x, v = np.repeat(normal(10, 30, 6), 2, axis=1), normal(11, 5, 12)
+    x[:, 10:] *= 3e-5
+    ranking = ranked(x, v)
+    assert sorted(ranking.keep(6) // 2) == list(range(6))
+    assert (ranking.error[6:] == 0).all()
+
+
+def test_the_surest_go_first() -> None:
+    """Of copies, multiples, what nobody reads, sums and constants, the constants are the last that go."""
+    x, v = normal(12, 200, 9), normal(13, 5, 9)
+    x[:, 4], x[:, 5], x[:, 7], x[:, 8] = x[:, 0], 2 * x[:, 1], x[:, 2] + x[:, 3], 1.0
+    v[:, 6] = 0
+    ranking = ranked(x, v)
+    goes = ranking.order[4:][::-1].tolist()
+    assert goes[0] == 4
+    assert goes[1] in (1, 5)
+    assert goes[2] == 6
+    assert goes[3] in (2, 3, 7)
+    assert goes[4] == 8
+    assert exact(ranking, 4)
+
+
+@pytest.mark.parametrize(("fires", "width"), [(1, 6), (2, 5)])
+def test_what_fires_once_is_no_multiple_of_what_fires_then(fires: int, width: int) -> None:
+    x, v = normal(17, 60, 6), normal(18, 5, 6)
+    x[:, 4:] = 0
+    x[7 : 7 + 2 * fires : 2, 4:] = [1.0, 3.0]
+    changes = (x[1:] != x[:-1]).sum(0) * 1.0
+    stats = ReaderStats(np.cov(x.T), v, 1, 60, changes=changes)
+    ranking = obs.rank_by_surgeon([stats], 6)
+    assert exact(ranking, width)
+
+
+def test_readers_must_agree_on_what_is_exact() -> None:
+    """What is a copy for one reader is none for another."""
+    x, v, w = normal(14, 200, 6), normal(15, 5, 6), normal(16, 5, 6)
+    same = x.copy()
+    same[:, 3:] = same[:, :3]
+    ranking = obs.rank_by_surgeon([reading(same, v, rows=200), reading(x, w, rows=200)], 6)
+    assert (ranking.error[:-1] > 0).all()
+
+
 def test_mixing_from_channels_that_are_all_constant_is_finite() -> None:
     mix = mixing(np.zeros((3, 3)), np.array([0, 2], dtype=np.int64))
-    np.testing.assert_array_equal(mix, np.zeros((3, 2)))
+    np.testing.assert_array_equal(mix, [[1, 0], [0, 0], [0, 1]])
 
 
 def test_what_is_kept_is_nested_and_ascending() -> None:
@@ -118,7 +227,8 @@ def test_channels_that_must_stay_lead_the_others() -> None:
     ranking = Ranking(np.array([3, 0, 2, 1], dtype=np.int64), np.linspace(1, 0, 5))
     led = ranking.led_by([2, 1])
     assert (led.order.tolist(), led.least, ranking.least) == ([2, 1, 3, 0], 2, 1)
-    np.testing.assert_array_equal(led.error, ranking.error)
+    np.testing.assert_array_equal(led.error, [1, 0.75, 1, 0.75, 0])  # at 2 the best is not in, at 3 the second
+    np.testing.assert_array_equal(ranking.led_by([3]).error, ranking.error)
 
 
 # -- subsets ---------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ from pcns_onnx.rewrite.constant_shapes import fix_sizes
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
+from robustness.planted import Planted
+from robustness.planted_attention import EINSUM, REPEATS, attend
 
 SPELLINGS = pytest.mark.parametrize("name", SPELLED)
 
@@ -119,21 +121,68 @@ def test_whole_heads_go_where_they_are_asked_for(dead: int) -> None:
     assert np.array_equal(weight(small, "q.w"), stays)
 
 
+def fewer_heads(form: str, kv: int, seed: int) -> tuple[onnx.ModelProto, Array, Array]:
+    """Attention with `kv` heads of K and V, each for two of Q, half of whose dimensions are superfluous; samples."""
+    net = Planted(np.random.default_rng(seed), "attention", (5, 12))
+    model = net.model(attend(net, form, kv, 2, 6))
+    data, fresh = (net.rng.standard_normal((count, *net.shape)).astype(np.float32) for count in (60, 8))
+    return model, data, fresh
+
+
+@pytest.mark.parametrize("kv", [1, 2])
+@pytest.mark.parametrize("form", [*REPEATS, EINSUM])
+def test_heads_of_k_and_v_that_several_of_q_share_have_one_basis(form: str, kv: int) -> None:
+    model, data, fresh = fewer_heads(form, kv, seed=kv)
+    small = shrink(model, data, multiple=1, width=0.5, refine=0).model
+    assert relative(run(model, fresh), run(small, fresh)) < 1e-4
+    widths = [sorted(tuple(t.dims) for t in m.graph.initializer if len(t.dims) == 2) for m in (model, small)]
+    assert sum(np.prod(shape) for shape in widths[1]) < 0.7 * sum(np.prod(shape) for shape in widths[0])
+
+
+def test_shared_heads_count_for_all_that_share_them() -> None:
+    """The basis of K is that of all its heads of Q: what one of them alone uses is not lost."""
+    s = Attention(planted=False)
+    q, k, v = s.project("x", "q", 2), s.project("x", "k", 1), s.project("x", "v", 1)
+    s.weights["q.w"][:, :D] *= [1, 0, 1, 0]  # the first head uses half of K's dimensions
+    s.weights["q.w"][:, D:] *= [1, 0, 0, 1]  # the second one of these, and another
+    q = s.split(q, "qh", [0, 2, 1, 3], (0, 0, 2, D))
+    k, v = s.split(k, "kh", [0, 2, 3, 1], (0, 0, 1, D)), s.split(v, "vh", [0, 2, 1, 3], (0, 0, 1, D))
+    model = s.done(s.attend(q, k, v), 2 * D)
+    result = shrink(model, samples(), multiple=1, width=3 / 4, exclude="v", refine=0)
+    x = samples(8, seed=1)
+    assert relative(run(model, x), run(result.model, x)) < 1e-4
+    assert result.plan.groups["q"].width == 3
+    narrower = shrink(model, samples(), multiple=1, width=2 / 4, exclude="v", refine=0)
+    assert relative(run(model, x), run(narrower.model, x)) > 1e-2
+
+
+def test_a_weak_direction_is_not_taken_for_one_that_is_not_there() -> None:
+    model, data, fresh = fewer_heads("gather", 2, seed=5)
+    for tensor in model.graph.initializer:
+        if tensor.dims == [12, 24]:  # Q: a fourth of a head's dimensions is a thousand times smaller
+            value = numpy_helper.to_array(tensor).copy()
+            value[:, ::3] *= 1e-3
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    small = shrink(model, data, multiple=1, width=0.5, refine=0).model
+    assert relative(run(model, fresh), run(small, fresh)) < 1e-4
+
+
 def test_a_norm_of_q_and_k_keeps_their_dimensions() -> None:
     groups = {g.name: g.reason for g in inspect(normalised()).groups}
     assert groups["v"] is None
     assert "normalises over several channels" in str(groups["q"])
 
 
-def test_a_rotary_embedding_with_stored_angles_loses_pairs() -> None:
+@pytest.mark.parametrize("kv", [H, 1])
+def test_a_rotary_embedding_with_stored_angles_loses_pairs(kv: int) -> None:
     """A pair is turned by an angle of its own: pairs can go, whole, and no basis can be changed."""
-    model = rotary()
+    model = rotary(kv)
     dependencies = build_dependency_graph(explicit_biases(fix_sizes(Graph.load(model)))[0])
     q = dependencies.writes(dependencies.layer("q"))
     assert (q.mixable, q.frozen, q.width, q.unit) == (False, None, D // 2, 2 * H)
     for tensor in model.graph.initializer:
         if tensor.name in ("q.w", "k.w"):  # the second pair of every head is dead
-            alive = np.tile([True, False], D * H // 2)
+            alive = np.tile([True, False], tensor.dims[1] // 2)
             tensor.CopyFrom(numpy_helper.from_array(weight(model, tensor.name) * alive, tensor.name))
     small = shrunk(model, width=0.5, exclude="v")
     x = samples(seed=5)

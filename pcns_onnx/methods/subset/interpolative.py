@@ -13,12 +13,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from pcns_onnx.calibration.ranking import Ranking, ReaderStats
+from pcns_onnx.methods.subset.dependence import exact_first
 from pcns_onnx.numerics.arrays import namespace_of
 from pcns_onnx.numerics.linalg import pivoted_cholesky
 
 
 def rank_by_pivots(readings: Sequence[ReaderStats], channels: int) -> Ranking:
-    """Order the channels of a group by greedy pivots over all its readers."""
+    """Order the channels of a group: what follows exactly from others goes first, then greedy pivots over the rest."""
+    return exact_first(readings, channels, _pivots)
+
+
+def _pivots(readings: Sequence[ReaderStats], channels: int) -> Ranking:
     xp = namespace_of(readings[0].covariance)
     covariance = xp.zeros((channels, channels), dtype=xp.float64)
     use = xp.zeros((channels,), dtype=xp.float64)

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.calibration.ranking import Ranking, ReaderStats, damping
+from pcns_onnx.methods.subset.dependence import exact_first
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.numerics.linalg import add_ridge, inverse_spd, subtract_product
 
@@ -100,7 +101,11 @@ def _traces(own: Array, gram: Array) -> Array:
 
 
 def rank_by_surgeon(readings: Sequence[ReaderStats], channels: int) -> Ranking:
-    """Order the `channels` of a group by one sweep over all its readers."""
+    """Order the `channels` of a group: what follows exactly from others goes first, then one sweep over the rest."""
+    return exact_first(readings, channels, _sweep)
+
+
+def _sweep(readings: Sequence[ReaderStats], channels: int) -> Ranking:
     states = [_prepare(reading, channels) for reading in readings]
     left = np.ones(channels, dtype=np.bool_)
     state_channels = channels
