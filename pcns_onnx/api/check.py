@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pcns_onnx.api.inputs import Run, datasets
-from pcns_onnx.calibration.output_scale import OutputLayout
+from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.cost.benchmark import Latency, unsteady
 from pcns_onnx.data.dataset import Dataset, split
 from pcns_onnx.data.fingerprints import Hashes
@@ -159,15 +159,16 @@ def check_on(
     running: Run, form: Canonical, data: DataSource | None, metric: Metric | None, plan: Plan | None, *, solves: bool
 ) -> Check:
     """The samples of the solve and of the check; raises `InputError` where a limit needs labels that are not there."""
-    train, held_out = datasets(running, form, data, solves=solves)
+    fed = datasets(running, form, data, solves=solves)
+    train, held_out = fed.train, fed.held_out
     options = running.options
     needs_score = options.gates.max_drop is not None or any(b.resource == "drop" for b in options.goal.qualities)
     if needs_score and metric is None and not (held_out or train).has_labels:
         limit = "--max-drop" if options.gates.max_drop is not None else "budget drop"
         raise InputError(f"{limit} needs labels in the data it is checked on, or --metric")
-    check = Check(running, form, train, held_out, metric, data is not None, solves, plan)
+    check = Check(running, fed.form, train, held_out, metric, data is not None, solves, plan)
     if metric is not None:
-        own_score(running.engine, form.original, check.samples, metric)  # a metric that does not fit fails here
+        own_score(running.engine, fed.form.original, check.samples, metric)  # a metric that does not fit fails here
     return _halved(check) if check.searches and held_out is not None else check
 
 

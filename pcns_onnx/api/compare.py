@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Unpack
 
 from pcns_onnx.api.inputs import run
 from pcns_onnx.api.options import Choices, Options
-from pcns_onnx.calibration.output_scale import OutputLayout
+from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.cost.benchmark import unsteady
 from pcns_onnx.cost.model import model_size
+from pcns_onnx.data.dataset import Dataset
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.agreement import time_both, verify
@@ -17,7 +19,7 @@ from pcns_onnx.evaluation.metric import load_metric
 from pcns_onnx.evaluation.provenance import library_versions, made_on, provenance_of
 from pcns_onnx.evaluation.unseen import Unseen, unseen
 from pcns_onnx.files import check_targets
-from pcns_onnx.graph import Graph, ModelSource
+from pcns_onnx.graph import Graph, Layout, ModelSource
 from pcns_onnx.graph.queries import names_of
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
@@ -26,6 +28,11 @@ from pcns_onnx.report.warnings import all_alike, put_right
 from pcns_onnx.report.writer import finish
 from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.runtime.samples import Samples
+
+
+def _same_axes(dataset: Dataset, form: Canonical) -> Layout | None:
+    """The samples' axes for a second model: those of the first, and its own batch."""
+    return None if dataset.layout is None else replace(dataset.layout, fixed=form.original.layout.fixed)
 
 
 def compare(
@@ -46,12 +53,15 @@ def compare(
     check_page(outputs.html)
     metric = load_metric(options.gates.metric)
     with run(options, progress) as running:
-        forms = [Canonical.of(Graph.load(source)) for source in (a, b)]
+        forms = [Canonical.of(running.load(source)) for source in (a, b)]
         first, second = (form.original for form in forms)
         check_targets((*first.files, *second.files), outputs.report, outputs.html)
         if [s.name for s in first.inputs] != [s.name for s in second.inputs]:
             raise InputError(f"the models have different inputs: {names_of(first)} and {names_of(second)}")
-        dataset = running.all_of(running.opened(forms[0], data))
+        forms[0], opened = running.opened(forms[0], data)
+        forms[1] = forms[1].laid_out(_same_axes(opened, forms[1]))
+        first, second = (form.original for form in forms)
+        dataset = running.all_of(running.batched_for(forms[1], opened))
         if options.gates.max_drop is not None and metric is None and not dataset.has_labels:
             raise InputError("--max-drop needs labels in the data, or --metric")
         samples = running.samples(dataset, first, second)
@@ -75,7 +85,7 @@ def compare(
         left_alone=[],
         folded=[],
         stages={},
-        warnings=[*put_right(first, second), *warnings, *counted.notes, *unsteady(latency)],
+        warnings=[*put_right(first, second), *running.notes, *warnings, *counted.notes, *unsteady(latency)],
         versions=library_versions(),
         origin=provenance_of(
             outputs.command,

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.api.inputs import run
+from pcns_onnx.api.inputs import Run, run
 from pcns_onnx.api.options import Options
 from pcns_onnx.architecture.blueprint import Architecture, Blueprint, DesignedLayer
 from pcns_onnx.architecture.chain import Chain, sequence
@@ -24,7 +24,7 @@ from pcns_onnx.architecture.fresh import initialise, ungroup
 from pcns_onnx.architecture.spectra import ENOUGH, Spectrum, eigenfilters, preactivation, samples_needed, spectra
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.data.conform import Normalize
-from pcns_onnx.data.dataset import open_data, split
+from pcns_onnx.data.dataset import Dataset, split
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
 from pcns_onnx.files import check_targets, write_atomic
@@ -33,8 +33,9 @@ from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.plan import fingerprint
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.warnings import put_right
+from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
-from pcns_onnx.runtime.samples import Samples
+from pcns_onnx.runtime.samples import Samples, fixed_batch
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -103,9 +104,11 @@ def design(
     rule = rule_named(depth)
     check_targets((model, data), output, config)
     with run(options, progress) as running:
-        original = Graph.load(model)
-        check_targets(tuple(original.files), output, config)
-        samples, chain = _opened(original, data, options)
+        form = Canonical.of(running.load(model))
+        check_targets(tuple(form.original.files), output, config)
+        form, everything = running.opened(form, data)
+        original = form.original
+        samples, chain = _looked_at(running, original, everything)
         calibration = Calibration(running.engine, samples, options.data.seed, running.progress, options.runtime.budget)
         layer_spectra = spectra(calibration, chain.graph.as_float32(), chain.dependencies, chain.hidden)
         drafts = _Drafts(chain, layer_spectra, rule)
@@ -116,6 +119,7 @@ def design(
         widths = drafts.widths(share)
         new = chain.fresh_net(widths, options.data.seed)
         blueprint = _blueprint(original, drafts, share, widths, budgets, depth, samples, options.data.seed)
+        blueprint = msgspec.structs.replace(blueprint, warnings=running.notes + blueprint.warnings)
     new.set_metadata("pcns_onnx", _provenance(blueprint))
     new.check(full=original.passes_check(full=True))
     if config is not None:
@@ -205,21 +209,17 @@ class _Drafts:
         raise InputError(f"the budget is out of reach: the smallest design has {least}")
 
 
-def _opened(original: Graph, data: DataSource, options: Options) -> tuple[Samples, Chain]:
+def _looked_at(running: Run, original: Graph, everything: Dataset) -> tuple[Samples, Chain]:
     """The samples that are looked at, enough of them, and the chain as it is on such samples."""
-    inputs = original.as_float32().inputs
-    everything = open_data(data, inputs, normalize=options.data.normalize, preprocess=options.data.preparing())
+    options = running.options
     feeds = {name: array.shape for name, array in next(everything.batches(1)).feeds.items()} | options.scope.shapes()
     chain = Chain.of(original, feeds)
-    fixed = next((spec.shape[0] for spec in inputs if spec.shape and spec.shape[0] is not None), None)
+    fixed = fixed_batch(original)
     needed = samples_needed(chain.dependencies, chain.hidden)
     if fixed is not None:
         needed = -(-needed // fixed) * fixed
     chosen, _ = split(everything, holdout=0.0, seed=options.data.seed, samples=options.data.samples or needed)
-    samples = Samples(chosen, fixed or options.data.batch, fixed is not None)
-    if samples.count == 0:
-        raise InputError(f"the model takes batches of exactly {fixed} samples and the data holds fewer: give more")
-    return samples, chain
+    return running.samples(chosen, original), chain
 
 
 def _blueprint(

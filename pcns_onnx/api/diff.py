@@ -13,6 +13,7 @@ from typing import Any, Unpack
 import msgspec
 import numpy as np
 
+from pcns_onnx.api.inputs import load_model
 from pcns_onnx.api.options import Options, Running
 from pcns_onnx.calibration.shapes import stated_shapes
 from pcns_onnx.cost.model import ModelSize, model_size
@@ -78,8 +79,8 @@ class Difference(msgspec.Struct, frozen=True):
 
 def diff(a: ModelSource, b: ModelSource, **choices: Unpack[Running]) -> Difference:
     """What changed from `a` to `b`; `shape` of `choices` says sizes that they leave open. Raises `InputError`."""
-    scope = Options.of(**choices).scope
-    forms = [Canonical.of(Graph.load(source)) for source in (a, b)]
+    options = Options.of(**choices)
+    scope, forms = options.scope, [Canonical.of(load_model(source, options)) for source in (a, b)]
     first, second = (build_dependency_graph(form.twin, stated_shapes(form.twin, scope)) for form in forms)
     left, right = _sides(first), _sides(second)
     layers = [

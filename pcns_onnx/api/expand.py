@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Unpack
 
-from pcns_onnx.api.inputs import run, stand_in
+from pcns_onnx.api.inputs import run
 from pcns_onnx.api.options import Options, Running
 from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.sources import DataSource
@@ -83,9 +83,11 @@ def expand(
         raise InputError(f"--by {by} is out of range: it is a factor above 1, as in 1.5")
     check_targets((model, data), output)
     with run(options, progress) as current:
-        form = Canonical.of(Graph.load(model), folds=False)
+        form = Canonical.of(current.load(model), folds=False)
         check_targets(tuple(form.original.files), output)
-        dataset = current.all_of(stand_in(form.original, options) if data is None else current.opened(form, data))
+        if data is not None:
+            form, dataset = current.opened(form, data)
+        dataset = current.all_of(current.noise(form) if data is None else dataset)
         dependencies = current.dependencies(form.twin, dataset)
         groups, warnings = _chosen(form.twin, dependencies, (layer,) if isinstance(layer, str) else tuple(layer))
         widths = {group.name: round(by * group.width) for group in groups}
@@ -103,7 +105,7 @@ def expand(
         warnings += more
         after = current.dependencies(explicit_biases(wide)[0].as_float32(), dataset)
     sizes = model_size(form.original, dependencies), model_size(wide, after)
-    report = Expansion(kind.name, rows, sizes[0], sizes[1], agreement, data is None, warnings)
+    report = Expansion(kind.name, rows, sizes[0], sizes[1], agreement, data is None, current.notes + warnings)
     if output is not None:
         wide.save(output)
     return ExpandResult(wide.proto, report)

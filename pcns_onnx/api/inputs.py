@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -15,13 +15,17 @@ from threadpoolctl import threadpool_limits
 from pcns_onnx.api.options import Options
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.shapes import dependency_graph_of, stated_shapes
-from pcns_onnx.data.dataset import Dataset, open_data, split
-from pcns_onnx.data.sources import DataSource
+from pcns_onnx.data.dataset import Dataset, Feeding, open_data, split
+from pcns_onnx.data.sources import DataSource, is_fed
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph import Graph
+from pcns_onnx.graph import Graph, ModelSource
+from pcns_onnx.graph.layout import layout_of
+from pcns_onnx.graph.queries import names_of
 from pcns_onnx.progress import WHOLE, Progress
 from pcns_onnx.rewrite.canonical import Canonical
+from pcns_onnx.runtime.batching import Batching, batching_of, runs
+from pcns_onnx.runtime.carry import check_carries, with_states
 from pcns_onnx.runtime.dask_executor import executor_for
 from pcns_onnx.runtime.engine import Engine, choose_engine
 from pcns_onnx.runtime.executor import Executor
@@ -36,11 +40,66 @@ class Run:
     engine: Engine
     executor: Executor
     progress: Progress
+    notes: list[str] = field(default_factory=list)
+    """What was found out about the samples and is to be said."""
 
-    def opened(self, form: Canonical, data: DataSource) -> Dataset:
-        """The samples of a source, conformed to the model's inputs."""
+    def load(self, model: ModelSource) -> Graph:
+        """A model, with what was said about its inputs."""
+        return load_model(model, self.options)
+
+    def opened(self, form: Canonical, data: DataSource) -> tuple[Canonical, Dataset]:
+        """The samples of a source, conformed to the model's inputs; and the model with what is known of them now."""
+        feeding = self._feeding(form.twin)
+        dataset = self._samples(form, data, feeding)
+        verdict = batching_of(self.engine, form.twin, dataset, self.options.data.batch, is_fed=is_fed(data))
+        if verdict is Batching.WHOLE and feeding.carried:
+            verdict = Batching.SINGLE  # a step is one row: that is what was asked for
+        if verdict is Batching.WHOLE:
+            whole = self._samples(form, data, replace(feeding, layout=feeding.layout.as_whole()))
+            if runs(self.engine, form.twin, whole):
+                self._say(
+                    "what is fed at once is taken as one sample, since its rows depend on each other: say --batch-axis "
+                    f"{next(iter(feeding.layout.axes))}=0 where they are samples"
+                )
+                dataset = whole
+        return form.laid_out(dataset.layout), self._batched(dataset, verdict)
+
+    def noise(self, form: Canonical) -> Dataset:
+        """One batch of noise in the shape of the model's inputs."""
+        dataset = stand_in(form.original, self.options)
+        verdict = batching_of(self.engine, form.twin, dataset, self.options.data.batch, is_fed=False)
+        return self._batched(dataset, verdict)
+
+    def batched_for(self, form: Canonical, dataset: Dataset) -> Dataset:
+        """The samples as another model takes them, too: one by one if it has to be."""
+        verdict = batching_of(self.engine, form.twin, dataset, self.options.data.batch, is_fed=False)
+        return self._batched(dataset, verdict)
+
+    def _batched(self, dataset: Dataset, verdict: Batching) -> Dataset:
+        if verdict is not Batching.SINGLE or dataset.is_single:
+            return dataset
+        if self.options.data.batch > 1:
+            self._say("the model takes one sample at a time, whatever its inputs say: it is run with --batch 1")
+        return dataset.one_by_one()
+
+    def _feeding(self, graph: Graph) -> Feeding:
+        feeding = self.options.inputs.feeding(graph.inputs, graph.layout, stated_shapes(graph, self.options.scope))
+        if self.options.gates.metric is None:
+            feeding = replace(feeding, classes=_classes(graph))
+        check_carries(graph, self.options.inputs.carries())
+        return feeding
+
+    def _samples(self, form: Canonical, data: DataSource, feeding: Feeding) -> Dataset:
         chosen = self.options.data
-        return open_data(data, form.twin.inputs, normalize=chosen.normalize, preprocess=chosen.preparing())
+        dataset = open_data(
+            data, form.twin.inputs, normalize=chosen.normalize, preprocess=chosen.preparing(), feeding=feeding
+        )
+        carries = self.options.inputs.carries()
+        return with_states(dataset, self.engine, form.twin, carries, feeding.constants) if carries else dataset
+
+    def _say(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     def all_of(self, dataset: Dataset) -> Dataset:
         """As many of the samples as were asked for, none held out."""
@@ -83,40 +142,76 @@ def run(options: Options, progress: Progress | None = None) -> Iterator[Run]:
         yield Run(options, engine, executor, progress)
 
 
-def datasets(run: Run, form: Canonical, data: DataSource | None, *, solves: bool) -> tuple[Dataset, Dataset | None]:
+def _classes(graph: Graph) -> int:
+    """How many classes the output tells apart of which accuracy is taken; 0 where the model does not say."""
+    scores = (spec for spec in graph.outputs if len(spec.shape) == 2 and spec.dtype.kind == "f" and spec.shape[1] != 1)
+    return next((spec.shape[1] or 0 for spec in scores), 0)
+
+
+def load_model(model: ModelSource, options: Options) -> Graph:
+    """A model, with the axes of samples that the caller states; raises `InputError`."""
+    graph, stated = Graph.load(model), options.inputs.axes()
+    ranks = {spec.name: len(spec.shape) for spec in graph.inputs}
+    for name, axis in stated.items():
+        if name not in ranks:
+            raise InputError(f"--batch-axis names '{name}', which is no input: the model has {names_of(graph)}")
+        if axis is not None and axis >= ranks[name]:
+            raise InputError(f"--batch-axis {name}={axis} is too large: the input has {ranks[name]} axes, from 0")
+    return graph.copy(layout_of(graph.inputs, stated)) if stated else graph
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A model and its samples: what the solve sees, and what the check sees (`held_out`, None where that is all)."""
+
+    form: Canonical
+    train: Dataset
+    held_out: Dataset | None
+
+
+def datasets(run: Run, form: Canonical, data: DataSource | None, *, solves: bool) -> Fed:
     """What the solve sees, and what the check sees: `eval`, or a share held out, None where there is nothing else.
 
     Where nothing is solved (`solves` false), the check sees all of the data. Without data noise stands in for it.
     """
     chosen = run.options.data
     if data is None:
-        return stand_in(form.original, run.options), None if chosen.eval is None else run.opened(form, chosen.eval)
+        laid_out, seen_by_check = form, None
+        if chosen.eval is not None:
+            laid_out, seen_by_check = run.opened(form, chosen.eval)
+        return Fed(laid_out, run.noise(laid_out), seen_by_check)
     holdout = chosen.holdout if chosen.eval is None and solves else 0.0
-    everything = run.opened(form, data)
+    form, everything = run.opened(form, data)
     train, held_out = split(everything, holdout=holdout, seed=chosen.seed, samples=chosen.samples)
     if chosen.eval is not None:
-        return train, run.opened(form, chosen.eval)
+        return Fed(form, train, run.opened(form, chosen.eval)[1])
     if not solves:
-        return train, train
+        return Fed(form, train, train)
     if held_out is not None and _is_empty(held_out, fixed_batch(form.original)):
-        return run.all_of(everything), None
-    return train, held_out
+        return Fed(form, run.all_of(everything), None)
+    return Fed(form, train, held_out)
 
 
 def stand_in(graph: Graph, options: Options) -> Dataset:
     """One batch of seeded noise in the shape of the inputs; integers are ones, which most models take."""
     stated, count = stated_shapes(graph, options.scope), fixed_batch(graph) or options.data.batch
+    feeding = options.inputs.feeding(graph.inputs, graph.layout, stated)
+    feeding = replace(feeding, carried=())
     generator, feeds = np.random.default_rng(options.data.seed), {}
     for spec in graph.inputs:
-        known = stated.get(spec.name, (None,) * len(spec.shape))
-        sizes = [own or stated_size for own, stated_size in zip(spec.shape[1:], known[1:], strict=False)]
+        if spec.name in feeding.constants:
+            continue
+        known, axis = stated.get(spec.name, ()), feeding.layout.axes[spec.name]
+        sizes = [own or (known[at] if at < len(known) else None) for at, own in enumerate(spec.shape)]
+        if axis is not None:
+            sizes[axis] = count
         if None in sizes:
             raise InputError(f"input '{spec.name}' has open sizes: say them with --shape {spec.name}=1x3x224x224")
-        shape = (count, *(int(size or 1) for size in sizes))
+        shape = tuple(size for size in sizes if size is not None)
         is_float = spec.dtype.kind not in "biu"
         noise = generator.standard_normal(shape) if is_float else np.ones(shape)
-        feeds[spec.name] = noise.astype(np.float32 if is_float else spec.dtype)
-    return open_data(feeds, graph.inputs)
+        feeds[spec.name] = np.asarray(noise).astype(np.float32 if is_float else spec.dtype)
+    return open_data(feeds, graph.inputs, feeding=feeding)
 
 
 def _is_empty(dataset: Dataset, fixed: int | None) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from pcns_onnx.api.outputs import Outputs
-from pcns_onnx.data.options import DataOptions
+from pcns_onnx.data.options import DataOptions, InputOptions
 from pcns_onnx.dependency.options import Scope
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.options import GateOptions
@@ -41,6 +41,7 @@ class Options:
     scope: Scope = field(default_factory=Scope)
     solving: SolveOptions = field(default_factory=SolveOptions)
     data: DataOptions = field(default_factory=DataOptions)
+    inputs: InputOptions = field(default_factory=InputOptions)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     gates: GateOptions = field(default_factory=GateOptions)
     outputs: Outputs = field(default_factory=Outputs)
@@ -67,9 +68,9 @@ class Options:
             if option.metadata.get("described", True)
         }
         return {
-            name: ", ".join(value) if isinstance(value, tuple) else str(value)
+            name: ", ".join(value) if isinstance(value, tuple | Mapping) else str(value)
             for name, value in values.items()
-            if value is not None and value != ()
+            if value is not None and not (isinstance(value, tuple | Mapping) and not value)
         }
 
 
@@ -78,6 +79,7 @@ RECORDS: Mapping[str, type[Any]] = {
     "scope": Scope,
     "solving": SolveOptions,
     "data": DataOptions,
+    "inputs": InputOptions,
     "runtime": RuntimeOptions,
     "gates": GateOptions,
     "outputs": Outputs,
@@ -143,6 +145,8 @@ def _row(option: Field[Any]) -> str:
 def _checked(option: Field[Any], value: Any) -> Any:
     """A value as its record keeps it; raises `InputError` where it is not what the field takes."""
     name, facts = flag_of(option).partition("/")[0], option.metadata
+    if "Mapping" in str(option.type) and isinstance(value, Mapping):
+        return value
     if takes_many(option) and option.name != "custom_ops":
         texts = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
         if not all(isinstance(text, str) for text in texts):
@@ -192,6 +196,9 @@ class Running(TypedDict, total=False):
     batch: int
     normalize: Normalize
     preprocess: str
+    constant: str | Sequence[str] | Mapping[str, Any]
+    batch_axis: str | Sequence[str]
+    carry: str | Sequence[str]
     seed: int
     device: str
     threads: int

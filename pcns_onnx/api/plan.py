@@ -17,7 +17,7 @@ from pcns_onnx.data.fingerprints import SampleSummary, sketch
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError, NothingToShrinkError
 from pcns_onnx.files import check_targets
-from pcns_onnx.graph import Graph, ModelSource
+from pcns_onnx.graph import ModelSource
 from pcns_onnx.methods.registry import method_named, methods_with
 from pcns_onnx.methods.strategy import Request
 from pcns_onnx.methods.subset.search import meet_measured
@@ -72,8 +72,9 @@ def plan(
     strategy = _accepted(options, frontier=frontier, has_data=data is not None, writes=output is not None)
     check_targets((model, data), output, stats=options.goal.stats)
     with run(options, progress) as running:
-        form = Canonical.of(Graph.load(model))
-        train, _ = datasets(running, form, data, solves=True)
+        form = Canonical.of(running.load(model))
+        fed = datasets(running, form, data, solves=True)
+        form, train = fed.form, fed.train
         problem = problem_for(
             form,
             running.calibration(train, form.twin),
@@ -90,7 +91,7 @@ def plan(
         importance = strategy.importance(problem, probes=True)
         if frontier:
             drawn = list(points(problem, importance, options.goal))
-            return PlanResult(None, _report(problem, {}, drawn, skipped, importance))
+            return PlanResult(None, _report(problem, {}, drawn, skipped, importance, running.notes))
         decision = meet_measured(problem, importance, strategy.request)
         _, decision = strategy.settle(problem, decision)
         groups = _with_savings(problem, decision)
@@ -98,7 +99,8 @@ def plan(
         plan = Plan(SCHEMA, fingerprint(form.original), strategy.request.method.name, groups, samples=chosen_on)
     if output is not None:
         write_plan(plan, output)
-    return PlanResult(plan, _report(problem, plan.groups, [point_of(problem, decision)], skipped, importance))
+    drawn = [point_of(problem, decision)]
+    return PlanResult(plan, _report(problem, plan.groups, drawn, skipped, importance, running.notes))
 
 
 def _accepted(options: Options, *, frontier: bool, has_data: bool, writes: bool) -> SubsetStrategy:
@@ -141,6 +143,7 @@ def _report(
     drawn: list[FrontierPoint],
     left: list[SkippedLayer],
     importance: Importance,
+    notes: list[str],
 ) -> PlanReport:
     latency_model = problem.costs.latency_model
     assert latency_model is not None, "a plan times the layers"
@@ -152,5 +155,9 @@ def _report(
         batch=problem.latency_batch,
         threads=problem.calibration.engine.threads,
         provider=problem.calibration.engine.provider,
-        warnings=[*put_right(problem.form.original), *degenerate(SampleSummary(importance.samples), "the plan")],
+        warnings=[
+            *put_right(problem.form.original),
+            *notes,
+            *degenerate(SampleSummary(importance.samples), "the plan"),
+        ],
     )

@@ -88,11 +88,12 @@ def shrink(
     check_page(options.outputs.html)
     metric = load_metric(options.gates.metric)
     with run(options, progress) as running:
-        form = Canonical.of(Graph.load(model))
+        form = Canonical.of(running.load(model))
         _check_files(tuple(form.original.files), output, options)
         check_precisions(form.original, options.outputs.precisions)
         request, strategy = _accepted(form, options, has_data=data is not None)
         check = check_on(running, form, data, metric, request.plan, solves=strategy.solves)
+        form = check.form
         problem, skipped = _prepare(running, form, check.train, strategy, request)
         check = replace(check, layout=problem.layout)
         decision = strategy.decide(problem, check.keeps_limits)
@@ -235,6 +236,7 @@ def _report(
         stages=stages_of(running.engine, check.form.twin, samples, running.progress),
         warnings=[
             *put_right(check.form.original),
+            *running.notes,
             *(_of_samples(shrunk) if shrunk.strategy.solves else []),
             *evaluation.warnings,
             *grown(before, size),

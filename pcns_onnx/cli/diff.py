@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
-from pcns_onnx.cli.options import as_json, config_option, record_options
+from pcns_onnx.cli.options import api_keywords, as_json, config_option, record_options
 
 if TYPE_CHECKING:
     from pcns_onnx.api.diff import Difference
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 @record_options("diff")
 @config_option
 @with_console
-def diff(a: str, b: str, everything: bool, shape: tuple[str, ...], console: Console) -> None:
+def diff(a: str, b: str, everything: bool, console: Console, **choices: Any) -> None:
     """Say what changed from model A to model B, layer by layer. Nothing is run."""
     from pcns_onnx.api.diff import diff as run
 
-    difference = run(a, b, shape=shape)
+    difference = run(a, b, **api_keywords(choices))
     if console.as_json:
         console.record(difference)
         return

@@ -62,11 +62,11 @@ def unsteady(latency: Latency) -> list[str]:
 
 def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, seconds: float = _SECONDS) -> Latency:
     """Time both models on the first batch of `samples` for about `seconds` in all."""
-    feeds = _first_batch(samples)
+    feeds, size = _first_batch(samples)
     first, second = (engine.session(graph.program(), spinning=True) for graph in (a, b))
     times_a, times_b = _in_turns(engine, first, second, feeds, seconds)
     return Latency(
-        len(next(iter(feeds.values()))), engine.threads, engine.provider, len(times_a),
+        size, engine.threads, engine.provider, len(times_a),
         statistics.median(times_a), statistics.median(times_b), _ratio(times_a, times_b),
         times_a, times_b,
     )  # fmt: skip
@@ -80,7 +80,7 @@ def compare_many(
     One by one: many small models in one round would push each other out of the caches, and the
     original with them, which in use they do not.
     """
-    feeds, ratios = _first_batch(samples), list[float]()
+    (feeds, _), ratios = _first_batch(samples), list[float]()
     first = engine.session(original.program(), spinning=True)
     for other in others:
         second = engine.session(other.program(), spinning=True)
@@ -112,11 +112,11 @@ def _ratio(times_a: Sequence[float], times_b: Sequence[float]) -> float:
     return statistics.median(b / a for a, b in zip(times_a, times_b, strict=True))
 
 
-def _first_batch(samples: Samples) -> dict[str, NDArray[Any]]:
-    """The first batch, filled up with itself where the samples are too few."""
+def _first_batch(samples: Samples) -> tuple[dict[str, NDArray[Any]], int]:
+    """The first batch, filled up with itself where the samples are too few, and its size."""
     first = next(iter(samples))
     batch = min(samples.batch, max(first.size, _REPEATED))
-    return {name: np.resize(array, (batch, *array.shape[1:])) for name, array in first.feeds.items()}
+    return first.repeated(batch), batch
 
 
 def pass_seconds(engine: Engine, graph: Graph, samples: Samples) -> float:

@@ -10,7 +10,7 @@ import math
 import os
 import textwrap
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,12 @@ Array = npt.NDArray[Any]
 
 LABELS = "labels"
 """The array that holds the samples' classes, unless the model has an input of that name."""
+
+
+def wanted_names(inputs: Sequence[str]) -> list[str]:
+    """The arrays that are looked for: the inputs, and labels."""
+    return [*inputs, *({LABELS} - set(inputs))]
+
 
 PIECE = 1 << 20
 """Most bytes asked of a zip stream at once: it hands them over as a second copy."""
@@ -50,11 +56,11 @@ def reading(where: str) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Column:
-    """One array with the sample axis first.
+    """One array.
 
     `where` starts every message about it ("data.npz: `x`"), `dtype` and `shape` are the array's own, and
-    `rows(size)` yields it from the start in runs of at most `size` rows, each of shape (rows, *shape[1:]).
-    Raises InputError for Python objects, for a scalar and for no samples at all.
+    `rows(size)` yields it from the start in runs of at most `size` rows, each of shape (rows, *shape[1:]); a
+    single number as it is. Raises InputError for Python objects.
     """
 
     where: str
@@ -63,35 +69,29 @@ class Column:
     rows: Callable[[int], Iterator[Array]]
 
     def __post_init__(self) -> None:
-        """Refuse what has no rows."""
+        """Refuse what is never loaded."""
         if self.dtype.hasobject:
             raise InputError(f"{self.where} holds Python objects (a pickle, never loaded): save it as numbers")
-        if not self.shape:
-            raise InputError(f"{self.where} is a single number: give it a leading sample axis")
-        if self.shape[0] < 1:
-            raise InputError(f"{self.where} has no samples (shape {self.shape}): give at least one")
+
+    def whole(self) -> Array:
+        """The array."""
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)
+        return np.concatenate(list(self.rows(self.shape[0]))) if self.shape else next(self.rows(1))
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some consecutive samples: arrays by name, with one row per sample (once `conform.match` has passed).
+    """Some consecutive samples: arrays by name; `placement` says where their samples lie.
 
-    `columns` holds the arrays that the model has a use for, `ignored` the names of the others.
+    `columns` holds the arrays that the model has a use for, `ignored` the names of the others. `is_feed`: it was
+    yielded one by one, as what the model takes at once.
     """
 
     where: str
     columns: Mapping[str, Column]
     ignored: tuple[str, ...] = ()
-
-    @property
-    def count(self) -> int:
-        """Samples in this part."""
-        return next(iter(self.columns.values())).shape[0]
-
-    def runs(self, size: int) -> Iterator[dict[str, Array]]:
-        """The arrays' rows in step, at most `size` at a time."""
-        for rows in zip(*(column.rows(size) for column in self.columns.values()), strict=True):
-            yield dict(zip(self.columns, rows, strict=True))
+    is_feed: bool = False
 
 
 def array_column(array: Array, where: str) -> Column:
@@ -108,8 +108,10 @@ def npy_column(path: Path, where: str) -> Column:
     def rows(size: int) -> Iterator[Array]:
         order: Literal["C", "F"] = "F" if header.fortran else "C"
         with reading(where):
-            mapped = np.memmap(path, header.dtype, "r", header.offset, header.shape, order)
-            yield from _runs(mapped, size)
+            if 0 in header.shape:  # an empty file cannot be mapped
+                yield from _runs(np.empty(header.shape, header.dtype), size)
+                return
+            yield from _runs(np.memmap(path, header.dtype, "r", header.offset, header.shape, order), size)
 
     return _whole(Column(where, header.dtype, header.shape, rows), header, nbytes)
 
@@ -132,7 +134,7 @@ def npz_column(path: Path, name: str, where: str) -> Column:
 
     def rows(size: int) -> Iterator[Array]:
         with reading(where), zipfile.ZipFile(path) as archive, archive.open(member) as stream:
-            if header.fortran:
+            if header.fortran or not header.shape:
                 yield from _runs(npy.read_array(stream, allow_pickle=False), size)
                 return
             stream.read(header.offset)
@@ -174,6 +176,9 @@ def _whole(column: Column, header: _Header, nbytes: int) -> Column:
 
 
 def _runs(array: Array, size: int) -> Iterator[Array]:
+    if not array.ndim:
+        yield np.asarray(array)
+        return
     for start in range(0, len(array), size):
         yield np.asarray(array[start : start + size])
 

@@ -10,38 +10,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain, islice, takewhile
 from typing import TypeAlias
 
 import numpy as np
 
-from pcns_onnx.data.columns import LABELS, Array, Part
-from pcns_onnx.data.conform import Normalize, convert, match
+from pcns_onnx.data.batch import Batch, joined
+from pcns_onnx.data.columns import LABELS, Array, Column, Part
+from pcns_onnx.data.conform import Normalize, check_classes, convert, is_floating, match
 from pcns_onnx.data.fingerprints import SampleSummary
+from pcns_onnx.data.placement import Placement, unrolled
 from pcns_onnx.data.preprocess import Preprocess
 from pcns_onnx.data.sources import DataSource, find_source
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph import TensorSpec
-
-Feeds: TypeAlias = dict[str, Array]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Consecutive samples: `feeds` by input name, of the model's dtypes and C-contiguous, (size, ...) each.
-
-    `labels` is an integer or bool array (size, ...) or None. Arrays may be read-only views of the source.
-    `index` (size,) are the samples' numbers in the data as it was opened, from 0.
-    """
-
-    feeds: Feeds
-    labels: Array | None
-    size: int
-    index: Array | None = None
-
+from pcns_onnx.graph import Layout, TensorSpec
+from pcns_onnx.graph.layout import layout_of
 
 Stream: TypeAlias = Callable[[int], Iterator[Batch]]
 
@@ -50,16 +36,47 @@ class Dataset:
     """Samples that can be streamed any number of times, always the same ones in the same order.
 
     `count` is the number of samples, None while unknown (feeds, until one pass has been made), `has_labels`
-    says whether batches carry labels, and `ignored` names the arrays that are no input of the model.
+    says whether batches carry labels, and `ignored` names the arrays that are no input of the model. `layout` tells
+    where the samples lie in the model's inputs (None: along their first axes), and `is_single` that they are to be
+    run one by one. `settings` are the inputs that are meant to be the same in every run.
     """
 
-    def __init__(self, stream: Stream, *, count: int | None, has_labels: bool, ignored: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        count: int | None,
+        has_labels: bool,
+        ignored: tuple[str, ...] = (),
+        layout: Layout | None = None,
+        is_single: bool = False,
+        settings: frozenset[str] = frozenset(),
+    ) -> None:
         """Wrap `stream(size)`, which starts a pass in runs of any length, preferably `size`."""
-        self._stream = stream
+        self.stream = stream
         self.count = count
         self.has_labels = has_labels
         self.ignored = ignored
+        self.layout = layout
+        self.is_single = is_single or (layout is not None and layout.whole)
+        self.settings = settings
         self.summaries: dict[int | None, SampleSummary] = {}
+
+    def one_by_one(self) -> Dataset:
+        """The same samples, of which no two are run at once."""
+        return self.streaming(self.stream, is_single=True)
+
+    def streaming(self, stream: Stream, *, is_single: bool = False) -> Dataset:
+        """The same samples in another form."""
+        return Dataset(
+            stream,
+            count=self.count,
+            has_labels=self.has_labels,
+            ignored=self.ignored,
+            layout=self.layout,
+            is_single=self.is_single or is_single,
+            settings=self.settings,
+        )
 
     def batches(self, size: int) -> Iterator[Batch]:
         """A fresh pass in batches of `size` samples; the last one may be shorter.
@@ -70,7 +87,7 @@ class Dataset:
         """
         if size < 1:
             raise InputError(f"a batch of {size} samples is impossible: give a batch size of at least 1")
-        return self._counted(_recut(self._stream(size), size))
+        return self._counted(_recut(self.stream(size), size))
 
     def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         count = 0
@@ -90,48 +107,110 @@ def open_data(
     *,
     normalize: Normalize | None = None,
     preprocess: Preprocess | None = None,
+    feeding: Feeding | None = None,
 ) -> Dataset:
     """Open `source` (see `DataSource`) as samples for a model with these `inputs`.
 
-    Axis 0 of every array counts samples; the other axes must be the inputs'. Floats convert to the input's
-    float dtype, integers to its integer dtype if in range, and uint8 to float by `normalize` only. `preprocess`
-    says how files of images and texts become arrays. An integer
+    Where the samples lie in each input, `feeding` says or the names of its sizes (`graph.layout`); the other axes must
+    be the inputs'. Floats convert to the input's float dtype, integers to its integer dtype if in range, and uint8 to
+    float by `normalize` only. `preprocess` says how files of images and texts become arrays. An integer
     array `labels` goes to `Batch.labels`. Files are checked at once by their headers, feeds by the first one
     (so a callable is called here); values are checked while streaming. Raises InputError.
     """
-    names = _fed(inputs)
-    reader = find_source(source, inputs, preprocess)
+    feeding = feeding or Feeding(layout_of(inputs))
+    varying = _fed(inputs, feeding)
+    names = [spec.name for spec in varying]
+    reader = find_source(source, varying, preprocess, feeding.carried)
     known = list(reader.parts() if reader.counted else islice(reader.parts(), 1))
     if not known:
         raise InputError("the data has no samples: it yields no feeds")
     has_labels = LABELS not in names and LABELS in known[0].columns
 
-    def check(part: Part) -> Part:
-        match(part, inputs, normalize)
+    def check(part: Part, feeding: Feeding) -> _Opened:
         if LABELS not in names and (LABELS in part.columns) != has_labels:
             verb = "lacks" if has_labels else "has"
             raise InputError(f"{part.where} {verb} `{LABELS}`, unlike the data before: label all or none")
-        return part
+        there = [spec for spec in varying if spec.name in part.columns or spec.name not in feeding.carried]
+        if not feeding.carried:
+            return _Opened(match(part, there, feeding.layout, normalize), there)
+        steps, length = unrolled(part, there, feeding.layout, feeding.carried)
+        resets = not part.is_feed or any(name in part.columns for name in feeding.carried)
+        return _Opened(match(steps, there, feeding.layout, normalize), there, length, resets)
+
+    opened = [check(part, feeding) for part in known]
+    if reader.counted:
+        for part in opened:
+            _check_labels(part.placement.labels, feeding.classes)
+    if opened[0].placement.layout.whole:
+        feeding = replace(feeding, layout=opened[0].placement.layout)
+        opened = [check(part, feeding) for part in known]
 
     def stream(size: int) -> Iterator[Batch]:
         start = 0
-        for part in map(check, reader.parts()):
-            yield from _converted(part, inputs, normalize, LABELS if has_labels else None, size, start)
-            start += part.count
+        for part in reader.parts():
+            opened = check(part, feeding)
+            yield from _converted(opened, normalize, feeding, size, start)
+            start += opened.placement.count
 
-    count = sum(check(part).count for part in known)
     ignored = tuple(dict.fromkeys(chain.from_iterable(part.ignored for part in known)))
-    return Dataset(stream, count=count if reader.counted else None, has_labels=has_labels, ignored=ignored)
+    return Dataset(
+        stream,
+        count=sum(part.placement.count for part in opened) if reader.counted else None,
+        has_labels=has_labels,
+        ignored=ignored,
+        layout=opened[0].placement.layout,
+        settings=frozenset(spec.name for spec in inputs if spec.name not in feeding.carried) - _varying(opened[0]),
+    )
 
 
-def _fed(inputs: Sequence[TensorSpec]) -> list[str]:
-    """The names of the inputs, if samples can be fed to all of them."""
+def _varying(opened: _Opened) -> set[str]:
+    return {name for name, placed in opened.placement.placed.items() if placed.count is not None}
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """How a model is fed: where samples lie, the `constants` of every run, and inputs that are `carried` over time.
+
+    Labels are class numbers below `classes` (0: of whatever number; None: they are what the caller's metric takes).
+    """
+
+    layout: Layout
+    constants: Mapping[str, Array] = field(default_factory=dict)
+    carried: Sequence[str] = ()
+    classes: int | None = None
+
+
+def _check_labels(labels: Column | None, classes: int | None) -> None:
+    """Refuse labels that are no class numbers before any work is done."""
+    if labels is None or classes is None:
+        return
+    first = 0
+    for run in labels.rows(1 << 16):
+        check_classes(run, labels.where, first, classes)
+        first += len(run)
+
+
+def _fed(inputs: Sequence[TensorSpec], feeding: Feeding) -> list[TensorSpec]:
+    """The inputs that the data has to have, if samples can be fed to them."""
     if not inputs:
         raise InputError("the model has no inputs: there is nothing to feed samples to")
     for spec in inputs:
-        if not spec.shape or spec.dtype.hasobject:
-            raise InputError(f"model input `{spec.name}` has no batch axis or takes strings: make it a constant")
-    return [spec.name for spec in inputs]
+        if spec.dtype.kind == "V" and not is_floating(spec.dtype):
+            raise InputError(f"model input `{spec.name}` is no tensor: nothing can be fed to it")
+    varying = [spec for spec in inputs if spec.name not in feeding.constants or spec.name in feeding.carried]
+    if not any(spec.name not in feeding.carried for spec in varying):
+        raise InputError("all inputs of the model are constants: leave out the one that the samples are for")
+    return varying
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A part that suits the model's `inputs`; a sequence begins with it if it `resets`, and every `length` samples."""
+
+    placement: Placement
+    inputs: Sequence[TensorSpec]
+    length: int = 0
+    resets: bool = True
 
 
 def split(data: Dataset, *, holdout: float, seed: int, samples: int | None = None) -> tuple[Dataset, Dataset | None]:
@@ -190,7 +269,7 @@ def _picked(data: Dataset, positions: Positions, *, inside: bool) -> Dataset:
         chosen = positions()
         coming = next(chosen, None)
         start = 0
-        for run in data._stream(size):
+        for run in data.stream(size):
             mask = np.zeros(run.size, bool)
             while coming is not None and coming < start + run.size:
                 mask[coming - start] = True
@@ -198,74 +277,74 @@ def _picked(data: Dataset, positions: Positions, *, inside: bool) -> Dataset:
             start += run.size
             rows = mask if inside else ~mask
             if rows.any():
-                yield _rows(run, rows)
+                yield run.rows(rows)
             if inside and coming is None:
                 return
 
     count = data.count
     if count is not None:
         total = count
-        picked = sum(1 for _ in takewhile(lambda position: position < total, positions()))
-        count = picked if inside else total - picked
-    return Dataset(stream, count=count, has_labels=data.has_labels, ignored=data.ignored)
+        chosen = sum(1 for _ in takewhile(lambda position: position < total, positions()))
+        count = chosen if inside else total - chosen
+    picked = data.streaming(stream)
+    picked.count = count
+    return picked
 
 
 def _converted(
-    part: Part, inputs: Sequence[TensorSpec], normalize: Normalize | None, labels: str | None, size: int, start: int
+    opened: _Opened, normalize: Normalize | None, feeding: Feeding, size: int, start: int
 ) -> Iterator[Batch]:
-    first = 0
-    for run in part.runs(size):
-        feeds = {
-            spec.name: convert(run[spec.name], spec, normalize, part.columns[spec.name].where, first) for spec in inputs
-        }
-        rows = len(feeds[inputs[0].name])
-        index = np.arange(start + first, start + first + rows)
-        yield Batch(feeds, None if labels is None else np.ascontiguousarray(run[labels]), rows, index)
+    placement, first = opened.placement, 0
+    placed, specs = placement.placed, {spec.name: spec for spec in opened.inputs}
+    shared = {
+        name: np.asarray(convert(value.column.whole()[None], specs[name], normalize, value.column.where, 0)[0])
+        for name, value in placed.items()
+        if value.count is None
+    }
+    fixed = {name: value for name, value in feeding.constants.items() if name not in {*placed, *feeding.carried}}
+    for rows, run, labels in placement.runs(size):
+        if labels is not None and placement.labels is not None and feeding.classes is not None:
+            check_classes(labels, placement.labels.where, first, feeding.classes)
+        feeds = dict[str, Array]()
+        for spec in opened.inputs:
+            one = placed[spec.name]
+            feeds[spec.name] = (
+                one.repeated(shared[spec.name], rows)
+                if spec.name in shared
+                else one.arranged(convert(run[spec.name], spec, normalize, one.column.where, first))
+            )
+        for name, value in fixed.items():
+            axis = placement.layout.axes.get(name)
+            feeds[name] = value if axis is None else np.ascontiguousarray(np.repeat(value, rows, axis))
+        numbers = np.arange(first, first + rows)
+        begins = (numbers % opened.length == 0) if opened.length else (numbers == 0) & (opened.resets or start == 0)
+        yield Batch(
+            feeds,
+            None if labels is None else np.ascontiguousarray(labels),
+            rows,
+            start + numbers,
+            placement.layout.axes,
+            begins | ((numbers == 0) & (placement.count > 1)) if feeding.carried else None,
+        )
         first += rows
 
 
 def _recut(runs: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The same samples in batches of `size`; shorter at the end and where the sizes of other axes change."""
+    """The same samples in batches of `size`; shorter at the end and where samples cannot be run at once."""
     pieces: list[Batch] = []
     missing = size
     for run in runs:
-        if pieces and _form(pieces[0]) != _form(run):
-            yield _joined(pieces)
+        if pieces and not pieces[0].goes_with(run):
+            yield joined(pieces)
             pieces, missing = [], size
         start = 0
         while start < run.size:
-            piece = _rows(run, slice(start, start + missing)) if start or run.size > missing else run
+            piece = run.rows(slice(start, start + missing)) if start or run.size > missing else run
             pieces.append(piece)
             start += piece.size
             missing -= piece.size
             if not missing:
-                yield _joined(pieces)
+                yield joined(pieces)
                 pieces, missing = [], size
     if pieces:
-        yield _joined(pieces)
-
-
-def _form(batch: Batch) -> list[tuple[int, ...]]:
-    return [array.shape[1:] for array in _arrays(batch)]
-
-
-def _arrays(batch: Batch) -> list[Array]:
-    return [*batch.feeds.values(), *([] if batch.labels is None else [batch.labels])]
-
-
-def _rows(batch: Batch, rows: slice | Array) -> Batch:
-    feeds = {name: array[rows] for name, array in batch.feeds.items()}
-    labels = None if batch.labels is None else batch.labels[rows]
-    index = None if batch.index is None else batch.index[rows]
-    return Batch(feeds, labels, len(next(iter(feeds.values()))), index)
-
-
-def _joined(batches: list[Batch]) -> Batch:
-    if len(batches) == 1:
-        return batches[0]
-    first = batches[0]
-    feeds = {name: np.concatenate([batch.feeds[name] for batch in batches]) for name in first.feeds}
-    labels = [batch.labels for batch in batches if batch.labels is not None]
-    index = [batch.index for batch in batches if batch.index is not None]
-    size = sum(batch.size for batch in batches)
-    return Batch(feeds, np.concatenate(labels) if labels else None, size, np.concatenate(index) if index else None)
+        yield joined(pieces)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.data.batch import Batch
 from pcns_onnx.data.columns import Array
 from pcns_onnx.data.conform import is_floating
 
@@ -47,18 +48,21 @@ class SampleSummary:
         return hashlib.sha256(self.hashes.astype("<u8").tobytes()).hexdigest()[:32]
 
 
-def summarize(batches: Iterable[tuple[Mapping[str, Array], int]]) -> SampleSummary:
-    """One pass over samples: the feeds of every batch, and how many samples it has."""
+def summarize(batches: Iterable[Batch], settings: Collection[str] = ()) -> SampleSummary:
+    """One pass over samples. `settings` are inputs that are meant to be the same in all: they say nothing of these."""
     hashes: list[Hashes] = []
     first, constant, zero = dict[str, Array](), dict[str, bool](), dict[str, bool]()
     inputs = 0
-    for feeds, size in batches:
-        hashes.append(_hashes(feeds, size))
-        inputs = len(feeds)
-        for name, array in feeds.items():
+    for batch in batches:
+        hashes.append(_hashes(batch))
+        varying = [name for name in batch.feeds if name not in settings]
+        inputs = len(varying)
+        for name in varying:
+            array = batch.feeds[name]
             if not is_floating(array.dtype):
                 continue
-            rows = array if _has_rows(array, size) else array[None]
+            rows = _rows(batch, name)
+            rows = array[None] if rows is None else rows
             reference = first.setdefault(name, rows[:1])
             constant[name] = constant.get(name, True) and bool(
                 reference.shape[1:] == rows.shape[1:] and (rows == reference).all()
@@ -82,19 +86,21 @@ def in_sketch(text: str, hashes: Hashes) -> NDArray[np.bool_]:
     return np.isin(hashes, np.frombuffer(base64.b64decode(text, validate=True), dtype="<u8").astype(np.uint64))
 
 
-def _has_rows(array: Array, size: int) -> bool:
-    return bool(array.ndim) and len(array) == size
+def _rows(batch: Batch, name: str) -> Array | None:
+    """What is fed to an input, sample by sample; None where it is the same for all of them."""
+    axis = batch.axes.get(name, 0)
+    return None if axis is None else np.moveaxis(batch.feeds[name], axis, 0)
 
 
-def _hashes(feeds: Mapping[str, Array], size: int) -> Hashes:
-    hashers = [hashlib.blake2b(digest_size=8) for _ in range(size)]
-    for name, array in sorted(feeds.items()):
-        by_row = _has_rows(array, size)
-        head = f"{name} {array.dtype.str} {array.shape[1:] if by_row else array.shape}\n".encode()
-        whole = b"" if by_row else _bytes(array)
+def _hashes(batch: Batch) -> Hashes:
+    hashers = [hashlib.blake2b(digest_size=8) for _ in range(batch.size)]
+    for name, array in sorted(batch.feeds.items()):
+        rows = _rows(batch, name)
+        head = f"{name} {array.dtype.str} {array.shape if rows is None else rows.shape[1:]}\n".encode()
+        whole = _bytes(array) if rows is None else b""
         for at, hasher in enumerate(hashers):
             hasher.update(head)
-            hasher.update(_bytes(array[at]) if by_row else whole)
+            hasher.update(whole if rows is None else _bytes(rows[at]))
     return np.array([int.from_bytes(hasher.digest(), "little") for hasher in hashers], dtype=np.uint64)
 
 

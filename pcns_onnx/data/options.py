@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pcns_onnx.errors import InputError
 
 if TYPE_CHECKING:
     from pcns_onnx.data.conform import Normalize
+    from pcns_onnx.data.dataset import Feeding
     from pcns_onnx.data.preprocess import Preprocess
     from pcns_onnx.data.sources import DataSource
+    from pcns_onnx.graph import Layout, TensorSpec
 
 _ALL = "inspect shrink plan expand compare design"
 
@@ -85,3 +90,84 @@ class DataOptions:
         from pcns_onnx.data.preprocess import Preprocess
 
         return Preprocess.parse(self.preprocess)
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """Inputs without one row per sample.
+
+    `constant` gives inputs that are the same in every run ('sr=16000'), or a mapping of names to values; a number
+    fills the input's shape. `batch_axis` ('state=1') says where samples lie that the names of sizes do not tell.
+    `carry` ('stateN=state'): within a sequence an output is fed back as the next step's input; consecutive samples of
+    a file or a source are one sequence, or the second axis of arrays that have one more than the input.
+    """
+
+    constant: str | Sequence[str] | Mapping[str, Any] = field(
+        default=(),
+        metadata={
+            "commands": _ALL,
+            "metavar": "NAME=VALUE|FILE",
+            "help": "An input that is the same in every run: a number, [1, 2], .npy or .npz.",
+        },
+    )
+    batch_axis: str | Sequence[str] = field(
+        default=(),
+        metadata={
+            "commands": f"{_ALL} diff",
+            "metavar": "NAME=1",
+            "help": "The axis of an input that counts samples; NAME=none for none.",
+        },
+    )
+    carry: str | Sequence[str] = field(
+        default=(),
+        metadata={
+            "commands": _ALL,
+            "metavar": "OUTPUT=INPUT",
+            "help": "Within a sequence, an output is the next step's input.",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        self.axes()
+        self.carries()
+        self._constants()
+
+    def axes(self) -> dict[str, int | None]:
+        """The axis of the samples by input, None for an input without: 'state=1' -> {'state': 1}."""
+        stated = dict[str, int | None]()
+        for text in self.batch_axis:
+            name, _, axis = text.rpartition("=")
+            if not name or not (axis.isdecimal() or axis == "none"):
+                raise InputError(f"--batch-axis {text} is not understood: write a name and an axis, as in state=1")
+            stated[name] = None if axis == "none" else int(axis)
+        return stated
+
+    def carries(self) -> dict[str, str]:
+        """Input -> the output that is fed back to it: 'stateN=state' -> {'state': 'stateN'}."""
+        fed_back = dict[str, str]()
+        for text in self.carry:
+            output, _, name = text.rpartition("=")
+            if not output or not name or name in fed_back:
+                raise InputError(f"--carry {text} is not understood: write an output and its input, as in stateN=state")
+            fed_back[name] = output
+        return fed_back
+
+    def feeding(self, inputs: Sequence[TensorSpec], layout: Layout, shapes: Mapping[str, Sequence[int]]) -> Feeding:
+        """How a model with these inputs is fed; `shapes` are sizes that it leaves open. Raises `InputError`."""
+        from pcns_onnx.data.conform import settled_constants
+        from pcns_onnx.data.dataset import Feeding
+
+        values, layout = settled_constants(self._constants(), inputs, layout, shapes)
+        return Feeding(layout, values, tuple(self.carries()))
+
+    def _constants(self) -> dict[str, Any]:
+        """By input, what was said of it."""
+        if isinstance(self.constant, Mapping):
+            return dict(self.constant)
+        texts = dict[str, Any]()
+        for text in self.constant:
+            name, _, value = text.partition("=")
+            if not name or not value:
+                raise InputError(f"--constant {text} is not understood: write a name and a value, as in sr=16000")
+            texts[name] = value
+        return texts

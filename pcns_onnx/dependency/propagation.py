@@ -45,7 +45,7 @@ class Propagation:
         cls, graph: Graph, feeds: Mapping[str, Sequence[int]] | None, *, heads: Heads = "width", tied: bool = True
     ) -> Propagation:
         """Propagate labels through `graph`; `feeds` gives the shape of each input where the model leaves it open."""
-        batch = next((s.shape[0] for s in graph.inputs if s.shape and s.shape[0] is not None), 2)
+        batch = graph.layout.batch
         shapes = graph.shapes(feeds, batch=batch)
         propagation = cls(graph, shapes, graph.shapes(feeds, batch=batch + 1), batch, heads, tied)
         propagation._run()

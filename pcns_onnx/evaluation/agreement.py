@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.calibration.output_scale import OutputLayout
+from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.cost.benchmark import Latency, compare_latency
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.counts import as_array

@@ -1,8 +1,9 @@
 """Which axis of an output counts samples: where its size grows with the number of samples that are fed.
 
-The first axis may be time, as in (T, N, C), or there may be none, as in a table that no sample changes. So one sample
-is run besides the first batch: the axis whose size is that many times as large is the one. A model that takes one
-batch size only cannot be asked; there the axis is the first that has this size.
+Where the model names its sizes, the name of the one that counts samples says so (`graph.layout`). Else the first axis
+may be time, as in (T, N, C), or there may be none, as in a table that no sample changes. So one sample is run besides
+the first batch: the axis whose size is that many times as large is the one. A model that takes one batch size only
+cannot be asked; there the axis is the first that has this size. What is one sample however large has no such axis.
 """
 
 from __future__ import annotations
@@ -13,25 +14,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.data.batch import Batch
 from pcns_onnx.errors import PcnsError
+from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
-from pcns_onnx.runtime.engine import Session, Tensors
+from pcns_onnx.runtime.engine import Session
 
 Array = NDArray[Any]
 
 
 def batch_axes(
-    session: Session, feeds: Mapping[str, Array], outputs: Mapping[str, Array], size: int, *, fixed: bool
+    session: Session, model: Graph, batch: Batch, outputs: Mapping[str, Array], *, fixed: bool
 ) -> dict[str, int | None]:
-    """By output, the axis that counts samples, None where there is none; from a run of `size` samples."""
-    one = {} if fixed or size == 1 else _of_one(session, feeds, size)
-    return {name: _axis(array.shape, one.get(name), size) for name, array in outputs.items()}
+    """By output of `model`, the axis that counts samples, None where there is none; from a run of `batch`."""
+    if model.layout.whole:
+        return dict.fromkeys(outputs)
+    axes: dict[str, int | None] = _named(model, outputs, batch.size)
+    if len(axes) < len(outputs):
+        one = {} if fixed or batch.size == 1 else _of_one(session, batch)
+        measured = {name: _axis(array.shape, one.get(name), batch.size) for name, array in outputs.items()}
+        axes = measured | axes
+    return axes
 
 
-def _of_one(session: Session, feeds: Mapping[str, Array], size: int) -> Mapping[str, tuple[int, ...]]:
-    first: Tensors = {name: array[:1] if array.ndim and len(array) == size else array for name, array in feeds.items()}
+def _named(model: Graph, outputs: Mapping[str, Array], size: int) -> dict[str, int | None]:
+    """The axes that names speak for, where the sizes bear them out."""
+    axes = dict[str, int | None]()
+    for spec in model.outputs:
+        axis, shape = model.layout.named_axis(spec), outputs[spec.name].shape
+        if axis is not None and len(shape) == len(spec.symbols) and shape[axis] == size:
+            axes[spec.name] = axis
+    return axes
+
+
+def _of_one(session: Session, batch: Batch) -> Mapping[str, tuple[int, ...]]:
     try:
-        return {name: to_numpy(array).shape for name, array in session.run(first).items()}
+        outputs = session.run(batch.rows(slice(0, 1)).feeds)
+        return {name: to_numpy(array).shape for name, array in outputs.items()}
     except PcnsError:  # a model may take other sizes only
         return {}
 

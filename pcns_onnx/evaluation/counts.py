@@ -62,7 +62,7 @@ def as_array(value: Any) -> NDArray[Any]:
             return np.concatenate(parts) if len({part.shape[1] for part in parts}) == 1 else _flat(parts)
     rows = {part.shape[0] if part.ndim else -1 for part in parts}
     if len(rows) == 1 and (count := rows.pop()) >= 0:
-        return np.concatenate([part.reshape(count, int(part.size // max(count, 1))) for part in parts], axis=1)
+        return np.concatenate([part.reshape(count, int(np.prod(part.shape[1:]))) for part in parts], axis=1)
     return _flat(parts)
 
 

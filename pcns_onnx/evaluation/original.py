@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pcns_onnx.calibration.output_scale import OutputLayout, OutputScale, SpreadTally
-from pcns_onnx.data.dataset import Batch
+from pcns_onnx.calibration.output_layout import OutputLayout
+from pcns_onnx.calibration.output_scale import OutputScale, SpreadTally
+from pcns_onnx.data.batch import Batch
 from pcns_onnx.dependency.data_dependence import DataDependence
 from pcns_onnx.evaluation.batch_axis import batch_axes
 from pcns_onnx.evaluation.counts import as_array
@@ -40,7 +41,7 @@ class Original:
             outputs = self._session.run(batch.feeds)
             arrays = {name: as_array(outputs[name]) for name in spreads}
             if not self._axes:
-                self._axes = batch_axes(self._session, batch.feeds, arrays, batch.size, fixed=samples.fixed)
+                self._axes = batch_axes(self._session, self._model, batch, arrays, fixed=samples.fixed)
             for name, spread in spreads.items():
                 rows = with_samples_first(arrays[name], self._axes[name])
                 count = batch.size if len(rows) % batch.size == 0 else 1

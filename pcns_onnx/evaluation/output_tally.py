@@ -43,7 +43,7 @@ class WorstChannel(msgspec.Struct, frozen=True):
     error: float
 
 
-class Part(msgspec.Struct, frozen=True):
+class ChannelPart(msgspec.Struct, frozen=True):
     """Channels of like scale: how many there are, the first of them, and the largest spread of one."""
 
     first: int
@@ -83,7 +83,7 @@ class OutputAgreement(msgspec.Struct, frozen=True):
     stands_for: str | None = None
     weight: float = 1.0
     channels: list[WorstChannel] = []
-    parts: list[Part] = []
+    parts: list[ChannelPart] = []
 
 
 class OutputTally:
@@ -214,11 +214,11 @@ class OutputTally:
         worst = np.argsort(-errors, kind="stable")[:_CHANNELS]
         return [WorstChannel(int(places[i]), float(errors[i])) for i in worst if errors[i] > 0]
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[ChannelPart]:
         parts, places = self.scale.parts(), self.scale.first_places()
         if len(parts) < 2:
             return []
-        return [Part(int(places[part].min()), len(part), float(self.scale.spread[part].max())) for part in parts]
+        return [ChannelPart(int(places[part].min()), len(part), float(self.scale.spread[part].max())) for part in parts]
 
 
 def with_samples_first(values: NDArray[Any], axis: int | None) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """The shrunk model in fewer bits: int8 by static quantisation, and float16.
 
-How they are made is told in `rewrite.quantize`; here they are asked for, checked and timed like the
+How they are made is told in `rewrite.lowering.quantize`; here they are asked for, checked and timed like the
 shrunk model itself. Whatever fails on the way is the failure of that precision alone: the others, and the shrunk
 model in float32, are not lost to it.
 """
@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.calibration.output_scale import OutputLayout
+from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.cost.benchmark import Latency, compare_many
 from pcns_onnx.errors import InputError, PcnsError, UnsupportedError, first_line
 from pcns_onnx.evaluation.agreement import Agreement, compare_outputs, time_both, verify
@@ -27,7 +27,7 @@ from pcns_onnx.evaluation.options import GateOptions
 from pcns_onnx.evaluation.output_tally import OutputAgreement
 from pcns_onnx.graph import Graph
 from pcns_onnx.progress import Progress
-from pcns_onnx.rewrite.quantize import in_precision
+from pcns_onnx.rewrite.lowering.quantize import in_precision
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
 

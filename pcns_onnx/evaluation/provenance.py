@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from pcns_onnx.data.feeds import as_array, is_array
 from pcns_onnx.data.fingerprints import Hashes, in_sketch, sketch
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
@@ -65,12 +66,12 @@ def _of_data(data: DataSource | None) -> str | None:
     if isinstance(data, str | os.PathLike):
         path = Path(data)
         return _of_path(path) if path.exists() else None
-    named = {"": data} if isinstance(data, np.ndarray) else data
+    named = {"": data} if is_array(data) else data
     if not isinstance(named, Mapping):
         return None
     hasher = hashlib.sha256()
     for name, array in sorted(named.items()):
-        values = np.ascontiguousarray(array)
+        values = np.ascontiguousarray(as_array(array))
         if values.dtype.hasobject:
             return None  # its bytes are addresses
         hasher.update(f"{name} {values.dtype.str} {values.shape}\n".encode())

@@ -23,8 +23,8 @@ from pcns_onnx.graph.external_data import (
     tidy,
 )
 from pcns_onnx.graph.importer import inline_branches, inline_functions, repaired, store_inputs
-from pcns_onnx.graph.inference import InferredView
 from pcns_onnx.graph.initializers import take_out
+from pcns_onnx.graph.layout import Layout
 from pcns_onnx.graph.model_source import ModelSource, path_or_message
 from pcns_onnx.graph.protobuf import (
     HALF_TYPES,
@@ -37,6 +37,7 @@ from pcns_onnx.graph.protobuf import (
     widen_nodes,
 )
 from pcns_onnx.graph.quantized_weights import set_quantized
+from pcns_onnx.graph.shapes.inference import InferredView
 
 
 class Graph(InferredView):
@@ -65,9 +66,9 @@ class Graph(InferredView):
         graph.refuse_damaged(where)
         return graph._with(inline_functions(graph._model)).with_branches() if flat else graph
 
-    def copy(self) -> Graph:
-        """An independent copy; contents are shared."""
-        return Graph(self._model, self._weights, self.files, self.notes)
+    def copy(self, layout: Layout | None = None) -> Graph:
+        """An independent copy, whose samples are known to lie like that if need be; contents are shared."""
+        return Graph(self._model, self._weights, self.files, self.notes, layout or self.stated_layout)
 
     def with_constants(self, values: Mapping[str, Array]) -> Graph:
         """A twin in which these inputs are constants, and every If that they steer is the branch that it takes.
@@ -83,7 +84,9 @@ class Graph(InferredView):
         return self._with(inline_branches(self._model, self._weights))
 
     def _with(self, model: onnx.ModelProto) -> Graph:
-        return self if model is self._model else Graph(model, self._weights, self.files, self.notes)
+        if model is self._model:
+            return self
+        return Graph(model, self._weights, self.files, self.notes, self.stated_layout)
 
     # -- derived graphs ------------------------------------------------------------------
 
@@ -323,7 +326,7 @@ class Graph(InferredView):
 
     def _changed(self) -> None:
         """Forget all that was read off the model before it was edited."""
-        for name in vars(self).keys() - {"_model", "_weights", "files", "notes"}:
+        for name in vars(self).keys() - {"_model", "_weights", "files", "notes", "stated_layout"}:
             del self.__dict__[name]
 
     def _add_initializer(self, tensor: TensorProto) -> None:

@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto, helper, inliner, version_converter
 
 from pcns_onnx.errors import InputError, first_line
-from pcns_onnx.graph.isolation import all_nodes
+from pcns_onnx.graph.lowering.isolation import all_nodes
 from pcns_onnx.graph.model import Graph
 from pcns_onnx.graph.protobuf import Node, keep_only
 

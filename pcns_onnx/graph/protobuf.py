@@ -23,11 +23,15 @@ HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, NumPy dtype and shape of a graph input or output; None is a dynamic dimension."""
+    """Name, NumPy dtype and shape of a graph input or output; None is a dynamic dimension.
+
+    `symbols` are the names of the dynamic dimensions, '' for one that has none or is not dynamic.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: Shape
+    symbols: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,15 +152,33 @@ def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
     """Name, dtype and shape of a graph input or output."""
     kind = value.type.tensor_type.elem_type
     dtype = helper.tensor_dtype_to_np_dtype(kind) if kind else np.dtype(object)
+    if value.type.WhichOneof("value") not in ("tensor_type", None):
+        dtype = np.dtype(np.void)  # a sequence, a map
     # Exporters write open sizes as -1 or 0, too, and onnxruntime runs such files.
     sizes = tuple(size if size is None or size > 0 else None for size in shape_of(value))
-    return TensorSpec(value.name, np.dtype(dtype), sizes)
+    symbols = tuple("" if d.HasField("dim_value") else d.dim_param for d in value.type.tensor_type.shape.dim)
+    return TensorSpec(value.name, np.dtype(dtype), sizes, symbols)
 
 
 def shape_of(value: onnx.ValueInfoProto) -> Shape:
     """The declared shape; None for a dynamic axis."""
     dims = value.type.tensor_type.shape.dim
     return tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+
+
+def with_open_sizes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with sizes of 0 at its inputs and outputs left open, as they are meant; a copy if there are any."""
+
+    def closed(proto: onnx.ModelProto) -> list[Any]:
+        values = [*proto.graph.input, *proto.graph.output]
+        return [d for v in values for d in v.type.tensor_type.shape.dim if d.HasField("dim_value") and d.dim_value < 1]
+
+    if not closed(model):
+        return model
+    twin = copy_of(model)
+    for dim in closed(twin):
+        dim.ClearField("dim_value")
+    return twin
 
 
 def is_float(kind: int) -> bool:

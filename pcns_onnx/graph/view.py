@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper, shape_inference
 from pcns_onnx.errors import InputError, first_line
 from pcns_onnx.graph.constants import Derived
 from pcns_onnx.graph.initializers import Program, put_back, raw, take_out, without, without_placeholders
-from pcns_onnx.graph.pooling_sizes import state_pool_sizes
+from pcns_onnx.graph.layout import Layout, layout_of
 from pcns_onnx.graph.protobuf import (
     Array,
     Node,
@@ -27,9 +27,11 @@ from pcns_onnx.graph.protobuf import (
     moved_out,
     node_of,
     spec_of,
+    with_open_sizes,
 )
 from pcns_onnx.graph.quantized_weights import parameters_of
 from pcns_onnx.graph.restoration import graphs_of
+from pcns_onnx.graph.shapes.pooling_sizes import state_pool_sizes
 
 MOST = (1 << 31) - 1
 """Bytes that one protobuf file can have."""
@@ -51,6 +53,7 @@ class GraphView:
         weights: Mapping[str, Array] | None = None,
         files: frozenset[Path] = frozenset(),
         notes: tuple[str, ...] = (),
+        stated_layout: Layout | None = None,
     ) -> None:
         self._model = copy_of(proto)
         taken = take_out(self._model.graph.initializer)
@@ -58,6 +61,7 @@ class GraphView:
             self._model = copy_of(self._model)  # what was taken out of a message stays allocated in it
         self._weights: dict[str, Array] = {**(weights or {}), **taken}
         self.files, self.notes = files, notes
+        self.stated_layout = stated_layout
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -178,6 +182,11 @@ class GraphView:
         return tuple(spec_of(v) for v in self._model.graph.input if v.name not in stored)
 
     @cached_property
+    def layout(self) -> Layout:
+        """Along which axes of the inputs the samples lie."""
+        return self.stated_layout or layout_of(self.inputs)
+
+    @cached_property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The graph outputs."""
         return tuple(spec_of(v) for v in self._model.graph.output)
@@ -288,7 +297,7 @@ class GraphView:
             used.update((*node.inputs, *node.captures))
         weights = {name: value for name, value in self._weights.items() if name in used}
         weights = {name: np.require(value, requirements=["C", "A"]) for name, value in weights.items()}
-        model = without(self._model, self._weights.keys() - used)
+        model = with_open_sizes(without(self._model, self._weights.keys() - used))
         if named:
             model = copy_of(model)
             for proto, node in zip(model.graph.node, self.nodes, strict=True):

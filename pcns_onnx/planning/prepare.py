@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -17,7 +17,7 @@ from pcns_onnx.dependency.groups import Group
 from pcns_onnx.dependency.options import Scope
 from pcns_onnx.dependency.recurrence import WrittenOutCell, written_out_cells
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph import Graph
+from pcns_onnx.graph import Array, Graph
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.low_rank import NONE, candidates, paying
 from pcns_onnx.planning.plan import Plan, SkippedLayer, by_cause
@@ -54,13 +54,21 @@ def problem_for(
         dependencies = dependency_graph_of(graph, engine, data, scope)
     batch, latency_model = at_latency_batch(calibration.samples, batch_latency).batch, None
     if times or scope.low_rank:
-        latency_model = measure_layers(engine, graph, dependencies, batch, progress=calibration.progress)
+        feeds = _real_feeds(graph, calibration, batch)
+        latency_model = measure_layers(engine, graph, dependencies, batch, feeds=feeds, progress=calibration.progress)
     totals, original = dict[str, float](), dict[str, float]()
     for name, row in RESOURCES.items():
         if row.counter is not None and row.counter.totals is not None:
             totals[name], original[name] = row.counter.totals(form, graph)
     costs = Costs(dependencies, totals, original, latency_model, factors)
     return Problem(form, graph, dependencies, calibration, (), costs, batch, undivided=undivided, weights=weights)
+
+
+def _real_feeds(graph: Graph, calibration: Calibration, batch: int) -> Mapping[str, Array] | None:
+    """Samples to time the whole model on where noise will not do: a sampling rate chooses what is run."""
+    if all(axis == 0 for axis in graph.layout.axes.values()):
+        return None
+    return next(iter(calibration.samples)).repeated(batch)
 
 
 def selected(problem: Problem, scope: Scope, refuses: Refusal) -> tuple[Problem, list[SkippedLayer]]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.calibration.calibration import Calibration
-from pcns_onnx.calibration.output_scale import OutputLayout, last_rows
+from pcns_onnx.calibration.output_layout import OutputLayout, last_rows
 from pcns_onnx.calibration.output_weight import OutputWeight
 from pcns_onnx.cost.model import Costs
 from pcns_onnx.dependency.dependency_graph import DependencyGraph

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.columns import ChannelCovariance, mixed_prior
 from pcns_onnx.calibration.group_inputs import GroupStats
-from pcns_onnx.calibration.output_scale import OutputError, OutputLayout
+from pcns_onnx.calibration.output_layout import OutputLayout
+from pcns_onnx.calibration.output_scale import OutputError
 from pcns_onnx.calibration.ranking import Ranking
 from pcns_onnx.dependency.dependency_graph import DependencyGraph, kept_classes
 from pcns_onnx.dependency.groups import Group

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from pcns_onnx.graph import Graph
+from pcns_onnx.graph import Graph, Layout
 from pcns_onnx.rewrite.constant_shapes import store_constant_shapes
 from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
 from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
@@ -36,6 +36,13 @@ class Canonical:
             store_once(norms_folded, original)
         typed, added = explicit_biases(own_biases(norms_folded))
         return cls(original, typed, typed.as_float32(), folded, added)
+
+    def laid_out(self, layout: Layout | None) -> Canonical:
+        """The same forms, of which it is known where samples lie in their inputs."""
+        if layout is None:
+            return self
+        original, typed, twin = (graph.copy(layout) for graph in (self.original, self.typed, self.twin))
+        return replace(self, original=original, typed=typed, twin=twin)
 
     @cached_property
     def emitted(self) -> Graph:

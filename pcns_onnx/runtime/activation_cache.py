@@ -29,7 +29,7 @@ class ActivationCache:
         kept: dict[str, Array | Path] = {}
         for name, array in tensors.items():
             size = int(array.nbytes)
-            if self._used + size <= self._budget:
+            if self._used + size <= self._budget or array.dtype.hasobject:  # texts would be spilled as pickles
                 self._used += size
                 kept[name] = array
             else:
@@ -39,7 +39,7 @@ class ActivationCache:
     def read(self) -> Iterator[Tensors]:
         """All batches, in order."""
         for batch in self._batches:
-            yield {name: _loaded(item) if isinstance(item, Path) else item for name, item in batch.items()}
+            yield {name: np.load(item) if isinstance(item, Path) else item for name, item in batch.items()}
 
     def close(self) -> None:
         """Let go of everything, on disk too."""
@@ -65,7 +65,3 @@ class ActivationCache:
                 f"cannot spill activations to '{path.parent}': {error.strerror or error}; set TMPDIR to a larger disk"
             ) from None
         return path
-
-
-def _loaded(path: Path) -> Array:
-    return np.load(path, allow_pickle=True)  # texts; it was written here

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
-
+from pcns_onnx.data.batch import joined
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph, Program
 from pcns_onnx.runtime.activation_cache import ActivationCache
@@ -107,16 +106,17 @@ def traced(engine: Engine, graph: Graph, samples: Samples, not_finite: NotFinite
 def measure(engine: Engine, graph: Graph, samples: Samples, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Shapes of tensors that cannot be inferred, from a run on one sample and one on two.
 
-    A size that grows with the batch is negative: that of one sample. What else changes is left out.
+    A size that grows with the batch is negative: that of one sample. What else changes is left out. Samples that are
+    to be run one by one are, and no size is known to grow.
     """
     batch = next(iter(samples), None)
     if batch is None:
         return {}
     session = engine.session(graph.extract(inputs_of(graph), names).program())
     one = {name: tuple(tensor.shape) for name, tensor in session.run(batch.feeds).items() if hasattr(tensor, "shape")}
-    if samples.fixed:
+    if samples.fixed or samples.data.is_single:
         return one
-    twice = session.run({name: np.concatenate([array, array]) for name, array in batch.feeds.items()})
+    twice = session.run(joined([batch, batch]).feeds)
     shapes = {}
     for name, sizes in one.items():
         both = list(zip(sizes, twice[name].shape, strict=False))

@@ -1,6 +1,6 @@
 """onnxruntime behind a small door: sessions, providers, device arrays.
 
-This is the only module that imports onnxruntime (but for its quantiser, see `rewrite.quantize`); the package's
+This is the only module that imports onnxruntime (but for its quantiser, see `rewrite.lowering.quantize`); the package's
 `__init__` has switched its telemetry off before. On CUDA, inputs and outputs are bound to
 device memory and handed over as CuPy arrays, so activations never cross to the host.
 """
@@ -191,7 +191,9 @@ class Session:
         binding = self._session.io_binding()
         kept = []
         for name, array in feeds.items():
-            if isinstance(array, np.ndarray):
+            if isinstance(array, np.ndarray) and array.dtype.hasobject:
+                binding.bind_cpu_input(name, array)  # texts stay on the host
+            elif isinstance(array, np.ndarray):
                 value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
                 binding.bind_ortvalue_input(name, value)
                 kept.append(value)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.data.dataset import Batch, Dataset
+from pcns_onnx.data.batch import Batch
+from pcns_onnx.data.dataset import Dataset
 from pcns_onnx.data.fingerprints import SampleSummary, summarize
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
@@ -59,7 +60,7 @@ class Samples:
         """What tells these samples apart; reads the data once."""
         whole = self.batch if self.fixed else None
         if whole not in self.data.summaries:
-            self.data.summaries[whole] = summarize((batch.feeds, batch.size) for batch in self)
+            self.data.summaries[whole] = summarize(self, self.data.settings)
         return self.data.summaries[whole]
 
 
@@ -84,13 +85,13 @@ class Positions:
 
 def fixed_batch(*graphs: Graph) -> int | None:
     """The batch that the first of these models with a fixed one takes."""
-    return next((s.shape[0] for g in graphs for s in g.inputs if s.shape and s.shape[0] is not None), None)
+    return next((graph.layout.fixed for graph in graphs if graph.layout.fixed is not None), None)
 
 
 def samples_of(dataset: Dataset, batch: int, *graphs: Graph) -> Samples:
     """Batches as the models take them: a model with a fixed batch is fed in that."""
     fixed = fixed_batch(*graphs)
-    samples = Samples(dataset, fixed or batch, fixed is not None)
+    samples = Samples(dataset, fixed or (1 if dataset.is_single else batch), fixed is not None)
     if samples.count == 0:
         raise InputError(f"the model takes batches of exactly {fixed} samples and the data holds fewer: give more")
     return samples
@@ -98,5 +99,5 @@ def samples_of(dataset: Dataset, batch: int, *graphs: Graph) -> Samples:
 
 def at_latency_batch(samples: Samples, wanted: int | None) -> Samples:
     """The same samples in the batches that latency is measured at: of `wanted`, or as they are."""
-    batch = samples.batch if samples.fixed else wanted or samples.batch
+    batch = samples.batch if samples.fixed or samples.data.is_single else wanted or samples.batch
     return replace(samples, batch=batch, _kept=[])

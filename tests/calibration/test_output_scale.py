@@ -12,7 +12,8 @@ import pytest
 from builders.chains import node
 from builders.models import build
 from pcns_onnx import InputError, shrink
-from pcns_onnx.calibration.output_scale import FLOOR, OutputError, OutputLayout, SpreadTally, channel_scales, last_rows
+from pcns_onnx.calibration.output_layout import OutputLayout, last_rows
+from pcns_onnx.calibration.output_scale import FLOOR, OutputError, SpreadTally, channel_scales
 from pcns_onnx.calibration.output_weight import OutputWeight, output_weights
 from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.dependency.last_layers import last_layers

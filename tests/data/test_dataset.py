@@ -20,8 +20,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pcns_onnx.data.batch import Batch
 from pcns_onnx.data.conform import Normalize
-from pcns_onnx.data.dataset import Batch, Dataset, open_data, split
+from pcns_onnx.data.dataset import Dataset, open_data, split
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import TensorSpec
 
@@ -606,7 +607,8 @@ REFUSED: dict[str, Case] = {
         lambda: saved(image=images(), tokens=np.zeros((9, 4), int)),
         BOTH,
         None,
-        "d.npz: `image` has 23 samples but d.npz: `tokens` has 9: every array needs one row per sample",
+        "d.npz: `image` has 23 samples but d.npz: `tokens` has 9: every array needs one row per sample "
+        "(--constant NAME=FILE for what all share, --batch-axis NAME=1 for another axis)",
     ),
     "label count": (
         lambda: in_folder(image=images(), labels=np.zeros(9, int)),
@@ -734,17 +736,17 @@ REFUSED: dict[str, Case] = {
         "write it again with np.save or np.savez",
     ),
     "a feed that is no mapping": (
-        lambda: [images()],
+        lambda: ["images"],
         [IMAGE],
         None,
-        "data: feed 0 is a ndarray: give a mapping of input names to arrays",
+        "data: feed 0 is a str: give a mapping of input names to arrays, or arrays in the order of the inputs",
     ),
     "no inputs": (images, [], None, "the model has no inputs: there is nothing to feed samples to"),
     "scalar input": (
         images,
         [TensorSpec("k", F32, ())],
         None,
-        "model input `k` has no batch axis or takes strings: make it a constant",
+        "data: `k` has shape (23, 3, 2, 2) but the model takes (): reshape it",
     ),
 }
 

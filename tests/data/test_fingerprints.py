@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pcns_onnx.data.batch import Batch
 from pcns_onnx.data.columns import Array
 from pcns_onnx.data.fingerprints import SampleSummary, in_sketch, sketch, summarize
 
@@ -14,7 +15,7 @@ def drawn(count: int, seed: int = 0) -> Array:
 
 
 def of(*batches: dict[str, Array]) -> SampleSummary:
-    return summarize((feeds, len(next(iter(feeds.values())))) for feeds in batches)
+    return summarize(Batch(feeds, None, len(next(iter(feeds.values())))) for feeds in batches)
 
 
 def test_a_sample_has_the_same_hash_wherever_it_stands() -> None:
@@ -53,7 +54,8 @@ def test_inputs_that_never_change_are_named() -> None:
 
 def test_texts_and_settings_of_a_whole_batch_can_be_hashed() -> None:
     texts = np.array([["a"], ["b"], ["a"]], dtype=object)
-    summary = of({"x": texts, "scale": np.full(2, 3.0, np.float32)})
+    feeds = {"x": texts, "scale": np.full(2, 3.0, np.float32)}
+    summary = summarize([Batch(feeds, None, 3, axes={"scale": None})])
     assert summary.hashes[0] == summary.hashes[2] != summary.hashes[1]
 
 
@@ -65,3 +67,18 @@ def test_a_sketch_knows_its_smallest_hashes() -> None:
     assert not in_sketch(sketch(hashes[:0], 8), hashes).any()
     with pytest.raises(ValueError, match=r".*"):
         in_sketch("no sketch", hashes)
+
+
+def test_samples_lie_along_the_axis_of_each_input() -> None:
+    x, state = drawn(6), np.random.default_rng(1).standard_normal((2, 6, 5)).astype(np.float32)
+    state[:, 4], x[4] = state[:, 1], x[1]
+    scales = np.ones(3, np.float32)
+    feeds, axes = {"x": x, "state": state, "scales": scales}, {"x": 0, "state": 1, "scales": None}
+    whole = Batch(feeds, None, 6, axes=axes)
+    summary = summarize([whole], {"scales"})
+    assert (summary.count, summary.distinct, summary.inputs, summary.constant) == (6, 5, 2, ())
+    assert summarize([whole]).constant == ("scales",)
+    cut = summarize([whole.rows(slice(0, 4)), whole.rows(slice(4, 6))])
+    np.testing.assert_array_equal(cut.hashes, summary.hashes)
+    still = {**feeds, "state": np.repeat(state[:, :1], 6, axis=1)}
+    assert summarize([Batch(still, None, 6, axes=axes)], {"scales"}).constant == ("state",)

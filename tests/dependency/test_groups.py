@@ -10,9 +10,9 @@ import onnx
 import pytest
 from threadpoolctl import threadpool_limits
 
-from builders.chains import C, K, ints
+from builders.chains import C, K, ints, node, random
 from builders.contract import surveyed
-from builders.models import Array, relative, run
+from builders.models import Array, build, relative, run
 from builders.surgery import permuted, sample, tensor, unread
 from builders.topologies import (
     TOPOLOGIES,
@@ -40,6 +40,7 @@ from pcns_onnx.methods.pcns.eligibility import refusal
 from pcns_onnx.planning.grids import grid
 from pcns_onnx.progress import Progress
 from pcns_onnx.reconstruction.sequential import refit
+from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.rewrite.channels import narrow
 from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.engine import Engine
@@ -594,3 +595,23 @@ def test_streams_are_spared_where_that_serves_the_outputs(name: str, budget: flo
     spared = shrink(model, x, budget=f"macs={budget}", multiple=1, coupled=False, refine=0).report
     assert "try" not in spared.stages
     assert chosen.agreement.error <= 1.25 * spared.agreement.error
+
+
+@pytest.mark.parametrize("gate", ["Mul", "Add", "Sub", "Max"])
+@pytest.mark.parametrize("images", [False, True], ids=["rows", "images"])
+def test_what_a_layer_of_one_channel_gates_is_not_its_activation(gate: str, images: bool) -> None:
+    """One value per position, spread over all channels of another layer."""
+    taps = (1, 1) if images else ()
+    op, shape = ("Conv", (3, 4, 4)) if images else ("MatMul", (3,))
+    sizes = {"w": (12, 3), "g": (1, 12), "v": (5, 12)}
+    weights = {name: random(*(size if images else size[::-1]), *taps) for name, size in sizes.items()}
+    nodes = [
+        node(op, "x w", "a"), node("Relu", "a", "r"), node(op, "r g", "b"), node("Sigmoid", "b", "c"),
+        node(gate, "r c", "d"), node(op, "d v", "y"),
+    ]  # fmt: skip
+    model = build(nodes, weights, ["N", *shape])
+    x = np.random.default_rng(0).standard_normal((64, *shape)).astype(np.float32)
+    assert {layer.width for layer in inspect(model, x, threads=1).layers} == {12, 1, 5}
+    graph = Canonical.of(Graph.load(model)).twin
+    activations = {group.name: group.activation for group in build_dependency_graph(graph).groups}
+    assert activations["b"] == "c"

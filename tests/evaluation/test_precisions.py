@@ -18,7 +18,7 @@ from pcns_onnx.cli.main import main
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.evaluation.precisions import precision_path
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.quantize import in_precision
+from pcns_onnx.rewrite.lowering.quantize import in_precision
 from pcns_onnx.runtime.samples import Samples
 
 

@@ -116,7 +116,8 @@ def test_it_is_narrowed_and_stored_as_it_was(form: Form, tmp_path: Path) -> None
     report = result.report
     assert report.before.parameters == 16 * 48 + 48 * 8 + (56 if form.op == "Gemm" else 0)
     assert report.after.parameters <= report.before.parameters / 2 + 32
-    assert report.after.bytes == small.ByteSize() < report.before.bytes
+    del small.metadata_props[:]  # the note of where it comes from
+    assert report.after.bytes > small.ByteSize() < report.before.bytes
     assert not any("larger" in warning for warning in report.warnings)
 
 
@@ -131,18 +132,14 @@ def test_channels_that_are_only_taken_out_are_exact() -> None:
     assert all(column.tobytes() in columns for column in new.T)
 
 
-def test_what_another_node_reads_is_left_to_it() -> None:
+def test_what_another_node_reads_stays() -> None:
+    """Both would have to be solved for, and the other one reads the model's input: the weight stays stored once."""
     form = Form(INT8, "axis", 13)
     model = form.model()
     model.graph.node.insert(4, node("MatMul", ["x", "w0"], ["z"]))
     model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 48]))
-    small = shrink(model, form.rows(), width=0.5, multiple="1", refine=0, include="l0").model
-    kinds = [n.op_type for n in small.graph.node]
-    assert kinds.count("DequantizeLinear") == 3
-    assert relative(run(model, form.rows()), run(small, form.rows())) < 0.03
-    old, kept = Graph(model).constant("w0"), Graph(small).constant("w0")
-    assert old is not None and kept is not None
-    np.testing.assert_array_equal(kept, old)
+    with pytest.raises(NothingToShrinkError):
+        shrink(model, form.rows(), width=0.5, multiple="1", refine=0, include="l0")
 
 
 @pytest.mark.parametrize("op", ["Transpose", "Squeeze", "Unsqueeze", "Identity", "Cast"])

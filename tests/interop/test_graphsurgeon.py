@@ -342,7 +342,7 @@ def test_a_model_that_graphsurgeon_cannot_write_is_refused_in_one_line() -> None
 def test_only_a_graph_is_a_model() -> None:
     with pytest.raises(InputError, match="graphsurgeon's Node: give its Graph"):
         inspect(import_model(sparse()).nodes[0])
-    with pytest.raises(InputError, match="a model cannot be a int: give a path, a ModelProto or a graphsurgeon"):
+    with pytest.raises(InputError, match="a model cannot be a int: give a path, a ModelProto or its bytes"):
         inspect(3)  # type: ignore[arg-type]
 
 

@@ -7,10 +7,16 @@ import onnx
 import pytest
 
 from builders.chains import node
+from builders.free_shapes import SPELLINGS, encoder, ids
 from builders.importance import WIDTH, branches, looked, rows
-from builders.models import build
+from builders.models import build, relative
+from builders.outputs import early
 from builders.topologies import residual, several
+from pcns_onnx import shrink
+from pcns_onnx.graph import Program
+from pcns_onnx.ops import Heads
 from pcns_onnx.planning.sensitivity import LEVELS, SAMPLES, probe_samples
+from pcns_onnx.runtime.engine import Engine
 
 
 def test_a_group_that_the_outputs_do_not_feel_has_no_error() -> None:
@@ -69,3 +75,34 @@ def test_probing_takes_few_samples_and_never_more_than_there_are(count: int, gro
     assert 1 <= found <= count
     assert found == count or SAMPLES[0] <= found <= SAMPLES[1]
     assert found >= probe_samples(count, 2 * groups)
+
+
+# -- where the graph is cut --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heads", ["width", "whole"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_no_cut_goes_through_shape_arithmetic(spelling: str, heads: Heads) -> None:
+    """Target shapes that layers share are made in front of the first cut; narrowed ones are made anew behind it."""
+    model = encoder(spelling, mask=spelling.startswith("Shape"))
+    result = shrink(model, {"ids": ids(60)}, budget="macs=0.75", heads=heads, multiple="1", refine=0, threads=1)
+    assert any(plan.width < plan.of for plan in result.plan.groups.values())
+    for count, length in ((1, 7), (5, 3)):
+        feeds = {"ids": ids(count, length, seed=1)}
+        a, b = (Engine().session(Program(m.SerializeToString())).run(feeds)["x2"] for m in (model, result.model))
+        assert a.shape == b.shape and 0 < relative(a, b) < 0.5
+
+
+def test_outputs_that_are_finished_in_front_of_a_cut_cost_nothing() -> None:
+    """The curve of a group says what the outputs behind it lose, out of all outputs."""
+    problem, found = looked(early(), rows(200)[:, :5])
+    last = found.curves["h1"]
+    alone = looked(with_one_output(early(), "late"), rows(200)[:, :5])[1].curves["h1"]
+    assert last == pytest.approx(alone / len(problem.graph.outputs), rel=0.3)  # on other samples
+
+
+def with_one_output(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    kept = next(output for output in model.graph.output if output.name == name)
+    del model.graph.output[:]
+    model.graph.output.append(kept)
+    return model

@@ -18,7 +18,7 @@ from pcns_onnx.data.dataset import open_data, split
 from pcns_onnx.evaluation.agreement import compare_outputs
 from pcns_onnx.graph import Graph
 from pcns_onnx.progress import Progress
-from pcns_onnx.rewrite.quantize import in_precision
+from pcns_onnx.rewrite.lowering.quantize import in_precision
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph, Node
-from pcns_onnx.graph.float16 import LARGEST, in_float16, probe_of
+from pcns_onnx.graph.lowering.float16 import LARGEST, in_float16, probe_of
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples, at_latency_batch

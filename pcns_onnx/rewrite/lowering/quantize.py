@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.graph import Array, Graph, Node, at_least_opset, constant_weights, inlined
-from pcns_onnx.graph.isolation import (
+from pcns_onnx.graph.lowering.isolation import (
     named_again,
     numbered,
     put_back_outputs,
@@ -48,8 +48,8 @@ from pcns_onnx.graph.isolation import (
 from pcns_onnx.graph.opset import without_named_axes
 from pcns_onnx.graph.protobuf import parse
 from pcns_onnx.numerics.arrays import to_numpy
-from pcns_onnx.rewrite.half_precision import half_precision, listed
-from pcns_onnx.rewrite.weight_scales import WeightScales, bits_lost, safe_scales
+from pcns_onnx.rewrite.lowering.half_precision import half_precision, listed
+from pcns_onnx.rewrite.lowering.weight_scales import WeightScales, bits_lost, safe_scales
 from pcns_onnx.runtime.engine import Engine, versions
 from pcns_onnx.runtime.nonfinite import is_finite
 from pcns_onnx.runtime.samples import Samples

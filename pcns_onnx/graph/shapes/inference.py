@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from pcns_onnx.graph.constants import FEW, made_of_sizes
 from pcns_onnx.graph.initializers import without_placeholders
-from pcns_onnx.graph.pooling_sizes import state_pool_sizes
 from pcns_onnx.graph.protobuf import Shape, is_container, is_float, keep_only, shape_of
+from pcns_onnx.graph.shapes.pooling_sizes import state_pool_sizes
 from pcns_onnx.graph.view import GraphView
 
 CONTAINERS = ("Sequence", "SplitToSequence", "Optional", "ZipMap", "DictVectorizer")
@@ -23,19 +23,21 @@ class InferredView(GraphView):
     """A `GraphView` with all that follows from types and shapes."""
 
     def shapes(self, feeds: Mapping[str, Sequence[int]] | None = None, *, batch: int = 2) -> dict[str, Shape]:
-        """Shape of every tensor when dynamic leading axes are `batch`.
+        """Shape of every tensor when the dynamic axes that count samples are `batch`.
 
         `feeds` gives the size of each input where it is known (a real sample), and of any other
         tensor that cannot be inferred, sizes per sample as negative numbers; the remaining dynamic
         axes stay None. Stale `value_info` is ignored: everything is inferred anew.
         """
-        probe = self._unshaped()
+        probe, along = self._unshaped(), self.layout.axes
         for value in probe.graph.input:
-            known = (feeds or {}).get(value.name)
+            known, batch_axis = (feeds or {}).get(value.name), along.get(value.name)
             for axis, dim in enumerate(value.type.tensor_type.shape.dim):
                 if dim.dim_value > 0:
                     continue
-                if axis == 0:
+                if value.name in along:
+                    dim.ClearField("dim_value")  # -1 or 0, which mean an open size
+                if axis == batch_axis:
                     dim.dim_value = batch
                 elif known is not None and axis < len(known):
                     dim.dim_value = known[axis]
@@ -46,11 +48,13 @@ class InferredView(GraphView):
         shapes = {v.name: shape_of(v) for v in values if v.type.tensor_type.HasField("shape")}
         shapes |= {name: tuple(tensor.dims) for name, tensor in self._stored.items()}
         shapes |= {name: self._derived.shape(name) for name in self._derived.names}
-        fed = {spec.name for spec in self.inputs}
         for name, known in (feeds or {}).items():
             if None in shapes.get(name, (None,)):
-                measured = tuple(size if size >= 0 else -size * batch for size in known)
-                shapes[name] = (batch, *known[1:]) if name in fed else measured
+                sizes = [size if size >= 0 else -size * batch for size in known]
+                batch_axis = along.get(name)
+                if batch_axis is not None:
+                    sizes[batch_axis] = batch
+                shapes[name] = tuple(sizes)
         return shapes
 
     def _update_shapes(self) -> None:

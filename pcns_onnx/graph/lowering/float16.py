@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from pcns_onnx.graph.isolation import has_subgraph, tensor_names
+from pcns_onnx.graph.lowering.isolation import has_subgraph, tensor_names
 from pcns_onnx.graph.model import Graph
 from pcns_onnx.graph.protobuf import Array, keep_only, node_of
 

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
-from pcns_onnx.graph.isolation import (
+from pcns_onnx.graph.lowering.isolation import (
     named_again,
     numbered,
     put_back_outputs,

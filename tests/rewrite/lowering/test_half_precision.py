@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from builders.models import MODELS, Array, relative
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.graph import Graph, Program
-from pcns_onnx.rewrite.quantize import in_precision
+from pcns_onnx.rewrite.lowering.quantize import in_precision
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
 

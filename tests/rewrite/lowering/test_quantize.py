@@ -16,7 +16,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from builders.models import Array, relative
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.graph import Graph, Program
-from pcns_onnx.rewrite.quantize import in_precision
+from pcns_onnx.rewrite.lowering.quantize import in_precision
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
 
@@ -310,7 +310,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.quantize import in_precision
+from pcns_onnx.rewrite.lowering.quantize import in_precision
 from pcns_onnx.runtime.samples import Samples
 
 sizes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size]) for name, size in (("x", 8), ("y", 4))]

@@ -16,8 +16,8 @@ from onnx import helper, numpy_helper
 from builders.models import Array, build
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.graph import Graph
-from pcns_onnx.rewrite.quantize import in_precision
-from pcns_onnx.rewrite.weight_scales import PAIR_LIMIT, bits_lost, safe_scales
+from pcns_onnx.rewrite.lowering.quantize import in_precision
+from pcns_onnx.rewrite.lowering.weight_scales import PAIR_LIMIT, bits_lost, safe_scales
 from pcns_onnx.runtime.samples import Samples
 
 

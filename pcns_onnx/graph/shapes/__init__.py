@@ -1,0 +1,1 @@
+"""What shapes tensors have: inferred, where inference is mended."""

@@ -1,0 +1,1 @@
+"""A shrunk model in fewer bits: int8 by static quantisation, and float16."""
