@@ -10,6 +10,7 @@
 # Source: onnxruntime, core/graph/graph.cc, the constructor of Graph ("Duplicate initializer ... the model will use the
 #   latest encountered initializer"): https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/graph/graph.cc
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

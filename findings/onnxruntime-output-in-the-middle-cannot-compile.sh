@@ -12,6 +12,7 @@
 # Source: onnxruntime, onnxruntime_inference_collection.py, InferenceSession.__init__ ("EP Error", "Falling back to"):
 #   https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/python/onnxruntime_inference_collection.py
 set -euo pipefail
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
