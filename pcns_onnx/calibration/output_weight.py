@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from pcns_onnx.errors import InputError
+
+if TYPE_CHECKING:  # the command line reads options without NumPy
+    import numpy as np
+    from numpy.typing import NDArray
 
 _FORM = re.compile(r"(?P<name>.+?)(\[(?P<start>\d*):(?P<stop>\d*)\])?=(?P<weight>[^=]+)")
 

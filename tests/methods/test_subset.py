@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
+from pcns_onnx.calibration.group_inputs import in_own_scale
 from pcns_onnx.calibration.ranking import Rank, Ranking, ReaderStats, mixing
 from pcns_onnx.methods.subset import interpolative, obs
 from pcns_onnx.numerics.arrays import to_numpy
@@ -202,6 +203,22 @@ def test_what_fires_once_is_no_multiple_of_what_fires_then(fires: int, width: in
     stats = ReaderStats(np.cov(x.T), v, 1, 60, changes=changes)
     ranking = obs.rank_by_surgeon([stats], 6)
     assert exact(ranking, width)
+
+
+@RANKS
+def test_copies_go_first_in_any_scale_of_the_rows_that_read_them(rank: Rank) -> None:
+    """Boxes beside scores: four channels that only small rows read go by their own size, copies whatever the size."""
+    half = normal(18, 100, 8) - normal(18, 100, 8).mean(0)
+    x, v = np.repeat(half, 2, axis=1), normal(19, 6, 16)
+    v[:3, 8:], v[3:, :8] = 0, 0
+    v[3:] *= 1e-7
+    plain = reading(x, v, rows=100)
+    scaled = in_own_scale(plain, np.ones(6))
+    for read in (plain, scaled):
+        ranking = rank([read], 16)
+        assert (ranking.error[8:] == 0).all()
+    assert sorted(ranking.keep(8) // 2) == list(range(8)), "what only small rows read is heard, too"
+    assert exact(ranking, 8)
 
 
 def test_readers_must_agree_on_what_is_exact() -> None:

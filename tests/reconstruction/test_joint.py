@@ -86,7 +86,7 @@ def test_budgets_count_what_is_stored_once_once(make: Callable[[], onnx.ModelPro
     counts = {"params": "parameters", "size": "bytes", "macs": "macs"}
     ratio = getattr(report.after, counts[resource]) / getattr(report.before, counts[resource])
     assert ratio <= float(limit) + 0.005
-    assert ratio > 0.3
+    assert ratio > 0.25  # copies cost nothing and all go, half of every width; what else there is stays
     assert report.agreement.error < 1e-3
 
 
