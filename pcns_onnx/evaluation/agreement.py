@@ -157,7 +157,7 @@ def compare_outputs(
     fronts, counted = _fronts(a, b, dependence), dependence.counted | dependence.strange | a.containers
     first, second = (engine.session((graph.exposing(fronts) if fronts else graph).program()) for graph in (a, b))
     tallies = [_Tally(name, is_counted=name in counted) for name in names]
-    stand_ins = [_Tally(name, stands_for=output) for name, output in fronts.items()]
+    stand_ins = [_Tally(name, is_counted=True, stands_for=output) for name, output in fronts.items()]
     scores, count, scored = [0.0, 0.0], 0, False
     for batch in progress.track(samples, "verify", samples.batches):
         left, right = first.run(batch.feeds), second.run(batch.feeds)
@@ -177,7 +177,8 @@ def compare_outputs(
         raise InputError("there is no sample to verify on: give more data, a smaller --batch, or --eval")
     kind = "metric" if metric is not None else "accuracy" if scored else None
     a_score, b_score = (scores[0] / count, scores[1] / count) if kind else (None, None)
-    return Agreement(count, [t.result() for t in (*tallies, *stand_ins)], kind, a_score, b_score)
+    comparable = [result for tally in stand_ins if (result := tally.result()).counts is None]
+    return Agreement(count, [*(tally.result() for tally in tallies), *comparable], kind, a_score, b_score)
 
 
 def _fronts(a: Graph, b: Graph, dependence: DataDependence) -> dict[str, str]:
