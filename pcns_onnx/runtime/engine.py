@@ -21,7 +21,7 @@ import numpy as np
 from pcns_onnx.errors import InputError, UnsupportedError, first_line
 from pcns_onnx.files import Scratch
 from pcns_onnx.graph import Program
-from pcns_onnx.numerics.arrays import Array, array_module, synchronize, wrap_device_memory
+from pcns_onnx.numerics.arrays import Array, array_module, synchronize, to_numpy, wrap_device_memory
 
 _KERNEL = "_kernel_time"
 
@@ -157,16 +157,23 @@ class Session:
         self._engine = engine
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self._half = {i.name for i in self._session.get_inputs() if i.type == "tensor(float16)"}
+<<<<<<< HEAD
         self.kinds = {o.name: str(o.type) for o in self._session.get_outputs()}  # as onnxruntime writes types
         self.outputs = tuple(self.kinds)
+=======
+        self.outputs = tuple(o.name for o in self._session.get_outputs())
+        kinds = {o.type for o in self._session.get_outputs()}  # sequences and texts do not lie on a device
+        self._is_bound = engine.device == "cuda" and all(k.startswith("tensor(") and "string" not in k for k in kinds)
+>>>>>>> graphs
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs for one batch, as arrays of the engine's namespace; float16 inputs are cast."""
         wanted = {name: feeds[name] for name in self.inputs}
         wanted.update({name: wanted[name].astype(np.float16) for name in self._half})
         try:
-            if self._engine.device == "cuda":
+            if self._is_bound:
                 return self._run_bound(wanted)
+            wanted = {name: to_numpy(array) for name, array in wanted.items()}
             return dict(zip(self.outputs, self._session.run(None, wanted), strict=True))
         except UnsupportedError:
             raise
