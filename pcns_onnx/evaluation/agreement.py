@@ -84,17 +84,9 @@ def compare_outputs(
     names = [spec.name for spec in a.outputs]
     if names != [spec.name for spec in b.outputs]:
         raise InputError(f"the models have different outputs: {names} and {[s.name for s in b.outputs]}")
-<<<<<<< HEAD
     original = Original(engine, a, b, samples, layout or OutputLayout())
     second = engine.session((b.exposing(original.fronts) if original.fronts else b).program())
     tallies = original.tallies()
-=======
-    dependence = DataDependence(a)
-    fronts, counted = _fronts(a, b, dependence), dependence.counted | dependence.strange | a.containers
-    first, second = (engine.session((graph.exposing(fronts) if fronts else graph).program()) for graph in (a, b))
-    tallies = [_Tally(name, is_counted=name in counted) for name in names]
-    stand_ins = [_Tally(name, is_counted=True, stands_for=output) for name, output in fronts.items()]
->>>>>>> graphs
     scores, count, scored = [0.0, 0.0], 0, False
     judged = [] if metric is None else [Score(metric), Score(metric)]
     for index, batch in enumerate(progress.track(samples, "verify", samples.batches)):
@@ -114,28 +106,13 @@ def compare_outputs(
                 scores[side] += 100.0 * int((outputs[classes].argmax(axis=1) == labels[:, 0]).sum())
     if not count:
         raise InputError("there is no sample to verify on: give more data, a smaller --batch, or --eval")
-<<<<<<< HEAD
     kind = "metric" if judged else "accuracy" if scored else None
     values = [score.value for score in judged] or [score / count for score in scores]
     a_score, b_score = values if kind else (None, None)
     counting = 0 if proving is None else int(proving.sum())
-    return Agreement(count, [t.result() for t in tallies], kind, a_score, b_score, counting)
-=======
-    kind = "metric" if metric is not None else "accuracy" if scored else None
-    a_score, b_score = (scores[0] / count, scores[1] / count) if kind else (None, None)
-    comparable = [result for tally in stand_ins if (result := tally.result()).counts is None]
-    return Agreement(count, [*(tally.result() for tally in tallies), *comparable], kind, a_score, b_score)
-
-
-def _fronts(a: Graph, b: Graph, dependence: DataDependence) -> dict[str, str]:
-    """What stands in front of counted outputs in both models, by name, with the first output that it stands for."""
-    outputs, fronts = {spec.name for spec in a.outputs}, dict[str, str]()
-    for output, names in dependence.judged.items():
-        for name in names if output in dependence.counted else ():
-            if name in b.producers and name not in outputs:
-                fronts.setdefault(name, output)
-    return fronts
->>>>>>> graphs
+    results = [tally.result() for tally in tallies]
+    results = [item for item, tally in zip(results, tallies, strict=True) if not (tally.stands_for and item.counts)]
+    return Agreement(count, results, kind, a_score, b_score, counting)
 
 
 def _on_host(value: Any) -> Any:

@@ -65,7 +65,7 @@ class Original:
             for name in self._names
         ]
         return outputs + [
-            OutputTally(name, self._axes.get(name), None, self._scales[name], stands_for=output)
+            OutputTally(name, self._axes.get(name), None, self._scales[name], is_counted=True, stands_for=output)
             for name, output in self.fronts.items()
         ]
 

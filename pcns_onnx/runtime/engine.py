@@ -157,14 +157,10 @@ class Session:
         self._engine = engine
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self._half = {i.name for i in self._session.get_inputs() if i.type == "tensor(float16)"}
-<<<<<<< HEAD
         self.kinds = {o.name: str(o.type) for o in self._session.get_outputs()}  # as onnxruntime writes types
         self.outputs = tuple(self.kinds)
-=======
-        self.outputs = tuple(o.name for o in self._session.get_outputs())
-        kinds = {o.type for o in self._session.get_outputs()}  # sequences and texts do not lie on a device
-        self._is_bound = engine.device == "cuda" and all(k.startswith("tensor(") and "string" not in k for k in kinds)
->>>>>>> graphs
+        plain = all(k.startswith("tensor(") and "string" not in k for k in self.kinds.values())
+        self._is_bound = engine.device == "cuda" and plain  # sequences and texts do not lie on a device
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs for one batch, as arrays of the engine's namespace; float16 inputs are cast."""
