@@ -85,7 +85,8 @@ def twice_made(model: ModelProto) -> None:
 
 
 def twice_stored(model: ModelProto) -> None:
-    model.graph.initializer.append(model.graph.initializer[0])
+    other = numpy_helper.to_array(model.graph.initializer[0]) + 1
+    model.graph.initializer.append(numpy_helper.from_array(other, model.graph.initializer[0].name))
 
 
 def twice_given(model: ModelProto) -> None:
