@@ -93,8 +93,9 @@ class OutputScale:
 class SpreadTally:
     """How one output of the original varies, channel by channel."""
 
-    def __init__(self, name: str, layout: OutputLayout) -> None:
-        self._name, self._layout = name, layout
+    def __init__(self, name: str, layout: OutputLayout, *, is_counted: bool = False) -> None:
+        """With `is_counted` there is no telling which axis has as many places as were found: all is one channel."""
+        self._name, self._layout, self._is_counted = name, layout, is_counted
         self._ids: Labels | None = None
         self._axis: int | None = None
         self._samples = 0
@@ -109,6 +110,8 @@ class SpreadTally:
             return
         values = _numbers(values)
         ids, axis = self._layout.ids(self._name, tuple(values.shape), batch)
+        if self._is_counted:
+            ids, axis = np.zeros((1,) * values.ndim, dtype=np.int64), None
         count = int(ids.max(initial=0)) + 1
         places = np.bincount(ids.reshape(-1), minlength=count) * (values.size / max(ids.size, 1))
         if self._ids is None:
@@ -121,7 +124,7 @@ class SpreadTally:
         shifted = values - namespace_of(values).asarray(self._pivot[ids], dtype=values.dtype)
         self._count += places
         self._sum += _sums(shifted, ids, count).sum(axis=0)
-        self._squares += _sums(shifted * shifted, ids, count).sum(axis=0)
+        self._squares += _sums(_squared(shifted), ids, count).sum(axis=0)
         low, high = _extremes(values, ids)
         np.minimum.at(self._low, ids.reshape(-1), low)
         np.maximum.at(self._high, ids.reshape(-1), high)
@@ -209,7 +212,15 @@ def _missed(expected: Array, actual: Array, ids: Labels) -> NDArray[np.float64]:
         a, b = without_common_infinities(*(xp.astype(side, xp.float32) for side in (expected, actual)))
         difference = a - b
     difference = difference if difference.ndim else namespace_of(difference).reshape(difference, (1,))
-    return _sums(difference * difference, ids, int(ids.max(initial=0)) + 1)
+    return _sums(_squared(difference), ids, int(ids.max(initial=0)) + 1)
+
+
+def _squared(values: Array) -> Array:
+    """Squares in float64 where those of float32 might overflow."""
+    xp = namespace_of(values)
+    if values.size and float(xp.max(xp.abs(values))) > 1e18:
+        values = xp.astype(values, xp.float64)
+    return values * values
 
 
 def _sums(values: Array, ids: Labels, count: int) -> NDArray[np.float64]:

@@ -96,7 +96,8 @@ def compare_outputs(
             tally.update(on_host(left[tally.name]), on_host(right[tally.name]), proves)
         left, right = ({name: _on_host(side[name]) for name in names} for side in (left, right))
         count += batch.size
-        classes = next((t.name for t in tallies if t.classes and len(left[t.name]) == batch.size), None)
+        whole = [tally for tally in tallies if tally.classes and tally.stands_for is None]
+        classes = next((tally.name for tally in whole if len(left[tally.name]) == batch.size), None)
         labels = None if batch.labels is None else batch.labels.reshape(batch.size, -1)
         for side, outputs in enumerate((left, right)):
             if judged:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from pcns_onnx.data.batch import Batch
 from pcns_onnx.errors import PcnsError
+from pcns_onnx.evaluation.counts import on_host
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.runtime.engine import Session
 
 Array = NDArray[Any]
@@ -50,7 +50,7 @@ def _named(model: Graph, outputs: Mapping[str, Array], size: int) -> dict[str, i
 def _of_one(session: Session, batch: Batch) -> Mapping[str, tuple[int, ...]]:
     try:
         outputs = session.run(batch.rows(slice(0, 1)).feeds)
-        return {name: to_numpy(array).shape for name, array in outputs.items()}
+        return {name: on_host(array).shape for name, array in outputs.items()}
     except PcnsError:  # a model may take other sizes only
         return {}
 

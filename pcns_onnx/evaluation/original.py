@@ -36,7 +36,8 @@ class Original:
         self._scales = self._seen(samples)
 
     def _seen(self, samples: Samples) -> dict[str, OutputScale]:
-        spreads, room = {name: SpreadTally(name, self._layout) for name in (*self._names, *self.fronts)}, ROOM
+        names, room = (*self._names, *self.fronts), ROOM
+        spreads = {name: SpreadTally(name, self._layout, is_counted=name in self._counted) for name in names}
         for index, batch in enumerate(samples):
             outputs = self._session.run(batch.feeds)
             arrays = {name: on_host(outputs[name]) for name in spreads}

@@ -164,7 +164,7 @@ class OutputTally:
         """What is said of the output."""
         counts = None if self.counted is None else self.counted.result()
         if counts is not None:
-            return OutputAgreement(self.name, None, None, None, counts=counts)
+            return OutputAgreement(self.name, None, None, None, counts=counts, stands_for=self.stands_for)
         decided = self.decisions if self.decisions is not None and self.decisions.count else None
         share, error = self._bounds()
         errors = np.concatenate(self.errors) if self.errors else np.zeros(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,10 @@ def node_of(p: onnx.NodeProto) -> Node:
     for attr in p.attribute:
         if attr.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
             for sub in [attr.g] if attr.type == AttributeProto.GRAPH else attr.graphs:
-                captures += captured(sub)
-                inner += _operators(sub)
-                stop = _stop_of(p, sub) if p.op_type == "Loop" else ()
+                nodes = [node_of(part) for part in sub.node]  # once: subgraphs may be deep
+                captures += _captured(sub, nodes)
+                inner += [op for node in nodes for op in (node.op, *node.inner)]
+                stop = _stop_of(p, sub, nodes) if p.op_type == "Loop" else ()
             continue
         attrs[attr.name] = helper.get_attribute_value(attr)
     key = next((o for o in p.output if o), "")
@@ -94,15 +95,9 @@ def node_of(p: onnx.NodeProto) -> Node:
     return Node(key, p.op_type, domain, p.name, tuple(p.input), outputs, attrs, tuple(captures), tuple(inner), stop)
 
 
-def _operators(graph: onnx.GraphProto) -> list[str]:
-    """The operators of a subgraph, those of nested ones included."""
-    nodes = [node_of(p) for p in graph.node]
-    return [op for node in nodes for op in (node.op, *node.inner)]
-
-
-def _stop_of(loop: onnx.NodeProto, body: onnx.GraphProto) -> tuple[str, ...]:
+def _stop_of(loop: onnx.NodeProto, body: onnx.GraphProto, nodes: Sequence[Node]) -> tuple[str, ...]:
     """What the condition of a Loop follows from: names outside, states traced back to what they start from."""
-    makers = {name: node_of(p) for p in body.node for name in p.output}
+    makers = {name: node for node in nodes for name in node.outputs}
     states = {value.name: place for place, value in enumerate(body.input)}
     stored = {tensor.name for tensor in body.initializer}
     names, visited, pending = dict[str, None](), set[str](), [body.output[0].name] if body.output else []
@@ -123,11 +118,14 @@ def _stop_of(loop: onnx.NodeProto, body: onnx.GraphProto) -> tuple[str, ...]:
 
 def captured(graph: onnx.GraphProto) -> list[str]:
     """Names that a subgraph reads from outside, those of nested ones included."""
+    return _captured(graph, [node_of(p) for p in graph.node])
+
+
+def _captured(graph: onnx.GraphProto, nodes: Sequence[Node]) -> list[str]:
     local = {v.name for v in graph.input} | {t.name for t in graph.initializer}
     local |= {t.values.name for t in graph.sparse_initializer}
     names: list[str] = []
-    for p in graph.node:
-        node = node_of(p)
+    for node in nodes:
         names += [name for name in (*node.inputs, *node.captures) if name and name not in local]
         local.update(node.outputs)
     return names

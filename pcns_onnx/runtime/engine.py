@@ -158,7 +158,7 @@ class Session:
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self._half = {i.name for i in self._session.get_inputs() if i.type == "tensor(float16)"}
         self.kinds = {o.name: str(o.type) for o in self._session.get_outputs()}  # as onnxruntime writes types
-        self.outputs = tuple(self.kinds)
+        self.outputs = tuple(o.name for o in self._session.get_outputs())  # one may be there twice
         plain = all(k.startswith("tensor(") and "string" not in k for k in self.kinds.values())
         self._is_bound = engine.device == "cuda" and plain  # sequences and texts do not lie on a device
 
@@ -169,7 +169,8 @@ class Session:
         try:
             if self._is_bound:
                 return self._run_bound(wanted)
-            wanted = {name: to_numpy(array) for name, array in wanted.items()}
+            if self._engine.device == "cuda":
+                wanted = {name: to_numpy(array) if hasattr(array, "shape") else array for name, array in wanted.items()}
             return dict(zip(self.outputs, self._session.run(None, wanted), strict=True))
         except UnsupportedError:
             raise
