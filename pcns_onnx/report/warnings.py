@@ -21,9 +21,13 @@ SLOWER = "the result is slower than the original here: a latency budget leaves l
 NOTHING_CHECKED = "nothing was checked: there are no samples to compare on (latency is on noise); give --data or --eval"
 
 
+NOTE = 1024
+"""Bytes that the note of provenance may take."""
+
+
 def grown(before: ModelSize, after: ModelSize) -> list[str]:
-    """What of a result is larger than it was."""
-    sizes = {"parameters": (before.parameters, after.parameters), "bytes": (before.bytes, after.bytes)}
+    """What of a result is larger than it was, but for the note of where it comes from."""
+    sizes = {"parameters": (before.parameters, after.parameters), "bytes": (before.bytes + NOTE, after.bytes)}
     larger = [f"{b:,} {name} after {a:,}" for name, (a, b) in sizes.items() if b > a]
     return [f"the result is larger than the original: {' and '.join(larger)}"] if larger else []
 
