@@ -14,7 +14,7 @@ import pytest
 
 from builders.commands import Ran
 from builders.mlp import mlp, rows, saved
-from builders.models import Array, relative
+from builders.models import Array
 from builders.models import run as outputs
 from pcns_onnx import GateError, InputError, NothingToShrinkError, ShrinkResult, shrink
 from pcns_onnx.api.options import Options
