@@ -234,14 +234,14 @@ class Graph(InferredView):
         self._model.graph.node.extend(by_key[key] for key in keys)
         self._changed()
 
-    def append(self, key: str, op: str, value: Array, ends: tuple[str, str]) -> str:
-        """Put node `op` with a stored `value` behind node `key`; gives that one's new key. Names get these `ends`."""
+    def append(self, key: str, op: str, value: Array, ends: tuple[str, str], layer: str = "") -> str:
+        """Put node `op` with a stored `value` behind node `key` of `layer`: gives its new key; names get `ends`."""
         node, proto = self.node(key), self._proto(key)
         dtype, inner = self._float_type(node), self.fresh_name(f"{key}.linear")
         stored = self.fresh_name(f"{node.label}{ends[1] or '.square'}")
         proto.output[0] = inner
-        if node.name and ends[0]:
-            proto.name += ends[0]
+        if (node.name or layer) and ends[0]:
+            proto.name = f"{node.name or layer}{ends[0]}"
         behind = helper.make_node(op, [inner, stored], [key], name=f"{node.name}{ends[1]}" if node.name else "")
         self._model.graph.node.insert(self._index(inner) + 1, behind)
         self._add_initializer(tensor_of(stored, value, dtype))

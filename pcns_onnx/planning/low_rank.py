@@ -48,7 +48,7 @@ def candidates(dependencies: DependencyGraph, scope: Scope, plan: Plan | None) -
         plain = plain and not dependencies.is_bound(layer)
         plain = plain and layer.linear.weight == 1 and max(layer.linear.weight_axes) == 1  # a matrix, on the right
         if plain and not alone and layer.width >= LEAST and scope.wants(layer.name):
-            factors[name] = Factor(layer.key)
+            factors[name] = Factor(layer.key, layer.name)
     if plan is not None:
         return {name: factor for name, factor in factors.items() if name in plan.groups}
     return factors if scope.low_rank else {}

@@ -23,9 +23,10 @@ FACTORED = ("Conv", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class Factor:
-    """Node `key`, a linear layer, becomes two: its weights, then a square layer with its bias."""
+    """Node `key`, a linear layer of this `name`, becomes two: its weights, then a square layer with its bias."""
 
     key: str
+    name: str
 
     def apply(self, graph: Graph) -> None:
         """Make the edit."""
@@ -38,7 +39,7 @@ class Factor:
         if node.op == "Conv":
             square = square.reshape(width, width, *(1,) * (weight.ndim - 2))
         bias = None if node.op == "MatMul" else bias_of(graph, node, width)
-        inner = graph.append(self.key, node.op, square, (ENDING, ""))
+        inner = graph.append(self.key, node.op, square, (ENDING, ""), self.name)
         if bias is None:
             graph.append(inner, "Add", np.zeros(width), ("", ".bias"))
         else:

@@ -12,15 +12,20 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from builders.chains import node, random
 from builders.commands import Ran
 from builders.mlp import mlp, rows, saved
-from builders.models import Array, relative
+from builders.models import Array, build, relative
 from builders.models import run as outputs
 from builders.topologies import TOPOLOGIES
 from pcns_onnx import InputError, shrink
 from pcns_onnx.api.plan import plan
+from pcns_onnx.dependency.dependency_graph import build_dependency_graph
+from pcns_onnx.graph import Graph
 from pcns_onnx.planning import low_rank as ranks
-from pcns_onnx.rewrite.low_rank import ENDING
+from pcns_onnx.rewrite.canonical import Canonical
+from pcns_onnx.rewrite.low_rank import ENDING, Factor
+from pcns_onnx.rewrite.patch import apply
 
 WIDTH, RANK = 512, 24
 
@@ -174,3 +179,16 @@ def test_any_graph_is_whole_again_at_any_rank(name: str, monkeypatch: pytest.Mon
     assert any(group.name.endswith(ENDING) for group in result.report.groups)
     assert result.report.after.macs <= 0.6 * result.report.before.macs
     onnx.checker.check_model(result.model, full_check=True)
+
+
+@pytest.mark.parametrize("op", ["Gemm", "MatMul", "Conv"])
+def test_the_first_of_two_goes_by_the_layer_s_name_where_nodes_have_none(op: str) -> None:
+    taps = (1, 1) if op == "Conv" else ()
+    weights = {"w": random(*((8, 6) if op == "Conv" else (6, 8)), *taps), "v": random(8, 8, *taps)}
+    nodes = [node(op, "x w", "h"), node("Relu", "h", "r"), node(op, "r v", "y")]
+    graph = Canonical.of(Graph.load(build(nodes, weights, ["N", 6, *((4, 4) if taps else ())]))).twin
+    dependencies = build_dependency_graph(graph)
+    (last,) = [layer for layer in dependencies.layers if layer.output == "y"]
+    apart = apply(graph, (Factor(last.key, last.name),))
+    names = [layer.name for layer in build_dependency_graph(apart).layers]
+    assert names[-2:] == [f"{last.name}{ENDING}", last.name]

@@ -104,7 +104,7 @@ class _Lowering:
         fed = {spec.name for spec in graph.inputs if spec.dtype == np.float32}
         self._floats, self._sparse = {*floats, *self._stored, *fed}, graph.sparse
         self._pinned = {name for node in proto.node for name in node_of(node).captures} | {v.name for v in proto.output}
-        self._taken = tensor_names(proto)
+        self._taken, self._node_names = tensor_names(proto), {node.name for node in proto.node}
         self._versions: dict[tuple[str, bool], str] = {(name, False): name for name in fed}
         self._nodes: list[NodeProto] = []
         self._made_half: set[str] = set()
@@ -201,7 +201,10 @@ class _Lowering:
 
     def _cast(self, source: str, target: str, *, half: bool) -> None:
         kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
-        self._nodes.append(helper.make_node("Cast", [source], [target], name=target, to=kind))
+        names = (target, *(f"{target}.cast_{i}" for i in range(len(self._node_names))))
+        name = next(name for name in names if name not in self._node_names)  # onnxruntime minds nodes of one name
+        self._node_names.add(name)
+        self._nodes.append(helper.make_node("Cast", [source], [target], name=name, to=kind))
 
     def _fresh(self, stem: str) -> str:
         name = next(n for n in (stem, *(f"{stem}_{i}" for i in range(len(self._taken)))) if n not in self._taken)
