@@ -250,7 +250,12 @@ class GraphView:
         return True
 
     def refuse_damaged(self, where: str) -> None:
-        """Raise `InputError` if a constant cannot be read."""
+        """Raise `InputError` if a constant cannot be read, or a Resize lacks what its operator asks for."""
+        for node in self.nodes:
+            if node.op == "Resize" and not node.domain and self.opset > 10 and not any(node.inputs[2:4]):
+                raise InputError(
+                    f"{where}: Resize '{node.label}' says neither scales nor sizes: export the model again"
+                )
         for name, tensor in self._stored.items():
             if is_float(tensor.data_type):
                 try:
