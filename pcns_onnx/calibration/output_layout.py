@@ -61,7 +61,9 @@ class OutputLayout:
         if labels is not None and fits and all(a in (1, b) for a, b in zip(labels.shape, shape, strict=True)):
             long = [axis for axis, size in enumerate(labels.shape) if size > 1]
             if long and labels.shape[0] == 1:
-                return np.unique(labels, return_inverse=True)[1].reshape(labels.shape), long[-1]
+                along = np.indices(labels.shape)[long[-1]]  # what nobody is known to have written goes by its place
+                ids = np.where(labels < 0, -1 - along, labels)
+                return np.unique(ids, return_inverse=True)[1].reshape(labels.shape), long[-1]
         axis = _shortest(stated, shape) if axis is None else axis
         if axis is None or not 0 < axis < len(shape):
             return np.zeros((1,) * max(len(shape), 1), dtype=np.int64), None

@@ -84,6 +84,14 @@ class OutputScale:
             places[self.ids.reshape(-1)[::-1]] = along[::-1]
         return places
 
+    def extents(self) -> NDArray[np.int64]:
+        """(C,): how many places along `axis` each channel has; one layer's channel may write several."""
+        if self.axis is None:
+            return np.ones(len(self.scale), dtype=np.int64)
+        along = np.indices(self.ids.shape)[self.axis].reshape(-1)
+        pairs = np.unique(np.stack([self.ids.reshape(-1), along]), axis=1)
+        return np.bincount(pairs[0], minlength=len(self.scale))
+
     def parts(self) -> list[NDArray[np.int64]]:
         """Channels by scale, in parts that lie at least `APART` from each other; ascending."""
         varying = np.flatnonzero(self.spread > 0)

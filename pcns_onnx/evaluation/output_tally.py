@@ -215,10 +215,13 @@ class OutputTally:
         return [WorstChannel(int(places[i]), float(errors[i])) for i in worst if errors[i] > 0]
 
     def _parts(self) -> list[ChannelPart]:
-        parts, places = self.scale.parts(), self.scale.first_places()
+        parts, places, extents = self.scale.parts(), self.scale.first_places(), self.scale.extents()
         if len(parts) < 2:
             return []
-        return [ChannelPart(int(places[part].min()), len(part), float(self.scale.spread[part].max())) for part in parts]
+        return [
+            ChannelPart(int(places[part].min()), int(extents[part].sum()), float(self.scale.spread[part].max()))
+            for part in parts
+        ]
 
 
 def with_samples_first(values: NDArray[Any], axis: int | None) -> NDArray[Any]:

@@ -139,6 +139,13 @@ def test_places_that_one_channel_has_spread_over_count_as_one() -> None:
     assert tally.scale().first_places().tolist() == [0, 16, 32]
 
 
+def test_places_that_no_layer_is_known_to_have_written_are_channels_of_their_own() -> None:
+    layout = OutputLayout(labels={"y": np.array([[-1, -1, 5, 5, 7]])})
+    ids, axis = layout.ids("y", (3, 5))
+    assert axis == 1
+    assert len(np.unique(ids)) == 4 and ids[0, 2] == ids[0, 3]
+
+
 def two_branches(scale: float) -> onnx.ModelProto:
     """A trunk and two equal branches, the first `scale` times louder, side by side in one output."""
     draw = np.random.default_rng(1)
