@@ -147,7 +147,9 @@ class Check:
         if latency.ratio > 1 and not (goal.qualities or goal.plan is not None):
             warnings.append(SLOWER)
         warnings += unsteady(latency)
-        gates = [*self._budgets_kept(small), *gates_of(options.gates, agreement)]
+        is_judged = self.judging is None and agreement is not UNCHECKED  # on the same samples
+        kept = quality_gates(goal.qualities, agreement) if is_judged else self._budgets_kept(small)
+        gates = [*kept, *gates_of(options.gates, agreement)]
         quantized = quantize(
             engine, original, small, options.outputs.precisions, calibration, samples, timed, self.metric, proving,
             options.gates, running.progress, self.layout,

@@ -66,9 +66,7 @@ class Run:
 
     def noise(self, form: Canonical) -> Dataset:
         """One batch of noise in the shape of the model's inputs."""
-        dataset = stand_in(form.original, self.options)
-        verdict = batching_of(self.engine, form.twin, dataset, self.options.data.batch, is_fed=False)
-        return self._batched(dataset, verdict)
+        return self.batched_for(form, stand_in(form.original, self.options))
 
     def batched_for(self, form: Canonical, dataset: Dataset) -> Dataset:
         """The samples as another model takes them, too: one by one if it has to be."""

@@ -24,7 +24,7 @@ from pcns_onnx.calibration.ranking import ReaderStats
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
+from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.runtime.activations import Cut
 from pcns_onnx.runtime.engine import Tensors
 from pcns_onnx.runtime.executor import Sides
@@ -70,8 +70,7 @@ def in_own_scale(reading: ReaderStats, weight: NDArray[np.float64]) -> ReaderSta
     `weight` (K,) is how much the squared error of each row counts.
     """
     xp = namespace_of(reading.covariance)
-    variance = to_numpy(xp.sum((reading.matrix @ reading.covariance) * reading.matrix, axis=1))
-    scale = channel_scales(np.sqrt(np.maximum(variance, 0.0)))
+    scale = channel_scales(np.sqrt(reading.row_variances()))
     return replace(reading, matrix=reading.matrix * xp.asarray(np.sqrt(weight) / scale)[:, None])
 
 

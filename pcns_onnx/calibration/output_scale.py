@@ -107,6 +107,15 @@ class SpreadTally:
         self._ids: Labels | None = None
         self._axis: int | None = None
         self._samples = 0
+        self._known: dict[tuple[int | None, ...], tuple[Labels, int | None]] = {}
+
+    def channels(self, shape: tuple[int, ...], batch: int | None = 0) -> tuple[Labels, int | None]:
+        """`OutputLayout.ids` of this output, worked out once for every shape."""
+        key = (batch, *shape)
+        if key not in self._known:
+            blank = np.zeros((1,) * len(shape), dtype=np.int64), None
+            self._known[key] = blank if self._is_counted else self._layout.ids(self._name, shape, batch)
+        return self._known[key]
 
     def update(self, values: Array, batch: int | None = 0, samples: int | None = None) -> None:
         """Take a batch (N, ...) in; one with another number of channels than the first is passed over.
@@ -117,9 +126,7 @@ class SpreadTally:
         if not values.size:
             return
         values = _numbers(values)
-        ids, axis = self._layout.ids(self._name, tuple(values.shape), batch)
-        if self._is_counted:
-            ids, axis = np.zeros((1,) * values.ndim, dtype=np.int64), None
+        ids, axis = self.channels(tuple(values.shape), batch)
         count = int(ids.max(initial=0)) + 1
         places = np.bincount(ids.reshape(-1), minlength=count) * (values.size / max(ids.size, 1))
         if self._ids is None:
@@ -165,7 +172,7 @@ class OutputError:
     """
 
     def __init__(self, names: Sequence[str], layout: OutputLayout, models: int, among: int | None = None) -> None:
-        self._layout, self._others = layout, (among or len(names)) - len(names)
+        self._others = (among or len(names)) - len(names)
         self._spreads = {name: SpreadTally(name, layout) for name in names}
         self._missed: dict[tuple[str, int], NDArray[np.float64]] = {}
         self._samples = dict.fromkeys(names, 0)
@@ -178,11 +185,11 @@ class OutputError:
             self._samples[name] += int(expected[name].shape[0]) if expected[name].ndim else 1
 
     def update(self, expected: Mapping[str, Array], actual: Mapping[str, Array], model: int) -> None:
-        """Take the same batch of one of the models in."""
-        for name in self._spreads:
+        """Take a batch of one of the models in."""
+        for name, tally in self._spreads.items():
             if not expected[name].size:
                 continue
-            ids, _ = self._layout.ids(name, tuple(_numbers(expected[name]).shape))
+            ids, _ = tally.channels(tuple(expected[name].shape) or (1,))
             missed = _missed(expected[name], actual[name], ids).sum(axis=0)
             known = self._missed.get((name, model), np.zeros(len(missed)))
             self._missed[name, model] = known + missed if len(known) == len(missed) else known

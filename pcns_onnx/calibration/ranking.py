@@ -43,8 +43,16 @@ class ReaderStats:
 
     def output_variance(self) -> float:
         """tr(V C Vᵀ): the variance of the reader's output, summed over its neurons."""
-        xp = namespace_of(self.covariance)
-        return float(xp.sum((self.matrix @ self.covariance) * self.matrix))
+        return float(namespace_of(self.covariance).sum(self._products()))
+
+    def row_variances(self) -> NDArray[np.float64]:
+        """(K,): the variance of each of the reader's neurons."""
+        variances = to_numpy(namespace_of(self.covariance).sum(self._products(), axis=1))
+        return np.asarray(np.maximum(variances, 0.0), dtype=np.float64)
+
+    def _products(self) -> Array:
+        """(K, n): V C, times V place by place, whose rows sum up to the variances."""
+        return (self.matrix @ self.covariance) * self.matrix
 
     def channel_covariance(self) -> Array:
         """(N, N): the covariance between channels, averaged over taps."""

@@ -62,8 +62,13 @@ def _axis(shape: tuple[int, ...], one: tuple[int, ...] | None, size: int) -> int
     return grown[0] if len(grown) == 1 and shape[grown[0]] == size * one[grown[0]] else None
 
 
+def with_samples_first(values: Array, axis: int | None) -> Array:
+    """The same with the axis that counts samples in front; where there is none, all is one sample's."""
+    return values[None] if axis is None else np.moveaxis(values, axis, 0)
+
+
 def by_sample(values: Array, axis: int | None, size: int) -> Array:
     """(size, values per sample) float64; (1, all values) where `axis` is None: what is told apart is a feed."""
     if axis is None or size == 1 or values.shape[axis] % size:
         return np.asarray(values, dtype=np.float64).reshape(1, -1)
-    return np.moveaxis(np.asarray(values, dtype=np.float64), axis, 0).reshape(size, -1)
+    return with_samples_first(np.asarray(values, dtype=np.float64), axis).reshape(size, -1)

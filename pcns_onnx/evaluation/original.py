@@ -6,10 +6,10 @@ from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.calibration.output_scale import OutputScale, SpreadTally
 from pcns_onnx.data.batch import Batch
 from pcns_onnx.dependency.data_dependence import DataDependence
-from pcns_onnx.evaluation.batch_axis import batch_axes
+from pcns_onnx.evaluation.batch_axis import batch_axes, with_samples_first
 from pcns_onnx.evaluation.counts import on_host
 from pcns_onnx.evaluation.decisions import decision_rules
-from pcns_onnx.evaluation.output_tally import OutputTally, with_samples_first
+from pcns_onnx.evaluation.output_tally import OutputTally
 from pcns_onnx.graph import Graph
 from pcns_onnx.runtime.engine import Engine, Tensors
 from pcns_onnx.runtime.samples import Samples

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.calibration.output_scale import OutputScale
 from pcns_onnx.errors import InputError
-from pcns_onnx.evaluation.batch_axis import by_sample
+from pcns_onnx.evaluation.batch_axis import by_sample, with_samples_first
 from pcns_onnx.evaluation.counts import Counts, CountTally
 from pcns_onnx.evaluation.decisions import DecisionRule, DecisionTally, Kind
 from pcns_onnx.numerics.arrays import without_common_infinities
@@ -222,8 +222,3 @@ class OutputTally:
             ChannelPart(int(places[part].min()), int(extents[part].sum()), float(self.scale.spread[part].max()))
             for part in parts
         ]
-
-
-def with_samples_first(values: NDArray[Any], axis: int | None) -> NDArray[Any]:
-    """The same with the axis that counts samples in front; where there is none, all is one sample's."""
-    return values[None] if axis is None else np.moveaxis(values, axis, 0)

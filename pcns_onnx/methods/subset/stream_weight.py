@@ -13,7 +13,8 @@ better by `MARGIN` than one that does not.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from pcns_onnx.calibration.output_scale import OutputError
@@ -23,12 +24,14 @@ from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.strategy import Request
 from pcns_onnx.methods.subset.solve import solve
+from pcns_onnx.numerics.arrays import namespace_of
 from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.decision import Decision, choose
 from pcns_onnx.planning.importance import Importance
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
 from pcns_onnx.rewrite.patch import apply
+from pcns_onnx.runtime.activation_cache import ActivationCache
 from pcns_onnx.runtime.activations import run_batches
 from pcns_onnx.runtime.executor import LocalExecutor
 from pcns_onnx.runtime.samples import Samples
@@ -76,27 +79,27 @@ def _best(problem: Problem, importance: Importance, plans: Sequence[Decision], r
         problem, calibration=replace(calibration, samples=trial_samples, progress=Progress(), executor=LocalExecutor())
     )
     with calibration.progress.stage("try"):
-        errors = [
-            _error(
-                problem,
-                held_out,
-                apply(problem.whole, solve(trial, plan, importance, request.scope, 0).patch),
-            )
-            for plan in plans
-        ]
+        small = (apply(problem.whole, solve(trial, plan, importance, request.scope, 0).patch) for plan in plans)
+        errors = _errors(problem, held_out, small, len(plans))
     streams = {group.name for group in problem.groups if group.coupled}
     handicap = [1.0 if streams & plan.narrowed.keys() else MARGIN for plan in plans]
     return min(range(len(plans)), key=lambda at: (errors[at] * handicap[at], at))
 
 
-def _error(problem: Problem, samples: Samples, small: Graph) -> float:
-    """Squared error at what the model is judged by, each channel in its own scale."""
-    names = judged_tensors(problem.graph)
-    errors = OutputError(names, problem.layout, 1)
-    engine = problem.calibration.engine
-    runs = (run_batches(engine, graph, samples, names, finite=False) for graph in (problem.graph, small))
-    for expected, actual in zip(*runs, strict=True):
-        errors.expect(expected)
-        errors.update(expected, actual, 0)
-    error = float(errors.shares()[0])
-    return math.inf if math.isnan(error) else error
+def _errors(problem: Problem, samples: Samples, models: Iterable[Graph], count: int) -> list[float]:
+    """Squared error of `count` models at what they are judged by, each channel in its own scale.
+
+    The original runs once; the models are made one by one.
+    """
+    names, engine = judged_tensors(problem.graph), problem.calibration.engine
+    errors, expected = OutputError(names, problem.layout, count), ActivationCache(problem.calibration.shares.stream)
+    with closing(expected):
+        for index, outputs in enumerate(run_batches(engine, problem.graph, samples, names, finite=False)):
+            errors.expect(outputs)
+            expected.write(index, outputs)
+        for at, model in enumerate(models):
+            runs = run_batches(engine, model, samples, names, finite=False)
+            for outputs, actual in zip(expected.read(), runs, strict=True):
+                beside = {name: namespace_of(actual[name]).asarray(value) for name, value in outputs.items()}
+                errors.update(beside, actual, at)  # what was on disk comes back on the host
+    return [math.inf if math.isnan(error) else float(error) for error in errors.shares()]
