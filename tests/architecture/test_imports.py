@@ -16,7 +16,7 @@ HOUSE = ROOT / "pcns_onnx"
 
 BANDS = (
     "errors progress files numerics graph data runtime",  # ground
-    "ops dependency rewrite",  # structure
+    "ops dependency rewrite autograd",  # structure
     "calibration cost",  # measurements
     "planning reconstruction",  # decisions
     "methods metrics evaluation report architecture",  # story
@@ -34,7 +34,7 @@ DOORS = {
     "google": "graph",  # protobuf, under onnx
     "onnxruntime": "runtime rewrite",  # sessions; and its quantiser, which rewrites a graph
     "cupy": "numerics",  # arrays are asked for their namespace everywhere else
-    "torch": "interop",  # never needed to shrink a model
+    "torch": "autograd",  # never needed to shrink a model
     "click": "cli",  # the API has no command line
     "dask": "runtime",  # who runs the batches is the runtime's affair
     "distributed": "runtime",

@@ -20,8 +20,8 @@ from pcns_onnx import InputError, UnsupportedError, shrink
 
 torch = pytest.importorskip("torch")
 
+from pcns_onnx.autograd.operators import OPERATORS  # noqa: E402
 from pcns_onnx.interop.torch import to_onnx, to_torch  # noqa: E402
-from pcns_onnx.interop.torch_operators import OPERATORS  # noqa: E402
 
 NETS: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "residual": t.residual,

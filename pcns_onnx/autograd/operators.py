@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pcns_onnx.interop.torch_windows import run_average_pool, run_conv, run_conv_transpose, run_max_pool
+from pcns_onnx.autograd.windows import run_average_pool, run_conv, run_conv_transpose, run_max_pool
 
 
 @dataclass(frozen=True)
