@@ -23,6 +23,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.notices: list[str] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -32,6 +33,10 @@ class Progress:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def say(self, text: str) -> None:
+        """What is to be known before the end; kept in `notices`."""
+        self.notices.append(text)
 
     def track(self, items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
         """Pass items through, showing how many of `total` are done; counts as stage `title`."""

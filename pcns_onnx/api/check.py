@@ -7,7 +7,7 @@ when the result is compared on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,7 +27,10 @@ from pcns_onnx.evaluation.unseen import Unseen, unseen
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.confidence import ENOUGH
 from pcns_onnx.planning.plan import Plan
+from pcns_onnx.planning.problem import Problem
+from pcns_onnx.planning.trial import trial_of
 from pcns_onnx.progress import Progress
+from pcns_onnx.report.decisions_lost import decisions_lost
 from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, all_alike
 from pcns_onnx.rewrite.canonical import Canonical, emit
 from pcns_onnx.rewrite.patch import Patch
@@ -130,6 +133,25 @@ class Check:
             return "what was held out of so few samples proves nothing, give more or --eval"
         return None
 
+    def forecast(self, problem: Problem, outline: Callable[[Problem], Patch | None]) -> str | None:
+        """What the plan will cost in decisions, where that is much: a trial on a few samples, without refinement."""
+        trial = trial_of(problem, self.running.options.data.seed)
+        if not (self.has_data and self.solves) or self.plan is not None or self.searches or trial is None:
+            return None
+        engine, original = self.running.engine, self.form.original
+        with self.running.progress.stage("forecast"):
+            patch = outline(trial.problem)
+            if patch is None:
+                return None
+            samples, small = self.running.samples(trial.judged.data, original), emit(self.form, patch)
+            # labels, where only the samples of the check have them, are what the metric goes by
+            fits = trial.judged.data.has_labels or not self.samples.data.has_labels
+            metric = self.metric if fits else None
+            agreement, _ = verify(engine, original, small, samples, metric, Progress(), layout=self.layout)
+        lost = decisions_lost(agreement)
+        tried = f"on {agreement.samples} samples that a trial without refinement did not use"
+        return None if lost is None else f"expect a loss at this budget: {lost}, {tried}"
+
     def evaluate(self, small: Graph, calibration: Samples, weak: Sequence[str] = ()) -> Evaluation:
         """Agreement, latency, gates, and the precisions that are asked for."""
         running, original, options = self.running, self.form.original, self.running.options
@@ -142,6 +164,8 @@ class Check:
                 engine, original, small, samples, self.metric, running.progress, proving, self.layout
             )
             warnings += counted.notes
+            lost = decisions_lost(agreement)
+            warnings += [] if lost is None else [f"{lost}, on the {agreement.samples} samples of the check"]
         timed = running.timed(samples)
         latency = time_both(engine, original, small, timed, running.progress)
         if latency.ratio > 1 and not (goal.qualities or goal.plan is not None):

@@ -41,7 +41,7 @@ class Run:
     executor: Executor
     progress: Progress
     notes: list[str] = field(default_factory=list)
-    """What was found out about the samples and is to be said."""
+    """What was found out before the end and is to be said."""
 
     def load(self, model: ModelSource) -> Graph:
         """A model, with what was said about its inputs."""
@@ -57,7 +57,7 @@ class Run:
         if verdict is Batching.WHOLE:
             whole = self._samples(form, data, replace(feeding, layout=feeding.layout.as_whole()))
             if runs(self.engine, form.twin, whole):
-                self._say(
+                self.say(
                     "what is fed at once is taken as one sample, since its rows depend on each other: say --batch-axis "
                     f"{next(iter(feeding.layout.axes))}=0 where they are samples"
                 )
@@ -77,7 +77,7 @@ class Run:
         if verdict is not Batching.SINGLE or dataset.is_single:
             return dataset
         if self.options.data.batch > 1:
-            self._say("the model takes one sample at a time, whatever its inputs say: it is run with --batch 1")
+            self.say("the model takes one sample at a time, whatever its inputs say: it is run with --batch 1")
         return dataset.one_by_one()
 
     def _feeding(self, graph: Graph) -> Feeding:
@@ -95,9 +95,11 @@ class Run:
         carries = self.options.inputs.carries()
         return with_states(dataset, self.engine, form.twin, carries, feeding.constants) if carries else dataset
 
-    def _say(self, note: str) -> None:
+    def say(self, note: str) -> None:
+        """Say what was found out at once, and in the report."""
         if note not in self.notes:
             self.notes.append(note)
+            self.progress.say(note)
 
     def all_of(self, dataset: Dataset) -> Dataset:
         """As many of the samples as were asked for, none held out."""

@@ -102,6 +102,9 @@ def shrink(
             raise NothingToShrinkError("nothing was shrunk: every layer needs its full width here", pairs(skipped))
         frontier = strategy.frontier(problem) if options.outputs.html is not None else []
         problem, decision = strategy.settle(problem, decision)
+        forecast = check.forecast(problem, lambda trial: strategy.outline(trial, decision))
+        if forecast is not None:
+            running.say(forecast)
         solution = strategy.solve(problem, decision)
         groups = decision.planned()
         hashes = np.concatenate([np.zeros(0, np.uint64), *check.used])

@@ -28,7 +28,7 @@ def shrink(model: str, data: str | None, output: str, console: Console, **choice
     with console.gate(), console.bars() as progress:
         result = run(model, data, output, progress=progress, **api_keywords(choices))
     failed = [str(precision) for precision in result.report.failed_precisions]
-    console.report(result.report, without=failed)
+    console.report(result.report, without=[*failed, *progress.notices])
     console.wrote(output + "".join(f" and its {kind}" for kind in result.lowered))
     if failed:
         beside = [precision_path(output, precision.kind) for precision in result.report.failed_precisions]

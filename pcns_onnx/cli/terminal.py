@@ -130,6 +130,10 @@ class _Bars(_Interruptible):
         super().__init__()
         self._bars = bars
 
+    def say(self, text: str) -> None:
+        super().say(text)
+        self._bars.console.print(f"pcns-onnx: {text}", markup=False, highlight=False, emoji=False)
+
     def track(self, items: Iterable[T], title: str, total: int | None) -> Iterator[T]:
         task = self._bars.add_task(title, total=total)
         for item in super().track(items, title, total):
@@ -138,7 +142,21 @@ class _Bars(_Interruptible):
 
 
 class _Minutes(_Interruptible, Watched):
-    """Progress that is told once a minute (`told`)."""
+    """Progress that is told once a minute (`told`), with what there is to be known by then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: list[str] = []
+
+    def say(self, text: str) -> None:
+        self._waiting.append(text)
+
+    def news(self) -> Iterator[str]:
+        """What is to be told now."""
+        while self._waiting:
+            self.notices.append(self._waiting.pop(0))
+            yield self.notices[-1]
+        yield self.now()
 
 
 class _Lines(_Minutes):
@@ -154,7 +172,7 @@ class _Lines(_Minutes):
 
 
 @contextmanager
-def told(progress: Watched, wait: Callable[[float], bool] | None = None) -> Iterator[None]:
+def told(progress: _Minutes, wait: Callable[[float], bool] | None = None) -> Iterator[None]:
     """Inside, a line a minute on stderr says what is being done, however long a single step takes.
 
     `wait` waits for so many seconds, or until it is over, which it then says.
@@ -164,7 +182,8 @@ def told(progress: Watched, wait: Callable[[float], bool] | None = None) -> Iter
 
     def tell() -> None:
         while not pause(MINUTE):
-            print(f"pcns-onnx: {progress.now()}", file=sys.stderr, flush=True)
+            for line in progress.news():
+                print(f"pcns-onnx: {line}", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()

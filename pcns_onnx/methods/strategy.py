@@ -89,6 +89,9 @@ class Strategy(Protocol):
     def frontier(self, problem: Problem) -> list[FrontierPoint]:
         """What other budgets would have given; empty where that is not known."""
 
+    def outline(self, problem: Problem, decision: Decision) -> Patch | None:
+        """What `solve` gives without its long part; None for methods that have no such part."""
+
     def solve(self, problem: Problem, decision: Decision) -> Solution:
         """Narrow the decided groups and solve."""
 

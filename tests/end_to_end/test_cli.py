@@ -301,7 +301,7 @@ def test_variance_keeps_the_dimensions_that_inspect_shows(
     expected = {layer["name"]: layer["dimensions"]["0.99"] for layer in shown["layers"][:2]}
     report = small("--variance", 0.99, "--holdout", 0)
     assert {name: width for name, width in expected.items() if width < {"g0": 12, "g1": 8}[name]} == kept(report)
-    assert report["warnings"] == ["checked on the samples that it was solved on: keep some back or give --eval"]
+    assert "checked on the samples that it was solved on: keep some back or give --eval" in report["warnings"]
 
 
 @pytest.mark.parametrize(("holdout", "solved", "checked"), [(0.1, 180, 20), (0.5, 100, 100), (0, 200, 200)])

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import onnxruntime
@@ -224,6 +224,17 @@ def test_a_line_a_minute_comes_on_stderr(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert [line.partition(":")[0] for line in shown.err.splitlines()] == ["pcns-onnx"] * lines
+
+
+def test_news_come_with_the_next_minute_and_are_not_told_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.bars() as progress:
+        progress.say("expect a loss")
+        assert progress.notices == []  # it is told with the report where the run takes less than a minute
+        minutes = iter([False, False, True])
+        with terminal.told(cast(Any, progress), lambda seconds: next(minutes)):
+            pass
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "pcns-onnx: expect a loss" and len(lines) == 3 and progress.notices == ["expect a loss"]
 
 
 # -- modes and links ---------------------------------------------------------------------------

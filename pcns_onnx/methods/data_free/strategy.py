@@ -47,7 +47,7 @@ from pcns_onnx.planning.plan import FrontierPoint
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.reconstruction.sequential import refit
 from pcns_onnx.rewrite.channels import narrow
-from pcns_onnx.rewrite.patch import apply
+from pcns_onnx.rewrite.patch import Patch, apply
 
 RATIO = 0.75
 """The share of each rank that EigenRemove keeps unless it is told another."""
@@ -135,6 +135,10 @@ class DataFreeStrategy:
     def frontier(self, problem: Problem) -> list[FrontierPoint]:
         """None: there is no error at the outputs to draw."""
         return []
+
+    def outline(self, problem: Problem, decision: Decision) -> Patch | None:
+        """There is no long part."""
+        return None
 
     def solve(self, problem: Problem, decision: Decision) -> Solution:
         """Slice, the weights that touch a narrowed group at low rank; where it is asked for, re-fit what reads it."""

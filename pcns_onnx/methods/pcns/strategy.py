@@ -29,6 +29,7 @@ from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.planning.decision import Decision, widths_for
 from pcns_onnx.planning.plan import FrontierPoint
 from pcns_onnx.planning.problem import Problem
+from pcns_onnx.rewrite.patch import Patch
 
 
 class PcnsStrategy:
@@ -87,6 +88,10 @@ class PcnsStrategy:
     def frontier(self, problem: Problem) -> list[FrontierPoint]:
         """None: errors of groups, which are not seen at the outputs, do not add up."""
         return []
+
+    def outline(self, problem: Problem, decision: Decision) -> Patch | None:
+        """There is no long part."""
+        return None
 
     def solve(self, problem: Problem, decision: Decision) -> Solution:
         """Rebuild group by group."""

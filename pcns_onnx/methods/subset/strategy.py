@@ -29,6 +29,7 @@ from pcns_onnx.planning.low_rank import merge_unused_factors
 from pcns_onnx.planning.plan import FrontierPoint
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.reconstruction.options import STEPS
+from pcns_onnx.rewrite.patch import Patch
 
 
 class SubsetStrategy:
@@ -94,6 +95,11 @@ class SubsetStrategy:
         if self._ranked is None or self.request.plan is not None or not self.request.goal.budgets:
             return []
         return list(points(problem, self._ranked, self.request.goal))
+
+    def outline(self, problem: Problem, decision: Decision) -> Patch | None:
+        """Slice and re-fit, without refinement."""
+        assert self._solved is not None, "it is settled first"
+        return solve(problem, decision, self._solved, self.request.scope, 0).patch
 
     def solve(self, problem: Problem, decision: Decision) -> Solution:
         """Slice, re-fit from input to output, refine."""

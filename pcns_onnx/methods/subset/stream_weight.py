@@ -18,7 +18,6 @@ from contextlib import closing
 from dataclasses import replace
 
 from pcns_onnx.calibration.output_scale import OutputError
-from pcns_onnx.data.dataset import split
 from pcns_onnx.dependency.data_dependence import judged_tensors
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
@@ -29,11 +28,10 @@ from pcns_onnx.planning.budget import Budget
 from pcns_onnx.planning.decision import Decision, choose
 from pcns_onnx.planning.importance import Importance
 from pcns_onnx.planning.problem import Problem
-from pcns_onnx.progress import Progress
+from pcns_onnx.planning.trial import trial_of
 from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.activation_cache import ActivationCache
 from pcns_onnx.runtime.activations import run_batches
-from pcns_onnx.runtime.executor import LocalExecutor
 from pcns_onnx.runtime.samples import Samples
 
 STREAMS = (1.0, 8.0, 1e6)
@@ -42,8 +40,6 @@ REFERENCE = Budget("macs", 0.6)
 """What is tried where no budget is given yet."""
 MARGIN = 0.85
 """By how much the squared error of a plan that narrows a stream must be lower than that of one that does not."""
-SAMPLES = 384
-"""At most so many samples are used for a trial, a third of them to judge by."""
 
 
 def weigh_streams(problem: Problem, importance: Importance, request: Request) -> Importance:
@@ -67,20 +63,12 @@ def weigh_streams(problem: Problem, importance: Importance, request: Request) ->
 
 
 def _best(problem: Problem, importance: Importance, plans: Sequence[Decision], request: Request) -> int:
-    calibration = problem.calibration
-    batch = calibration.samples.batch
-    solved, judged = split(calibration.samples.data, holdout=1 / 3, seed=request.seed, samples=max(SAMPLES, 3 * batch))
-    if judged is None:
+    trial = trial_of(problem, request.seed)
+    if trial is None:
         return 0
-    trial_samples, held_out = (replace(calibration.samples, data=data, _kept=[]) for data in (solved, judged))
-    if not trial_samples.count or not held_out.count:
-        return 0
-    trial = replace(
-        problem, calibration=replace(calibration, samples=trial_samples, progress=Progress(), executor=LocalExecutor())
-    )
-    with calibration.progress.stage("try"):
-        small = (apply(problem.whole, solve(trial, plan, importance, request.scope, 0).patch) for plan in plans)
-        errors = _errors(problem, held_out, small, len(plans))
+    with problem.calibration.progress.stage("try"):
+        small = (apply(problem.whole, solve(trial.problem, plan, importance, request.scope, 0).patch) for plan in plans)
+        errors = _errors(problem, trial.judged, small, len(plans))
     streams = {group.name for group in problem.groups if group.coupled}
     handicap = [1.0 if streams & plan.narrowed.keys() else MARGIN for plan in plans]
     return min(range(len(plans)), key=lambda at: (errors[at] * handicap[at], at))

@@ -1,0 +1,38 @@
+"""Which share of a model's decisions is lost, and whether that must be said.
+
+What counts is a user's own score, where there is one; else classes that differ, and decisions that flip. Of decisions
+that are nearly always the same (no face here, no speech now) those count that are another in one of the two models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pcns_onnx.evaluation.agreement import Agreement
+from pcns_onnx.evaluation.output_tally import OutputAgreement
+
+MANY = 0.02
+"""The share of decisions whose loss is said."""
+
+
+def decisions_lost(agreement: Agreement) -> str | None:
+    """What is lost, where it is more than `MANY`: of the score, else of the output that loses most."""
+    a, b = agreement.score_a, agreement.score_b
+    if a is not None and b is not None:
+        share = (a - b) / abs(a) if a else 0.0
+        return f"the {agreement.score} falls from {a:.4g} to {b:.4g}" if share > MANY else None
+    losses = [loss for output in agreement.outputs if output.weight > 0 for loss in _losses(output)]
+    share, what = max(losses, key=lambda loss: loss[0], default=(0.0, ""))
+    return what if share > MANY else None
+
+
+def _losses(output: OutputAgreement) -> Iterable[tuple[float, str]]:
+    if output.argmax_agreement is not None:
+        share = 1 - output.argmax_agreement
+        yield share, f"the class of '{output.name}' differs on {100 * share:.1f}%"
+    elif output.unusual_flips is not None and output.flips is not None:
+        share, rare = output.unusual_flips, output.unusual_flips > 2 * output.flips
+        of = "those decisions that are not the usual one" if rare else "decisions"
+        yield share, f"'{output.name}' decides otherwise in {100 * share:.1f}% of {of}"
+    elif output.flips is not None:
+        yield output.flips, f"'{output.name}' differs in {100 * output.flips:.1f}% of its values"
