@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,6 +171,7 @@ def refine(
     """At most `steps` steps from `start`; never worse than it on the samples kept aside."""
     pair = Pair(sigma)
     valid, train = kept_aside(pieces)
+    train = in_steps(train)
     if not train or not valid:
         return Refined(start, float("nan"), float("nan"))
     scale = max(_variation(valid), 1e-30)
@@ -187,7 +188,7 @@ def refine(
         while rows < _ROWS:
             order = order or [int(i) for i in generator.permutation(len(train))]
             piece = train[order.pop()]
-            rows += int(piece.x.shape[0]) * piece.taps.shape[0]
+            rows += piece.rows
             gradient = pair.gradient(weights, piece)
             total = gradient if total is None else tuple(a + b for a, b in zip(total, gradient, strict=True))
             if not order:
@@ -228,6 +229,34 @@ def kept_aside(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
         else:
             (valid if index % VALID == VALID - 1 else train).append(piece)
     return valid, train
+
+
+def in_steps(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same samples in pieces of about `_ROWS` rows: one is one step."""
+    steps, waiting = list[Piece](), list[Piece]()
+    for piece in pieces:
+        if waiting and not waiting[0].fits(piece):
+            steps += _even(waiting)
+            waiting = []
+        waiting.append(piece)
+        if sum(part.rows for part in waiting) >= _ROWS:
+            steps += _even(waiting)
+            waiting = []
+    return steps + (_even(waiting) if waiting else [])
+
+
+def _even(pieces: Sequence[Piece]) -> list[Piece]:
+    """Pieces of the same positions, put together and divided into equal ones of `_ROWS` rows or little more."""
+    xp = namespace_of(pieces[0].x)
+    whole = pieces[0]
+    if len(pieces) > 1:
+        x, y = (xp.concat([getattr(piece, side) for piece in pieces], axis=0) for side in ("x", "y"))
+        whole = replace(whole, x=x, y=y)
+    count, parts = int(whole.x.shape[0]), list[Piece]()
+    for left in range(min(count, max(1, whole.rows // _ROWS)), 1, -1):
+        part, whole = whole.split(int(whole.x.shape[0]) // left)
+        parts.append(part)
+    return [*parts, whole]
 
 
 def _problem(weights: Weights, pieces: Sequence[Piece]) -> float:

@@ -9,7 +9,7 @@ products, whatever the layers are. Where a MaxPool lies between, its positions a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -27,6 +27,8 @@ from pcns_onnx.runtime.memory import MemoryBudget
 
 ROWS = 1 << 16
 """Rows of the reader's output that are gathered in all."""
+BOX = 1024
+"""Rows of one sample that are gathered together, at most."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,17 @@ class Piece:
             Piece(self.x[count:, ...], self.y[count:, ...], self.peaks, self.taps),
         )
 
+    def fits(self, other: Piece) -> bool:
+        """Whether both have the same positions, so that their samples can be put together."""
+        if self.peaks is None or other.peaks is None:
+            return self.peaks is other.peaks and np.array_equal(self.taps, other.taps)
+        return np.array_equal(self.peaks, other.peaks) and np.array_equal(self.taps, other.taps)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the reader's output."""
+        return int(self.x.shape[0]) * int(self.taps.shape[0])
+
     def in_units(self, scale: NDArray[np.float64]) -> Piece:
         """The targets in units (K,) of their own."""
         xp = namespace_of(self.y)
@@ -147,11 +160,16 @@ class Windows:
 
     def update(self, index: int, x: Array, y: Array, already: Array | None) -> None:
         """Take a batch in: the layer's input in the shrunk model, the reader's target, what it has already."""
-        xp, count = namespace_of(x), int(x.shape[0])
         first, second = self._route.layer.linear.op, self._route.reader.linear.op
         if first.positions(tuple(x.shape)) != self._positions(self._hidden):
             return  # a batch of another size than the one that shapes are known of
-        at = self._draw(index, second.positions(self._read))
+        for at in self._draws(index, second.positions(self._read)):
+            self._add(at, x, y, already)
+
+    def _add(self, at: NDArray[np.int64], x: Array, y: Array, already: Array | None) -> None:
+        """The piece of a batch at some output positions of the reader, if there is room."""
+        xp, count = namespace_of(x), int(x.shape[0])
+        first, second = self._route.layer.linear.op, self._route.reader.linear.op
         taps, positions = _compact(second.places(self._read, at))
         peaks = None
         if self._route.largest is not None:
@@ -186,20 +204,22 @@ class Windows:
     def _positions(self, shape: tuple[int, ...]) -> int:
         return prod(shape) // shape[0] // self._route.layer.width
 
-    def _draw(self, index: int, available: int) -> NDArray[np.int64]:
-        """Output positions of the reader: a box of neighbours, at a place of its own in every batch."""
+    def _draws(self, index: int, available: int) -> Iterator[NDArray[np.int64]]:
+        """Output positions of the reader: boxes of neighbours, each at a place of its own in every batch."""
         columns = len(self._route.layer.linear.reads) * self._route.layer.linear.op.taps
         wanted = max(1, min(ROWS, self._room // (4 * columns)) // self._samples)
         generator = np.random.default_rng([*self._seed, index])
-        if wanted >= available:
-            return np.arange(available)
-        sizes = self._route.reader.linear.op.grid(self._read)
-        side = max(1, int(wanted ** (1 / len(sizes))))
-        axes = []
-        for size in sizes:
-            start = int(generator.integers(0, max(size - side, 0) + 1))
-            axes.append(np.arange(start, min(start + side, size)))
-        return np.ravel_multi_index(np.meshgrid(*axes, indexing="ij"), sizes).reshape(-1)
+        if wanted >= available and available <= BOX:
+            yield np.arange(available)
+            return
+        sizes, wanted = self._route.reader.linear.op.grid(self._read), min(wanted, available)
+        side = max(1, int(min(wanted, BOX) ** (1 / len(sizes))))
+        for _ in range(-(-wanted // BOX)):
+            axes = []
+            for size in sizes:
+                start = int(generator.integers(0, max(size - side, 0) + 1))
+                axes.append(np.arange(start, min(start + side, size)))
+            yield np.ravel_multi_index(np.meshgrid(*axes, indexing="ij"), sizes).reshape(-1)
 
 
 def _compact(places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
