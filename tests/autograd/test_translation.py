@@ -20,7 +20,7 @@ from pcns_onnx import InputError, UnsupportedError, shrink
 
 torch = pytest.importorskip("torch")
 
-from pcns_onnx.autograd.operators import OPERATORS  # noqa: E402
+from pcns_onnx.autograd.operators.registry import OPERATORS  # noqa: E402
 from pcns_onnx.interop.torch import to_onnx, to_torch  # noqa: E402
 
 NETS: Mapping[str, Callable[[], onnx.ModelProto]] = {
