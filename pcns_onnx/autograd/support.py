@@ -30,7 +30,7 @@ def _refusal(graph: Graph, node: Node, read: set[str]) -> str | None:
         if any(part in node.op for part in _QUANTISED):
             return f"{name} '{node.label}' is of quantised numbers, which do not train: take the model in floats"
         if node.op in CONTROL_FLOW and not node.domain:
-            return f"{name} '{node.label}' is control flow, which does not train here: settle it by a constant input"
+            return f"{name} '{node.label}' is control flow, which does not train here: settle its condition by a constant"
         return f"{name} '{node.label}' is not known to the PyTorch interop: it cannot train there"
     for attribute, value in rule.only.items():
         if decoded(node.attrs).get(attribute, value) != value:

@@ -56,8 +56,8 @@ def _conv_transpose(
         few = [total // 2 for total in totals]
         many = [total - half for total, half in zip(totals, few, strict=True)]
         begins, ends = (few, many) if auto_pad == "SAME_UPPER" else (many, few)
-        # What is missing to a size that is larger than the kernels reach is added at the end.
-        grown = [max(grown[i], sizes[i] - whole.shape[2 + i]) for i in range(axes)]
+        if output_shape is not None:  # what the kernels do not reach is added at the end; onnxruntime asks no more
+            grown = [max(grown[i], sizes[i] - whole.shape[2 + i]) for i in range(axes)]
     else:
         padding = list(pads or [0] * (2 * axes)) if auto_pad != "VALID" else [0] * (2 * axes)
         begins, ends = padding[:axes], padding[axes:]
