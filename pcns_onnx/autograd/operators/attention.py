@@ -82,24 +82,17 @@ def _padding_mask(mask: Tensor, keys: int, value: float, like: Tensor) -> Tensor
 
 
 def _multi_head_attention(
-    query: Tensor, key: Tensor | None = None, value: Tensor | None = None, bias: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None,
     padding: Tensor | None = None, attention_bias: Tensor | None = None, past_k: Tensor | None = None,
     past_v: Tensor | None = None, *, num_heads: int, mask_filter_value: float = -10000.0,
     scale: float | None = None, unidirectional: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    if query.ndim == 5:  # packed: (batch, steps, heads, 3, width)
-        q, k, v = (part.transpose(1, 2) for part in query.unbind(3))
-    elif key is not None and key.ndim == 5:  # (batch, steps, heads, 2, width)
-        q = _heads(query, num_heads)
-        k, v = (part.transpose(1, 2) for part in key.unbind(3))
-    else:
-        assert key is not None and value is not None
-        q = _heads(query, num_heads)
-        k, v = (x if x.ndim == 4 else _heads(x, num_heads) for x in (key, value))
+    q = _heads(query, num_heads)
+    k, v = (x if x.ndim == 4 else _heads(x, num_heads) for x in (key, value))
     if bias is not None:
         widths = [x.shape[-1] * num_heads for x in (q, k, v)]
         bq, bk, bv = (part.reshape(1, num_heads, 1, -1) for part in bias.split(widths))
-        is_cross = key is not None and key.ndim == 4  # keys of an encoder have theirs already
+        is_cross = key.ndim == 4  # keys of an encoder have theirs already
         q, k, v = q + bq, (k if is_cross else k + bk), (v if is_cross else v + bv)
     k, v = _after_past(past_k, k), _after_past(past_v, v)
     masks = [] if padding is None else [_padding_mask(padding, k.shape[2], mask_filter_value, q)]

@@ -133,8 +133,8 @@ def _where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _is_infinite(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
-    infinite = torch.isinf(x)
-    return infinite & ((x > 0) if not detect_negative else (x < 0) if not detect_positive else infinite)
+    negative, positive = torch.isneginf(x) & bool(detect_negative), torch.isposinf(x) & bool(detect_positive)
+    return negative | positive
 
 
 TYPES = {

@@ -69,13 +69,9 @@ def _instance_norm(
 
 
 def _group_norm(
-    x: Tensor, scale: Tensor, shift: Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1,
-    opset: int = 21,
-) -> Tensor:  # fmt: skip
-    """Before opset 21 scale and shift are a number per group, afterwards per channel."""
-    if opset < 21:
-        repeats = x.shape[1] // num_groups
-        scale, shift = scale.repeat_interleave(repeats), shift.repeat_interleave(repeats)
+    x: Tensor, scale: Tensor, shift: Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
+) -> Tensor:
+    """That of opset 21; onnx calls its predecessor deprecated at its own opset, so that no model has it."""
     return F.group_norm(x, num_groups, scale, shift, epsilon)
 
 

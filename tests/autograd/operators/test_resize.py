@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from builders.models import Array
-from builders.single_node import Single, assert_same, assert_slopes, at_opsets
+from builders.single_node import Single, assert_same, at_opsets
 
 pytest.importorskip("torch")
 

@@ -1,0 +1,71 @@
+"""Operators that move numbers and those that make shapes, against onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+from builders.models import Array
+from builders.single_node import Single, assert_same, at_opsets
+
+pytest.importorskip("torch")
+
+
+def noise(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def ints(*values: int) -> Array:
+    return np.array(values, dtype=np.int64)
+
+
+
+X = noise(2, 3, 4)
+IMAGE = noise(2, 8, 4, 6)
+
+CASES: Mapping[str, Single] = {
+    **{f"Flatten {axis}": Single("Flatten", [X], {"axis": axis}) for axis in (0, 1, 2)},
+    "Flatten from the end": Single("Flatten", [X], {"axis": -1}, low=11),
+    "Reshape": Single("Reshape", [X, ints(0, -1, 2)]),
+    "Reshape of nothing": Single("Reshape", [X[:0], ints(0, 6)], {"allowzero": 1}, low=14),
+    "Reshape computed": Single("Reshape", [X, ints(4, -1)], feed=(0, 1)),
+    "Transpose": Single("Transpose", [X]),
+    "Transpose perm": Single("Transpose", [X], {"perm": [1, 0, 2]}),
+    "Squeeze attribute": Single("Squeeze", [X[:, :1]], {"axes": [1]}, high=12),
+    "Squeeze all": Single("Squeeze", [X[:1, :, :1]]),
+    "Squeeze": Single("Squeeze", [X[:1, :, :1], ints(0, -1)], low=13),
+    "Unsqueeze attribute": Single("Unsqueeze", [X], {"axes": [0, 4]}, high=12),
+    "Unsqueeze": Single("Unsqueeze", [X, ints(0, -1)], low=13),
+    "Concat": Single("Concat", [X, X[:, :1], noise(2, 2, 4)], {"axis": 1}, feed=(0, 1)),
+    "Concat from the end": Single("Concat", [X, X], {"axis": -1}, feed=(0, 1), low=11),
+    "Split": Single("Split", [X], {"axis": 2}, outputs=2, high=17),
+    "Split attribute": Single("Split", [X], {"axis": 1, "split": [1, 2]}, outputs=2, high=12),
+    "Split input": Single("Split", [X, ints(1, 2)], {"axis": 1}, outputs=2, low=13),
+    "Split uneven": Single("Split", [X], {"axis": 1, "num_outputs": 2}, outputs=2, low=18),
+    "Expand": Single("Expand", [X[:, :1], ints(2, 5, 1)], low=8),
+    "Expand to more axes": Single("Expand", [X, ints(2, 1, 1, 1)], low=8),
+    "Tile": Single("Tile", [X, ints(1, 2, 3)]),
+    "DepthToSpace": Single("DepthToSpace", [IMAGE], {"blocksize": 2}),
+    "DepthToSpace CRD": Single("DepthToSpace", [IMAGE], {"blocksize": 2, "mode": "CRD"}, low=11),
+    "SpaceToDepth": Single("SpaceToDepth", [IMAGE], {"blocksize": 2}),
+    **{f"Trilu {upper}": Single("Trilu", [X, np.array(1)], {"upper": upper}, low=14) for upper in (0, 1)},
+    "Trilu of the diagonal": Single("Trilu", [X], low=14),
+    "Shape": Single("Shape", [X]),
+    "Shape part": Single("Shape", [X], {"start": -2, "end": -1}, low=15),
+    "Size": Single("Size", [X]),
+    "ConstantOfShape": Single("ConstantOfShape", [ints(2, 3)], low=9),
+    "ConstantOfShape of ones": Single(
+        "ConstantOfShape", [ints(2, 3)], {"value": numpy_helper.from_array(np.array([7], dtype=np.int32))}, low=9
+    ),
+    "Range": Single("Range", [np.array(1), np.array(9), np.array(3)], feed=(0, 1, 2), low=11),
+    "Range of floats": Single("Range", [np.float32(1), np.float32(-1), np.float32(-0.5)], feed=(1,), low=11),
+}
+
+
+@pytest.mark.parametrize(("case", "opset"), [pytest.param(c, o, id=name) for name, c, o in at_opsets(CASES)])
+def test_computes_what_onnxruntime_does(case: Single, opset: int) -> None:
+    assert_same(case, opset)
+
