@@ -1,7 +1,8 @@
 """Which stored numbers of a graph train, what they are called in Python, and how they go back.
 
 A weight trains where a gradient of some output can reach it: not behind an ArgMax or a comparison.
-Of layers every weight does; elsewhere a constant of more than one number does unless it is a mask.
+Of layers every weight does; elsewhere a constant of more than one number does unless it is a mask
+or a filler.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def trained_names(graph: Graph) -> list[str]:
             if not name or position in rule.frozen or position in rule.settings:
                 continue
             carrying.add(name)
-            if is_weight(graph, name) and (rule.layer or _is_no_mask(graph.constant(name))):
+            if is_weight(graph, name) and (rule.layer or _is_learnt(graph.constant(name), node.op)):
                 names.setdefault(name)
     return [name for name in dict.fromkeys(n for node in nodes for n in node.inputs) if name in names]
 
@@ -86,8 +87,16 @@ def _has_gradient(node: Node, rule: Operator) -> bool:
     return rule.has_gradient and (node.op != "Cast" or TYPES.get(node.attrs["to"], torch.int64).is_floating_point)
 
 
-def _is_no_mask(value: Array | None) -> bool:
-    return value is not None and value.size > 1 and float(np.abs(value.astype(np.float64)).max()) < MASK
+def _is_learnt(value: Array | None, op: str) -> bool:
+    """Whether a constant of no layer looks like a weight: it is no single number, no mask, and no filler.
+
+    What is the same number throughout fills a tensor (a state at the start, what a Scatter writes) unless it lies
+    along one axis and is added or multiplied, as scales and shifts are.
+    """
+    if value is None or value.size < 2 or float(np.abs(value.astype(np.float64)).max()) >= MASK:
+        return False
+    is_filler = bool((value == value.flat[0]).all())
+    return not is_filler or (op in ("Add", "Sub", "Mul", "Div") and value.size == max(value.shape))
 
 
 def attribute_names(graph: Graph) -> dict[str, str]:

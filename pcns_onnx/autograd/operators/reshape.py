@@ -50,6 +50,26 @@ def _split(
     return torch.split(x, list(lengths) if lengths else -(-x.shape[axis] // (num_outputs or outputs)), dim=axis)
 
 
+def _split_to_sequence(x: Tensor, sizes: Any = None, *, axis: int = 0, keepdims: int = 1) -> list[Tensor]:
+    if sizes is None:
+        return list(x.split(1, dim=axis) if keepdims else x.unbind(dim=axis))
+    lengths = numbers(sizes)
+    is_one = (sizes.ndim if isinstance(sizes, Tensor) else int(isinstance(sizes, list))) == 0
+    return list(x.split(lengths[0] if is_one else lengths, dim=axis))
+
+
+def _sequence_of(*inputs: Tensor) -> list[Tensor]:
+    return list(inputs)
+
+
+def _sequence_at(sequence: list[Tensor], position: Any) -> Tensor:
+    return sequence[number(position)]
+
+
+def _concat_from_sequence(sequence: list[Tensor], *, axis: int, new_axis: int = 0) -> Tensor:
+    return torch.stack(sequence, dim=axis) if new_axis else torch.cat(sequence, dim=axis)
+
+
 def _expand(x: Tensor, shape: Any) -> Tensor:
     return x.expand(torch.broadcast_shapes(x.shape, tuple(numbers(shape))))
 
@@ -104,6 +124,10 @@ RESHAPE: dict[str, Operator] = {
     "Unsqueeze": Operator(_unsqueeze, settings=(1,)),
     "Concat": Operator(_concat),
     "Split": Operator(_split, settings=(1,), outputs=0),
+    "SplitToSequence": Operator(_split_to_sequence, settings=(1,)),
+    "SequenceConstruct": Operator(_sequence_of),
+    "SequenceAt": Operator(_sequence_at, settings=(1,)),
+    "ConcatFromSequence": Operator(_concat_from_sequence),
     "Expand": Operator(_expand, settings=(1,)),
     "Tile": Operator(_tile, settings=(1,)),
     "DepthToSpace": Operator(_depth_to_space),
