@@ -30,12 +30,12 @@ def _refusal(graph: Graph, node: Node, read: set[str]) -> str | None:
         if any(part in node.op for part in _QUANTISED):
             return f"{name} '{node.label}' is of quantised numbers, which do not train: take the model in floats"
         if node.op in CONTROL_FLOW and not node.domain:
-            return f"{name} '{node.label}' is control flow, which does not train here: settle its condition by a constant"
+            return f"{name} '{node.label}' is control flow, which does not train: settle its condition by a constant"
         return f"{name} '{node.label}' is not known to the PyTorch interop: it cannot train there"
     for attribute, value in rule.only.items():
-        if decoded(node.attrs).get(attribute, value) != value:
+        if plain_attributes(node.attrs).get(attribute, value) != value:
             return f"{name} '{node.label}' with another {attribute} than {value} is not known here"
-    if rule.refuse is not None and (why := rule.refuse(decoded(node.attrs))):
+    if rule.refuse is not None and (why := rule.refuse(plain_attributes(node.attrs))):
         return f"{name} '{node.label}' {why} is not known to the PyTorch interop: it cannot train there"
     if rule.outputs and read.intersection(node.outputs[rule.outputs :]):
         return f"{name} '{node.label}' has outputs that the PyTorch interop does not make"
@@ -69,7 +69,7 @@ def signature_of(rule: Operator) -> Signature:
 def keywords_of(graph: Graph, node: Node, rule: Operator) -> dict[str, Any]:
     """Attributes with texts decoded, less those that have the one value that is known; opset, number of outputs."""
     accepted = signature_of(rule).parameters
-    keywords = {name: value for name, value in decoded(node.attrs).items() if name not in rule.only}
+    keywords = {name: value for name, value in plain_attributes(node.attrs).items() if name not in rule.only}
     if "opset" in accepted:
         keywords["opset"] = graph.opset
     if "outputs" in accepted:
@@ -77,7 +77,7 @@ def keywords_of(graph: Graph, node: Node, rule: Operator) -> dict[str, Any]:
     return keywords
 
 
-def decoded(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes with texts as texts."""
     return {name: _text(value) for name, value in attributes.items()}
 

@@ -43,7 +43,7 @@ def has_floats(value: Array | None) -> bool:
 
 
 def is_weight(graph: Graph, name: str) -> bool:
-    """Whether this is stored as floats, in an initializer or a Constant node, and so can be trained and written back."""
+    """Whether this is stored as floats, in an initializer or a Constant node: it can be trained and written back."""
     maker = graph.producers.get(name)
     is_stored = maker is None or (maker.op == "Constant" and not maker.domain)
     return is_stored and name not in graph.sparse and has_floats(graph.constant(name))
@@ -68,17 +68,23 @@ def trained_names(graph: Graph) -> list[str]:
     """Initializers and Constants that become parameters, in the order in which they are first read."""
     nodes = list(live_nodes(graph))
     carrying = {spec.name for spec in graph.outputs if spec.dtype.kind in "fVO"}
-    names: dict[str, None] = {}
+    layered, names = set[str](), set[str]()  # what a layer reads as its weight; what trains
     for node in reversed(nodes):
         rule = operator_of(node)
         if rule is None or not _has_gradient(node, rule) or carrying.isdisjoint(node.outputs):
             continue
+        is_on_its_way = node.key in graph.derived and node.key in layered
         for position, name in enumerate(node.inputs):
             if not name or position in rule.frozen or position in rule.settings:
                 continue
             carrying.add(name)
-            if is_weight(graph, name) and (rule.layer or _is_learnt(graph.constant(name), node.op)):
-                names.setdefault(name)
+            if rule.layer or is_on_its_way:
+                layered.add(name)
+            if is_weight(graph, name):
+                value = graph.constant(name)
+                is_of_layer = rule.layer or (is_on_its_way and value is not None and value.size > 1)
+                if is_of_layer or _is_learnt(value, node.op):
+                    names.add(name)
     return [name for name in dict.fromkeys(n for node in nodes for n in node.inputs) if name in names]
 
 
@@ -90,13 +96,14 @@ def _has_gradient(node: Node, rule: Operator) -> bool:
 def _is_learnt(value: Array | None, op: str) -> bool:
     """Whether a constant of no layer looks like a weight: it is no single number, no mask, and no filler.
 
-    What is the same number throughout fills a tensor (a state at the start, what a Scatter writes) unless it lies
-    along one axis and is added or multiplied, as scales and shifts are.
+    A mask has a number that hides a position from a Softmax, or only zeros and ones. A filler has the same number
+    throughout. What lies along one axis and is added or multiplied is a scale or a shift, though it has just these.
     """
     if value is None or value.size < 2 or float(np.abs(value.astype(np.float64)).max()) >= MASK:
         return False
-    is_filler = bool((value == value.flat[0]).all())
-    return not is_filler or (op in ("Add", "Sub", "Mul", "Div") and value.size == max(value.shape))
+    if op in ("Add", "Sub", "Mul", "Div") and value.size == max(value.shape):
+        return True
+    return not ((value == value.flat[0]).all() or ((value == 0) | (value == 1)).all())
 
 
 def attribute_names(graph: Graph) -> dict[str, str]:
@@ -159,5 +166,3 @@ def write_weights(graph: Graph, values: dict[str, Tensor]) -> Any:
             stored[name].ClearField(field)
         stored[name].raw_data = new.tobytes()
     return proto
-
-

@@ -61,8 +61,10 @@ class Single:
         results = list(onnx.shape_inference.infer_shapes(model).graph.output)
         if not all(value.type.tensor_type.HasField("shape") for value in results):  # onnx's checker asks for some
             values = in_onnxruntime(model, self.fed())
-            kinds = [(v.name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for v, a in zip(results, values, strict=True)]
-            results = [helper.make_tensor_value_info(*kind) for kind in kinds]
+            results = [
+                helper.make_tensor_value_info(v.name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+                for v, a in zip(results, values, strict=True)
+            ]
         del model.graph.output[:]
         model.graph.output.extend(results)
         return model

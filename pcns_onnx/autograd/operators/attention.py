@@ -1,6 +1,6 @@
 """Attention as one operator: ONNX's own and onnxruntime's, and the rotary embedding of positions.
 
-    softmax(Q K' scale + mask) V,  per head
+softmax(Q K' scale + mask) V,  per head
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _attention(
 
 
 def _padding_mask(mask: Tensor, keys: int, value: float, like: Tensor) -> Tensor:
-    """onnxruntime's forms: how many keys count (batch), which count (batch, keys), which for whom (batch, ..., keys)."""
+    """onnxruntime's forms: how many keys count (batch), which do (batch, keys), which for whom (batch, ..., keys)."""
     if mask.ndim == 1:
         mask = torch.arange(keys, device=mask.device) < mask.unsqueeze(1)
     counts = mask > 0
@@ -119,7 +119,7 @@ def _packed_attention(
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, width: int, is_interleaved: int) -> Tensor:
-    """The first `width` numbers of (batch, heads, steps, size), turned in pairs by angles (batch, 1, steps, width / 2)."""
+    """The first `width` numbers of (batch, heads, steps, size), turned in pairs by angles (batch, 1, steps, pairs)."""
     part, rest = x[..., :width], x[..., width:]
     first, second = (part[..., ::2], part[..., 1::2]) if is_interleaved else part.chunk(2, dim=-1)
     real, imaginary = cos * first - sin * second, sin * first + cos * second

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pcns_onnx.autograd.operators.operator import Operator, number, without_gradient
+from pcns_onnx.autograd.operators.operator import Operator, as_number, without_gradient
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def _dropout(
     x: Tensor, share: float | None = None, training: bool | None = None, *,
     ratio: float = 0.5, seed: int | None = None, is_test: int = 1,
 ) -> Tensor:  # fmt: skip
-    return F.dropout(x, ratio if share is None else number(share), True) if training and number(training) else x
+    return F.dropout(x, ratio if share is None else as_number(share), True) if training and as_number(training) else x
 
 
 def _identity(x: Tensor) -> Tensor:

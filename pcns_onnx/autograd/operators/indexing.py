@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pcns_onnx.autograd.operators.operator import Operator, number, numbers
+from pcns_onnx.autograd.operators.operator import Operator, as_number, as_numbers
 
 
 def _slice_of(
@@ -18,10 +18,10 @@ def _slice_of(
     starts: Any = None, ends: Any = None, axes: Any = None,
 ) -> Tensor:  # fmt: skip
     """Opset 1 states by attributes what opset 10 states by inputs."""
-    first = numbers(starts if starts_ is None else starts_)
-    last = numbers(ends if ends_ is None else ends_)
-    axes = axes if axes_ is None else numbers(axes_)
-    steps = [1] * len(first) if steps_ is None else numbers(steps_)
+    first = as_numbers(starts if starts_ is None else starts_)
+    last = as_numbers(ends if ends_ is None else ends_)
+    axes = axes if axes_ is None else as_numbers(axes_)
+    steps = [1] * len(first) if steps_ is None else as_numbers(steps_)
     for axis, start, end, step in zip(axes or range(len(first)), first, last, steps, strict=True):
         size = x.shape[axis]
         chosen = range(*slice(start, None if step < 0 and end < -size else end, step).indices(size))
@@ -88,10 +88,10 @@ def _scatter_nd(x: Tensor, index: Tensor, updates: Tensor, *, reduction: str = "
 
 def _one_hot(index: Tensor, depth: Any, values: Tensor, *, axis: int = -1) -> Tensor:
     off, on = values.unbind()
-    at = _counted(index, number(depth)).unsqueeze(axis)
+    at = _counted(index, as_number(depth)).unsqueeze(axis)
     shape = [1] * at.ndim
     shape[axis] = -1
-    return torch.where(at == torch.arange(number(depth), device=index.device).reshape(shape), on, off)
+    return torch.where(at == torch.arange(as_number(depth), device=index.device).reshape(shape), on, off)
 
 
 def _non_zero(x: Tensor) -> Tensor:
@@ -111,12 +111,12 @@ def _pad(
     pads: Any = None, mode: str = "constant", value: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """Opset 2 states by attributes what opset 11 states by inputs; the axes came with opset 18."""
-    around = numbers(by) if by is not None else list(pads)
-    dims = list(range(x.ndim)) if at is None else [d % x.ndim for d in numbers(at)]
+    around = as_numbers(by) if by is not None else list(pads)
+    dims = list(range(x.ndim)) if at is None else [d % x.ndim for d in as_numbers(at)]
     ends = {dim: (around[i], around[len(dims) + i]) for i, dim in enumerate(dims)}
     if mode == "constant":
         widths = [size for dim in range(x.ndim - 1, -1, -1) for size in ends.get(dim, (0, 0))]
-        return F.pad(x, widths, value=value if fill is None else number(fill)) if any(widths) else x
+        return F.pad(x, widths, value=value if fill is None else as_number(fill)) if any(widths) else x
     for dim, (begin, end) in ends.items():
         if begin or end:
             steps = torch.arange(-begin, x.shape[dim] + end, device=x.device)

@@ -85,9 +85,7 @@ def _mean_variance_normalization(x: Tensor, *, axes: Sequence[int] = (0, 2, 3)) 
     return (x - mean) / (variance.sqrt() + 1e-9)
 
 
-def _local_response_norm(
-    x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
-) -> Tensor:
+def _local_response_norm(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Tensor:
     """Sums of squares over `size` channels around each, the longer half behind it where `size` is even."""
     around = F.pad(x.square().movedim(1, -1), [(size - 1) // 2, size // 2])
     total = around.unfold(-1, size, 1).sum(-1).movedim(-1, 1)

@@ -31,15 +31,15 @@ class Operator:
     has_gradient: bool = True
 
 
-def numbers(value: Any) -> list[Any]:
+def as_numbers(value: Any) -> list[Any]:
     """A setting as a list of numbers, whether it is one already or a tensor."""
     value = value.tolist() if isinstance(value, Tensor) else value
     return list(value) if isinstance(value, Sequence) else [value]
 
 
-def number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
     """A setting of one number."""
-    return numbers(value)[0]
+    return as_numbers(value)[0]
 
 
 def without_gradient(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Operator]:

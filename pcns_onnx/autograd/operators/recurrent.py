@@ -198,9 +198,7 @@ def _layer(
         y, states = _native(native[0], flipped, directions, native[1])
         y = y.flip(0) if direction == "reverse" else y
         return y.unflatten(2, (len(directions), -1)).transpose(1, 2), *states
-    runs = [
-        _scanned(step, d, x, lengths, direction == "reverse" or place == 1) for place, d in enumerate(directions)
-    ]
+    runs = [_scanned(step, d, x, lengths, direction == "reverse" or place == 1) for place, d in enumerate(directions)]
     states = tuple(torch.stack(parts) for parts in zip(*(last for _, last in runs), strict=True))
     return torch.stack([y for y, _ in runs], dim=1), *states
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcns_onnx.autograd.operators.operator import Operator, number, numbers
+from pcns_onnx.autograd.operators.operator import Operator, as_number, as_numbers
 
 
 def _axes_of(x: Tensor, at: Any, axes: Any, noop: int) -> list[int]:
     """The axes to go over, given as an input or as an attribute; all where none is named."""
-    dims = numbers(at) if at is not None else list(axes or ())
+    dims = as_numbers(at) if at is not None else list(axes or ())
     return dims or ([] if noop else list(range(x.ndim)))
 
 
@@ -101,12 +101,12 @@ def _arg_min(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: 
 def _top_k(
     x: Tensor, count: Any = None, *, k: int | None = None, axis: int = -1, largest: int = 1, sorted: int = 1
 ) -> tuple[Tensor, Tensor]:
-    values, indices = torch.topk(x, number(k if count is None else count), dim=axis, largest=bool(largest))
+    values, indices = torch.topk(x, as_number(k if count is None else count), dim=axis, largest=bool(largest))
     return values, indices
 
 
 def _cumulative_sum(x: Tensor, axis: Any, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
-    dim = number(axis)
+    dim = as_number(axis)
     x = x.flip(dim) if reverse else x
     total = x.cumsum(dim, dtype=x.dtype)
     if exclusive:

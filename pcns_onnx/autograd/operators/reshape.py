@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcns_onnx.autograd.operators.operator import Operator, number, numbers
+from pcns_onnx.autograd.operators.operator import Operator, as_number, as_numbers
 
 
 def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
@@ -18,7 +18,7 @@ def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
 
 
 def _reshape(x: Tensor, sizes: Any = None, *, shape: Any = None, allowzero: int = 0) -> Tensor:
-    targets = list(shape) if sizes is None else numbers(sizes)
+    targets = list(shape) if sizes is None else as_numbers(sizes)
     return x.reshape([x.shape[i] if size == 0 and not allowzero else size for i, size in enumerate(targets)])
 
 
@@ -27,12 +27,12 @@ def _transpose(x: Tensor, *, perm: Sequence[int] | None = None) -> Tensor:
 
 
 def _squeeze(x: Tensor, at: Any = None, *, axes: Any = None) -> Tensor:
-    dims = numbers(at) if at is not None else list(axes or ())
+    dims = as_numbers(at) if at is not None else list(axes or ())
     return x.squeeze(tuple(dims)) if dims else x.squeeze()
 
 
 def _unsqueeze(x: Tensor, at: Any = None, *, axes: Any = None) -> Tensor:
-    dims = numbers(at) if at is not None else list(axes)
+    dims = as_numbers(at) if at is not None else list(axes)
     rank = x.ndim + len(dims)
     for dim in sorted(d % rank for d in dims):
         x = x.unsqueeze(dim)
@@ -46,14 +46,14 @@ def _concat(*inputs: Tensor, axis: int = 1) -> Tensor:
 def _split(
     x: Tensor, sizes: Any = None, *, axis: int = 0, split: Any = None, num_outputs: int | None = None, outputs: int = 1
 ) -> Any:
-    lengths = numbers(sizes) if sizes is not None else split
+    lengths = as_numbers(sizes) if sizes is not None else split
     return torch.split(x, list(lengths) if lengths else -(-x.shape[axis] // (num_outputs or outputs)), dim=axis)
 
 
 def _split_to_sequence(x: Tensor, sizes: Any = None, *, axis: int = 0, keepdims: int = 1) -> list[Tensor]:
     if sizes is None:
         return list(x.split(1, dim=axis) if keepdims else x.unbind(dim=axis))
-    lengths = numbers(sizes)
+    lengths = as_numbers(sizes)
     is_one = (sizes.ndim if isinstance(sizes, Tensor) else int(isinstance(sizes, list))) == 0
     return list(x.split(lengths[0] if is_one else lengths, dim=axis))
 
@@ -63,7 +63,7 @@ def _sequence_of(*inputs: Tensor) -> list[Tensor]:
 
 
 def _sequence_at(sequence: list[Tensor], position: Any) -> Tensor:
-    return sequence[number(position)]
+    return sequence[as_number(position)]
 
 
 def _concat_from_sequence(sequence: list[Tensor], *, axis: int, new_axis: int = 0) -> Tensor:
@@ -71,11 +71,11 @@ def _concat_from_sequence(sequence: list[Tensor], *, axis: int, new_axis: int = 
 
 
 def _expand(x: Tensor, shape: Any) -> Tensor:
-    return x.expand(torch.broadcast_shapes(x.shape, tuple(numbers(shape))))
+    return x.expand(torch.broadcast_shapes(x.shape, tuple(as_numbers(shape))))
 
 
 def _tile(x: Tensor, repeats: Any) -> Tensor:
-    return x.repeat(*numbers(repeats))
+    return x.repeat(*as_numbers(repeats))
 
 
 def _depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
@@ -95,7 +95,7 @@ def _space_to_depth(x: Tensor, *, blocksize: int) -> Tensor:
 
 
 def _triangle(x: Tensor, diagonal: Any = None, *, upper: int = 1) -> Tensor:
-    k = 0 if diagonal is None else number(diagonal)
+    k = 0 if diagonal is None else as_number(diagonal)
     return torch.triu(x, k) if upper else torch.tril(x, k)
 
 

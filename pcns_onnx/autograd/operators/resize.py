@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pcns_onnx.autograd.operators.operator import Operator, numbers
+from pcns_onnx.autograd.operators.operator import Operator, as_numbers
 
 Floats = NDArray[np.float32]
 HALF = np.float32(0.5)
@@ -110,8 +110,8 @@ def _resize(
 ) -> Tensor:  # fmt: skip
     if opset < 11:  # its second input are the scales
         scales, coordinate_transformation_mode, nearest_mode = region, "asymmetric", "simple"
-    factors = numbers(scales) if scales is not None else []
-    targets = None if sizes is None or factors else [int(n) for n in numbers(sizes)]
+    factors = as_numbers(scales) if scales is not None else []
+    targets = None if sizes is None or factors else [int(n) for n in as_numbers(sizes)]
     dims = [axis % x.ndim for axis in axes] if axes else list(range(x.ndim))
     for axis, new, scale in _sizes_of(x, factors, targets, dims, keep_aspect_ratio_policy):
         size = x.shape[axis]

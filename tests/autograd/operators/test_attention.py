@@ -22,7 +22,6 @@ def ints(*values: int) -> Array:
     return np.array(values, dtype=np.int64)
 
 
-
 N, H, S, T, D, V = 2, 4, 5, 6, 8, 6
 """Batch, heads, queries, keys, width of a head, width of a value."""
 TRIANGLE = np.tril(np.ones((S, T), dtype=bool), 1)
@@ -30,7 +29,9 @@ SEEN = np.random.default_rng(0).integers(0, 2, (N, S, T)).astype(np.int32)
 SEEN[:, :, 0] = 1  # of a query that may look at nothing only rounding is left
 
 
-def onnx_attention(*values: Array | None, feed: tuple[int, ...] = (0, 1, 2), outputs: int = 1, **attributes: Any) -> Single:
+def onnx_attention(
+    *values: Array | None, feed: tuple[int, ...] = (0, 1, 2), outputs: int = 1, **attributes: Any
+) -> Single:
     return Single("Attention", values, attributes, feed=feed, outputs=outputs, low=23, high=24)
 
 
@@ -123,7 +124,6 @@ CASES: Mapping[str, Single] = {
 @pytest.mark.parametrize(("case", "opset"), [pytest.param(c, o, id=name) for name, c, o in at_opsets(CASES)])
 def test_computes_what_onnxruntime_does(case: Single, opset: int) -> None:
     assert_same(case, opset)
-
 
 
 @pytest.mark.parametrize("name", ["Attention of onnxruntime, padding", "MultiHeadAttention bias"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from builders.models import Array
-from builders.single_node import Single, assert_same, assert_slopes, at_opsets
+from builders.single_node import Single, assert_same, assert_slopes, at_opsets, in_torch
 
 pytest.importorskip("torch")
 
@@ -20,7 +20,6 @@ def noise(*shape: int, seed: int = 0) -> Array:
 
 def ints(*values: int) -> Array:
     return np.array(values, dtype=np.int64)
-
 
 
 X, Y = noise(3, 4, 5), noise(4, 1, seed=1)
@@ -99,8 +98,16 @@ def test_computes_what_onnxruntime_does(case: Single, opset: int) -> None:
     assert_same(case, opset)
 
 
-
 @pytest.mark.parametrize("name", ["PRelu", "Pow", "Where", "Max", "BiasGelu", "FastGelu, bias", "Div"])
 def test_slopes_are_those_of_onnxruntime(name: str) -> None:
     case = CASES[name]
     assert_slopes(case.model(case.opsets()[-1]), case.fed(), step=1e-3)
+
+
+def test_swish_is_that_of_the_specification() -> None:
+    """onnxruntime has no kernel for it."""
+    from onnx.reference import ReferenceEvaluator
+
+    model = Single("Swish", [X], {"alpha": 1.5}, low=24, high=24).model(24)
+    (expected,) = ReferenceEvaluator(model).run(None, {"i0": X})
+    np.testing.assert_allclose(in_torch(model, {"i0": X})[0], expected, rtol=1e-5, atol=1e-6)

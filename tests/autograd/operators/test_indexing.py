@@ -22,7 +22,6 @@ def ints(*values: int) -> Array:
     return np.array(values, dtype=np.int64)
 
 
-
 X = noise(3, 4, 5)
 PAIRS = np.array([[[0, 1], [2, -1]], [[-3, 0], [1, 2]]])
 
@@ -87,7 +86,6 @@ CASES: Mapping[str, Single] = {
 @pytest.mark.parametrize(("case", "opset"), [pytest.param(c, o, id=name) for name, c, o in at_opsets(CASES)])
 def test_computes_what_onnxruntime_does(case: Single, opset: int) -> None:
     assert_same(case, opset)
-
 
 
 @pytest.mark.parametrize("name", ["Gather computed"])

@@ -22,8 +22,6 @@ def ints(*values: int) -> Array:
     return np.array(values, dtype=np.int64)
 
 
-
-
 def fused(op: str, *values: Array, **attributes: Any) -> Single:
     return Single(op, values, attributes, domain="com.microsoft")
 
@@ -54,7 +52,6 @@ CASES: Mapping[str, Single] = {
 @pytest.mark.parametrize(("case", "opset"), [pytest.param(c, o, id=name) for name, c, o in at_opsets(CASES)])
 def test_computes_what_onnxruntime_does(case: Single, opset: int) -> None:
     assert_same(case, opset)
-
 
 
 @pytest.mark.parametrize("name", ["Gemm transposed", "Gemm scaled", "Einsum", "FusedMatMul all", "FusedGemm LeakyRelu"])

@@ -22,7 +22,6 @@ def ints(*values: int) -> Array:
     return np.array(values, dtype=np.int64)
 
 
-
 X, C = noise(2, 6, 4, 5), {seed: noise(6, seed=seed) for seed in range(1, 5)}
 VARIANCE = np.abs(C[4]) + np.float32(0.1)
 R, E = noise(2, 3, 8), {seed: noise(8, seed=seed) for seed in range(1, 5)}
@@ -32,7 +31,9 @@ def of_ort(
     op: str, *values: Array | None, outputs: int = 1, absent: tuple[int, ...] = (), feed: tuple[int, ...] = (0, 1),
     **options: Any,
 ) -> Single:  # fmt: skip
-    return Single(op, values, options, feed=feed, outputs=outputs, absent=absent, domain="com.microsoft", tolerance=2e-5)
+    return Single(
+        op, values, options, feed=feed, outputs=outputs, absent=absent, domain="com.microsoft", tolerance=2e-5
+    )
 
 
 WORDS, KINDS = np.array([[1, 2, 3, 0], [4, 0, 0, 6]], dtype=np.int32), np.array([[0, 0, 1, 1]] * 2, dtype=np.int32)
@@ -47,7 +48,9 @@ CASES: Mapping[str, Single] = {
     "BatchNormalization": Single("BatchNormalization", [X, C[1], C[2], C[3], VARIANCE], {"epsilon": 1e-3}),
     "BatchNormalization of rows": Single("BatchNormalization", [noise(5, 6), C[1], C[2], C[3], VARIANCE]),
     "LayerNormalization": Single("LayerNormalization", [R, E[1], E[2]], low=17),
-    "LayerNormalization over two": Single("LayerNormalization", [R, noise(3, 8), noise(3, 8, seed=1)], {"axis": 1}, low=17),
+    "LayerNormalization over two": Single(
+        "LayerNormalization", [R, noise(3, 8), noise(3, 8, seed=1)], {"axis": 1}, low=17
+    ),
     "LayerNormalization of one scale": Single("LayerNormalization", [R, E[1][:1]], low=17),
     "RMSNormalization": Single("RMSNormalization", [R, E[1]], {"epsilon": 1e-3}, low=23),
     "SimplifiedLayerNormalization": Single("SimplifiedLayerNormalization", [R, E[1]], {"axis": -1}, low=17, high=17),
@@ -65,8 +68,8 @@ CASES: Mapping[str, Single] = {
     ),
     "SkipSimplifiedLayerNormalization": of_ort("SkipSimplifiedLayerNormalization", R, R[::-1].copy(), E[1], E[3]),
     "EmbedLayerNormalization": of_ort(
-        "EmbedLayerNormalization", WORDS, KINDS, noise(7, 8), noise(9, 8, seed=1), noise(2, 8, seed=2), E[1], E[2], SEEN,
-        outputs=3,
+        "EmbedLayerNormalization", WORDS, KINDS, noise(7, 8), noise(9, 8, seed=1), noise(2, 8, seed=2), E[1], E[2],
+        SEEN, outputs=3,
     ),
     "EmbedLayerNormalization of words": of_ort(
         "EmbedLayerNormalization", WORDS, None, noise(7, 8), noise(9, 8, seed=1), None, E[1], E[2], feed=(0,),
@@ -78,7 +81,6 @@ CASES: Mapping[str, Single] = {
 @pytest.mark.parametrize(("case", "opset"), [pytest.param(c, o, id=name) for name, c, o in at_opsets(CASES)])
 def test_computes_what_onnxruntime_does(case: Single, opset: int) -> None:
     assert_same(case, opset)
-
 
 
 @pytest.mark.parametrize(

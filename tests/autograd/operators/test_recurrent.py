@@ -14,7 +14,7 @@ from builders.single_node import Single, assert_same, assert_slopes, at_opsets
 pytest.importorskip("torch")
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-T, N, I, H = 5, 3, 4, 6
+T, N, WIDE, H = 5, 3, 4, 6
 FULL, SHORT = np.array([5, 5, 5], dtype=np.int32), np.array([3, 5, 1], dtype=np.int32)
 
 
@@ -27,7 +27,7 @@ def layer(op: str, direction: str = "forward", *, bias: bool = True, lengths: Ar
         return (rng.standard_normal(shape) / 2).astype(np.float32)
 
     g = GATES[op] * H
-    inputs: list[Array | None] = [values(T, N, I), values(ways, g, I), values(ways, g, H)]
+    inputs: list[Array | None] = [values(T, N, WIDE), values(ways, g, WIDE), values(ways, g, H)]
     inputs += [values(ways, 2 * g) if bias else None, lengths, values(ways, N, H) if states else None]
     if op == "LSTM":
         inputs += [values(ways, N, H) if states else None, values(ways, 3 * H) if peepholes else None]

@@ -21,7 +21,6 @@ def ints(*values: int) -> Array:
     return np.array(values, dtype=np.int64)
 
 
-
 X = noise(3, 4, 5)
 REDUCTIONS = (
     "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare",
@@ -73,7 +72,6 @@ CASES: Mapping[str, Single] = {
 @pytest.mark.parametrize(("case", "opset"), [pytest.param(c, o, id=name) for name, c, o in at_opsets(CASES)])
 def test_computes_what_onnxruntime_does(case: Single, opset: int) -> None:
     assert_same(case, opset)
-
 
 
 def test_the_norm_of_nothing_has_a_gradient() -> None:

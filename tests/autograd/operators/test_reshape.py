@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from builders.models import Array
-from builders.single_node import Single, assert_same, at_opsets
+from builders.single_node import Single, assert_same, at_opsets, in_onnxruntime, in_torch
 
 pytest.importorskip("torch")
 
@@ -20,7 +21,6 @@ def noise(*shape: int, seed: int = 0) -> Array:
 
 def ints(*values: int) -> Array:
     return np.array(values, dtype=np.int64)
-
 
 
 X = noise(2, 3, 4)
@@ -69,3 +69,39 @@ CASES: Mapping[str, Single] = {
 def test_computes_what_onnxruntime_does(case: Single, opset: int) -> None:
     assert_same(case, opset)
 
+
+def sequence_model(*nodes: onnx.NodeProto) -> onnx.ModelProto:
+    """i0 -> the nodes -> o0, through sequences of tensors."""
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("i0", X.shape), ("o0", [None] * 3))]
+    stored = [numpy_helper.from_array(v, n) for n, v in (("two", np.array(2)), ("sizes", ints(1, 2)))]
+    graph = helper.make_graph(nodes, "g", value[:1], value[1:], stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def made(op: str, inputs: str, output: str, **attributes: int) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), [output], **attributes)
+
+
+SEQUENCES = {
+    "SplitToSequence": [
+        made("SplitToSequence", "i0 two", "s", axis=1), made("SequenceAt", "s zero", "o0"),
+    ],
+    "SplitToSequence of sizes": [
+        made("SplitToSequence", "i0 sizes", "s", axis=1), made("ConcatFromSequence", "s", "o0", axis=1),
+    ],
+    "SplitToSequence to ones": [
+        made("SplitToSequence", "i0", "s", axis=0, keepdims=0),
+        made("ConcatFromSequence", "s", "o0", axis=1, new_axis=1),
+    ],
+    "SequenceConstruct": [
+        made("SequenceConstruct", "i0 i0", "s"), made("ConcatFromSequence", "s", "o0", axis=-1),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequences_of_tensors_are_taken_apart_and_put_together(name: str) -> None:
+    zero = helper.make_node("Constant", [], ["zero"], value_int=0)
+    model = sequence_model(zero, *SEQUENCES[name])
+    (expected,), (got,) = in_onnxruntime(model, {"i0": X}), in_torch(model, {"i0": X})
+    np.testing.assert_array_equal(got, expected)

@@ -22,7 +22,6 @@ def ints(*values: int) -> Array:
     return np.array(values, dtype=np.int64)
 
 
-
 X = noise(1, 2, 5, 7)
 NONE = noise(0)
 """No region, no scales: opset 11 wants them there all the same."""
@@ -86,4 +85,3 @@ CASES: Mapping[str, Single] = {
 @pytest.mark.parametrize(("case", "opset"), [pytest.param(c, o, id=name) for name, c, o in at_opsets(CASES)])
 def test_computes_what_onnxruntime_does(case: Single, opset: int) -> None:
     assert_same(case, opset)
-

@@ -22,7 +22,6 @@ def ints(*values: int) -> Array:
     return np.array(values, dtype=np.int64)
 
 
-
 X1, X2, X3 = noise(2, 4, 11), noise(2, 4, 9, 8), noise(1, 2, 5, 6, 7)
 
 
@@ -105,7 +104,6 @@ CASES: Mapping[str, Single] = {
 @pytest.mark.parametrize(("case", "opset"), [pytest.param(c, o, id=name) for name, c, o in at_opsets(CASES)])
 def test_computes_what_onnxruntime_does(case: Single, opset: int) -> None:
     assert_same(case, opset)
-
 
 
 @pytest.mark.parametrize(
