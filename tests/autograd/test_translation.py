@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from builders import topologies as t
 from builders.attention import SPELLED, normalised, rotary
 from builders.chains import MODELS as CHAINS
+from builders.chains import scalar
 from builders.control_flow import chosen, typed
 from builders.joins import branches, dense, fire, neck, option_a, unet
 from builders.models import MODELS, Array, build, relative, run
@@ -174,7 +175,7 @@ def one_node(node: onnx.NodeProto) -> onnx.ModelProto:
     """x -> the node -> y; what else it reads is stored."""
     kinds = {"x": TensorProto.FLOAT, "y": TensorProto.INT64 if len(node.output) > 1 else TensorProto.FLOAT}
     value = [helper.make_tensor_value_info(n, k, ["N", 4, 8, 8]) for n, k in kinds.items()]
-    stored = {"w": np.ones((4, 4), np.uint8), "s": np.ones(1, np.float32), "yes": np.array(True)}
+    stored: dict[str, Array] = {"w": np.ones((4, 4), np.uint8), "s": np.ones(1, np.float32), "yes": np.array(True)}
     stored["f"] = np.ones(4, np.float32)
     tensors = [numpy_helper.from_array(v, n) for n, v in stored.items() if n in node.input]
     graph = helper.make_graph([node], "g", value[:1], value[1:], tensors)
@@ -225,9 +226,9 @@ def test_all_that_is_not_known_is_named_at_once() -> None:
 
 def test_control_flow_is_refused_by_name_unless_its_condition_is_known() -> None:
     nodes = [made("ReduceSum", "x", "sum", keepdims=0), made("Greater", "sum zero", "positive"), chosen("positive")]
-    zero = numpy_helper.from_array(np.float32(0), "zero")
+    zero = numpy_helper.from_array(scalar(0), "zero")
     weights = {"up": np.ones((4, 4)), "down": -np.ones((4, 4))}
-    stored = [zero, *(numpy_helper.from_array(np.float32(w), n) for n, w in weights.items())]
+    stored = [zero, *(numpy_helper.from_array(w.astype(np.float32), n) for n, w in weights.items())]
     graph = helper.make_graph(nodes, "g", [typed("x")], [typed("y")], stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert [line.partition(",")[0] for line in unknown_operators(model)] == ["If 'choice' is control flow"]

@@ -103,7 +103,7 @@ def test_any_name_will_do(name: str) -> None:
     assert to_onnx(module, model).SerializeToString() == model.SerializeToString()
 
 
-HALVES = {TensorProto.FLOAT16: 5e-3, TensorProto.BFLOAT16: 4e-2}
+HALVES: dict[int, float] = {TensorProto.FLOAT16: 5e-3, TensorProto.BFLOAT16: 4e-2}
 
 
 def half_model(kind: int) -> tuple[onnx.ModelProto, Array]:

@@ -172,15 +172,17 @@ def _directions(
         constants |= {"beta": betas.pop(0)} if takes > 1 and betas else {}
         functions.append(partial(function, **constants) if constants else function)
     each = len(names) // count
+    biases = [(None, None) if b is None else b[i].chunk(2) for i in range(count)]
     return [
         _Direction(
-            w[i],
-            r[i],
-            *((None, None) if b is None else b[i].chunk(2)),
-            None if p is None else p[i],
-            tuple((zeros if state is None else state)[i] for state in states),
-            tuple(functions[i * each : (i + 1) * each]),
-            clip,
+            w=w[i],
+            r=r[i],
+            wb=biases[i][0],
+            rb=biases[i][1],
+            peepholes=None if p is None else p[i],
+            states=tuple((zeros if state is None else state)[i] for state in states),
+            activations=tuple(functions[i * each : (i + 1) * each]),
+            clip=clip,
         )
         for i in range(count)
     ]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from builders.chains import scalar
 from builders.models import Array
 from builders.single_node import Single, assert_same, assert_slopes, at_opsets
 
@@ -28,7 +29,7 @@ PAIRS = np.array([[[0, 1], [2, -1]], [[-3, 0], [1, 2]]])
 
 def pads(*by: int, mode: str = "constant", fill: float | None = None, **options: Any) -> Mapping[str, Single]:
     """As attributes, and as inputs."""
-    value = None if fill is None else np.float32(fill)
+    value = None if fill is None else scalar(fill)
     attributes = {"pads": by, "mode": mode, **({} if fill is None else {"value": fill})}
     name = f"Pad {mode} {by}"
     old = {f"{name} attributes": Single("Pad", [X], attributes, high=10)} if mode != "wrap" else {}
@@ -78,7 +79,7 @@ CASES: Mapping[str, Single] = {
     **pads(0, -1, 1, 0, 0, -2),
     **{key: case for mode in ("reflect", "edge", "wrap") for key, case in pads(0, 2, 1, 1, 0, 3, mode=mode).items()},
     "Pad axes": Single("Pad", [X, ints(1, 2, 0, 1), None, ints(2, 0)], {"mode": "edge"}, low=18),
-    "Pad axes, constant": Single("Pad", [X, ints(1, 2), np.float32(3), ints(-1)], low=18),
+    "Pad axes, constant": Single("Pad", [X, ints(1, 2), scalar(3), ints(-1)], low=18),
     "Pad computed": Single("Pad", [X, ints(0, 0, 1, 0, 0, 2)], {"mode": "reflect"}, feed=(0, 1), low=11),
 }  # fmt: skip
 

@@ -38,18 +38,20 @@ def layer(op: str, direction: str = "forward", *, bias: bool = True, lengths: Ar
     return Single(op, inputs, attributes, feed=feed, outputs=outputs or (3 if op == "LSTM" else 2), high=14)
 
 
+VARIANTS: Mapping[str, dict[str, Any]] = {
+    "plain": {},
+    "states": {"states": True},
+    "no bias": {"bias": False},
+    "full": {"lengths": FULL},
+    "lengths": {"lengths": SHORT, "states": True},
+}
+
 CASES: Mapping[str, Single] = {
     **{
         f"{op} {direction} {name}": layer(op, direction, **options)
         for op in GATES
         for direction in ("forward", "reverse", "bidirectional")
-        for name, options in {
-            "plain": {},
-            "states": {"states": True},
-            "no bias": {"bias": False},
-            "full": {"lengths": FULL},
-            "lengths": {"lengths": SHORT, "states": True},
-        }.items()
+        for name, options in VARIANTS.items()
     },
     "GRU reset first": layer("GRU", "bidirectional", linear_before_reset=1, states=True),
     "GRU reset first, lengths": layer("GRU", "reverse", linear_before_reset=1, lengths=SHORT),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from builders.chains import scalar
 from builders.models import Array
 from builders.single_node import Single, assert_same, at_opsets, in_onnxruntime, in_torch
 
@@ -61,7 +63,7 @@ CASES: Mapping[str, Single] = {
         "ConstantOfShape", [ints(2, 3)], {"value": numpy_helper.from_array(np.array([7], dtype=np.int32))}, low=9
     ),
     "Range": Single("Range", [np.array(1), np.array(9), np.array(3)], feed=(0, 1, 2), low=11),
-    "Range of floats": Single("Range", [np.float32(1), np.float32(-1), np.float32(-0.5)], feed=(1,), low=11),
+    "Range of floats": Single("Range", [scalar(1), scalar(-1), scalar(-0.5)], feed=(1,), low=11),
 }
 
 
@@ -78,7 +80,7 @@ def sequence_model(*nodes: onnx.NodeProto) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
-def made(op: str, inputs: str, output: str, **attributes: int) -> onnx.NodeProto:
+def made(op: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(op, inputs.split(), [output], **attributes)
 
 
