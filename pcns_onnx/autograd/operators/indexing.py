@@ -71,7 +71,7 @@ _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
 def _scatter_elements(x: Tensor, index: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none") -> Tensor:
-    at = _counted(index, x.shape[axis])
+    at, updates = _counted(index, x.shape[axis]), updates.to(x.dtype)  # autocast may have narrowed one of them
     if reduction == "none":
         return x.scatter(axis, at, updates)
     return x.scatter_reduce(axis, at, updates, _REDUCTIONS[reduction])
