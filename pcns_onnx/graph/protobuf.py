@@ -146,6 +146,11 @@ def constant_tensor(p: onnx.NodeProto) -> TensorProto:
     return numpy_helper.from_array(np.asarray(value, dtype=dtype))
 
 
+def array_of(tensor: TensorProto) -> Array:
+    """The numbers of a tensor that is an attribute."""
+    return numpy_helper.to_array(tensor)
+
+
 def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
     """Name, dtype and shape of a graph input or output."""
     kind = value.type.tensor_type.elem_type

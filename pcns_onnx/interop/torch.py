@@ -7,6 +7,6 @@
 PyTorch is an extra: `pip install 'pcns-onnx[torch]'`.
 """
 
-from pcns_onnx.autograd.translation import to_onnx, to_torch
+from pcns_onnx.autograd.translation import to_onnx, to_torch, unknown_operators
 
-__all__ = ["to_onnx", "to_torch"]
+__all__ = ["to_onnx", "to_torch", "unknown_operators"]
