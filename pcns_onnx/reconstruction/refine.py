@@ -34,6 +34,8 @@ CHECKS = 20
 """How often the samples kept aside are looked at."""
 WORK = 5e11
 """Multiply-adds that a pair of layers may take: of large ones, fewer steps are made."""
+MUCH = 0.02
+"""Share of the targets' variance from which on a pair gets all steps; with less there is less to gain."""
 ENOUGH = 1e-8
 """Share of the targets' variance below which there is nothing to gain."""
 _TRIES = 4
@@ -59,11 +61,16 @@ class Weights:
 
 @dataclass(frozen=True)
 class Refined:
-    """The best weights, and the share of the targets' variance missed on samples kept aside, before and after."""
+    """The best weights, and the share of the targets' variance missed on samples kept aside, before and after.
+
+    `steps` were made, out of `rows` of the reader's output.
+    """
 
     weights: Weights
     before: float
     after: float
+    steps: int = 0
+    rows: int = 0
 
 
 class Pair:
@@ -179,10 +186,10 @@ def refine(
     best = weights = start
     if first < ENOUGH:
         return Refined(start, first, first)
-    steps = min(steps, int(WORK / max(_problem(start, train), 1)))
+    steps = _worthwhile(steps, first, _problem(start, train))
     adam, rate, order = Adam(), RATE * min(first, 1.0) ** 0.5, list[int]()
     generator = np.random.default_rng(seed)
-    every, failed = max(1, steps // CHECKS), 0
+    every, failed, done = max(1, steps // CHECKS), 0, 0
     for step in range(steps):
         rows, total = 0, None
         while rows < _ROWS:
@@ -198,13 +205,14 @@ def refine(
         weights = _moved(weights, adam.directions([g / rows for g in total]), start, pace)
         if (step + 1) % every == 0 or step + 1 == steps:
             error = pair.error(weights, valid) / scale
+            done = step + 1
             if error < least:
                 best, least, failed = weights, error, 0
             elif not error < 1.05 * least:
                 weights, adam, rate, failed = best, Adam(), rate / 4, failed + 1
                 if failed == _TRIES:
                     break
-    return Refined(best, first, least)
+    return Refined(best, first, least, done, sum(piece.rows for piece in train))
 
 
 def _moved(weights: Weights, directions: Sequence[Array], start: Weights, pace: float) -> Weights:
@@ -229,6 +237,12 @@ def kept_aside(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
         else:
             (valid if index % VALID == VALID - 1 else train).append(piece)
     return valid, train
+
+
+def _worthwhile(steps: int, error: float, problem: float) -> int:
+    """How many of `steps` a pair gets that misses the share `error` and takes `problem` multiply-adds a step."""
+    share = min(1.0, error / MUCH)
+    return min(math.ceil(steps * math.sqrt(share)), int(WORK * share / max(problem, 1)))
 
 
 def in_steps(pieces: Sequence[Piece]) -> list[Piece]:

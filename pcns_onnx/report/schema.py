@@ -103,10 +103,16 @@ class FitInfo(msgspec.Struct, frozen=True):
 
 
 class RefineInfo(msgspec.Struct, frozen=True):
-    """One refinement: the share of the reader's output variance missed on samples kept aside, before and after."""
+    """One refinement: the share of the reader's output variance missed on samples kept aside, before and after.
+
+    `steps` were made (fewer than asked for where little was to be gained, or a step takes long), out of `rows` of the
+    reader's output.
+    """
 
     before: float
     after: float
+    steps: int = 0
+    rows: int = 0
 
 
 class Stage(msgspec.Struct, frozen=True):

@@ -47,7 +47,7 @@ def _info(
         predicted_error=None if is_still else known_share(decision.errors[group.name]),
         fits={name: _fit(fit) for name, fit in fits.items()},
         refined={
-            name: RefineInfo(before=min(refined.before, 1.0), after=min(refined.after, 1.0))
+            name: RefineInfo(min(refined.before, 1.0), min(refined.after, 1.0), refined.steps, refined.rows)
             for name in group.writers
             if (refined := solution.refined.get(name)) is not None and refined.before == refined.before
         },
