@@ -69,5 +69,5 @@ def test_a_metric_that_wants_labels_is_not_asked_of_samples_without() -> None:
 
     model = mlp(widths=(6, 64, 64, 5))
     checked = {"x": rows(200), "labels": rows(200)[:, 0] > 0}
-    report = shrink(model, rows(900), eval=checked, metric=accuracy, width=0.1, refine=0, threads=1).report
+    report = shrink(model, rows(900), eval=checked, metric=accuracy, width=0.1, refine=1, threads=1).report
     assert any(text.startswith("expect a loss at this budget: the class of") for text in report.warnings)

@@ -97,9 +97,9 @@ class SubsetStrategy:
         return list(points(problem, self._ranked, self.request.goal))
 
     def outline(self, problem: Problem, decision: Decision) -> Patch | None:
-        """Slice and re-fit, without refinement."""
+        """Slice and re-fit, without refinement; where none follows, that is all there is."""
         assert self._solved is not None, "it is settled first"
-        return solve(problem, decision, self._solved, self.request.scope, 0).patch
+        return solve(problem, decision, self._solved, self.request.scope, 0).patch if self.steps else None
 
     def solve(self, problem: Problem, decision: Decision) -> Solution:
         """Slice, re-fit from input to output, refine."""
