@@ -39,8 +39,9 @@ MUCH = 0.02
 ENOUGH = 1e-8
 """Share of the targets' variance below which there is nothing to gain."""
 _TRIES = 4
-_ROWS = 1024
-"""Rows of the target that a step should see at least."""
+_ROWS = (512, 1024)
+"""Rows of the target that a step should see at least: of samples apart, and of positions beside each other, which say
+much the same."""
 _NUDGE = 1e-3
 
 
@@ -189,10 +190,10 @@ def refine(
     steps = _worthwhile(steps, first, _problem(start, train))
     adam, rate, order = Adam(), RATE * min(first, 1.0) ** 0.5, list[int]()
     generator = np.random.default_rng(seed)
-    every, failed, done = max(1, steps // CHECKS), 0, 0
+    every, failed, done, wanted = max(1, steps // CHECKS), 0, 0, rows_of_step(train[0])
     for step in range(steps):
         rows, total = 0, None
-        while rows < _ROWS:
+        while rows < wanted:
             order = order or [int(i) for i in generator.permutation(len(train))]
             piece = train[order.pop()]
             rows += piece.rows
@@ -245,29 +246,34 @@ def _worthwhile(steps: int, error: float, problem: float) -> int:
     return min(math.ceil(steps * math.sqrt(share)), int(WORK * share / max(problem, 1)))
 
 
+def rows_of_step(piece: Piece) -> int:
+    """Rows of the target that a step on such pieces should see at least."""
+    return _ROWS[piece.taps.shape[0] > 1]
+
+
 def in_steps(pieces: Sequence[Piece]) -> list[Piece]:
-    """The same samples in pieces of about `_ROWS` rows: one is one step."""
+    """The same samples in pieces of about as many rows as a step should see."""
     steps, waiting = list[Piece](), list[Piece]()
     for piece in pieces:
         if waiting and not waiting[0].fits(piece):
             steps += _even(waiting)
             waiting = []
         waiting.append(piece)
-        if sum(part.rows for part in waiting) >= _ROWS:
+        if sum(part.rows for part in waiting) >= rows_of_step(piece):
             steps += _even(waiting)
             waiting = []
     return steps + (_even(waiting) if waiting else [])
 
 
 def _even(pieces: Sequence[Piece]) -> list[Piece]:
-    """Pieces of the same positions, put together and divided into equal ones of `_ROWS` rows or little more."""
+    """Pieces of the same positions, put together and divided into equal ones, each of a step's rows or little more."""
     xp = namespace_of(pieces[0].x)
     whole = pieces[0]
     if len(pieces) > 1:
         x, y = (xp.concat([getattr(piece, side) for piece in pieces], axis=0) for side in ("x", "y"))
         whole = replace(whole, x=x, y=y)
     count, parts = int(whole.x.shape[0]), list[Piece]()
-    for left in range(min(count, max(1, whole.rows // _ROWS)), 1, -1):
+    for left in range(min(count, max(1, whole.rows // rows_of_step(whole))), 1, -1):
         part, whole = whole.split(int(whole.x.shape[0]) // left)
         parts.append(part)
     return [*parts, whole]
@@ -277,7 +283,7 @@ def _problem(weights: Weights, pieces: Sequence[Piece]) -> float:
     """Multiply-adds of a step: two matrices forward, and twice as much back."""
     rows = max(int(piece.x.shape[0]) * int(piece.x.shape[1]) for piece in pieces)
     targets = max(int(piece.y.shape[0]) * int(piece.y.shape[1]) for piece in pieces)
-    steps = max(1.0, _ROWS / targets)
+    steps = max(1.0, rows_of_step(pieces[0]) / targets)
     return 3.0 * steps * (rows * float(np.prod(weights.w.shape)) + targets * float(np.prod(weights.v.shape)))
 
 
