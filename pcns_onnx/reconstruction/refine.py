@@ -9,14 +9,13 @@ at the same place; here W may make something else, if only V gets y from it. Ada
 products. Rates are relative to the weights' size. One sample in `VALID` is kept aside: steps that
 worsen what it sees are taken back at a quarter of the rate, and its best point is the answer.
 
-The activation is given as a function, and its slope is a central difference: what onnxruntime computes between
-the two layers is what is differentiated, whatever the activation.
+What onnxruntime computes between the two layers is what is differentiated, whatever it is (`activation`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from pcns_onnx.numerics.adam import Adam
 from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.numerics.ridge import VALID
+from pcns_onnx.reconstruction.activation import Activation
 from pcns_onnx.reconstruction.windows import Piece
 
 RATE = 0.1
@@ -42,7 +42,6 @@ _TRIES = 4
 _ROWS = (512, 1024)
 """Rows of the target that a step should see at least: of samples apart, and of positions beside each other, which say
 much the same."""
-_NUDGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,8 @@ class Refined:
 class Pair:
     """The two layers on pieces: what comes out, and how the squared error changes with the weights."""
 
-    def __init__(self, sigma: Callable[[Array], Array]) -> None:
-        self._sigma = sigma
+    def __init__(self, activation: Activation) -> None:
+        self._activation = activation
 
     def read(self, weights: Weights, piece: Piece) -> Array:
         """The rows (N*Q, t*M) that V sees."""
@@ -102,9 +101,7 @@ class Pair:
         back = _gather_back(xp.reshape(residual @ weights.v, (count, piece.taps.size, -1)), piece.taps, pooled)
         if piece.peaks is not None:
             back = _peaks_back(back, t, pooled, piece.peaks)
-        step = _NUDGE * float(xp.mean(xp.abs(s))) + 1e-12
-        slope = (self._sigma(s + step) - self._sigma(s - step)) / (2 * step)
-        ds = xp.reshape(back, s.shape) * slope
+        ds = xp.reshape(back, s.shape) * self._activation.slope_at(s)
         x = xp.reshape(piece.x, (-1, int(piece.x.shape[2])))
         return ds.T @ x, xp.sum(ds, axis=0), residual.T @ rows, xp.sum(residual, axis=0)
 
@@ -116,7 +113,7 @@ class Pair:
         xp = namespace_of(piece.x)
         count, positions, columns = (int(size) for size in piece.x.shape)
         s = xp.reshape(piece.x, (-1, columns)) @ weights.w.T + weights.b
-        t = xp.reshape(self._sigma(s), (count, positions, -1))
+        t = xp.reshape(self._activation.value(s), (count, positions, -1))
         pooled = t
         if piece.peaks is not None:
             spread = _with_row(t, -np.inf)
@@ -174,10 +171,10 @@ def _peaks_back(grown: Array, t: Array, pooled: Array, peaks: NDArray[np.int64])
 
 
 def refine(
-    pieces: Sequence[Piece], start: Weights, sigma: Callable[[Array], Array], steps: int, seed: tuple[int, ...]
+    pieces: Sequence[Piece], start: Weights, activation: Activation, steps: int, seed: tuple[int, ...]
 ) -> Refined:
     """At most `steps` steps from `start`; never worse than it on the samples kept aside."""
-    pair = Pair(sigma)
+    pair = Pair(activation)
     valid, train = kept_aside(pieces)
     train = in_steps(train)
     if not train or not valid:

@@ -15,7 +15,7 @@ after it is solved; the reader is then solved anew in its turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +31,7 @@ from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.numerics.ridge import Evidence, Fit, fit, fit_apart
 from pcns_onnx.ops import Labels
+from pcns_onnx.reconstruction.activation import NONE, Activation, known_activation
 from pcns_onnx.reconstruction.joint import ROUNDS, JointObserver, Unit, bias_numbers, layers_behind, solving_order
 from pcns_onnx.reconstruction.refine import Pair, Refined, Weights, kept_aside, refine
 from pcns_onnx.reconstruction.targets import LayerObserver, MissingMeanObserver, TargetObserver
@@ -291,7 +292,7 @@ class _SequentialSolve:
     ) -> tuple[Array, NDArray[np.float64]]:
         """The layer's weights after refinement with its reader, which starts from its least squares."""
         xp = self._calibration.engine.xp
-        sigma = self._activation(way)
+        activation = self._activation(way)
         prior, pieces = self._priors(way.reader)[0], windows.pieces
         if way.reader.name in self._rows:
             weight = self._rows[way.reader.name][self._outputs(way.reader)]
@@ -302,20 +303,24 @@ class _SequentialSolve:
         evidence = Evidence(*(Moments(int(prior.shape[1]), int(prior.shape[0]), xp) for _ in range(2)))
         for known, part in zip((evidence.valid, evidence.train), kept_aside(pieces), strict=True):
             for piece in part:
-                rows = Pair(sigma).read(start, piece)
+                rows = Pair(activation).read(start, piece)
                 known.update(rows, xp.reshape(piece.y, (int(rows.shape[0]), -1)))
         first = fit_apart(evidence, prior, self._ridge)
         start = replace(start, v=xp.astype(first.matrix, xp.float32), c=xp.astype(first.bias, xp.float32))
         seed = (self._calibration.seed, 3, self._dependencies.layers.index(way.layer))
         with self._calibration.progress.stage("refine"):
-            self.refined[way.layer.name] = refined = refine(pieces, start, sigma, self._steps, seed)
+            self.refined[way.layer.name] = refined = refine(pieces, start, activation, self._steps, seed)
         return refined.weights.w, to_numpy(refined.weights.b).astype(np.float64)
 
-    def _activation(self, way: Route) -> Callable[[Array], Array]:
+    def _activation(self, way: Route) -> Activation:
         """What the shrunk model does between the layer's output and its activations, on rows (R, M)."""
         output, activation = way.layer.output, way.group.activation
         if activation == output:
-            return _same
+            return NONE
+        node = self._shrunk.producers[activation]
+        known = known_activation(node) if list(node.inputs) == [output] else None
+        if known is not None:
+            return known
         session = self._calibration.engine.session(self._shrunk.extract([output], [activation]).program())
         labels = self._dependencies.labels[output]
 
@@ -325,11 +330,7 @@ class _SequentialSolve:
             shape[int(np.argmax(labels.shape))] = int(rows.shape[1])
             return xp.reshape(session.run({output: xp.reshape(rows, shape)})[activation], rows.shape)
 
-        return sigma
-
-
-def _same(rows: Array) -> Array:
-    return rows
+        return Activation(sigma)
 
 
 def _quiet(solved: Fit) -> NDArray[np.float64]:
