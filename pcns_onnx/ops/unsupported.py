@@ -17,7 +17,7 @@ MIXES = "mixes channels in a way that is not supported yet"
 QUANTISED = "is part of a quantised model, and quantising comes after shrinking"
 FUSED = "was fused for onnxruntime: shrink the model before it is optimised"
 _FUSED = (
-    "Attention", "BiasAdd", "BiasDropout", "BiasSoftmax", "BiasSplitGelu", "DecoderMaskedMultiHeadAttention",
+    "BiasAdd", "BiasDropout", "BiasSoftmax", "BiasSplitGelu", "DecoderMaskedMultiHeadAttention",
     "FusedConv", "FusedGemm", "FusedMatMul", "FusedMatMulActivation", "GatedRelativePositionBias", "GemmFastGelu",
     "NhwcConv", "NhwcFusedConv", "NhwcMaxPool", "PackedAttention", "PackedMultiHeadAttention", "TransposeMatMul",
 )  # fmt: skip

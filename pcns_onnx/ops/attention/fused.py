@@ -81,7 +81,7 @@ def _widths(
     passed = np.repeat(v.labels, q.heads // v.heads, axis=0)
     return OpFacts(
         _outputs(context, kernel, passed, k.labels, v.labels, None),
-        "linear",
+        "affine" if per_channel else "linear",
         per_channel=per_channel,
         implied_numbers=(scale,),
         ties=ties,

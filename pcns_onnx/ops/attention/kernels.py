@@ -170,10 +170,11 @@ def granularity(context: OpContext, node: Node | None = None) -> Granularity:
     node = context.node if node is None else node
     kernel = kernel_of(node)
     assert kernel is not None, "asked of attention only"
+    heads, served = _heads_of_kv(context, node, kernel)
     if cache_of(context, node):
-        return "queries" if _served_by_one(context, node, kernel) > 1 else "held"
+        return "queries" if served > 1 else "held"
     if context.heads == "whole" or kernel.per_head or any(_keeps_width(context, node.inputs[at]) for at in (0, 1)):
-        return "whole"
+        return "queries" if heads == 1 and served > 1 else "whole"
     return "width"
 
 
@@ -199,12 +200,12 @@ def takes_whole_heads(context: OpContext) -> bool:
     return node is not None and granularity(context, node) in ("whole", "queries")
 
 
-def _served_by_one(context: OpContext, node: Node, kernel: Kernel) -> int:
-    """How many heads of Q one of K and V serves."""
+def _heads_of_kv(context: OpContext, node: Node, kernel: Kernel) -> tuple[int, int]:
+    """How many heads K and V have, and how many of Q each of them serves."""
     q, kv = int(node.attrs.get(kernel.q_heads, 0)), int(node.attrs.get(kernel.kv_heads, 0) if kernel.kv_heads else 0)
     if not q and len(node.inputs) > 1:
         q, kv = (_heads_axis(context.size(node.inputs[at])) for at in (0, 1))
-    return q // kv if kv else 1
+    return kv, q // kv if kv else 1
 
 
 def _heads_axis(shape: Shape | None) -> int:
@@ -246,4 +247,6 @@ def has_stored_angles(context: OpContext, node: Node) -> bool:
 def refusal(context: OpContext) -> str:
     """Why K and V keep their widths."""
     cache = cache_of(context, context.node)
+    if not cache:
+        return f"{describe(context.node)} has one head of K and V for all of Q"
     return f"the cache '{cache}' of {describe(context.node)} has this width, and its shape is the model's contract"
