@@ -119,9 +119,10 @@ def _products(propagation: Propagation, labels: Labels) -> Iterator[Product]:
         classes = propagation.classes.of(bilinear.a.reshape(-1, bilinear.a.shape[-1])[0])
         if np.isin(classes, labels).all():
             names = (node.inputs[bilinear.inputs[0]], node.inputs[bilinear.inputs[1]])
+            whole = [propagation.shapes.get(name, ()) for name in names]
             shapes = [
-                shape if part is None or not (shape := propagation.shapes.get(name, ())) else part.shape(shape)
-                for name, part in zip(names, bilinear.parts, strict=True)
+                part.shape(shape) if shape and part is not None else shape
+                for shape, part in zip(whole, bilinear.parts, strict=True)
             ]
             leads = [_leading(shape, order) for shape, order in zip(shapes, bilinear.orders, strict=True)]
             heads = _heads(leads[0], leads[1], propagation.batch)
