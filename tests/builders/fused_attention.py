@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from builders.attention import D, E, H, S, Attention
+from builders.attention import Attention, D, E, H, S
 from builders.chains import ints
 from builders.models import Array
 

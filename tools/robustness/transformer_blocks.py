@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 Array = NDArray[Any]
 ORT = "com.microsoft"
-D, HEADS, WIDTH, VOCABULARY, LENGTH = 32, 4, 8, 40, 6
+D, HEADS, WIDTH, VOCABULARY, LENGTH = 64, 4, 16, 40, 6
 """Stream, heads, dimensions of a head, tokens, positions in the samples."""
 
 
@@ -252,6 +252,7 @@ class Net:
 
     def causal(self, q: str, k: str) -> str:
         """(1, 1, S, T) of 0 and -1e4: tensor q (N, h, S, d) sees k (N, h, T, d) as far as itself."""
+
         def length(t: str) -> str:
             return self.op("Squeeze", self.op("Shape", t, start=2, end=3), self.keep(np.array([0])))
 

@@ -55,10 +55,11 @@ def convnext() -> tuple[onnx.ModelProto, Net]:
 
 
 def samples(model: onnx.ModelProto, net: Net, count: int, seed: int = 1, length: int = LENGTH) -> dict[str, Array]:
-    """Inputs for so many samples of this length; padding at the end of some, caches with two positions."""
+    """Inputs for so many samples of this length; padding at the end of some; behind a cache, the last position only."""
     rng, feeds = np.random.default_rng(seed), dict[str, Array]()
+    step = 1 if net.recipe.cache else length
     for value in model.graph.input:
-        shape = [dim.dim_value or {"N": count, "S": length, "P": 2, "T": length}[dim.dim_param]
+        shape = [dim.dim_value or {"N": count, "S": step, "P": length - 1, "T": length}[dim.dim_param]
                  for dim in value.type.tensor_type.shape.dim]  # fmt: skip
         if value.name == "attention_mask":
             feeds[value.name] = (np.arange(length)[None] < rng.integers(length // 2, length + 1, (count, 1))).astype(

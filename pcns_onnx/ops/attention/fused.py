@@ -110,8 +110,8 @@ def _heads(
         ties = [*_alike(lead[:, :, None], groups, why), *_alike(lead, k.labels, why), *_alike(lead, v.labels, why)]
     else:
         ties = [*_alike(groups[:1, :, :1], groups, why)] if mode == "queries" else []
-        held = (k, v) if mode == "queries" else sides
-        frozen = [Frozen(side.labels[side.labels >= 0], refusal(context)) for side in held]
+        held = ((k, 0), (v, 1)) if mode == "queries" else ((q, 0), (k, 0), (v, 1))
+        frozen = [Frozen(side.labels[side.labels >= 0], refusal(context, place)) for side, place in held]
     heads = q.labels[:, 0]
     passed = np.broadcast_to(heads[:, None], (q.heads, v.width)) if mode == "queries" else v.labels
     if mode != "queries":

@@ -244,9 +244,14 @@ def has_stored_angles(context: OpContext, node: Node) -> bool:
     return all(context.value(node.inputs[place]) is not None for place in angles_of(node))
 
 
-def refusal(context: OpContext) -> str:
-    """Why K and V keep their widths."""
-    cache = cache_of(context, context.node)
+def refusal(context: OpContext, place: int) -> str:
+    """Why K (0) or V (1) keeps its width."""
+    node, kernel, cache = context.node, kernel_of(context.node), cache_of(context, context.node)
+    assert kernel is not None, "asked of attention only"
+    if cache in node.inputs:
+        cache = node.inputs[kernel.past[place]] or cache
+    elif cache:
+        cache = node.outputs[kernel.present[place]] or cache
     if not cache:
         return f"{describe(context.node)} has one head of K and V for all of Q"
     return f"the cache '{cache}' of {describe(context.node)} has this width, and its shape is the model's contract"

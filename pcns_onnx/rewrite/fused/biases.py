@@ -1,6 +1,6 @@
 """Biases that the solve has added, moved into the fused operator behind them where that has an input for one.
 
-    MatMul, Add b, SkipLayerNormalization(x, skip, g, h)  ->  MatMul, SkipLayerNormalization(x, skip, g, h, b)
+MatMul, Add b, SkipLayerNormalization(x, skip, g, h)  ->  MatMul, SkipLayerNormalization(x, skip, g, h, b)
 """
 
 from __future__ import annotations
