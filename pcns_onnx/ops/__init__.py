@@ -34,6 +34,6 @@ for _module in walk_packages(__path__, f"{__name__}."):
 
 __all__ = [
     "COUNTING", "MUST_STAY", "SIZE_INPUTS", "Bilinear", "ChannelCount", "ChannelIndex", "Frozen", "Heads",
-    "ImpliedAxes", "ImpliedNumber", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts", "Part", "PerChannelConstant", "Tie",
-    "Window", "axes_of", "bias_behind", "facts_of", "rules",
+    "ImpliedAxes", "ImpliedNumber", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts", "Part",
+    "PerChannelConstant", "Tie", "Window", "axes_of", "bias_behind", "facts_of", "rules",
 ]  # fmt: skip

@@ -103,7 +103,7 @@ class Net:
         return key
 
     def matrix(self, rows: int, columns: int, gain: float = 1.0) -> Array:
-        return gain * self.rng.standard_normal((rows, columns)) / rows**0.5
+        return np.asarray(gain * self.rng.standard_normal((rows, columns)) / rows**0.5)
 
     def linear(self, x: str, weight: Array, name: str, bias: Array | None = None) -> str:
         y = self.op("MatMul", x, self.keep(weight, f"{name}.weight"), name=name)
@@ -171,12 +171,13 @@ class Net:
     def ffn(self, x: str, name: str) -> str:
         """Two or three layers; the second half of the neurons are copies of the first."""
         r, half = self.recipe, self.recipe.hidden // 2
-        twice = lambda a: np.concatenate([a, a], axis=-1)  # noqa: E731
-        up, shift = twice(self.matrix(D, half)), twice(0.1 * self.rng.standard_normal(half))
+        up, shift = (
+            np.concatenate([a, a], axis=-1) for a in (self.matrix(D, half), 0.1 * self.rng.standard_normal(half))
+        )
         inner = self.linear(x, up, f"{name}.up")
         bias = self.keep(shift, f"{name}.up.bias") if r.bias and not r.gated else ""
         if r.gated:
-            gate = self.linear(x, twice(self.matrix(D, half)), f"{name}.gate")
+            gate = self.linear(x, np.tile(self.matrix(D, half), 2), f"{name}.gate")
             inner = self.op("Mul", self.activate(gate, r.activation), inner)
         else:
             inner = self.activate(inner, r.activation, bias)
@@ -313,7 +314,7 @@ class Net:
         return self.op("Reshape", back, self.keep(np.array([0, 0, -1])))
 
     def masks(self, q: str, k: str, is_self: bool) -> list[str]:
-        r, masks = self.recipe, []
+        r, masks = self.recipe, list[str]()
         if not is_self:
             return masks
         if r.causal:
@@ -387,7 +388,7 @@ class Net:
         return joined
 
     def _grouped(self, layers: dict[str, str], name: str, kv: int) -> str:
-        """GroupQueryAttention, its lengths computed from the shapes; rotary angles inside, or in front behind a norm."""
+        """GroupQueryAttention, its lengths computed from the shapes, rotary angles inside."""
         r = self.recipe
         cos, sin = self.angles(layers["q"])
         size = self.op("Shape", layers["q"], start=0, end=1)

@@ -45,7 +45,6 @@ def fused_attention(context: OpContext) -> OpFacts:
     if sides is None:
         return freeze(context, f"{describe(context.node)} has heads whose sizes are not known", macs=0)
     macs = _macs(context, kernel, sides)
-    q, k, v = sides
     used = {side.position for side in sides}
     parameters = [place for place, labels in enumerate(context.labels) if labels is not None and place not in used]
     if parameters:
@@ -53,7 +52,7 @@ def fused_attention(context: OpContext) -> OpFacts:
     if all((side.labels < 0).all() for side in sides):
         return OpFacts((None,) * len(context.node.outputs), macs=macs)
     mode = granularity(context)
-    masks = None if mode == "width" else _masks(context, kernel, q)
+    masks = None if mode == "width" else _masks(context, kernel, sides[0])
     if masks is None and mode != "width":
         return freeze(context, f"{describe(context.node)} has a mask of its own for every head", macs=macs)
     common = tuple(_bias(context, kernel, sides))
@@ -146,7 +145,7 @@ def _scale(context: OpContext, q: Side) -> float:
 
 
 def _orders(context: OpContext, q: Side, k: Side) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
-    """Axes of both as (batch, heads of K, heads of Q that share one, positions, channels), once their parts are taken."""
+    """Axes of both, once their parts are taken: (batch, heads of K, heads of Q that share one, positions, channels)."""
     shape = context.shapes[q.position] or ()
     of_q: tuple[int | None, ...] = (0, 1, 2, 3, 4) if len(shape) == 4 else (0, 2, 3, 1, 4)
     if len(shape) == 5:

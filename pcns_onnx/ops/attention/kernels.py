@@ -65,7 +65,7 @@ class Side:
     @property
     def width(self) -> int:
         """Channels of a head."""
-        return self.labels.shape[1]
+        return int(self.labels.shape[1])
 
 
 def kernel_of(node: Node) -> Kernel | None:

@@ -36,4 +36,4 @@ def _macs(context: OpContext) -> int:
     past = context.shapes[_PAST] if len(context.shapes) > _PAST else None
     before = (past[3] or 0) if past is not None and len(past) == 5 else 0
     rows = prod(x[:2])
-    return rows * prod(weight) + rows * (x[1] + before) * (widths[0] + widths[2])
+    return int(rows * prod(weight) + rows * (x[1] + before) * (widths[0] + widths[2]))

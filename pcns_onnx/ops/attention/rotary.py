@@ -44,7 +44,7 @@ def rotary_embedding(context: OpContext) -> OpFacts:
     tables = [_table(context, place, by_head[0, pairs[0]]) for place in angles_of(context.node)]
     if any(table is None for table in tables):
         return freeze(context, f"{describe(context.node)} has tables of angles that are not as wide as its heads")
-    sizes = ()
+    sizes = tuple[ChannelCount, ...]()
     if context.attr("rotary_embedding_dim", 0):
         sizes = (ChannelCount(context.node.key, "rotary_embedding_dim", 0, by_head[0, : form.turned]),)
     return OpFacts(
