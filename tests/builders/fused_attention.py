@@ -20,18 +20,32 @@ class Fused(Attention):
 
     opset = 17
 
+    def __init__(self, planted: bool = True) -> None:
+        super().__init__(planted)
+        self.inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", S, E])]
+        self.outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", S, 5])]
+
     def model(self, opset: int = 17) -> onnx.ModelProto:
         graph = helper.make_graph(
             self.nodes,
             "test",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", S, E])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", S, 5])],
+            self.inputs,
+            self.outputs,
             [numpy_helper.from_array(np.asarray(value), name) for name, value in self.weights.items()],
         )
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid(ONNXRUNTIMES, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         onnx.checker.check_model(model)
         return model
+
+    def feed(self, name: str, *shape: int | str, kind: int = TensorProto.FLOAT) -> str:
+        """One more input of the model."""
+        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def expose(self, name: str, *shape: int | str) -> None:
+        """One more output of the model."""
+        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def contrib(self, op: str, inputs: str, outputs: str, **attributes: object) -> str:
         return self.op(op, inputs, outputs, domain=ONNXRUNTIMES, **attributes)

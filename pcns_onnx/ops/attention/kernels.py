@@ -173,7 +173,7 @@ def granularity(context: OpContext, node: Node | None = None) -> Granularity:
     heads, served = _heads_of_kv(context, node, kernel)
     if cache_of(context, node):
         return "queries" if served > 1 else "held"
-    if context.heads == "whole" or kernel.per_head or any(_keeps_width(context, node.inputs[at]) for at in (0, 1)):
+    if context.heads == "whole" or kernel.per_head or any(_keeps_width(context, name) for name in node.inputs[:2]):
         return "queries" if heads == 1 and served > 1 else "whole"
     return "width"
 
