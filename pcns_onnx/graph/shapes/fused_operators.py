@@ -106,8 +106,11 @@ def _skip_norm(place: _Place) -> Iterator[onnx.NodeProto]:
 
 
 def _embedding_norm(place: _Place) -> Iterator[onnx.NodeProto]:
-    """Rows of a table, by word."""
+    """Rows of a table, by word; the lengths of the samples, int32; the sum of the rows."""
     yield from _node("Gather", [place.input(2), place.input(0)], place.output(0), axis=0)
+    if place.output(1):
+        yield from _node("ArgMax", [place.input(0)], place.name("lengths"), axis=1, keepdims=0)
+        yield from _node("Cast", [place.name("lengths")], place.output(1), to=TensorProto.INT32)
     yield from _node("Gather", [place.input(2), place.input(0)], place.output(2), axis=0)
 
 
