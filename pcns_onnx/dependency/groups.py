@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.dependency.propagation import Propagation
 from pcns_onnx.graph import Shape
-from pcns_onnx.ops import Bilinear, Labels, Part
+from pcns_onnx.ops import Bilinear, Labels, OperandPart
 
 _MIXABLE = ("scaling", "linear", "move", "select")
 
@@ -36,7 +36,7 @@ class Product:
     orders: tuple[tuple[int | None, ...], tuple[int | None, ...]]
     labels: Labels
     heads: tuple[NDArray[np.int64], NDArray[np.int64]]
-    parts: tuple[Part | None, Part | None] = (None, None)
+    parts: tuple[OperandPart | None, OperandPart | None] = (None, None)
 
 
 @dataclass(frozen=True)

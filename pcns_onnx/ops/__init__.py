@@ -20,8 +20,8 @@ from pcns_onnx.ops.facts import (
     Linear,
     LinearOp,
     OpContext,
+    OperandPart,
     OpFacts,
-    Part,
     PerChannelConstant,
     Tie,
     Window,
@@ -34,6 +34,6 @@ for _module in walk_packages(__path__, f"{__name__}."):
 
 __all__ = [
     "COUNTING", "MUST_STAY", "SIZE_INPUTS", "Bilinear", "ChannelCount", "ChannelIndex", "Frozen", "Heads",
-    "ImpliedAxes", "ImpliedNumber", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts", "Part",
+    "ImpliedAxes", "ImpliedNumber", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts", "OperandPart",
     "PerChannelConstant", "Tie", "Window", "axes_of", "bias_behind", "facts_of", "rules",
 ]  # fmt: skip

@@ -200,7 +200,7 @@ class Tie:
 
 
 @dataclass(frozen=True)
-class Part:
+class OperandPart:
     """What a product reads of a tensor: places `first` to `first + count` of `axis` (all for a count of 0).
 
     These are seen as axes of `sizes`, as many as there are; -1 is what remains. So heads that lie side by side on
@@ -246,7 +246,7 @@ class Bilinear:
     orders: tuple[tuple[int | None, ...], tuple[int | None, ...]]
     a: Labels
     b: Labels
-    parts: tuple[Part | None, Part | None] = (None, None)
+    parts: tuple[OperandPart | None, OperandPart | None] = (None, None)
 
 
 @dataclass(frozen=True)

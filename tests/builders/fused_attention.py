@@ -43,7 +43,7 @@ class Fused(Attention):
         self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
         return name
 
-    def expose(self, name: str, *shape: int | str) -> None:
+    def expose(self, name: str, *shape: int | str | None) -> None:
         """One more output of the model."""
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 

@@ -18,6 +18,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from pcns_onnx.graph.protobuf import shape_of
+
 ONNXRUNTIMES = "com.microsoft"
 PREFIX = "shape inference:"
 """How the names of tensors begin that are in the copy only."""
@@ -50,19 +52,21 @@ class _Place:
         self._graph.input.append(value)
         return value.name
 
+    def open_number(self, stem: str) -> str:
+        """A number that nothing says anything of."""
+        self._graph.input.append(helper.make_tensor_value_info(self.name(stem), TensorProto.INT64, [1]))
+        return self.name(stem)
+
     def numbers(self, stem: str, values: Sequence[int]) -> str:
         """A stored list of integers."""
         self._graph.initializer.append(helper.make_tensor(self.name(stem), TensorProto.INT64, [len(values)], values))
         return self.name(stem)
 
-    def rank(self, name: str) -> int | None:
-        """The rank of an input of the model."""
-        shapes = (value.type.tensor_type.shape for value in self._graph.input if value.name == name)
-        return next((len(shape.dim) for shape in shapes), None)
-
-    def size(self, name: str, axis: int) -> int | None:
-        """The size of an axis of a stored tensor."""
-        return next((t.dims[axis] for t in self._graph.initializer if t.name == name and len(t.dims) > axis), None)
+    def shape(self, name: str) -> tuple[int | None, ...]:
+        """The shape of an input of the model or of a stored tensor; () where it is neither."""
+        stored = next((tuple(t.dims) for t in self._graph.initializer if t.name == name), None)
+        values = (value for value in self._graph.input if value.name == name)
+        return stored if stored is not None else next((shape_of(value) for value in values), ())
 
 
 def state_fused_shapes(model: onnx.ModelProto) -> None:
@@ -123,7 +127,7 @@ def _quantised_product(place: _Place) -> Iterator[onnx.NodeProto]:
 def _attention(place: _Place) -> Iterator[onnx.NodeProto]:
     """One matrix for Q, K and V; V's width is the last of three, which are equal if nothing says otherwise."""
     widths = place.attributes.get("qkv_hidden_sizes")
-    total = place.size(place.input(1), 1)
+    total = (*place.shape(place.input(1)), None, None)[1]
     width = widths[2] if widths else "V" if total is None else total // 3
     yield from _node("MatMul", [place.input(0), place.matrix("W", "D", width)], place.output(0))
 
@@ -134,11 +138,12 @@ def _multi_head(place: _Place) -> Iterator[onnx.NodeProto]:
     merged = place.numbers("merged", [0, 0, -1])
     if v:
         source = v
-        if place.rank(v) == 4:  # an input of the model with the heads on its second axis: a cache
+        if len(place.shape(v)) == 4:  # an input of the model with the heads on its second axis: a cache
             source = place.name("side_by_side")
             yield from _node("Transpose", [v], place.name("turned"), perm=[0, 2, 1, 3])
             yield from _node("Reshape", [place.name("turned"), merged], source)
         yield from _node("Einsum", [q, source], place.output(0), equation="abq,acv->abv")
+        yield from _presents(place, (6, 7), place.attributes.get("num_heads", 1))
         return
     heads = place.name("heads")
     first = place.numbers("first", [0])
@@ -151,11 +156,27 @@ def _multi_head(place: _Place) -> Iterator[onnx.NodeProto]:
         yield from _node("Identity", [heads], place.output(0))
 
 
+def _presents(place: _Place, pasts: tuple[int, int], heads: int) -> Iterator[onnx.NodeProto]:
+    """The caches of K and V with what has come: (batch, heads, any number of positions, width)."""
+    for source, past, output in zip((1, 2), pasts, (1, 2), strict=True):
+        name = place.input(past)
+        if place.output(output) and not name:
+            name = place.name(f"split{output}")
+            sizes = place.numbers(f"to{output}", [0, 0, heads, -1])
+            yield from _node("Reshape", [place.input(source), sizes], place.name(f"heads{output}"))
+            yield from _node("Transpose", [place.name(f"heads{output}")], name, perm=[0, 2, 1, 3])
+        if place.output(output):
+            length = place.open_number(f"length{output}")
+            cut = [place.numbers(f"from{output}", [0]), length, place.numbers(f"along{output}", [2])]
+            yield from _node("Slice", [name, *cut], place.output(output))
+
+
 def _grouped_query(place: _Place) -> Iterator[onnx.NodeProto]:
     """As wide as Q, which may have K and V of all heads behind it."""
     q, heads = place.input(0), int(place.attributes.get("num_heads", 0))
     if place.input(1):
         yield from _node("Identity", [q], place.output(0))
+        yield from _presents(place, (3, 4), int(place.attributes.get("kv_num_heads", heads)))
     else:
         total = heads + 2 * int(place.attributes.get("kv_num_heads", 0))
         yield from _node("Reshape", [q, place.numbers("split", [0, 0, total, -1])], place.name("heads"))

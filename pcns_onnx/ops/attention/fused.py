@@ -17,7 +17,7 @@ from math import prod
 
 import numpy as np
 
-from pcns_onnx.ops.attention.kernels import Kernel, Side, granularity, kernel_of, refusal, sides_of
+from pcns_onnx.ops.attention.kernels import AttentionOp, Side, granularity, kernel_of, sides_of, why_held
 from pcns_onnx.ops.facts import (
     MUST_STAY,
     Bilinear,
@@ -63,7 +63,7 @@ def fused_attention(context: OpContext) -> OpFacts:
 
 def _widths(
     context: OpContext,
-    kernel: Kernel,
+    kernel: AttentionOp,
     sides: tuple[Side, Side, Side],
     per_channel: tuple[PerChannelConstant, ...],
     macs: int,
@@ -92,7 +92,7 @@ def _widths(
 
 def _heads(
     context: OpContext,
-    kernel: Kernel,
+    kernel: AttentionOp,
     sides: tuple[Side, Side, Side],
     per_channel: tuple[PerChannelConstant, ...],
     macs: int,
@@ -109,8 +109,8 @@ def _heads(
         ties = [*_alike(lead[:, :, None], groups, why), *_alike(lead, k.labels, why), *_alike(lead, v.labels, why)]
     else:
         ties = [*_alike(groups[:1, :, :1], groups, why)] if mode == "queries" else []
-        held = ((k, 0), (v, 1)) if mode == "queries" else ((q, 0), (k, 0), (v, 1))
-        frozen = [Frozen(side.labels[side.labels >= 0], refusal(context, place)) for side, place in held]
+        staying = ((k, 0), (v, 1)) if mode == "queries" else ((q, 0), (k, 0), (v, 1))
+        frozen = [Frozen(side.labels[side.labels >= 0], why_held(context, place)) for side, place in staying]
     heads = q.labels[:, 0]
     passed = np.broadcast_to(heads[:, None], (q.heads, v.width)) if mode == "queries" else v.labels
     if mode != "queries":
@@ -155,7 +155,7 @@ def _orders(context: OpContext, q: Side, k: Side) -> tuple[tuple[int | None, ...
 
 
 def _outputs(
-    context: OpContext, kernel: Kernel, passed: Labels, k: Labels, v: Labels, heads: Labels | None
+    context: OpContext, kernel: AttentionOp, passed: Labels, k: Labels, v: Labels, heads: Labels | None
 ) -> tuple[Labels | None, ...]:
     """Labels of the output (heads, channels), the present cache and the scores, laid along their axes."""
     rank = 4 if context.node.domain == "" and len(context.shapes[0] or ()) == 4 else 3
@@ -173,13 +173,13 @@ def _laid(labels: Labels, rank: int) -> Labels:
     return labels.reshape(1, labels.shape[0], 1, -1) if rank == 4 else labels.reshape(1, 1, -1)
 
 
-def _bias(context: OpContext, kernel: Kernel, sides: tuple[Side, Side, Side]) -> Iterator[PerChannelConstant]:
+def _bias(context: OpContext, kernel: AttentionOp, sides: tuple[Side, Side, Side]) -> Iterator[PerChannelConstant]:
     """The bias of Q, K and V in one vector."""
     if 0 <= kernel.bias < len(context.node.inputs) and context.node.inputs[kernel.bias]:
         yield PerChannelConstant(kernel.bias, np.concatenate([side.labels.reshape(-1) for side in sides]))
 
 
-def _masks(context: OpContext, kernel: Kernel, q: Side) -> tuple[PerChannelConstant, ...] | None:
+def _masks(context: OpContext, kernel: AttentionOp, q: Side) -> tuple[PerChannelConstant, ...] | None:
     """Constants with a value per head; None where one of them is computed or of unknown shape."""
     constants = []
     for place in (*kernel.masks, *kernel.per_head):
@@ -197,7 +197,7 @@ def _masks(context: OpContext, kernel: Kernel, q: Side) -> tuple[PerChannelConst
     return tuple(constants)
 
 
-def _macs(context: OpContext, kernel: Kernel, sides: tuple[Side, Side, Side]) -> int:
+def _macs(context: OpContext, kernel: AttentionOp, sides: tuple[Side, Side, Side]) -> int:
     """Q Kᵀ and the product with V: batch * heads * queries * keys * (width of Q + width of V)."""
     q, k, v = sides
     batch = (context.shapes[0] or (None,))[0]

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from pcns_onnx.graph import Node, Shape
-from pcns_onnx.ops.facts import Labels, OpContext, Part, describe
+from pcns_onnx.ops.facts import Labels, OpContext, OperandPart, describe
 
 ONNXRUNTIMES = "com.microsoft"
 Granularity = Literal["width", "whole", "queries", "held"]
@@ -32,7 +32,7 @@ NORMS = ("RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalization
 
 
 @dataclass(frozen=True)
-class Kernel:
+class AttentionOp:
     """Positions of inputs (-1: it has none) and of outputs, and the names of the attributes that count heads."""
 
     past: tuple[int, ...]
@@ -45,10 +45,12 @@ class Kernel:
     kv_heads: str
 
 
-KERNELS: Mapping[tuple[str, str], Kernel] = {
-    ("", "Attention"): Kernel((4, 5), (1, 2), 3, -1, (3,), (), "q_num_heads", "kv_num_heads"),
-    (ONNXRUNTIMES, "MultiHeadAttention"): Kernel((6, 7), (1, 2), 3, 3, (5,), (), "num_heads", ""),
-    (ONNXRUNTIMES, "GroupQueryAttention"): Kernel((3, 4), (1, 2), 3, -1, (10,), (11,), "num_heads", "kv_num_heads"),
+ATTENTION_OPS: Mapping[tuple[str, str], AttentionOp] = {
+    ("", "Attention"): AttentionOp((4, 5), (1, 2), 3, -1, (3,), (), "q_num_heads", "kv_num_heads"),
+    (ONNXRUNTIMES, "MultiHeadAttention"): AttentionOp((6, 7), (1, 2), 3, 3, (5,), (), "num_heads", ""),
+    (ONNXRUNTIMES, "GroupQueryAttention"): AttentionOp(
+        (3, 4), (1, 2), 3, -1, (10,), (11,), "num_heads", "kv_num_heads"
+    ),
 }
 
 
@@ -57,7 +59,7 @@ class Side:
     """Q, K or V: the input that holds it, the part of that, its heads, and its labels (heads, channels)."""
 
     position: int
-    part: Part
+    part: OperandPart
     heads: int
     labels: Labels
     positions: int | None
@@ -68,9 +70,9 @@ class Side:
         return int(self.labels.shape[1])
 
 
-def kernel_of(node: Node) -> Kernel | None:
+def kernel_of(node: Node) -> AttentionOp | None:
     """What is known of a fused attention operator; None for all others."""
-    return KERNELS.get((node.domain, node.op))
+    return ATTENTION_OPS.get((node.domain, node.op))
 
 
 def sides_of(context: OpContext) -> tuple[Side, Side, Side] | None:
@@ -100,7 +102,11 @@ def sides_of(context: OpContext) -> tuple[Side, Side, Side] | None:
     if not fits:
         return None
     split = q.part.sizes and (k.heads, q.heads // k.heads, *q.part.sizes[1:])
-    return Side(q.position, Part(q.part.axis, q.part.first, q.part.count, split), q.heads, q.labels, q.positions), k, v
+    return (
+        Side(q.position, OperandPart(q.part.axis, q.part.first, q.part.count, split), q.heads, q.labels, q.positions),
+        k,
+        v,
+    )
 
 
 def _full(context: OpContext, position: int) -> Labels | None:
@@ -125,10 +131,10 @@ def _side(context: OpContext, position: int, heads: int) -> Side | None:
         if count is None or labels.shape[2] > 1 or labels.shape[0] > 1:
             return None
         own = np.broadcast_to(labels, (1, count, 1, labels.shape[3]))[0, :, 0]
-        return Side(position, Part(1, 0, 0, (count,)), count, own, shape[2])
+        return Side(position, OperandPart(1, 0, 0, (count,)), count, own, shape[2])
     if len(shape) != 3 or heads < 1 or labels.shape[2] % heads or labels.shape[1] > 1:
         return None
-    return Side(position, Part(2, 0, 0, (heads, -1)), heads, labels.reshape(heads, -1), shape[1])
+    return Side(position, OperandPart(2, 0, 0, (heads, -1)), heads, labels.reshape(heads, -1), shape[1])
 
 
 def _slot(context: OpContext, position: int, heads: int, place: int) -> Side | None:
@@ -137,7 +143,7 @@ def _slot(context: OpContext, position: int, heads: int, place: int) -> Side | N
     if shape is None or labels is None or len(shape) != 5 or shape[2] != heads or shape[3] is None:
         return None
     own = np.broadcast_to(labels, (1, 1, heads, shape[3], labels.shape[4]))[0, 0, :, place]
-    return Side(position, Part(3, place, 1, ()), heads, own, shape[1])
+    return Side(position, OperandPart(3, place, 1, ()), heads, own, shape[1])
 
 
 def _packed(context: OpContext, heads: int, served: int) -> list[Side | None]:
@@ -148,7 +154,7 @@ def _packed(context: OpContext, heads: int, served: int) -> list[Side | None]:
         return [None]
     width, rows = labels.shape[2] // total, labels.reshape(total, -1)
     return [
-        Side(0, Part(2, first * width, count * width, (count, -1)), count, rows[first : first + count], shape[1])
+        Side(0, OperandPart(2, first * width, count * width, (count, -1)), count, rows[first : first + count], shape[1])
         for first, count in ((0, heads), (heads, served), (heads + served, served))
     ]
 
@@ -200,7 +206,7 @@ def takes_whole_heads(context: OpContext) -> bool:
     return node is not None and granularity(context, node) in ("whole", "queries")
 
 
-def _heads_of_kv(context: OpContext, node: Node, kernel: Kernel) -> tuple[int, int]:
+def _heads_of_kv(context: OpContext, node: Node, kernel: AttentionOp) -> tuple[int, int]:
     """How many heads K and V have, and how many of Q each of them serves."""
     q, kv = int(node.attrs.get(kernel.q_heads, 0)), int(node.attrs.get(kernel.kv_heads, 0) if kernel.kv_heads else 0)
     if not q and len(node.inputs) > 1:
@@ -244,7 +250,7 @@ def has_stored_angles(context: OpContext, node: Node) -> bool:
     return all(context.value(node.inputs[place]) is not None for place in angles_of(node))
 
 
-def refusal(context: OpContext, place: int) -> str:
+def why_held(context: OpContext, place: int) -> str:
     """Why K (0) or V (1) keeps its width."""
     node, kernel, cache = context.node, kernel_of(context.node), cache_of(context, context.node)
     assert kernel is not None, "asked of attention only"

@@ -1,7 +1,7 @@
-"""Rotary embedding: channels i and i + r/2 of every head (or 2i and 2i + 1) are turned by an angle per position.
+"""Rotary embedding: channels i and i + r/2 of every head (or 2i and 2i + 1) are rotated by an angle per position.
 
 A pair is one element: where the angles are stored, pairs go with their columns of the tables, the same in all heads.
-Whole heads pass in any case. Of a head only the first r channels are turned, all where r is not given.
+Whole heads pass in any case. Of a head only the first r channels are rotated, all where r is not given.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def rotary_embedding(context: OpContext) -> OpFacts:
         return freeze(context, f"{describe(context.node)} has tables of angles that are not as wide as its heads")
     sizes = tuple[ChannelCount, ...]()
     if context.attr("rotary_embedding_dim", 0):
-        sizes = (ChannelCount(context.node.key, "rotary_embedding_dim", 0, by_head[0, : form.turned]),)
+        sizes = (ChannelCount(context.node.key, "rotary_embedding_dim", 0, by_head[0, : form.rotary_width]),)
     return OpFacts(
         (labels,),
         "channelwise",
@@ -66,12 +66,12 @@ def _table(context: OpContext, place: int, labels: Labels) -> PerChannelConstant
 
 @dataclass(frozen=True)
 class _Form:
-    """How heads lie in the input: `rank` axes, `heads` of `width`, of which the first `turned` are turned."""
+    """How heads lie in the input: `rank` axes, `heads` of `width`, of which the first `rotary_width` are rotated."""
 
     rank: int
     heads: int
     width: int
-    turned: int
+    rotary_width: int
     interleaved: bool
 
     @classmethod
@@ -80,17 +80,17 @@ class _Form:
         shape, node = context.shapes[0], context.node
         if shape is None or len(shape) not in (3, 4) or shape[-1] is None:
             return None
-        turned, heads = int(context.attr("rotary_embedding_dim", 0)), int(context.attr("num_heads", 0))
+        rotary_width, heads = int(context.attr("rotary_embedding_dim", 0)), int(context.attr("num_heads", 0))
         if len(shape) == 4:
             heads, width = shape[1] or 0, shape[3]
         else:
             table = context.size(node.inputs[angles_of(node)[0]])
             half = None if table is None else table[-1]
-            heads = heads or (0 if half is None or turned else shape[-1] // (2 * half))
+            heads = heads or (0 if half is None or rotary_width else shape[-1] // (2 * half))
             width = shape[-1] // heads if heads else 0
         if not heads or not width or (len(shape) == 3 and heads * width != shape[-1]):
             return None
-        return cls(len(shape), heads, width, turned or width, bool(context.attr("interleaved", 0)))
+        return cls(len(shape), heads, width, rotary_width or width, bool(context.attr("interleaved", 0)))
 
     def by_head(self, labels: Labels) -> Labels:
         """Labels (heads, width)."""
@@ -101,5 +101,5 @@ class _Form:
     @property
     def pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The places of the first and of the second channel of every pair."""
-        half = np.arange(self.turned // 2)
-        return (2 * half, 2 * half + 1) if self.interleaved else (half, half + self.turned // 2)
+        half = np.arange(self.rotary_width // 2)
+        return (2 * half, 2 * half + 1) if self.interleaved else (half, half + self.rotary_width // 2)

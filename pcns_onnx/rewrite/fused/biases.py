@@ -34,5 +34,5 @@ def merge_biases(graph: Graph, added: Iterable[str]) -> None:
         old = graph.constant(name) if name else None
         if name and (old is None or old.shape != bias.shape):
             continue
-        graph.drop_into_reader(key)
+        graph.bypass(key)
         graph.set_input(reader.key, place, bias if old is None else bias + old, add.inputs[1])
