@@ -156,6 +156,27 @@ def grouped_query(kv: int = 1, planted: bool = True, packed: bool = False) -> on
     return s.done("joined", q * width)
 
 
+def cached(op: str, kv: int, q: int, past: bool) -> onnx.ModelProto:
+    """A decoder's step with its cache, and an FFN behind it."""
+    s = Fused(False)
+    s.opset = 23
+    for name, heads in (("q", q), ("k", kv), ("v", kv)):
+        s.project("x", name, heads)
+    inputs = ["q", "k", "v"]
+    if past:
+        gap = ["-"] if op == "Attention" else ["-"] * 3
+        inputs += [*gap, s.feed("past_k", "N", kv, "P", D), s.feed("past_v", "N", kv, "P", D)]
+    for name in "kv":
+        s.expose(f"present_{name}", "N", kv, None, D)
+    if op == "Attention":
+        s.op(op, " ".join(inputs), "joined present_k present_v", q_num_heads=q, kv_num_heads=kv)
+    else:
+        s.contrib(op, " ".join(inputs), "joined present_k present_v", num_heads=q)
+    s.keep("up", np.tile(s.rng.standard_normal((q * D, 8)) / 4, 2).astype(np.float32))
+    s.op("Relu", s.op("MatMul", "joined up", "h", name="up"), "r")
+    return s.done("r", 16)
+
+
 FORMS: dict[str, Callable[[], onnx.ModelProto]] = {
     "Attention-23": standard,
     "Attention-23, shared heads": lambda: standard(2, q=4),

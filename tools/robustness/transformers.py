@@ -38,9 +38,9 @@ def row(name: str, form: str) -> tuple[onnx.ModelProto, Net]:
     return _model(net, OPSETS[form]), net
 
 
-def convnext() -> tuple[onnx.ModelProto, Net]:
-    """A block of ConvNeXt: a depthwise Conv on the stream, a norm over channels, an FFN on positions."""
-    net = Net(Recipe(), "plain")
+def convnext(layers: int = 1) -> tuple[onnx.ModelProto, Net]:
+    """Blocks of ConvNeXt: a depthwise Conv on the stream, a norm over channels, an FFN on positions."""
+    net = Net(Recipe(layers=layers), "plain")
     _image(net)
     x = net.op("Conv", "pixels", net.keep(net.matrix(3 * 16, D).T.reshape(D, 3, 4, 4), "stem"), strides=[4, 4])
     for layer in range(net.recipe.layers):

@@ -33,6 +33,7 @@ from pcns_onnx.ops.facts import (
     freeze,
     spread,
 )
+from pcns_onnx.ops.linear import COMPUTED
 from pcns_onnx.ops.registry import rule
 
 
@@ -50,7 +51,7 @@ def fused_attention(context: OpContext) -> OpFacts:
     if parameters:
         return freeze(context, f"{describe(context.node)} takes the channels of a layer as a parameter", macs=macs)
     if all((side.labels < 0).all() for side in sides):
-        return OpFacts((None,) * len(context.node.outputs), macs=macs)
+        return freeze(context, f"{describe(context.node)} {COMPUTED}", macs=macs)
     mode = granularity(context)
     masks = None if mode == "width" else _masks(context, kernel, sides[0])
     if masks is None and mode != "width":
@@ -130,6 +131,7 @@ def _heads(
         frozen=tuple(frozen),
         scales=None if mode == "held" else heads,
         macs=macs,
+        reason=why_held(context, 0) if mode == "held" else "",
     )
 
 

@@ -14,7 +14,7 @@ from builders import fused_attention as fused
 from builders.attention import RANK, D, E, H, S, low_rank
 from builders.chains import ints
 from builders.contract import surveyed
-from builders.fused_attention import FORMS, Fused, samples
+from builders.fused_attention import FORMS, Fused, cached, samples
 from builders.models import Array, relative, run
 from pcns_onnx import ShrinkResult, inspect, shrink
 from pcns_onnx.graph import Graph, Program
@@ -171,27 +171,6 @@ def test_of_one_head_of_k_and_v_that_all_share_heads_of_q_go() -> None:
     assert relative(run(model, x), run(result.model, x)) < 1e-4
     assert attributes(result.model, "GroupQueryAttention")["num_heads"] == 2
     assert "one head of K and V for all of Q" in reasons(result)["k"]
-
-
-def cached(op: str, kv: int, q: int, past: bool) -> onnx.ModelProto:
-    """A decoder's step with its cache, and an FFN behind it."""
-    s = Fused(False)
-    s.opset = 23
-    for name, heads in (("q", q), ("k", kv), ("v", kv)):
-        s.project("x", name, heads)
-    inputs = ["q", "k", "v"]
-    if past:
-        gap = ["-"] if op == "Attention" else ["-"] * 3
-        inputs += [*gap, s.feed("past_k", "N", kv, "P", D), s.feed("past_v", "N", kv, "P", D)]
-    for name in "kv":
-        s.expose(f"present_{name}", "N", kv, None, D)
-    if op == "Attention":
-        s.op(op, " ".join(inputs), "joined present_k present_v", q_num_heads=q, kv_num_heads=kv)
-    else:
-        s.contrib(op, " ".join(inputs), "joined present_k present_v", num_heads=q)
-    s.keep("up", np.tile(s.rng.standard_normal((q * D, 8)) / 4, 2).astype(np.float32))
-    s.op("Relu", s.op("MatMul", "joined up", "h", name="up"), "r")
-    return s.done("r", 16)
 
 
 def steps(count: int, kv: int, past: bool) -> dict[str, Array]:
