@@ -20,7 +20,7 @@ import pcns_onnx  # noqa: F401  # isort: skip  # before onnxruntime, whose telem
 import numpy as np
 import onnx
 
-from pcns_onnx import shrink
+from pcns_onnx import inspect, shrink
 from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.graph import Graph, Program
 from pcns_onnx.ops import Labels
@@ -47,9 +47,10 @@ def share_of(model: onnx.ModelProto, feeds: dict[str, Array]) -> float:
     def is_loose(labels: Labels | None) -> bool:
         return labels is not None and bool(np.isin(labels, loose).any())
 
-    costs = [(la.macs, is_loose(la.linear.reads) or is_loose(la.linear.writes)) for la in dependencies.layers]
-    costs += [(node.macs, is_loose(node.scales)) for node in dependencies.unsolved]
-    return sum(macs for macs, loosely in costs if loosely) / max(sum(macs for macs, _ in costs), 1)
+    cheaper = {la.name for la in dependencies.layers if is_loose(la.linear.reads) or is_loose(la.linear.writes)}
+    cheaper |= {node.name for node in dependencies.unsolved if is_loose(node.scales)}
+    costs = {layer.name: layer.macs or 0 for layer in inspect(model, feeds).layers}
+    return sum(macs for name, macs in costs.items() if name in cheaper) / max(sum(costs.values()), 1)
 
 
 def tried(model: onnx.ModelProto, net: Net, **choices: Any) -> str:
@@ -76,7 +77,7 @@ def main() -> None:
         if given.only and not any(part in name for part in given.only):
             continue
         model, net = convnext(given.layers) if name == "ConvNeXt" else row(name, form)
-        share = share_of(model, samples(model, net, 2))
+        share = share_of(model, samples(model, net, 8))
         half, budget = tried(model, net, width=0.5, multiple=1), tried(model, net, budget="macs=0.6")
         print(f"| {name} | {FORM_NAMES[form]} | {share:.2f} | {half} | {budget} |", flush=True)
 
