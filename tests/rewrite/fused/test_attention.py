@@ -11,7 +11,7 @@ import pytest
 from builders import fused_attention as fused
 from builders.fused_attention import Fused, samples
 from builders.models import relative, run
-from pcns_onnx import shrink
+from pcns_onnx import expand, shrink
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.canonical import Canonical, emit
 from pcns_onnx.rewrite.fused.attention import open_attention
@@ -70,3 +70,22 @@ def test_an_added_bias_goes_into_the_norm_behind() -> None:
     assert len(node.input) == 5 and node.input[1] == "d"
     assert "Add" not in [node.op_type for node in small.graph.node][:4]
     assert np.isfinite(run(small, samples(3))).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_wider_model_is_put_together_too(name: str) -> None:
+    """The layer behind is what is widened here: attention stays what it was."""
+    s = Fused(False)
+    s.keep("qkv", (s.rng.standard_normal((12, 36)) / 4).astype(np.float32))
+    if name == "weights inside":
+        s.contrib("Attention", f"x qkv {s.vector('b', 36)}", "joined", num_heads=3)
+    else:
+        for part in "qkv":
+            s.project("x", part)
+        s.contrib("MultiHeadAttention", f"q k v {s.vector('b', 36)}", "joined", num_heads=3)
+    s.keep("up", (s.rng.standard_normal((12, 8)) / 4).astype(np.float32))
+    s.op("Relu", s.op("MatMul", "joined up", "h", name="up"), "r")
+    model, x = s.done("r", 8), samples(4)
+    wide = expand(model, layer="up", by=1.5).model
+    assert [node.op_type for node in wide.graph.node] == [node.op_type for node in model.graph.node]
+    assert relative(run(model, x), run(wide, x)) < 1e-5
