@@ -42,6 +42,7 @@ from pcns_onnx.report.schema import Expansion
 from pcns_onnx.report.warnings import put_right
 from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
+from pcns_onnx.rewrite.fused.attention import close_attention
 from pcns_onnx.rewrite.shared_constants import store_once
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
@@ -94,6 +95,7 @@ def expand(
         copies, rows = shared_out(form.twin, dependencies, groups, widths)
         wide = widened(form.typed, dependencies, copies, groups, zero=kind.name == "zero")
         drop_zero_biases(wide, form.added)
+        close_attention(wide, form.original)
         store_once(wide, form.original, form.typed)
         wide.prune()
         widths_after = {row.name: [row.after, row.before] for row in rows}

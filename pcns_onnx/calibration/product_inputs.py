@@ -31,7 +31,9 @@ class ProductObserver:
 
     def update(self, q: Array, k: Array, at: Callable[[int], NDArray[np.int64] | None]) -> None:
         """Take a batch of both tensors in, at some positions of each."""
-        for tensor, order, by_head in zip((q, k), self._product.orders, self._sides, strict=True):
+        sides = zip((q, k), self._product.parts, self._product.orders, self._sides, strict=True)
+        for whole, part, order, by_head in sides:
+            tensor = whole if part is None else part.of(whole)
             xp = namespace_of(tensor)
             rows = xp.permute_dims(tensor, tuple(axis for axis in order if axis is not None))
             positions_count = 1 if order[-2] is None else int(rows.shape[-2])

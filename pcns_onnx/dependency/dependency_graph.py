@@ -13,7 +13,17 @@ from pcns_onnx.dependency.groups import Group, form_groups
 from pcns_onnx.dependency.layers import Layer, Unsolved, find_layers, find_unsolved
 from pcns_onnx.dependency.propagation import Propagation
 from pcns_onnx.graph import Graph, Shape
-from pcns_onnx.ops import ChannelCount, ChannelIndex, Heads, ImpliedAxes, Kind, Labels, PerChannelConstant, Window
+from pcns_onnx.ops import (
+    ChannelCount,
+    ChannelIndex,
+    Heads,
+    ImpliedAxes,
+    ImpliedNumber,
+    Kind,
+    Labels,
+    PerChannelConstant,
+    Window,
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class DependencyGraph:
     born: int
     feeds: Mapping[str, Sequence[int]] | None = None
     implied_axes: tuple[ImpliedAxes, ...] = ()
+    implied_numbers: tuple[ImpliedNumber, ...] = ()
 
     @cached_property
     def _layers(self) -> Mapping[str, Layer]:
@@ -126,6 +137,11 @@ def build_dependency_graph(
             replace(implied, labels=classes(implied.labels))
             for _, facts in node_facts
             for implied in facts.implied_axes
+        ),
+        implied_numbers=tuple(
+            replace(implied, labels=classes(implied.labels))
+            for _, facts in node_facts
+            for implied in facts.implied_numbers
         ),
     )
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.dependency.propagation import Propagation
 from pcns_onnx.graph import Shape
-from pcns_onnx.ops import Bilinear, Labels
+from pcns_onnx.ops import Bilinear, Labels, OperandPart
 
 _MIXABLE = ("scaling", "linear", "move", "select")
 
@@ -28,7 +28,7 @@ class Product:
 
     `orders` are the axes of each as (heads..., positions, channels), None for one that it lacks; `labels` the
     classes of the channels. `heads` (H,) are, for each, which of its own heads every head of the product takes:
-    fewer where several share one.
+    fewer where several share one. `parts` are what is read of each, None for all of it as it is.
     """
 
     key: str
@@ -36,6 +36,7 @@ class Product:
     orders: tuple[tuple[int | None, ...], tuple[int | None, ...]]
     labels: Labels
     heads: tuple[NDArray[np.int64], NDArray[np.int64]]
+    parts: tuple[OperandPart | None, OperandPart | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,14 @@ def _products(propagation: Propagation, labels: Labels) -> Iterator[Product]:
         classes = propagation.classes.of(bilinear.a.reshape(-1, bilinear.a.shape[-1])[0])
         if np.isin(classes, labels).all():
             names = (node.inputs[bilinear.inputs[0]], node.inputs[bilinear.inputs[1]])
-            shapes = [propagation.shapes.get(name, ()) for name in names]
+            whole = [propagation.shapes.get(name, ()) for name in names]
+            shapes = [
+                part.shape(shape) if shape and part is not None else shape
+                for shape, part in zip(whole, bilinear.parts, strict=True)
+            ]
             leads = [_leading(shape, order) for shape, order in zip(shapes, bilinear.orders, strict=True)]
-            yield Product(node.key, names, bilinear.orders, classes, _heads(leads[0], leads[1], propagation.batch))
+            heads = _heads(leads[0], leads[1], propagation.batch)
+            yield Product(node.key, names, bilinear.orders, classes, heads, bilinear.parts)
 
 
 def _leading(shape: Shape, order: Sequence[int | None]) -> list[int]:

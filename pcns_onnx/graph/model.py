@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, shape_inference
 
 from pcns_onnx.errors import InputError, first_line
 from pcns_onnx.files import alone_in, write_atomic, written_through
+from pcns_onnx.graph.editing.nodes import EditedNodes
 from pcns_onnx.graph.external_data import (
     link_beside,
     read_model,
@@ -30,17 +31,15 @@ from pcns_onnx.graph.protobuf import (
     HALF_TYPES,
     Array,
     Node,
-    copy_of,
     keep_only,
     tensor_of,
     widen_graph,
     widen_nodes,
 )
 from pcns_onnx.graph.quantized_weights import set_quantized
-from pcns_onnx.graph.shapes.inference import InferredView
 
 
-class Graph(InferredView):
+class Graph(EditedNodes):
     """One ONNX model: read through `GraphView`, edited in place, saved whole."""
 
     @classmethod
@@ -227,13 +226,6 @@ class Graph(InferredView):
         self._proto(key).input[position] = name
         self._changed()
 
-    def reorder(self, keys: Sequence[str]) -> None:
-        """Put the nodes, all of them, in this order, which is topological too."""
-        by_key = {node.key: proto for node, proto in zip(self.nodes, copy_of(self._model).graph.node, strict=True)}
-        del self._model.graph.node[:]
-        self._model.graph.node.extend(by_key[key] for key in keys)
-        self._changed()
-
     def append(self, key: str, op: str, value: Array, ends: tuple[str, str], layer: str = "") -> str:
         """Put node `op` with a stored `value` behind node `key` of `layer`: gives its new key; names get `ends`."""
         node, proto = self.node(key), self._proto(key)
@@ -247,25 +239,6 @@ class Graph(InferredView):
         self._add_initializer(tensor_of(stored, value, dtype))
         self._changed()
         return inner
-
-    def bypass(self, key: str) -> None:
-        """Remove single-input node `key`; its producer takes over the removed output's name."""
-        inner = self.node(key).inputs[0]
-        source = self._proto(self.producers[inner].key)
-        position = list(source.output).index(inner)
-        del self._model.graph.node[self._index(key)]
-        source.output[position] = key
-        self._changed()
-
-    def drop_into_reader(self, key: str, position: int = 0) -> None:
-        """Remove node `key`; its readers read its input `position` instead."""
-        source = self.node(key).inputs[position]
-        del self._model.graph.node[self._index(key)]
-        for proto in self._model.graph.node:
-            for position, name in enumerate(proto.input):
-                if name == key:
-                    proto.input[position] = source
-        self._changed()
 
     def make_constant(self, key: str, like: str, value: Array) -> None:
         """Replace node `key` by an initializer of its output's name, in the dtype of the constant `like`, if any."""
@@ -317,25 +290,3 @@ class Graph(InferredView):
             else:
                 with replacing(target, set(), self.files):
                     write_atomic(target, self.serialize())
-
-    # -- internals -----------------------------------------------------------------------
-
-    def _changed(self) -> None:
-        """Forget all that was read off the model before it was edited."""
-        for name in vars(self).keys() - {"_model", "_weights", "files", "notes", "stated_layout"}:
-            del self.__dict__[name]
-
-    def _add_initializer(self, tensor: TensorProto) -> None:
-        """Before IR version 4 an initializer must be listed as an input too."""
-        graph = self._model.graph
-        self._weights |= take_out([tensor])
-        graph.initializer.append(tensor)
-        if self._model.ir_version < 4:
-            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-
-    def _index(self, key: str) -> int:
-        return next(i for i, p in enumerate(self._model.graph.node) if key in p.output)
-
-    def _proto(self, key: str) -> onnx.NodeProto:
-        proto: onnx.NodeProto = self._model.graph.node[self._index(key)]
-        return proto

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 
 from pcns_onnx.ops.computed_shapes import COUNTING, SIZE_INPUTS
 from pcns_onnx.ops.facts import (
@@ -14,11 +14,13 @@ from pcns_onnx.ops.facts import (
     Frozen,
     Heads,
     ImpliedAxes,
+    ImpliedNumber,
     Kind,
     Labels,
     Linear,
     LinearOp,
     OpContext,
+    OperandPart,
     OpFacts,
     PerChannelConstant,
     Tie,
@@ -27,11 +29,11 @@ from pcns_onnx.ops.facts import (
 )
 from pcns_onnx.ops.registry import bias_behind, facts_of, rules
 
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+for _module in walk_packages(__path__, f"{__name__}."):
+    import_module(_module.name)
 
 __all__ = [
     "COUNTING", "MUST_STAY", "SIZE_INPUTS", "Bilinear", "ChannelCount", "ChannelIndex", "Frozen", "Heads",
-    "ImpliedAxes", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts", "PerChannelConstant", "Tie",
-    "Window", "axes_of", "bias_behind", "facts_of", "rules",
+    "ImpliedAxes", "ImpliedNumber", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts", "OperandPart",
+    "PerChannelConstant", "Tie", "Window", "axes_of", "bias_behind", "facts_of", "rules",
 ]  # fmt: skip

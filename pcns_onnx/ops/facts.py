@@ -16,14 +16,16 @@ through the graph and never edits it: `dependency` does the one, `rewrite` the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.graph import Array, Node, Shape
+from pcns_onnx.numerics.arrays import namespace_of
 
 Labels = NDArray[np.int64]
 
@@ -167,6 +169,19 @@ class ImpliedAxes:
 
 
 @dataclass(frozen=True)
+class ImpliedNumber:
+    """Attribute `name` of node `key`, which follows from how many of `labels` there are where it is not given.
+
+    It keeps the value that it has: `value` is written down as soon as any of them go.
+    """
+
+    key: str
+    name: str
+    value: float
+    labels: Labels
+
+
+@dataclass(frozen=True)
 class ChannelIndex:
     """Constant input `position` of node `key` holds places along an axis with these labels."""
 
@@ -185,18 +200,53 @@ class Tie:
 
 
 @dataclass(frozen=True)
+class OperandPart:
+    """What a product reads of a tensor: places `first` to `first + count` of `axis` (all for a count of 0).
+
+    These are seen as axes of `sizes`, as many as there are; -1 is what remains. So heads that lie side by side on
+    one axis get an axis of their own.
+    """
+
+    axis: int
+    first: int
+    count: int
+    sizes: tuple[int, ...]
+
+    def of(self, x: Any) -> Any:
+        """The part of a tensor."""
+        xp = namespace_of(x)
+        if self.count:
+            index = [slice(None)] * x.ndim
+            index[self.axis] = slice(self.first, self.first + self.count)
+            x = x[tuple(index)]
+        shape = tuple(int(size) for size in x.shape)
+        return xp.reshape(x, (*shape[: self.axis], *self._sizes(shape[self.axis]), *shape[self.axis + 1 :]))
+
+    def shape(self, shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """The shape of the part of a tensor of this shape."""
+        size = self.count or shape[self.axis]
+        return (*shape[: self.axis], *self._sizes(size), *shape[self.axis + 1 :])
+
+    def _sizes(self, size: int | None) -> tuple[int | None, ...]:
+        known = prod(one for one in self.sizes if one != -1)
+        return tuple((None if size is None else size // known) if one == -1 else one for one in self.sizes)
+
+
+@dataclass(frozen=True)
 class Bilinear:
     """A product of two inputs that sums over channels of both: sum_j a_j b_j in every head.
 
     The positions of the second of `inputs` are the last axis of the result (keys, which a Softmax normalises
     over). `orders` are the axes of each as (heads..., positions, channels), None for one that it lacks and is
-    repeated over; `a` and `b` are the labels in that order, of one shape.
+    repeated over; `a` and `b` are the labels in that order, of one shape. Where only `parts` of the inputs are
+    multiplied, these are their axes.
     """
 
     inputs: tuple[int, int]
     orders: tuple[tuple[int | None, ...], tuple[int | None, ...]]
     a: Labels
     b: Labels
+    parts: tuple[OperandPart | None, OperandPart | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -224,6 +274,7 @@ class OpFacts:
     sizes: tuple[ChannelCount, ...] = ()
     channel_indices: tuple[ChannelIndex, ...] = ()
     implied_axes: tuple[ImpliedAxes, ...] = ()
+    implied_numbers: tuple[ImpliedNumber, ...] = ()
     ties: tuple[Tie, ...] = ()
     coupled: tuple[Labels, ...] = ()
     frozen: tuple[Frozen, ...] = ()

@@ -12,6 +12,7 @@ from math import prod
 import numpy as np
 
 from pcns_onnx.graph import Node
+from pcns_onnx.ops.attention.kernels import takes_whole_heads
 from pcns_onnx.ops.computed_shapes import Stored, counted, is_followed, measured, origin, target
 from pcns_onnx.ops.elementwise import BINARY, UNARY
 from pcns_onnx.ops.facts import ImpliedAxes, Labels, OpContext, OpFacts, Tie, along, axes_of, describe, freeze, spread
@@ -72,7 +73,7 @@ def reshape(context: OpContext) -> OpFacts:
     axes = axes_of(labels)
     slices, ties = labels, tuple[Tie, ...]()
     if len(axes) > 1:
-        is_heads = context.heads == "whole" and axes[-1] == labels.ndim - 1
+        is_heads = axes[-1] == labels.ndim - 1 and takes_whole_heads(context)
         read = 1 if 1 in axes and is_group_norm(context) else _axis_that_is_read(context, labels.ndim, axes)
         kept = read if read is not None else axes[-2] if is_heads else axes[-1]
         for axis in axes:

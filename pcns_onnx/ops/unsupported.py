@@ -17,10 +17,9 @@ MIXES = "mixes channels in a way that is not supported yet"
 QUANTISED = "is part of a quantised model, and quantising comes after shrinking"
 FUSED = "was fused for onnxruntime: shrink the model before it is optimised"
 _FUSED = (
-    "Attention", "BiasAdd", "BiasDropout", "BiasSoftmax", "BiasSplitGelu", "DecoderMaskedMultiHeadAttention",
+    "BiasAdd", "BiasDropout", "BiasSoftmax", "BiasSplitGelu", "DecoderMaskedMultiHeadAttention",
     "FusedConv", "FusedGemm", "FusedMatMul", "FusedMatMulActivation", "GatedRelativePositionBias", "GemmFastGelu",
-    "GroupQueryAttention", "MultiHeadAttention", "NhwcConv", "NhwcFusedConv", "NhwcMaxPool", "PackedAttention",
-    "PackedMultiHeadAttention", "RotaryEmbedding", "TransposeMatMul",
+    "NhwcConv", "NhwcFusedConv", "NhwcMaxPool", "PackedAttention", "PackedMultiHeadAttention", "TransposeMatMul",
 )  # fmt: skip
 _QUANTISED = (
     "DequantizeLinear", "MatMulBnb4", "MatMulFpQ4", "MatMulNBits", "QLinearAdd", "QLinearAveragePool", "QLinearConcat",
@@ -148,7 +147,6 @@ def _integer_product(context: OpContext) -> int | None:
 BARRIERS = {
     "takes some of the channels": ("GatherElements", "GatherND", "ScatterND", "TopK"),
     "looks for the largest or smallest channel": ("ArgMax", "ArgMin"),
-    MIXES: ("Attention",),
 }  # fmt: skip
 """What an operator does to channels -> the operators that do it."""
 

@@ -171,6 +171,7 @@ def _inside_products(
     pairs: list[tuple[Rows, Rows, ReaderStats]] = []
     for key, readings in products.items():
         heads = origins.of_product(key)
+        readings = _pooled(readings, len({tuple(map(tuple, head)) for head in heads}))
         if len({tuple(map(tuple, head)) for head in heads}) != len(readings):
             raise _Unfit  # several heads were looked at as one
         for (a, b), reading in zip(heads, readings, strict=False):  # samples, if merged with the heads, repeat them
@@ -191,6 +192,21 @@ def _inside_products(
         changed.append(replace(together[0][2], covariance=np.diag(half**2), matrix=np.diag(half)))
     first, *others = products
     return basis_changes, {first: changed, **{key: [] for key in others}}
+
+
+def _pooled(readings: list[ReaderStats], heads: int) -> list[ReaderStats]:
+    """One reading per head, where every window of a sample was looked at by itself (windows vary first)."""
+    if not heads or len(readings) % heads or len(readings) == heads:
+        return readings
+    pooled = []
+    for head in range(heads):
+        same = readings[head::heads]
+        covariance = np.mean([to_numpy(reading.covariance) for reading in same], axis=0)
+        roots = [to_numpy(reading.matrix) for reading in same]
+        values, vectors = np.linalg.eigh(np.mean([root.T @ root for root in roots], axis=0))
+        matrix = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+        pooled.append(replace(same[0], covariance=covariance, matrix=matrix))
+    return pooled
 
 
 Rows = tuple[str, tuple[int, ...]]

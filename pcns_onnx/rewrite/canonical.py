@@ -9,6 +9,8 @@ from pcns_onnx.graph import Graph, Layout
 from pcns_onnx.rewrite.constant_shapes import store_constant_shapes
 from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
 from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
+from pcns_onnx.rewrite.fused.attention import close_attention, open_attention
+from pcns_onnx.rewrite.fused.biases import merge_biases
 from pcns_onnx.rewrite.low_rank import additions
 from pcns_onnx.rewrite.patch import Patch, apply
 from pcns_onnx.rewrite.shared_constants import own_biases, store_once
@@ -30,7 +32,7 @@ class Canonical:
     @classmethod
     def of(cls, original: Graph, *, folds: bool = True) -> Canonical:
         """The forms of a model; with `folds` false its norms stay as they are."""
-        start = _flat(original)
+        start = open_attention(_flat(original))
         norms_folded, folded = fold_batch_norms(start) if folds else (start, ())
         if folded:
             store_once(norms_folded, original)
@@ -65,7 +67,10 @@ def emit(form: Canonical, patch: Patch, *, keeps_biases: bool = False) -> Graph:
     """
     small = apply(form.typed, patch)
     if not keeps_biases:
-        drop_zero_biases(small, form.added + additions(small, patch))
+        added = form.added + additions(small, patch)
+        drop_zero_biases(small, added)
+        merge_biases(small, added)
+    close_attention(small, form.original)
     store_once(small, form.original, form.typed)
     small.prune(form.typed)
     return small

@@ -42,6 +42,11 @@ def repeat(graph: Graph, dependencies: DependencyGraph, copies: NDArray[np.int64
             places = stored(graph, index.key, index.position)
             edits.append(SetInput(index.key, index.position, _renumbered(places, index.labels, copies)))
     edits += _named_axes(dependencies, copies)
+    edits += [
+        SetAttributes(number.key, ((number.name, number.value),))
+        for number in dependencies.implied_numbers
+        if (copies[number.labels] != 1).any()
+    ]
     return (*edits, *_resize(graph, dependencies, copies))
 
 

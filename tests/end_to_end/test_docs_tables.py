@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from builders import attention, control_flow, intact, norms, transposed
+from builders import attention, control_flow, fused_attention, intact, norms, transposed
 from builders import topologies as t
 from builders.joins import branches, dense, fire, neck, option_a, shuffle, unet
 from pcns_onnx import inspect
@@ -43,6 +43,14 @@ TOPOLOGIES: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "attention by Einsum, weights of three axes": attention.einsum_to_heads,
     "attention, stored rotary angles": attention.rotary,
     "attention, norm of Q and K": attention.normalised,
+    "ai.onnx Attention": fused_attention.standard,
+    "ai.onnx Attention, RotaryEmbedding with stored angles": fused_attention.standard_rotary,
+    "ai.onnx Attention with a cache, as many heads of K and V as of Q": lambda: fused_attention.cached(
+        "Attention", 2, 2, True
+    ),
+    "com.microsoft.MultiHeadAttention": fused_attention.multi_head,
+    "com.microsoft.Attention, weights inside": fused_attention.packed_weights,
+    "com.microsoft.GroupQueryAttention": lambda: fused_attention.grouped_query(2),
     "BatchNormalization that cannot be folded": lambda: norms.PASSED["batch norm in the way"].build(),
     "InstanceNormalization": lambda: norms.PASSED["instance norm"].build(),
     "GroupNormalization": lambda: norms.group_norm(4).build(),

@@ -69,7 +69,7 @@ def test_skip_layer_norm_keeps_its_channels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("op", "reason"), [("Attention", WHY), ("GemmFastGelu", WHY), ("QGemm", QUANTISED), ("GroupNorm", SEVERAL)]
+    ("op", "reason"), [("FusedMatMul", WHY), ("GemmFastGelu", WHY), ("QGemm", QUANTISED), ("GroupNorm", SEVERAL)]
 )
 def test_what_was_fused_is_named(op: str, reason: str) -> None:
     _, dependencies = surveyed(fused(op, "h W", {"W": random(C, C)}))

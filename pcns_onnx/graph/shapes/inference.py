@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from pcns_onnx.graph.constants import FEW, made_of_sizes
 from pcns_onnx.graph.initializers import without_placeholders
 from pcns_onnx.graph.protobuf import Shape, is_container, is_float, keep_only, shape_of
+from pcns_onnx.graph.shapes.fused_operators import PREFIX, state_fused_shapes
 from pcns_onnx.graph.shapes.pooling_sizes import state_pool_sizes
 from pcns_onnx.graph.view import GraphView
 
@@ -45,7 +46,11 @@ class InferredView(GraphView):
             value.type.tensor_type.ClearField("shape")
         inferred = shape_inference.infer_shapes(probe, data_prop=True)
         values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
-        shapes = {v.name: shape_of(v) for v in values if v.type.tensor_type.HasField("shape")}
+        shapes = {
+            v.name: shape_of(v)
+            for v in values
+            if v.type.tensor_type.HasField("shape") and not v.name.startswith(PREFIX)
+        }
         shapes |= {name: tuple(tensor.dims) for name, tensor in self._stored.items()}
         shapes |= {name: self._derived.shape(name) for name in self._derived.names}
         for name, known in (feeds or {}).items():
@@ -86,6 +91,7 @@ class InferredView(GraphView):
         probe.graph.ClearField("sparse_initializer")
         probe.graph.ClearField("value_info")
         state_pool_sizes(probe.graph.node)
+        state_fused_shapes(probe)
         return probe
 
     @cached_property

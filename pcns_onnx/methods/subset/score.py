@@ -93,8 +93,11 @@ class _BasisSearch:
         graph, dependencies, calibration = self._problem.graph, self._problem.dependencies, self._problem.calibration
         with calibration.progress.stage("rank"):
             basis_changes, following = rotations(graph, dependencies, read, self._origins)
-            names = [dependencies.layer(name).output for name in read.group.readers] + [
-                p.key for p in read.group.products
+            names = [dependencies.layer(name).output for name in read.group.readers]
+            names += [
+                p.key  # where V is in the same group, a fused product puts it out: O, which reads it, is looked at
+                for p in read.group.products
+                if not np.isin(dependencies.labels.get(p.key, -1), read.group.labels).any()
             ]
             if not basis_changes or not is_same(
                 calibration, graph, change_basis(graph, dependencies, basis_changes)[0], names

@@ -1,0 +1,1 @@
+"""Fused operators taken apart for the solve, and put together again."""
