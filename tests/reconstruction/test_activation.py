@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from onnx import helper
@@ -10,12 +12,12 @@ from builders.models import build, run
 from pcns_onnx.graph import Graph
 from pcns_onnx.reconstruction.activation import KNOWN, NONE, Activation, known_activation
 
-ATTRIBUTES = {"LeakyRelu": ({}, {"alpha": 0.3})}
+ATTRIBUTES: dict[str, tuple[dict[str, Any], ...]] = {"LeakyRelu": ({}, {"alpha": 0.3})}
 ROWS = np.random.default_rng(0).normal(0, 2, (50, 4)).astype(np.float32)
 
 
 @pytest.mark.parametrize(("op", "attrs"), [(op, attrs) for op in KNOWN for attrs in ATTRIBUTES.get(op, ({},))], ids=str)
-def test_a_known_activation_is_that_of_onnxruntime(op: str, attrs: dict[str, float]) -> None:
+def test_a_known_activation_is_that_of_onnxruntime(op: str, attrs: dict[str, Any]) -> None:
     model = build([helper.make_node(op, ["x"], ["y"], **attrs)], {}, ["N", 4])
     known = known_activation(Graph.load(model).nodes[0])
     assert known is not None and known.slope is not None
