@@ -9,7 +9,7 @@ at the same place; here W may make something else, if only V gets y from it. Ada
 products. Rates are relative to the weights' size. One sample in `VALID` is kept aside: steps that
 worsen what it sees are taken back at a quarter of the rate, and its best point is the answer.
 
-What onnxruntime computes between the two layers is what is differentiated, whatever it is (`activation`).
+What onnxruntime computes between the two layers is what is differentiated, whatever it is (`nonlinearity`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pcns_onnx.numerics.adam import Adam
 from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.numerics.ridge import VALID
-from pcns_onnx.reconstruction.activation import Activation
+from pcns_onnx.reconstruction.nonlinearity import Nonlinearity
 from pcns_onnx.reconstruction.windows import Piece
 
 RATE = 0.1
@@ -76,7 +76,7 @@ class Refined:
 class Pair:
     """The two layers on pieces: what comes out, and how the squared error changes with the weights."""
 
-    def __init__(self, activation: Activation) -> None:
+    def __init__(self, activation: Nonlinearity) -> None:
         self._activation = activation
 
     def read(self, weights: Weights, piece: Piece) -> Array:
@@ -171,7 +171,7 @@ def _peaks_back(grown: Array, t: Array, pooled: Array, peaks: NDArray[np.int64])
 
 
 def refine(
-    pieces: Sequence[Piece], start: Weights, activation: Activation, steps: int, seed: tuple[int, ...]
+    pieces: Sequence[Piece], start: Weights, activation: Nonlinearity, steps: int, seed: tuple[int, ...]
 ) -> Refined:
     """At most `steps` steps from `start`; never worse than it on the samples kept aside."""
     pair = Pair(activation)

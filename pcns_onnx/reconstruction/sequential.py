@@ -27,12 +27,12 @@ from pcns_onnx.dependency.dependency_graph import DependencyGraph, kept_classes
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.dependency.residual import RegressionTarget, ResidualBlock, regression_target, residual_blocks
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
+from pcns_onnx.numerics.arrays import Array, to_numpy
 from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.numerics.ridge import Evidence, Fit, fit, fit_apart
 from pcns_onnx.ops import Labels
-from pcns_onnx.reconstruction.activation import NONE, Activation, known_activation
 from pcns_onnx.reconstruction.joint import ROUNDS, JointObserver, Unit, bias_numbers, layers_behind, solving_order
+from pcns_onnx.reconstruction.nonlinearity import nonlinearity
 from pcns_onnx.reconstruction.refine import Pair, Refined, Weights, kept_aside, refine
 from pcns_onnx.reconstruction.targets import LayerObserver, MissingMeanObserver, TargetObserver
 from pcns_onnx.reconstruction.windows import Route, Windows, own_scale, route
@@ -292,7 +292,10 @@ class _SequentialSolve:
     ) -> tuple[Array, NDArray[np.float64]]:
         """The layer's weights after refinement with its reader, which starts from its least squares."""
         xp = self._calibration.engine.xp
-        activation = self._activation(way)
+        labels = self._dependencies.labels[way.layer.output]
+        activation = nonlinearity(
+            self._calibration.engine, self._shrunk, way.layer.output, way.group.activation, labels
+        )
         prior, pieces = self._priors(way.reader)[0], windows.pieces
         if way.reader.name in self._rows:
             weight = self._rows[way.reader.name][self._outputs(way.reader)]
@@ -311,26 +314,6 @@ class _SequentialSolve:
         with self._calibration.progress.stage("refine"):
             self.refined[way.layer.name] = refined = refine(pieces, start, activation, self._steps, seed)
         return refined.weights.w, to_numpy(refined.weights.b).astype(np.float64)
-
-    def _activation(self, way: Route) -> Activation:
-        """What the shrunk model does between the layer's output and its activations, on rows (R, M)."""
-        output, activation = way.layer.output, way.group.activation
-        if activation == output:
-            return NONE
-        node = self._shrunk.producers[activation]
-        known = known_activation(node) if list(node.inputs) == [output] else None
-        if known is not None:
-            return known
-        session = self._calibration.engine.session(self._shrunk.extract([output], [activation]).program())
-        labels = self._dependencies.labels[output]
-
-        def sigma(rows: Array) -> Array:
-            xp = namespace_of(rows)
-            shape = [int(rows.shape[0]), *labels.shape[1:]]
-            shape[int(np.argmax(labels.shape))] = int(rows.shape[1])
-            return xp.reshape(session.run({output: xp.reshape(rows, shape)})[activation], rows.shape)
-
-        return Activation(sigma)
 
 
 def _quiet(solved: Fit) -> NDArray[np.float64]:

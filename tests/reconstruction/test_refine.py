@@ -20,7 +20,7 @@ from builders.pieces import Hidden, cast, disturbed
 from pcns_onnx import InputError, shrink
 from pcns_onnx.numerics.arrays import namespace_of, to_numpy
 from pcns_onnx.numerics.ridge import VALID
-from pcns_onnx.reconstruction.activation import Activation
+from pcns_onnx.reconstruction.nonlinearity import Nonlinearity
 from pcns_onnx.reconstruction.refine import ENOUGH, Pair, Weights, refine
 from pcns_onnx.reconstruction.windows import Piece
 
@@ -64,7 +64,7 @@ def test_the_gradient_is_the_central_difference(model: onnx.ModelProto, sigma: S
     for at in range(4):
         parts: list[Array] = [np.zeros(part.shape) for part in weights.all]
         parts[at] = draw.standard_normal(parts[at].shape)
-        told, measured = gradient_along(Pair(Activation(sigma)), weights, piece, Weights(*parts))
+        told, measured = gradient_along(Pair(Nonlinearity(sigma)), weights, piece, Weights(*parts))
         assert told == pytest.approx(measured, rel=1e-4)
         assert measured != 0
 
@@ -75,7 +75,7 @@ def test_a_channel_that_is_not_read_has_no_gradient() -> None:
     weights = hidden.weights
     v = weights.v.copy().reshape(len(weights.v), -1, len(weights.w))
     v[:, :, 2] = 0
-    w, b, _, _ = Pair(Activation(kinked)).gradient(replace(weights, v=v.reshape(weights.v.shape)), piece)
+    w, b, _, _ = Pair(Nonlinearity(kinked)).gradient(replace(weights, v=v.reshape(weights.v.shape)), piece)
     assert not w[2].any() and b[2] == 0
     assert w[[0, 1, 3]].all()
 
@@ -89,12 +89,12 @@ def test_it_runs_on_other_arrays(name: str) -> None:
     theirs = [replace(piece, x=xp.asarray(piece.x), y=xp.asarray(piece.y)) for piece in pieces]
     begin = Weights(*(xp.asarray(part) for part in start.all))
     for mine, other in zip(
-        Pair(Activation(kinked)).gradient(start, pieces[0]),
-        Pair(Activation(kinked)).gradient(begin, theirs[0]),
+        Pair(Nonlinearity(kinked)).gradient(start, pieces[0]),
+        Pair(Nonlinearity(kinked)).gradient(begin, theirs[0]),
         strict=True,
     ):
         np.testing.assert_allclose(mine, to_numpy(other), rtol=1e-3, atol=1e-3)
-    ours, same = (refine(p, w, Activation(kinked), 10, (0,)) for p, w in ((pieces, start), (theirs, begin)))
+    ours, same = (refine(p, w, Nonlinearity(kinked), 10, (0,)) for p, w in ((pieces, start), (theirs, begin)))
     assert same.before == pytest.approx(ours.before, rel=1e-4)
     assert same.after == pytest.approx(ours.after, rel=0.05)
     assert same.after < same.before
@@ -118,18 +118,18 @@ def test_never_worse_on_samples_kept_aside(name: str, seed: int, amount: float, 
     hidden = Hidden.of(MODELS[name])
     pieces = hidden.windows(hidden.samples(16, seed), 6, batches=2)
     start = disturbed(hidden.weights, amount, seed)
-    found = refine(pieces, start, Activation(kinked), steps, (seed,))
+    found = refine(pieces, start, Nonlinearity(kinked), steps, (seed,))
     assert found.after <= found.before
     aside = kept_aside(pieces)
     for weights, told in ((start, found.before), (found.weights, found.after)):
-        assert told == pytest.approx(Pair(Activation(kinked)).error(weights, aside) / spread(aside), rel=1e-4)
-    again = refine(pieces, start, Activation(kinked), steps, (seed,))
+        assert told == pytest.approx(Pair(Nonlinearity(kinked)).error(weights, aside) / spread(aside), rel=1e-4)
+    again = refine(pieces, start, Nonlinearity(kinked), steps, (seed,))
     assert all(np.array_equal(a, b) for a, b in zip(found.weights.all, again.weights.all, strict=True))
 
 
 def test_what_fits_already_is_left_as_it_is() -> None:
     hidden = Hidden.of(MODELS["conv2d"])
-    found = refine(hidden.windows(hidden.samples(16), 9), hidden.weights, Activation(hidden.sigma), 50, (0,))
+    found = refine(hidden.windows(hidden.samples(16), 9), hidden.weights, Nonlinearity(hidden.sigma), 50, (0,))
     assert found.before == found.after < ENOUGH
     assert all(np.array_equal(a, b) for a, b in zip(found.weights.all, hidden.weights.all, strict=True))
 
@@ -137,14 +137,14 @@ def test_what_fits_already_is_left_as_it_is() -> None:
 def test_from_a_disturbed_start_most_of_the_way_is_found_back() -> None:
     hidden = Hidden.of(MODELS["gemm"])
     pieces = hidden.windows(hidden.samples(400), batches=4)
-    found = refine(pieces, disturbed(hidden.weights, 0.1), Activation(hidden.sigma), 300, (0,))
+    found = refine(pieces, disturbed(hidden.weights, 0.1), Nonlinearity(hidden.sigma), 300, (0,))
     assert found.after < 0.1 * found.before
 
 
 def test_samples_that_cannot_be_parted_change_nothing() -> None:
     hidden = Hidden.of(MODELS["gemm"])
     start = disturbed(hidden.weights, 0.3)
-    found = refine(hidden.windows(hidden.samples(1)), start, Activation(hidden.sigma), 50, (0,))
+    found = refine(hidden.windows(hidden.samples(1)), start, Nonlinearity(hidden.sigma), 50, (0,))
     assert found.weights is start and np.isnan(found.before)
 
 

@@ -22,7 +22,7 @@ from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.ops import LinearOp
-from pcns_onnx.reconstruction.activation import Activation
+from pcns_onnx.reconstruction.nonlinearity import Nonlinearity
 from pcns_onnx.reconstruction.refine import Pair
 from pcns_onnx.reconstruction.windows import Piece, Windows, route
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
@@ -31,7 +31,7 @@ from pcns_onnx.rewrite.explicit_bias import explicit_biases
 def share_missed(hidden: Hidden, pieces: list[Piece]) -> float:
     """What the original's own two layers miss of the pieces' targets, as a share of these."""
     size = sum(float(np.sum(np.asarray(piece.y, dtype=np.float64) ** 2)) for piece in pieces)
-    return Pair(Activation(hidden.sigma)).error(hidden.weights, pieces) / size
+    return Pair(Nonlinearity(hidden.sigma)).error(hidden.weights, pieces) / size
 
 
 @pytest.mark.parametrize("places", [None, 5], ids=["all", "a few"])
