@@ -41,7 +41,7 @@ CHANCE = 1.64
 
 
 @dataclass(frozen=True)
-class Trial:
+class PairedTrial:
     """What is compared: the original, the model before healing and the healed one, on samples kept aside."""
 
     engine: Engine

@@ -17,7 +17,7 @@ import torch
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.data.batch import Batch
 from pcns_onnx.data.dataset import split
-from pcns_onnx.distillation.acceptance import Trial
+from pcns_onnx.distillation.acceptance import PairedTrial
 from pcns_onnx.distillation.augmentation import Augmentation, augmentation_of
 from pcns_onnx.distillation.checkpoint import Checkpoint, Course
 from pcns_onnx.distillation.learning_curve import SHARES, extrapolated
@@ -114,7 +114,9 @@ def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
     course = training.run(checkpoint, resume=options.resume)
     after = training.loss_of(lesson.watched)
     graph = student.graph()
-    trial = Trial(subject.engine, subject.original, subject.small, graph, subject.aside, subject.layout, subject.metric)
+    trial = PairedTrial(
+        subject.engine, subject.original, subject.small, graph, subject.aside, subject.layout, subject.metric
+    )
     verdict = _verdict(trial, course, options, (before, after), subject.progress)
     record = Healing(
         verdict=verdict,
@@ -231,7 +233,7 @@ def _run(
 
 
 def _verdict(
-    trial: Trial, course: Course, options: HealOptions, losses: tuple[float, float], progress: Progress
+    trial: PairedTrial, course: Course, options: HealOptions, losses: tuple[float, float], progress: Progress
 ) -> Verdict:
     if not course.taken:
         why = f"the loss ran away at every rate ({course.retries} retries)"

@@ -11,7 +11,7 @@ from builders.mlp import mlp, rows
 from builders.students import disturbed, ending
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.data.dataset import open_data
-from pcns_onnx.distillation.acceptance import Trial, aside_share
+from pcns_onnx.distillation.acceptance import PairedTrial, aside_share
 from pcns_onnx.evaluation.healing import Verdict
 from pcns_onnx.graph import Graph
 from pcns_onnx.progress import Progress
@@ -33,7 +33,7 @@ def verdict(
         feeds["labels"] = Engine().session(Graph.load(model).program()).run({"x": x})["y"].argmax(axis=1)
     graphs = [Graph.load(disturbed(model, amount)) for amount in (0.0, before, after)]
     samples = Samples(open_data(feeds, graphs[0].inputs), 64)
-    trial = Trial(Engine(), graphs[0], graphs[1], graphs[2], samples, OutputLayout(), metric)
+    trial = PairedTrial(Engine(), graphs[0], graphs[1], graphs[2], samples, OutputLayout(), metric)
     return trial.verdict(choice, losses, Progress())
 
 

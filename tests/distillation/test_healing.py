@@ -260,7 +260,7 @@ def shifting() -> onnx.ModelProto:
     end = model.graph.node[-5]
     model.graph.node.append(end)
     model.graph.node.remove(end)
-    constants = {"one": np.array(1, np.uint8), "zero": np.array(0, np.float32)}
+    constants: dict[str, Any] = {"one": np.array(1, np.uint8), "zero": np.array(0, np.float32)}
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
     onnx.checker.check_model(model)
     return model
