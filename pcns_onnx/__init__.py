@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pcns_onnx.api.design import DesignResult, design, ungrouped
     from pcns_onnx.api.diff import Difference, diff
     from pcns_onnx.api.expand import ExpandResult, expand
+    from pcns_onnx.api.heal import HealResult, heal
     from pcns_onnx.api.inspect import inspect
     from pcns_onnx.api.plan import PlanResult, plan
     from pcns_onnx.api.shrink import ShrinkResult, shrink
@@ -36,15 +37,16 @@ _HOMES = {
     "plan": "api.plan", "PlanResult": "api.plan",
     "diff": "api.diff", "Difference": "api.diff",
     "expand": "api.expand", "ExpandResult": "api.expand",
+    "heal": "api.heal", "HealResult": "api.heal",
     "Inspection": "report.schema", "Report": "report.schema", "Normalize": "data.conform",
     "PcnsError": "errors", "InputError": "errors", "UnsupportedError": "errors",
     "NothingToShrinkError": "errors", "GateError": "errors",
 }  # fmt: skip
 
 __all__ = [
-    "DesignResult", "Difference", "ExpandResult", "GateError", "InputError", "Inspection", "Normalize",
+    "DesignResult", "Difference", "ExpandResult", "GateError", "HealResult", "InputError", "Inspection", "Normalize",
     "NothingToShrinkError", "PcnsError", "PlanResult", "Report", "ShrinkResult", "UnsupportedError", "compare",
-    "design", "diff", "expand", "inspect", "plan", "shrink", "ungrouped",
+    "design", "diff", "expand", "heal", "inspect", "plan", "shrink", "ungrouped",
 ]  # fmt: skip
 
 

@@ -86,7 +86,7 @@ class Watched(Progress):
         """'3 min: re-fit, 4 of 12, about 6 min left; refine': since when, what, and what is left of it."""
         now, stages = self._clock(), [current for current in self._current if current.name != WHOLE]
         doing = "; ".join(_told(current, now) for current in stages) or "at work"
-        return f"{_duration(now - self._start)}: {doing}"
+        return f"{duration_text(now - self._start)}: {doing}"
 
 
 def _told(current: _Current, now: float) -> str:
@@ -97,11 +97,11 @@ def _told(current: _Current, now: float) -> str:
         parts.append(f"{current.done:,} so far")
     if current.total and current.done:
         left = (now - current.start) / current.done * (current.total - current.done)
-        parts.append(f"about {_duration(left)} left")
+        parts.append(f"about {duration_text(left)} left")
     return ", ".join(parts)
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """'40 s', '3 min' or '2 h 5 min'."""
     if seconds < 60:
         return f"{seconds:.0f} s"

@@ -54,7 +54,8 @@ class Evaluation:
 class Check:
     """What the shrunk model is checked on: samples that were `held_out`, or those of the solve (`train`).
 
-    `judging`: the samples that a search judges by, None where those are the samples of the check, too. `plan` is one
+    `judging`: the samples that a search judges by, None where those are the samples of the check, too; `aside`: those
+    that healing is judged by, which are kept from the solve. `plan` is one
     that is replayed; `solves`: whether anything is solved, or chosen, on `train`; `layout`: where outputs have
     their channels.
     """
@@ -68,6 +69,7 @@ class Check:
     solves: bool
     plan: Plan | None = None
     judging: Dataset | None = None
+    aside: Dataset | None = None
     layout: OutputLayout = field(default_factory=OutputLayout)
 
     @property
@@ -89,7 +91,9 @@ class Check:
     def used(self) -> list[Hashes]:
         """Hashes of all samples that the result is made on."""
         calibration = [self.running.samples(self.train, self.form.twin)] if self.solves and self.has_data else []
-        return [samples.summary.hashes for samples in (*calibration, *([self.judges] if self.searches else []))]
+        aside = [] if self.aside is None else [self.running.samples(self.aside, self.form.original)]
+        judges = [self.judges] if self.searches else []
+        return [samples.summary.hashes for samples in (*calibration, *aside, *judges)]
 
     def keeps_limits(self, patch: Patch) -> bool:
         """Whether the model with these edits keeps the budgets on what may be lost."""

@@ -30,7 +30,7 @@ from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.runtime.samples import Samples
 
 
-def _same_axes(dataset: Dataset, form: Canonical) -> Layout | None:
+def same_axes(dataset: Dataset, form: Canonical) -> Layout | None:
     """The samples' axes for a second model: those of the first, and its own batch."""
     return None if dataset.layout is None else replace(dataset.layout, fixed=form.original.layout.fixed)
 
@@ -53,9 +53,9 @@ def compare(
     check_page(outputs.html)
     metric = load_metric(options.gates.metric)
     with run(options, progress) as running:
-        forms = _loaded(running, a, b)
+        forms = load_pair(running, a, b)
         forms[0], opened = running.opened(forms[0], data)
-        forms[1] = forms[1].laid_out(_same_axes(opened, forms[1]))
+        forms[1] = forms[1].laid_out(same_axes(opened, forms[1]))
         first, second = (form.original for form in forms)
         dataset = running.all_of(running.batched_for(forms[1], opened))
         if options.gates.max_drop is not None and metric is None and not dataset.has_labels:
@@ -96,7 +96,7 @@ def compare(
     return report
 
 
-def _loaded(running: Run, a: ModelSource, b: ModelSource) -> list[Canonical]:
+def load_pair(running: Run, a: ModelSource, b: ModelSource) -> list[Canonical]:
     """Both models; an input that a constant has replaced in one of them may be no input of the other."""
     forms = [Canonical.of(running.load(source)) for source in (a, b)]
     first, second = (form.original for form in forms)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from pcns_onnx.api.outputs import Outputs
 from pcns_onnx.data.options import DataOptions, InputOptions
 from pcns_onnx.dependency.options import Scope
+from pcns_onnx.distillation.options import HealOptions
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.options import GateOptions
 from pcns_onnx.methods.registry import method_named
@@ -40,6 +41,7 @@ class Options:
     goal: Goal = field(default_factory=Goal)
     scope: Scope = field(default_factory=Scope)
     solving: SolveOptions = field(default_factory=SolveOptions)
+    healing: HealOptions = field(default_factory=HealOptions)
     data: DataOptions = field(default_factory=DataOptions)
     inputs: InputOptions = field(default_factory=InputOptions)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
@@ -78,6 +80,7 @@ RECORDS: Mapping[str, type[Any]] = {
     "goal": Goal,
     "scope": Scope,
     "solving": SolveOptions,
+    "healing": HealOptions,
     "data": DataOptions,
     "inputs": InputOptions,
     "runtime": RuntimeOptions,
@@ -207,7 +210,7 @@ class Running(TypedDict, total=False):
 
 
 class Choices(Running, total=False):
-    """Keyword arguments of `shrink`, `inspect` and `compare`; see `Options` for their meaning."""
+    """Keyword arguments of `shrink`, `heal`, `inspect` and `compare`; see `Options` for their meaning."""
 
     method: str
     budget: str | Sequence[str]
@@ -221,6 +224,15 @@ class Choices(Running, total=False):
     refit: bool
     rank_ratio: float
     refine: int
+    heal: int
+    updates: int
+    heal_batch: int
+    heal_loss: str
+    heal_augment: str
+    heal_accept: str
+    freeze: str | Sequence[str]
+    heal_curve: bool
+    resume: bool
     coupled: bool
     depth: bool
     low_rank: bool

@@ -21,7 +21,7 @@ class Outputs:
     report: str | Path | None = field(
         default=None,
         metadata={
-            "commands": "shrink compare",
+            "commands": "shrink compare heal",
             "metavar": "FILE",
             "help": "Write the report as JSON.",
             "described": False,
@@ -30,7 +30,7 @@ class Outputs:
     html: str | Path | None = field(
         default=None,
         metadata={
-            "commands": "shrink compare",
+            "commands": "shrink compare heal",
             "metavar": "FILE.html",
             "help": "Write the report as a page to read (extra: html).",
             "described": False,

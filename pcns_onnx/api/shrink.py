@@ -1,4 +1,4 @@
-"""`shrink`, step by step: open, canonicalise, prepare, decide, solve, emit, evaluate, report, write."""
+"""`shrink`, step by step: open, canonicalise, prepare, decide, solve, emit, heal, evaluate, report, write."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from pcns_onnx.api.check import Check, Evaluation, check_on
+from pcns_onnx.api.heal import heal_samples, kept_aside_from, not_accepted, require_torch
 from pcns_onnx.api.inputs import Run, run
 from pcns_onnx.api.options import Choices, Options
 from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.dataset import Dataset
 from pcns_onnx.data.fingerprints import sketch
 from pcns_onnx.data.sources import DataSource
-from pcns_onnx.errors import InputError, NothingToShrinkError
+from pcns_onnx.errors import InputError, NothingToShrinkError, PcnsError
+from pcns_onnx.evaluation.healing import Healing
 from pcns_onnx.evaluation.metric import load_metric
 from pcns_onnx.evaluation.precisions import check_precisions, precision_path
 from pcns_onnx.evaluation.provenance import library_versions, provenance_note, provenance_of
@@ -84,6 +86,8 @@ def shrink(
     """
     options = Options.of(**choices)
     options.goal.chosen_way()
+    if options.healing.heal is not None:
+        require_torch()
     _check_files((model, data, options.data.eval, options.goal.plan), output, options)
     check_page(options.outputs.html)
     metric = load_metric(options.gates.metric)
@@ -92,7 +96,7 @@ def shrink(
         _check_files(tuple(form.original.files), output, options)
         check_precisions(form.original, options.outputs.precisions)
         request, strategy = _accepted(form, options, has_data=data is not None)
-        check = check_on(running, form, data, metric, request.plan, solves=strategy.solves)
+        check = _keeping_aside(check_on(running, form, data, metric, request.plan, solves=strategy.solves))
         form = check.form
         problem, skipped = _prepare(running, form, check.train, strategy, request)
         check = replace(check, layout=problem.layout)
@@ -112,8 +116,9 @@ def shrink(
         model_hash, ratio = fingerprint(form.original), strategy.rank_ratio
         plan = Plan(PLAN_SCHEMA, model_hash, request.method.name, groups, ratio, chosen_on)
         small = _emit(form, solution.patch, provenance_note(plan, options.data.seed, hashes))
+        small, healing, notes = _healed(check, problem, small)
         evaluation = check.evaluate(small, problem.calibration.samples, [*starved(solution, problem), *still(solution)])
-        shrunk = Shrunk(strategy, problem, decision, solution, plan, small, frontier, skipped)
+        shrunk = Shrunk(strategy, problem, decision, solution, plan, small, frontier, skipped, healing, notes)
     report = _report(running, shrunk, check, evaluation, {"model": (model, form.original)}, data)
     return _write(shrunk, report, evaluation, output, options)
 
@@ -130,6 +135,8 @@ class Shrunk:
     small: Graph
     frontier: list[FrontierPoint]
     skipped: list[SkippedLayer]
+    healing: Healing | None
+    notes: list[str]
 
 
 # -- open --------------------------------------------------------------------------------------
@@ -152,6 +159,8 @@ def _accepted(form: Canonical, options: Options, *, has_data: bool) -> tuple[Req
     refusal = strategy.accepts()
     if refusal is not None:
         raise InputError(refusal)
+    if options.healing.heal is not None and not has_data:
+        raise InputError("--heal learns from the original on samples: give them with --data")
     if outputs.precisions and not has_data:
         raise InputError(f"--{outputs.precisions[0]} is calibrated and checked on samples: give them with --data")
     limits = {"--max-error": gates.max_error, "--max-drop": gates.max_drop, "--metric": gates.metric}
@@ -203,6 +212,34 @@ def _emit(form: Canonical, patch: Patch, provenance: str) -> Graph:
     return small
 
 
+# -- heal --------------------------------------------------------------------------------------
+
+
+def _keeping_aside(check: Check) -> Check:
+    """The same, with samples kept from the solve by which the healed model will be judged, if it is to be healed."""
+    if check.running.options.healing.heal is None:
+        return check
+    train, aside = kept_aside_from(check.running, check.train, check.form.original)
+    return replace(check, train=train, aside=aside)
+
+
+def _healed(check: Check, problem: Problem, small: Graph) -> tuple[Graph, Healing | None, list[str]]:
+    """The shrunk model after it has learnt from the original, if it is to, and what is said of it; whatever fails here
+    leaves the shrunk model as it is."""
+    running, original = check.running, check.form.original
+    if running.options.healing.heal is None:
+        return small, None, []
+    try:
+        before = model_size(original, problem.whole_dependencies)
+        after = model_size(small, running.dependencies(explicit_biases(small)[0].as_float32(), check.train))
+        healed = heal_samples(
+            running, original, small, check.train, check.aside, problem.layout, (after, before), check.metric
+        )
+    except PcnsError as error:
+        return small, None, [f"not healed, the shrunk model is as it was: {error}"]
+    return healed.graph, healed.record, not_accepted(healed.record)
+
+
 # -- report ------------------------------------------------------------------------------------
 
 
@@ -241,12 +278,13 @@ def _report(
             *put_right(check.form.original),
             *running.notes,
             *(_of_samples(shrunk) if shrunk.strategy.solves else []),
+            *shrunk.notes,
             *evaluation.warnings,
             *grown(before, size),
             *apart(infos),
             *evaluation.quantized.warnings,
         ],
-        versions=library_versions(),
+        versions=library_versions() | ({} if shrunk.healing is None else shrunk.healing.versions),
         origin=provenance_of(
             options.outputs.command,
             options.runtime.device,
@@ -260,6 +298,7 @@ def _report(
         chosen=point_of(problem, shrunk.decision) if shrunk.frontier else None,
         precisions=[quantized.precision for quantized in evaluation.quantized.models],
         failed_precisions=evaluation.quantized.failed,
+        healing=shrunk.healing,
     )
 
 

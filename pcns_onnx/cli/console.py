@@ -73,12 +73,14 @@ class Console:
 
     def report(self, report: Report, *, without: Collection[str] = ()) -> None:
         """The report of `shrink` or `compare`, `without` those warnings that are said elsewhere."""
-        from pcns_onnx.cli.tables import report_tables, stage_table
+        from pcns_onnx.cli.tables.healing import healing_lines
+        from pcns_onnx.cli.tables.records import report_tables, stage_table
 
         if self.as_json:
             self.record(report)
             return
-        self.show(report_tables(report), [text for text in report.warnings if text not in without])
+        parts = [*report_tables(report), *healing_lines(report)]
+        self.show(parts, [text for text in report.warnings if text not in without])
         if self.verbose and report.stages:
             self.show([stage_table(report)])
 

@@ -39,7 +39,7 @@ def design(model: str, data: str | None, output: str, ungroup: bool, console: Co
     """Design a smaller net from what MODEL's layers use. One PCA pass; NEW is to be trained from scratch."""
     from pcns_onnx.api.design import design as run
     from pcns_onnx.api.design import ungrouped
-    from pcns_onnx.cli.tables import design_tables
+    from pcns_onnx.cli.tables.records import design_tables
 
     chosen = api_keywords(choices)
     if ungroup:

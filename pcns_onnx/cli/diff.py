@@ -34,7 +34,7 @@ def diff(a: str, b: str, everything: bool, console: Console, **choices: Any) -> 
 
 
 def _tables(difference: Difference, everything: bool) -> Iterator[Any]:
-    from pcns_onnx.cli.tables import plain_table
+    from pcns_onnx.cli.tables.records import plain_table
 
     if difference.equal:
         yield "the models are the same"

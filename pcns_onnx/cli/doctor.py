@@ -34,7 +34,7 @@ def doctor(console: Console) -> None:
 def _tables(checkup: Checkup) -> Iterator[Any]:
     from rich.table import Table
 
-    from pcns_onnx.cli.tables import plain_table
+    from pcns_onnx.cli.tables.records import plain_table
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column("what")

@@ -24,7 +24,7 @@ from pcns_onnx.methods.registry import EXPANSIONS
 def expand(model: str, output: str, console: Console, **choices: Any) -> None:
     """Write a wider MODEL to OUT that computes the same. It is to be trained further."""
     from pcns_onnx.api.expand import expand as run
-    from pcns_onnx.cli.tables import expansion_tables
+    from pcns_onnx.cli.tables.records import expansion_tables
 
     with console.bars() as progress:
         result = run(model, output, progress=progress, **api_keywords(choices))

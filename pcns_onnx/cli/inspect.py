@@ -20,7 +20,7 @@ from pcns_onnx.cli.options import DATA_HELP, api_keywords, as_json, config_optio
 def inspect(model: str, data: str | None, console: Console, **choices: Any) -> None:
     """List every linear layer, its cost, and whether it can shrink. With data, also what it uses."""
     from pcns_onnx.api.inspect import inspect as run
-    from pcns_onnx.cli.tables import inspection_tables
+    from pcns_onnx.cli.tables.records import inspection_tables
 
     with console.bars() as progress:
         inspection = run(model, data, progress=progress, **api_keywords(choices))

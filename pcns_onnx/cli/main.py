@@ -16,6 +16,7 @@ from pcns_onnx.cli.design import design
 from pcns_onnx.cli.diff import diff
 from pcns_onnx.cli.doctor import doctor
 from pcns_onnx.cli.expand import expand
+from pcns_onnx.cli.heal import heal
 from pcns_onnx.cli.inspect import inspect
 from pcns_onnx.cli.plan import plan
 from pcns_onnx.cli.shrink import shrink
@@ -28,7 +29,7 @@ def cli() -> None:
     """Make a trained ONNX model narrower and faster, with nothing but samples."""
 
 
-for _command in (inspect, shrink, plan, expand, compare, design, diff, doctor):
+for _command in (inspect, shrink, heal, plan, expand, compare, design, diff, doctor):
     cli.add_command(_command)
 
 

@@ -46,6 +46,8 @@ def _option(one: Field[Any], command: str) -> Callable[[Command], Command]:
         return click.option(flag, one.name, is_flag=True, default=None, help=texts["help"])
     if kind is bool:
         return click.option(flag, one.name, default=None, help=texts["help"])
+    if "optional" in one.metadata:
+        return click.option(flag, one.name, type=kind, is_flag=False, flag_value=one.metadata["optional"], **texts)
     if one.name == "normalize":
         return click.option(flag, one.name, nargs=2, **texts)
     if takes_many(one):

@@ -32,7 +32,7 @@ def plan(
 ) -> None:
     """Choose widths without solving, the layers timed here. Or show the whole frontier."""
     from pcns_onnx.api.plan import plan as run
-    from pcns_onnx.cli.tables import plan_tables
+    from pcns_onnx.cli.tables.records import plan_tables
     from pcns_onnx.report.frontier_figure import frontier_figure
 
     if figure is not None and not frontier:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pcns_onnx.data.sources import DataSource
     from pcns_onnx.graph import Layout, TensorSpec
 
-_ALL = "inspect shrink plan expand compare design"
+_ALL = "inspect shrink plan expand compare design heal"
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,19 @@ class DataOptions:
     holdout: float = field(
         default=0.1,
         metadata={
-            "commands": "shrink plan",
+            "commands": "shrink plan heal",
             "interval": "[0, 0.5]",
             "help": "Share of the samples kept from the solve for the check (0.1).",
         },
     )
     eval: DataSource | None = field(
         default=None,
-        metadata={"commands": "shrink", "metavar": "DATA", "help": "Check on this data instead.", "described": False},
+        metadata={
+            "commands": "shrink heal",
+            "metavar": "DATA",
+            "help": "Check on this data instead.",
+            "described": False,
+        },
     )
     trials: int | None = field(
         default=None,

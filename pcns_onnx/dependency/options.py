@@ -71,7 +71,7 @@ class Scope:
     shape: str | Sequence[str] = field(
         default=(),
         metadata={
-            "commands": "inspect shrink plan expand compare design diff",
+            "commands": "inspect shrink plan expand compare design diff heal",
             "metavar": "NAME=1x3x224x224",
             "help": "Sizes of an input that the model leaves open.",
         },

@@ -11,7 +11,7 @@ from pcns_onnx.calibration.output_weight import OutputWeight, output_weights
 if TYPE_CHECKING:
     from pcns_onnx.evaluation.metric import Metric
 
-_COMMANDS = "shrink compare"
+_COMMANDS = "shrink compare heal"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class GateOptions:
     output_weight: str | Sequence[str] = field(
         default=(),
         metadata={
-            "commands": "shrink plan compare",
+            "commands": "shrink plan compare heal",
             "metavar": "NAME[3:8]=W",
             "help": "How much an output (or some of its channels) counts.",
         },

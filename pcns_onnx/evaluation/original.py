@@ -27,7 +27,7 @@ class Original:
     def __init__(self, engine: Engine, model: Graph, other: Graph, samples: Samples, layout: OutputLayout) -> None:
         self._model, self._layout = model, layout
         dependence = DataDependence(model)
-        self.fronts = _fronts(model, other, dependence)
+        self.fronts = counted_fronts(model, other, dependence)
         self._counted = dependence.counted | dependence.strange | model.containers
         self._names = [spec.name for spec in model.outputs]
         self._session = engine.session((model.exposing(self.fronts) if self.fronts else model).program())
@@ -71,7 +71,7 @@ class Original:
         ]
 
 
-def _fronts(a: Graph, b: Graph, dependence: DataDependence) -> dict[str, str]:
+def counted_fronts(a: Graph, b: Graph, dependence: DataDependence) -> dict[str, str]:
     """What stands in front of counted outputs in both models, by name, with the first output that it stands for."""
     outputs, fronts = {spec.name for spec in a.outputs}, dict[str, str]()
     for output, names in dependence.judged.items():

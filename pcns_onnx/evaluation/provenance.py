@@ -6,6 +6,7 @@ SHA-256 of a file, as `sha256sum FILE` prints it; of a folder, SHA-256 over the 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -110,13 +111,27 @@ def provenance_note(plan: Plan, seed: int, hashes: Hashes) -> str:
     return note(method=plan.method, model=plan.model, seed=seed, widths=widths, **ratio, **samples)
 
 
-def made_on(graph: Graph, hashes: Hashes) -> int:
-    """How many of these samples a model says that it was made on (it remembers a few)."""
+def healed_note(graph: Graph, updates: int, seed: int, hashes: Hashes) -> str:
+    """What a healed model says of itself: what it said before, and that it has learnt from samples of these hashes."""
+    facts = _facts(graph)
+    own = base64.b64decode(sketch(hashes, SKETCH))
+    samples = base64.b64encode(base64.b64decode(str(facts.get("samples", ""))) + own).decode()
+    return note(**{**facts, "healed": {"updates": updates, "seed": seed}, "samples": samples})
+
+
+def _facts(graph: Graph) -> dict[str, object]:
+    """What a model says of itself; nothing where that is nothing of ours, as anyone may have written it."""
     try:
         facts = msgspec.json.decode(graph.metadata("pcns_onnx") or "{}", type=dict[str, object])
-        return int(in_sketch(str(facts.get("samples", "")), hashes).sum())
-    except (msgspec.DecodeError, msgspec.ValidationError, ValueError):  # anyone may have written it
-        return 0
+        in_sketch(str(facts.get("samples", "")), np.zeros(0, np.uint64))
+        return {name: value for name, value in facts.items() if name != "version"}
+    except (msgspec.DecodeError, msgspec.ValidationError, ValueError):
+        return {}
+
+
+def made_on(graph: Graph, hashes: Hashes) -> int:
+    """How many of these samples a model says that it was made on (it remembers a few)."""
+    return int(in_sketch(str(_facts(graph).get("samples", "")), hashes).sum())
 
 
 def note(**facts: object) -> str:

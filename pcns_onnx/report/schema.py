@@ -14,6 +14,7 @@ from pcns_onnx.cost.benchmark import Latency
 from pcns_onnx.cost.model import ModelSize
 from pcns_onnx.evaluation.agreement import Agreement
 from pcns_onnx.evaluation.gates import Gate
+from pcns_onnx.evaluation.healing import Healing
 from pcns_onnx.evaluation.precisions import FailedPrecision, Precision
 from pcns_onnx.evaluation.provenance import Provenance
 from pcns_onnx.files import write_atomic
@@ -126,7 +127,8 @@ class Report(msgspec.Struct, frozen=True):
     """Everything about one `shrink` or `compare`.
 
     `frontier` and the point `chosen` on it are for the page (`html`), where a budget was spread over the layers.
-    `failed_precisions` are those that were asked for and are not written; the warnings name them, too.
+    `failed_precisions` are those that were asked for and are not written; the warnings name them, too. `healing`: how
+    the result has learnt from the original, where it was to.
     """
 
     options: dict[str, str]
@@ -146,6 +148,7 @@ class Report(msgspec.Struct, frozen=True):
     chosen: FrontierPoint | None = None
     precisions: list[Precision] = []
     failed_precisions: list[FailedPrecision] = []
+    healing: Healing | None = None
     schema: int = SCHEMA
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pcns_onnx.errors import InputError
 from pcns_onnx.runtime.memory import MemoryBudget, parse_bytes
 
-_ALL = "inspect shrink plan expand compare design"
+_ALL = "inspect shrink plan expand compare design heal"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pcns_onnx.api.options import FIELDS, RECORDS, Choices, Options, flag_of, op
 from pcns_onnx.cli.main import cli, main
 
 DOCS = Path(__file__).parents[2] / "docs" / "options.md"
-KNOWN = {"help", "metavar", "commands", "least", "interval", "choices", "flag", "described"}
+KNOWN = {"help", "metavar", "commands", "least", "interval", "choices", "flag", "described", "optional"}
 
 
 def test_fields_and_keywords_are_the_same() -> None:
@@ -33,7 +33,7 @@ def test_a_field_says_what_is_known_of_it(name: str) -> None:
     assert set(metadata["commands"].split()) <= set(cli.commands)
 
 
-@pytest.mark.parametrize("command", ["inspect", "shrink", "plan", "expand", "compare", "design", "diff"])
+@pytest.mark.parametrize("command", ["inspect", "shrink", "plan", "expand", "compare", "design", "diff", "heal"])
 def test_a_command_has_the_options_of_the_fields_that_name_it(command: str) -> None:
     shown = {name for one in cli.commands[command].params if isinstance(one, click.Option) for name in one.opts}
     expected = {

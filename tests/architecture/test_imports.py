@@ -19,7 +19,7 @@ BANDS = (
     "ops dependency rewrite autograd",  # structure
     "calibration cost",  # measurements
     "planning reconstruction",  # decisions
-    "methods metrics evaluation report architecture",  # story
+    "methods metrics evaluation distillation report architecture",  # story
     "api interop cli __main__",  # faces
 )
 """From the ground up; inside a band a folder imports only what stands before it."""
@@ -34,7 +34,7 @@ DOORS = {
     "google": "graph",  # protobuf, under onnx
     "onnxruntime": "runtime rewrite",  # sessions; and its quantiser, which rewrites a graph
     "cupy": "numerics",  # arrays are asked for their namespace everywhere else
-    "torch": "autograd",  # never needed to shrink a model
+    "torch": "autograd distillation",  # never needed to shrink a model
     "click": "cli",  # the API has no command line
     "dask": "runtime",  # who runs the batches is the runtime's affair
     "distributed": "runtime",

@@ -1,0 +1,1 @@
+"""The small model learns from its own original (distillation); the modules that train need PyTorch."""

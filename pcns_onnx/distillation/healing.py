@@ -1,0 +1,241 @@
+"""Healing, step by step: what is learnt, the student, the samples, the training, and whether its result is taken.
+
+Whatever fails leaves the small model as it was; what is not taken, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pcns_onnx.calibration.output_layout import OutputLayout
+from pcns_onnx.data.batch import Batch
+from pcns_onnx.data.dataset import split
+from pcns_onnx.distillation.acceptance import PairedTrial
+from pcns_onnx.distillation.augmentation import Augmentation, augmentation_of
+from pcns_onnx.distillation.checkpoint import Checkpoint, Course
+from pcns_onnx.distillation.learning_curve import SHARES, extrapolated
+from pcns_onnx.distillation.losses import DistillationLoss
+from pcns_onnx.distillation.options import HealOptions
+from pcns_onnx.distillation.pool import Pool
+from pcns_onnx.distillation.schedule import Schedule, peak_rates
+from pcns_onnx.distillation.student import Student, deterministic, torch_version
+from pcns_onnx.distillation.targets import Measure, Spreads, targets_of, taught_tensors
+from pcns_onnx.distillation.teacher import Outputs, Teacher
+from pcns_onnx.distillation.training import Training
+from pcns_onnx.errors import InputError, PcnsError, UnsupportedError, first_line
+from pcns_onnx.evaluation.healing import CurvePoint, Healing, Verdict
+from pcns_onnx.evaluation.metric import Metric
+from pcns_onnx.graph import Graph
+from pcns_onnx.progress import Progress
+from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.samples import Samples
+
+WATCHED = 512
+"""Samples kept aside that the loss is looked at on, while the student learns."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is healed, on what, and with what at hand.
+
+    `learnt` and `aside` are samples as both models take them; `macs` are multiply-adds per sample of the student and of
+    the original, None where they are not known; `room` bytes of samples are kept in memory.
+    """
+
+    engine: Engine
+    original: Graph
+    small: Graph
+    learnt: Samples
+    aside: Samples
+    layout: OutputLayout
+    macs: tuple[int, int] | None
+    seed: int
+    threads: int
+    room: int
+    metric: Metric | None
+    progress: Progress
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class Healed:
+    """The model, which is the small one itself where the healed one was not taken, and what is said of it."""
+
+    graph: Graph
+    record: Healing
+
+
+def heal_model(subject: Subject, options: HealOptions) -> Healed:
+    """Let the small model learn from the original.
+
+    Raises `UnsupportedError` before anything long runs where PyTorch does not know the model, `InputError` where
+    nothing can be learnt.
+    """
+    start = time.perf_counter()
+    try:
+        with deterministic(subject.threads, subject.seed), subject.progress.stage("healing"):
+            return _healed(subject, options, start)
+    except (PcnsError, MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # what operators of the interop raise is of any kind
+        raise UnsupportedError(f"PyTorch cannot train this model: {first_line(error)}") from error
+
+
+def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
+    device = "cuda" if subject.engine.device == "cuda" and torch.cuda.is_available() else "cpu"
+    lesson = _lesson(subject, options)
+    student = Student(subject.small, [m.target.student for m in lesson.measures], options.freeze, device=device)
+    first = lesson.watched[0][0]
+    _check_shapes(lesson, student(first, exact=True))
+    augmentation = augmentation_of(options.heal_augment, subject.original, [first])
+    own, other = subject.macs or (0, 0)
+    schedule = Schedule.of(options.shown, options.heal_batch, own, other, unknown=subject.macs is None)
+    pool = Pool(subject.learnt, subject.room, subject.seed)
+    rates = peak_rates({name: float(np.sqrt(np.mean(v**2))) for name, v in student.state().items() if v.size})
+    loss = DistillationLoss(lesson.measures, device)
+    training = Training(
+        student, lesson.teacher, loss, pool, augmentation, schedule, rates, lesson.watched, subject.seed, device,
+        subject.progress,
+    )  # fmt: skip
+    before = training.loss_of(lesson.watched)
+    if not isfinite(before):
+        raise InputError("the small model's outputs are no finite numbers on samples kept aside: nothing can be healed")
+    points = _curve(subject, training) if options.heal_curve else []
+    _remember(training, subject)
+    hashes = _hashes(subject)
+    checkpoint = Checkpoint(subject.checkpoint, _run(hashes, schedule, augmentation, subject, options))
+    course = training.run(checkpoint, resume=options.resume)
+    after = training.loss_of(lesson.watched)
+    graph = student.graph()
+    trial = PairedTrial(
+        subject.engine, subject.original, subject.small, graph, subject.aside, subject.layout, subject.metric
+    )
+    verdict = _verdict(trial, course, options, (before, after), subject.progress)
+    record = Healing(
+        verdict=verdict,
+        updates=course.step * schedule.batch,
+        steps=course.step,
+        batch=schedule.batch,
+        learnt=subject.learnt.count,
+        losses={measure.target.shown_as: str(measure.target) for measure in lesson.measures},
+        left_out=lesson.left_out,
+        augmentation=augmentation.kind,
+        augmentation_why=augmentation.why,
+        rates=rates,
+        frozen=student.frozen,
+        looks=course.looks,
+        taken=course.taken,
+        retries=course.retries,
+        precision="bfloat16" if student.halves else "float32",
+        threads=torch.get_num_threads(),
+        seed=subject.seed,
+        seconds=time.perf_counter() - start,
+        versions=torch_version(),
+        hashes=hashes,
+        curve=extrapolated([*points, CurvePoint(subject.learnt.count, after)]) if points else [],
+    )
+    return Healed(graph if verdict.accepted else subject.small, record)
+
+
+def _remember(training: Training, subject: Subject) -> None:
+    """Ask the original about every sample once, where each is shown more often than that."""
+    block, forms = training.pool.whole, training.augmentation.versions
+    if block is not None and forms and subject.learnt.count * forms <= training.schedule.updates:
+        training.teacher.remember(block, training.augmentation, training.loss.axes, subject.room // 4, subject.progress)
+
+
+def _curve(subject: Subject, training: Training) -> list[CurvePoint]:
+    """The same training on some of the samples; the student ends as it was."""
+    points, start, learnt = list[CurvePoint](), training.student.state(), subject.learnt
+    for share in SHARES:
+        part = split(learnt.data, holdout=share, seed=subject.seed + 1)[1]
+        samples = None if part is None else Samples(part, learnt.batch, learnt.fixed)
+        if samples is None or not samples.count:
+            continue
+        fewer = replace(training, pool=Pool(samples, subject.room, subject.seed))
+        fewer.run(Checkpoint(None, ""), resume=False)
+        points.append(CurvePoint(samples.count, fewer.loss_of(fewer.watched)))
+        training.student.load(start)
+    return points
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """The original as a teacher, what is learnt from it, and its word on some samples kept aside."""
+
+    teacher: Teacher
+    measures: list[Measure]
+    watched: list[tuple[Batch, Outputs]]
+    left_out: list[str]
+
+
+def _lesson(subject: Subject, options: HealOptions) -> _Lesson:
+    original, small = subject.original, subject.small
+    names = [spec.name for spec in original.outputs]
+    if names != [spec.name for spec in small.outputs]:
+        raise InputError(f"the models have different outputs: {names} and {[s.name for s in small.outputs]}")
+    first = next(iter(subject.aside))
+    tensors = taught_tensors(original, small)
+    plain = Teacher(subject.engine, original, list(tensors))
+    targets = targets_of(original, small, tensors, plain(first), options.heal_loss)
+    if not targets:
+        raise UnsupportedError("no output of the model is of floats: there is nothing that a student can learn from")
+    teacher = Teacher(subject.engine, original, [target.original for target in targets])
+    kept, count = list[tuple[Batch, Outputs]](), 0
+    spreads = Spreads(targets, subject.layout, teacher.batch_axes(first, fixed=subject.aside.fixed))
+    for batch in subject.aside:
+        outputs = teacher(batch)
+        spreads.update(outputs, batch.size)
+        if count < WATCHED:
+            kept.append((batch, outputs))
+        count += batch.size
+    measures = spreads.measures()
+    if not measures:
+        raise InputError("the outputs of the original do not vary on these samples: there is nothing to learn")
+    learnt = {measure.target.output for measure in measures}
+    return _Lesson(teacher, measures, kept, [name for name in names if name not in learnt])
+
+
+def _check_shapes(lesson: _Lesson, outputs: dict[str, torch.Tensor]) -> None:
+    """Raise `InputError` where an output of the small model has another shape than the original's."""
+    for target in (measure.target for measure in lesson.measures):
+        small, original = tuple(outputs[target.student].shape), lesson.watched[0][1][target.original].shape
+        if small != original:
+            raise InputError(
+                f"output '{target.output}' has shape {small} in the small model and {original} in the original"
+            )
+
+
+def _hashes(subject: Subject) -> dict[str, str]:
+    return {
+        "original": subject.original.digest(),
+        "start": subject.small.digest(),
+        "samples": subject.learnt.summary.digest,
+    }
+
+
+def _run(
+    hashes: dict[str, str], schedule: Schedule, augmentation: Augmentation, subject: Subject, options: HealOptions
+) -> str:
+    """What tells this run from every other."""
+    facts = [
+        sorted(hashes.items()), schedule, augmentation.kind, options.heal_loss, options.freeze, subject.seed,
+        subject.layout.weights, sorted(torch_version().items()), torch.get_num_threads(),
+    ]  # fmt: skip
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _verdict(
+    trial: PairedTrial, course: Course, options: HealOptions, losses: tuple[float, float], progress: Progress
+) -> Verdict:
+    if not course.taken:
+        why = f"the loss ran away at every rate ({course.retries} retries)"
+        return Verdict(False, why, "agreement", 0, None, None, 0, 0, 0.0, *losses)
+    return trial.verdict(options.heal_accept, losses, progress)

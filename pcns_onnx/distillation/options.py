@@ -1,0 +1,101 @@
+"""How the small model learns from its original."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+LossChoice = Literal["auto", "kl", "mse", "cosine"]
+AugmentChoice = Literal["auto", "none", "mirror", "shift"]
+AcceptChoice = Literal["auto", "agreement", "strict"]
+
+_BOTH = "shrink heal"
+
+
+@dataclass(frozen=True)
+class HealOptions:
+    """Healing: the small model learns from its original.
+
+    `heal` (of `shrink`) and `updates` (of the command `heal`): so many samples are shown to the student, in steps of
+    `heal_batch`; 0, or None in `updates`: as many as suit the model (`distillation.schedule`). `freeze`: layers and
+    initializers, as globs, whose weights stay. `resume`: go on where a killed run wrote its last checkpoint.
+    """
+
+    heal: int | None = field(
+        default=None,
+        metadata={
+            "commands": "shrink",
+            "metavar": "[N]",
+            "least": 0,
+            "optional": 0,
+            "help": "Let the result learn from the original, N samples shown (as --updates) (extra: heal).",
+        },
+    )
+    updates: int | None = field(
+        default=None,
+        metadata={
+            "commands": "heal",
+            "metavar": "N",
+            "least": 0,
+            "help": "Samples shown in all, each time counted; by itself 8,000 to 240,000, by the model's cost.",
+        },
+    )
+    heal_batch: int | None = field(
+        default=None,
+        metadata={
+            "commands": _BOTH,
+            "metavar": "N",
+            "least": 1,
+            "help": "Samples per step of healing (64, fewer where that leaves few steps).",
+        },
+    )
+    heal_loss: LossChoice = field(
+        default="auto",
+        metadata={
+            "commands": _BOTH,
+            "choices": ("auto", "kl", "mse", "cosine"),
+            "help": "What the student minimises at each output (auto: by what the output is).",
+        },
+    )
+    heal_augment: AugmentChoice = field(
+        default="auto",
+        metadata={
+            "commands": _BOTH,
+            "choices": ("auto", "none", "mirror", "shift"),
+            "help": "Show both models mirrored or shifted images, too (auto: where that cannot be wrong).",
+        },
+    )
+    heal_accept: AcceptChoice = field(
+        default="auto",
+        metadata={
+            "commands": _BOTH,
+            "choices": ("auto", "agreement", "strict"),
+            "help": "Take the healed model by labels or --metric (auto, where there are any), by its agreement with "
+            "the original, or only if the loss falls, too.",
+        },
+    )
+    freeze: str | Sequence[str] = field(
+        default=(),
+        metadata={"commands": _BOTH, "metavar": "GLOB", "help": "Layers or initializers that healing leaves alone."},
+    )
+    heal_curve: bool = field(
+        default=False,
+        metadata={
+            "commands": _BOTH,
+            "help": "Heal on a quarter and a half of the samples, too: what would more bring? (Three times as long.)",
+        },
+    )
+    resume: bool = field(
+        default=False,
+        metadata={
+            "commands": "heal",
+            "help": "Go on from the checkpoint beside OUT that a killed run has left.",
+            "described": False,
+        },
+    )
+
+    @property
+    def shown(self) -> int | None:
+        """Samples shown in all as asked for; None or 0: as many as suit the model."""
+        return (self.heal if self.updates is None else self.updates) or None

@@ -1,0 +1,42 @@
+"""How long, in what steps, at what rate."""
+
+from __future__ import annotations
+
+import pytest
+
+from pcns_onnx.distillation.schedule import LEAST, MOST, POINTS, Schedule, is_lost, peak_rates
+
+
+def test_small_models_are_shown_more_and_large_ones_less() -> None:
+    lengths = [Schedule.of(None, None, macs // 2, macs, unknown=False).updates for macs in (10**5, 4 * 10**7, 10**10)]
+    assert lengths == [MOST, 25000, LEAST]
+    assert Schedule.of(None, None, 0, 0, unknown=True).updates == 24_000
+
+
+def test_short_runs_take_smaller_steps() -> None:
+    assert [Schedule.of(n, None, 1, 1, unknown=False).batch for n in (100, 6_000, 240_000)] == [16, 30, 64]
+    assert Schedule.of(100, 128, 1, 1, unknown=False).batch == 128
+
+
+@pytest.mark.parametrize("updates", [1, 16, 700, 24_000])
+def test_the_rate_rises_then_falls_to_nothing(updates: int) -> None:
+    plan = Schedule.of(updates, None, 1, 1, unknown=False)
+    factors = [plan.factor(step) for step in range(plan.steps)]
+    assert all(0 < factor <= 1 for factor in factors)
+    if plan.steps > 100:
+        assert factors[0] < 0.2 < 0.95 < max(factors) and factors[-1] < 0.001
+    assert plan.points[-1] == plan.steps and len(plan.points) == min(POINTS, plan.steps)
+    assert plan.factor(plan.steps // 2, since=plan.steps // 2) <= plan.factor(plan.steps // 2)
+
+
+def test_a_rate_follows_the_size_of_its_tensor_and_zeros_move_too() -> None:
+    rates = peak_rates({"w": 0.05, "tiny": 1e-5, "bias": 0.0})
+    assert rates["w"] == pytest.approx(5e-4)
+    assert rates["bias"] == rates["tiny"] == pytest.approx(0.01 * 0.02 * 0.025005, rel=1e-3)
+    scaled = peak_rates({"w": 50.0, "tiny": 1e-2, "bias": 0.0})
+    assert scaled == pytest.approx({name: 1000 * rate for name, rate in rates.items()})
+
+
+def test_a_run_is_lost_where_it_says_less_than_it_did_by_far() -> None:
+    assert is_lost(float("nan"), 0.1) and is_lost(float("inf"), 0.1) and is_lost(0.31, 0.1)
+    assert not is_lost(0.17, 0.1) and not is_lost(0.04, 0.001)
