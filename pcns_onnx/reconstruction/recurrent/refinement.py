@@ -107,10 +107,10 @@ class CellRefinement:
         is_reset_last = data.reset and data.is_reset_last
         problem = _Problem(CellGradient(data.node.op, data.backward, is_reset_last), is_reset_last)
         weights = problem.begin(start, train)
-        best, first, least = _descend(problem, weights, train, valid, self.steps, (self.seed, 3, number))
+        best, first, least, done = _descend(problem, weights, train, valid, self.steps, (self.seed, 3, number))
         cell = problem.cell(best, start)
         flat = Weights(cell.matrix.reshape(-1, cell.matrix.shape[2]), (cell.wb + cell.rb).reshape(-1), *best[-2:])
-        return cell, Refined(flat, first, least)
+        return cell, Refined(flat, first, least, done, sum(piece.rows for piece in train))
 
 
 def _pieces(data: CellSequences, read: Floats32, aside: bool) -> list[SequencePiece]:
@@ -214,19 +214,19 @@ def _descend(
     valid: Sequence[SequencePiece],
     steps: int,
     seed: tuple[int, ...],
-) -> tuple[Parameters, float, float]:
-    """The best weights, and the share of the variance missed on samples kept aside, before and after."""
+) -> tuple[Parameters, float, float, int]:
+    """The best weights, the share of the variance missed on samples kept aside, before and after, and the steps."""
     rows = np.concatenate([piece.aim[piece.sequences.mask] for piece in valid])
     scale = max(float(((rows - rows.mean(axis=0)) ** 2).sum(dtype=np.float64)), 1e-30)
     first = least = problem.error(start, valid) / scale
     best = weights = start
     if first < ENOUGH:
-        return start, first, first
+        return start, first, first, 0
     per_step = max(_ROWS, max(piece.rows for piece in train))
     steps = min(steps, int(_WORK / max(problem.cost(start, per_step), 1)))
     adam, rate, order, sizes = Adam(), RATE * min(first, 1.0) ** 0.5, list[int](), problem.sizes(start)
     generator = np.random.default_rng(seed)
-    every, failed = max(1, steps // CHECKS), 0
+    every, failed, done = max(1, steps // CHECKS), 0, 0
     for step in range(steps):
         rows_done, total = 0, list[Floats32]()
         while rows_done < _ROWS:
@@ -244,11 +244,11 @@ def _descend(
             for now, size, direction in zip(weights, sizes, directions, strict=True)
         ]
         if (step + 1) % every == 0 or step + 1 == steps:
-            error = problem.error(weights, valid) / scale
+            error, done = problem.error(weights, valid) / scale, step + 1
             if error < least:
                 best, least, failed = weights, error, 0
             elif not error < 1.05 * least:
                 weights, adam, rate, failed = best, Adam(), rate / 4, failed + 1
                 if failed == _TRIES:
                     break
-    return best, first, least
+    return best, first, least, done
