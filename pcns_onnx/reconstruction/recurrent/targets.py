@@ -23,6 +23,8 @@ Feeds = dict[str, Floats]
 
 LENGTHS, INITIAL_H, INITIAL_C = 4, 5, 6
 """Positions of inputs of the node."""
+ROOM = 1 << 27
+"""Bytes of what gates sum up that are kept from one round to the next."""
 
 
 def fed_by(graph: Graph, layer: Layer) -> list[str]:
@@ -90,13 +92,18 @@ class StepRows:
 
 @dataclass
 class CellSequences:
-    """The sequences of one cell in both models; `stays` says which classes do."""
+    """The sequences of one cell in both models; `stays` says which classes do.
+
+    What the original's gates sum up is kept for the next round where `room` bytes hold it, else worked out again.
+    """
 
     original: Graph
     shrunk: Graph
     layer: Layer
     observed: CellObserver
     stays: NDArray[np.bool_]
+    room: int = ROOM
+    _targets_of: dict[int, tuple[Floats, Floats]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         op = self.layer.linear.op
@@ -138,21 +145,29 @@ class CellSequences:
         first = self._input(graph, feeds, INITIAL_H)
         return np.asarray(previous(states, self.backward, self._input(graph, feeds, LENGTHS), first), np.float64)
 
-    def _targets(self, whole: Feeds) -> tuple[Floats, Floats]:
+    def _targets(self, batch: int) -> tuple[Floats, Floats]:
         """W x + Wb and R h + Rb of the kept units' gates, (S, D, B, kH') each; where a candidate reads r h, of that."""
+        if batch in self._targets_of:
+            return self._targets_of[batch]
+        whole = self.batches[batch][1]
         x = np.asarray(self._input(self.original, whole, 0), np.float64)
         before = self._before(self.original, whole, whole[self.layer.output])
         of_input, carried, size = [], [], self.whole.units
         for d, own in enumerate(self.units):
-            last, rows = self.whole.r[d, 2 * size :], (np.arange(self.gates)[:, None] * size + own).reshape(-1)
-            of_x = x @ self.whole.w[d].T + self.whole.wb[d]
-            of_h = before[:, d] @ self.whole.r[d].T + self.whole.rb[d]
+            w, r, wb, rb = (getattr(self.whole, part)[d] for part in ("w", "r", "wb", "rb"))
+            rows = (np.arange(self.gates)[:, None] * size + own).reshape(-1)
+            of_x, of_h = x @ w[rows].T + wb[rows], before[:, d] @ r[rows].T + rb[rows]
             if self.reset and not self.is_reset_last:
-                r = self.gate_of(of_x[..., size : 2 * size] + of_h[..., size : 2 * size], d)
-                of_h[..., 2 * size :] = (r * before[:, d]) @ last.T + self.whole.rb[d, 2 * size :]
-            of_input.append(of_x[..., rows])
-            carried.append(of_h[..., rows])
-        return np.stack(of_input, axis=1), np.stack(carried, axis=1)
+                gate, last = slice(size, 2 * size), 2 * size + own
+                sums = x @ w[gate].T + wb[gate] + before[:, d] @ r[gate].T + rb[gate]
+                of_h[..., 2 * len(own) :] = (self.gate_of(sums, d) * before[:, d]) @ r[last].T + rb[last]
+            of_input.append(of_x)
+            carried.append(of_h)
+        targets = np.stack(of_input, axis=1), np.stack(carried, axis=1)
+        self.room -= sum(part.nbytes for part in targets)
+        if self.room > 0:
+            self._targets_of[batch] = targets
+        return targets
 
     def gate_of(self, s: Floats, direction: int) -> Floats:
         """The function of the gates."""
@@ -184,9 +199,9 @@ class CellSequences:
         """What the cell is solved from, batch by batch, with these `states` of its own; the original's without them."""
         own = self.expected if states is None else states
         masks = zip(self.masks(False), self.masks(True), strict=True)
-        for (fed, whole), before, (train, valid) in zip(self.batches, own, masks, strict=True):
+        for at, ((fed, _), before, (train, valid)) in enumerate(zip(self.batches, own, masks, strict=True)):
             x = np.asarray(self._input(self.shrunk, fed, 0), np.float64)
-            yield StepRows(x, self._before(self.shrunk, fed, before), *self._targets(whole), train, valid)
+            yield StepRows(x, self._before(self.shrunk, fed, before), *self._targets(at), train, valid)
 
     def first_of(
         self, fed: Feeds, chosen: NDArray[np.int64]
