@@ -105,7 +105,7 @@ def _resized(quantity: str, before: int, after: int) -> list[str]:
 
 def _sides(dependencies: DependencyGraph) -> dict[str, LayerSide]:
     sides = {
-        layer.name: LayerSide(layer.kind, len(layer.linear.reads), layer.width, layer.macs or None, layer.parameters)
+        layer.name: LayerSide(layer.kind, len(layer.inputs), layer.width, layer.macs or None, layer.parameters)
         for layer in dependencies.layers
     }
     return sides | {n.name: LayerSide(n.kind, 0, n.width, n.macs or None, n.parameters) for n in dependencies.unsolved}

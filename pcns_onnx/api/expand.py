@@ -152,6 +152,8 @@ def _chosen(graph: Graph, dependencies: DependencyGraph, patterns: Sequence[str]
 
 
 def _refusal(group: Group) -> str | None:
+    if group.frozen is None and group.recurrent:
+        return "the units of a recurrent layer feed back into it, and are not copied"
     if group.frozen is None and (group.products or not group.readers):
         return "a product of two computed tensors reads it, which has no weights to share out"
     return group.frozen

@@ -113,7 +113,7 @@ class GroupObserver:
     @property
     def wanted(self) -> list[str]:
         """The tensors that are observed."""
-        sources = [layer.source for layer, _ in self._layers]
+        sources = [name for layer, _ in self._layers for name in layer.sources]
         return list(dict.fromkeys(sources + [name for names, _, _ in self._products.values() for name in names]))
 
     def begin(self, sides: Sides) -> None:
@@ -152,7 +152,7 @@ class GroupObserver:
     def _rows(self, index: int, tensors: Tensors) -> Iterator[tuple[InputObserver, Array, bool]]:
         """The observers with their blocks' input rows in a batch, and whether a sample is a single row."""
         for layer, positions in self._layers:
-            x = tensors[layer.source]
+            x = layer.rows_from(tensors)
             available = layer.linear.op.positions(x.shape)
             at = positions.draw(index, available)
             for block, part in enumerate(layer.parts):

@@ -69,7 +69,8 @@ def _is_linear(dependencies: DependencyGraph, group: Group) -> bool:
     """Whether a group's outputs are those of a single linear map from a few inputs."""
     layer = dependencies.layer(group.name)
     columns = len(layer.linear.reads) * layer.linear.op.taps
-    return group.activation == layer.output and layer.linear.op.conv_groups == 1 and columns <= WIDE
+    is_alone = layer.linear.op.conv_groups == 1 and layer.cell is None
+    return group.activation == layer.output and is_alone and columns <= WIDE
 
 
 def _mapped(covariance: Array, matrix: NDArray[np.float64]) -> Array:

@@ -119,6 +119,21 @@ class Ranking:
         error[least : least + len(rest)] = self.error[np.flatnonzero(~np.isin(self.order, channels))]
         return Ranking(np.concatenate([np.asarray(channels, dtype=np.int64), rest]), error, least)
 
+    def balanced(self, sides: Sequence[NDArray[np.int64]]) -> Ranking:
+        """The same ranking of channels of which equally many of each of `sides` stay at multiples of their number.
+
+        The best of every side take turns; a width loses at most what the best channels lose that are all in it.
+        """
+        if not sides:
+            return self
+        by_side = [self.order[np.isin(self.order, side)] for side in sides]
+        order = np.stack(by_side, axis=1).reshape(-1)
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = np.arange(len(order))
+        needed = np.concatenate([[0], np.maximum.accumulate(place[self.order]) + 1])
+        inside = np.searchsorted(needed, np.arange(len(order) + 1), side="right") - 1
+        return Ranking(order, self.error[inside], -(-int(needed[self.least]) // len(sides)) * len(sides))
+
 
 Rank = Callable[[Sequence[ReaderStats], int], Ranking]
 """From the readings of a group and its number of channels to a ranking."""

@@ -65,7 +65,7 @@ class LatencyModel:
 
     def ends(self, dependencies: DependencyGraph) -> tuple[list[Labels], list[Labels]]:
         """The classes that each part reads and writes; what is no layer reads none (-1)."""
-        reads = [dependencies.layer(name).linear.reads for name in self.layers]
+        reads = [dependencies.layer(name).inputs for name in self.layers]
         writes = [dependencies.layer(name).linear.writes for name in self.layers]
         return reads + [np.full(1, -1)] * len(self.rest), writes + [part.labels for part in self.rest]
 
@@ -126,9 +126,7 @@ def measure_layers(
     shrinkable = np.append([group.frozen is None for group in dependencies.groups], False)
     layers: dict[str, LayerLatency] = {}
     for layer in (progress or Progress()).track(dependencies.layers, "time", len(dependencies.layers)):
-        free = tuple(
-            bool(shrinkable[dependencies.owner[ends]].any()) for ends in (layer.linear.reads, layer.linear.writes)
-        )
+        free = tuple(bool(shrinkable[dependencies.owner[ends]].any()) for ends in (layer.inputs, layer.linear.writes))
         sliced = Sliced(engine, graph, layer, _known(layer.source, shapes), free)
         layers[layer.name] = table.look_up(sliced.key, Measured, sliced.measure).times()
     whole = _Whole(engine, graph, feeds or _made_up(engine, graph, shapes))
@@ -241,7 +239,7 @@ def _step(dependencies: DependencyGraph, group: Group, layers: Mapping[str, Laye
     total = np.zeros(count)
     for layer in dependencies.layers:
         read, written = (
-            1 - float(np.isin(ends, group.labels).mean()) * gone for ends in (layer.linear.reads, layer.linear.writes)
+            1 - float(np.isin(ends, group.labels).mean()) * gone for ends in (layer.inputs, layer.linear.writes)
         )
         if layer.name in group.writers or layer.name in group.readers:
             total += layers[layer.name].at(read, written)

@@ -30,6 +30,7 @@ from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.layer_weights import slice_layer, stored
 from pcns_onnx.rewrite.patch import apply
+from pcns_onnx.rewrite.recurrent_cells import without_states
 from pcns_onnx.runtime.engine import Engine
 
 Floats = NDArray[np.float64]
@@ -121,6 +122,8 @@ class Sliced:
     @cached_property
     def part(self) -> Graph:
         """The layer's node alone."""
+        if self.layer.cell is not None:
+            return without_states(self.graph, self.layer).extract([self.layer.source], [self.layer.key])
         return self.graph.extract([self.layer.source], [self.layer.key])
 
     @cached_property
@@ -129,6 +132,8 @@ class Sliced:
         linear = self.layer.linear
         sizes = stored(self.graph, self.layer.key, linear.weight).shape
         writes, reads = (sizes[axis] for axis in linear.weight_axes)
+        if self.layer.cell is not None:
+            return reads, self.layer.cell.hidden.shape[1]
         return min(len(linear.reads) // linear.op.conv_groups, reads), min(
             len(linear.writes) // linear.op.conv_groups, writes
         )
@@ -166,13 +171,14 @@ class Sliced:
         linear = self.layer.linear
         columns, rows = (
             np.tile(np.arange(full) < width, len(labels) // full)
-            for width, full, labels in zip((read, written), self.full, (linear.reads, linear.writes), strict=True)
+            for width, full, labels in zip((read, written), self.full, (self.layer.inputs, linear.writes), strict=True)
         )
         edits = slice_layer(self.graph, self.layer, rows, columns)
         program = apply(self.part, tuple(e for e in edits if e.key == self.layer.key)).program()
         axis = linear.op.axis
         x = np.compress(columns[: self._input.shape[axis]], self._input, axis=axis)
-        outputs = self.shape[0] * linear.op.positions(self.shape) * int(rows.sum())
+        samples = self.shape[0] if self.layer.cell is None else self.shape[1]
+        outputs = samples * linear.op.positions(self.shape) * int(rows.sum())
         return Job(program, {self.layer.source: self.engine.xp.asarray(x)}, outputs * x.dtype.itemsize)
 
     @cached_property

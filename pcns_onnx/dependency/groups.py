@@ -45,7 +45,8 @@ class Group:
 
     A class is `unit` channels of the writers. `coupled` groups are shared by several blocks
     through a sum or a concatenation. `mixable`: nothing but linear maps that treat all channels
-    alike lies between writers and readers, so that any change of basis can be absorbed.
+    alike lies between writers and readers, so that any change of basis can be absorbed. Of each of
+    `sides`, the units of the directions of a `recurrent` layer, equally many stay.
     """
 
     name: str
@@ -59,6 +60,13 @@ class Group:
     coupled: bool = False
     mixable: bool = False
     products: tuple[Product, ...] = ()
+    sides: tuple[Labels, ...] = ()
+    recurrent: bool = False
+
+    @property
+    def step(self) -> int:
+        """Widths are multiples of this."""
+        return max(len(self.sides), 1)
 
     @property
     def width(self) -> int:
@@ -93,7 +101,10 @@ def _group(propagation: Propagation, writers: Sequence[Layer], classes: set[int]
     if frozen is None and len(labels) < 2:
         single = all(layer.width < 2 for layer in writers)
         frozen = "it has a single channel" if single else "its channels can only go all at once"
-    unit = max(int(np.unique(layer.linear.writes, return_counts=True)[1].max()) for layer in writers)
+    unit = max(_channels_per_class(layer) for layer in writers)
+    sides = _sides(writers)
+    if frozen is None and sides:
+        frozen = _lopsided(propagation, writers, sides, labels)
     activation, path = _path(propagation, writers, classes)
     kinds = {node.key: facts.kind for node, facts in propagation.node_facts}
     return Group(
@@ -106,9 +117,40 @@ def _group(propagation: Propagation, writers: Sequence[Layer], classes: set[int]
         frozen=frozen,
         unit=unit,
         coupled=coupled,
-        mixable=all(kinds[key] in _MIXABLE for key in path),
+        mixable=all(kinds[key] in _MIXABLE for key in path) and all(layer.cell is None for layer in writers),
         products=products,
+        sides=sides,
+        recurrent=any(layer.cell is not None for layer in writers),
     )
+
+
+def _channels_per_class(layer: Layer) -> int:
+    """How many channels of a layer are one class; the rows of a unit's gates are one."""
+    gates = 1 if layer.cell is None else layer.cell.gates
+    return int(np.unique(layer.linear.writes, return_counts=True)[1].max()) // gates
+
+
+def _sides(writers: Sequence[Layer]) -> tuple[Labels, ...]:
+    """The units of each direction, where these are different classes."""
+    for layer in writers:
+        if layer.cell is not None and len(np.unique(layer.cell.hidden)) > layer.cell.hidden.shape[1]:
+            return tuple(np.sort(side) for side in layer.cell.hidden)
+    return ()
+
+
+def _lopsided(
+    propagation: Propagation, writers: Sequence[Layer], sides: Sequence[Labels], labels: Labels
+) -> str | None:
+    """Why equally many units of every direction cannot be taken, None if they can."""
+    whole = np.concatenate(sides)
+    stays = next((propagation.frozen[c] for c in sorted(whole.tolist()) if c in propagation.frozen), None)
+    if stays is not None:
+        return stays
+    others = (_sides([layer]) for layer in writers if layer.cell is not None)
+    alike = all({tuple(side) for side in own} == {tuple(side) for side in sides} for own in others)
+    if not alike or not np.array_equal(np.sort(whole), labels):
+        return "its directions share units in a way that leaves no equal numbers"
+    return None
 
 
 def _products(propagation: Propagation, labels: Labels) -> Iterator[Product]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from pcns_onnx.dependency.propagation import Propagation
 from pcns_onnx.graph import Graph, Node
 from pcns_onnx.graph.quantized_weights import bits_of, parameters_of_node
 from pcns_onnx.graph.queries import bias_add
-from pcns_onnx.ops import Labels, Linear, LinearOp, bias_behind
+from pcns_onnx.ops import Cell, Labels, Linear, LinearOp, bias_behind
+from pcns_onnx.ops.recurrent import CellOp
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Layer:
     `first_use` is the name of the first layer with the same stored weight, its own where there is none before it;
     `has_first_bias` says that the bias is that one's too. `fixed` says why the weight cannot be solved for.
     `macs` are 0 where the sizes are not known. `room` is what a weight takes in the file, in floats: less than one
-    where it is stored in fewer bits.
+    where it is stored in fewer bits. `beside` are further tensors that a recurrent layer's rows are made of: its own
+    states, and by name of the argument what its node says of lengths and initial states.
     """
 
     name: str
@@ -58,6 +61,33 @@ class Layer:
     has_first_bias: bool = False
     fixed: str = ""
     room: float = 1.0
+    beside: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def cell(self) -> Cell | None:
+        """What sets a recurrent layer apart, None for all others."""
+        return self.linear.cell
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The tensors that its rows are made of."""
+        return (self.source, *self.beside.values())
+
+    @property
+    def inputs(self) -> Labels:
+        """The classes that it reads of its source: of a recurrent layer all but its own states."""
+        reads = self.linear.reads
+        if self.cell is None:
+            return reads
+        directions, units = self.cell.hidden.shape
+        return reads[: len(reads) // directions - units]
+
+    def rows_from(self, tensors: Mapping[str, Any]) -> Any:
+        """What its `op` takes the input rows from, of the tensors by name."""
+        x, op = tensors[self.source], self.linear.op
+        if not isinstance(op, CellOp):
+            return x
+        return op.joined(x, **{argument: tensors[name] for argument, name in self.beside.items()})
 
     @property
     def is_repeated(self) -> bool:
@@ -66,15 +96,15 @@ class Layer:
 
     @property
     def width(self) -> int:
-        """Number of neurons or output channels."""
-        return len(self.linear.writes)
+        """Number of neurons, output channels or units (of all directions)."""
+        return len(self.linear.writes) // (1 if self.cell is None else self.cell.gates)
 
     @property
     def parts(self) -> tuple[ConvGroup, ...]:
         """The blocks of V; one for all but grouped convolutions."""
         blocks = self.linear.op.conv_groups
         reads, writes = np.split(self.linear.reads, blocks), np.split(self.linear.writes, blocks)
-        step = self.width // blocks
+        step = len(self.linear.writes) // blocks
         return tuple(
             ConvGroup(self.linear.op.part(b), reads[b], writes[b], slice(b * step, (b + 1) * step))
             for b in range(blocks)
@@ -108,8 +138,9 @@ def find_layers(propagation: Propagation) -> Iterator[Layer]:
             continue
         classes = propagation.classes.of
         linear = replace(facts.linear, reads=classes(facts.linear.reads), writes=classes(facts.linear.writes))
+        if linear.cell is not None:
+            linear = replace(linear, cell=replace(linear.cell, hidden=classes(linear.cell.hidden)))
         bias = _bias(graph, node, linear)
-        size = int(np.prod([d or 1 for d in propagation.shapes[node.inputs[linear.weight]]]))
         name = next(n for n in _names(node.name, bias.key) if n not in taken)
         taken.add(name)
         stored_bias = "" if bias.absent else graph.node(bias.key).inputs[bias.position]
@@ -124,12 +155,29 @@ def find_layers(propagation: Propagation) -> Iterator[Layer]:
             linear=linear,
             bias=bias,
             macs=_per_sample(facts.macs or 0, propagation.batch),
-            parameters=size + (0 if bias.absent else len(linear.writes)),
+            parameters=_parameters(propagation, node, linear, bias),
             room=(bits_of(graph, node.inputs[linear.weight]) or 32.0) / 32.0,
             first_use=first[0],
             has_first_bias=first[0] != name and first[1] == (stored_bias, bias.scale),
             fixed=shared.fixed.get(node.key, ""),
+            beside=_beside(node, linear),
         )
+
+
+def _parameters(propagation: Propagation, node: Node, linear: Linear, bias: Bias) -> int:
+    """Numbers that are stored for a layer."""
+    if linear.cell is not None:
+        return parameters_of_node(propagation.graph, node)
+    size = int(np.prod([d or 1 for d in propagation.shapes[node.inputs[linear.weight]]]))
+    return size + (0 if bias.absent else len(linear.writes))
+
+
+def _beside(node: Node, linear: Linear) -> dict[str, str]:
+    """What the rows of a recurrent layer are made of beside its input: states at every step, lengths, first states."""
+    if linear.cell is None:
+        return {}
+    varying = {argument: at for argument, at in (("lengths", 4), ("initial", 5)) if at in linear.cell.varying}
+    return {"y": node.outputs[0], **{argument: node.inputs[at] for argument, at in varying.items()}}
 
 
 def _names(name: str, output: str) -> Iterator[str]:

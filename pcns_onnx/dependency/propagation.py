@@ -117,8 +117,25 @@ class Propagation:
             if output.name in self.labels:
                 self._freeze(self.labels[output.name], f"it feeds the model's output '{output.name}'")
         for name, labels in self.labels.items():
-            if len(axes_of(self.classes.compact(labels))) > 1:
+            if len(axes_of(self.classes.compact(labels))) > 1 and not self._has_whole_directions(name):
                 self._freeze(labels, f"its channels lie on several axes of '{name}'")
+
+    def _has_whole_directions(self, name: str) -> bool:
+        """Whether a tensor holds all units of directions of a recurrent layer, and is only moved about."""
+        labels = self.classes.compact(self.labels[name])
+        sides = {tuple(side) for side in self._directions}
+        table = labels.reshape([size for size in labels.shape if size > 1] or [1])
+        whole = table.ndim == 2 and any({tuple(row) for row in way} <= sides for way in (table, table.T))
+        kinds = {
+            self._facts[reader.key].kind for reader in self.graph.consumers.get(name, ()) if reader.key in self._facts
+        }
+        return whole and kinds <= {"move", "select", "pointwise", "scaling"}
+
+    @property
+    def _directions(self) -> list[Labels]:
+        """The units of every direction of recurrent layers."""
+        cells = (facts.linear.cell for _, facts in self.node_facts if facts.linear is not None)
+        return [side for cell in cells if cell is not None for side in self.classes.of(cell.hidden)]
 
     def _facts_of(self, node: Node) -> OpFacts:
         """What the rule of a node states, unless how many rows it has differs from one form of the model to another."""
@@ -138,6 +155,7 @@ class Propagation:
         add = None if shape is None else bias_add(graph, node, shape)
         names = [*node.inputs[linear.weight : linear.weight + 1], *(add.inputs if add is not None else ())]
         names += [] if linear.bias is None else node.inputs[linear.bias : linear.bias + 1]
+        names += [] if linear.cell is None else [node.inputs[linear.cell.recurrence]]
         values = {name: graph.constant(name) for name in names if name}
         floats = {name: value for name, value in values.items() if value is not None and value.dtype.kind == "f"}
         return next((name for name, value in floats.items() if not np.isfinite(value).all()), None)

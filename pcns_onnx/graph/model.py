@@ -199,8 +199,7 @@ class Graph(EditedNodes):
 
     def own_maker(self, key: str, position: int, stem: str = "shape") -> Node:
         """The node that makes an input, copied if anything else reads what it makes."""
-        node = self.node(key)
-        name = node.inputs[position]
+        node, name = self.node(key), self.node(key).inputs[position]
         maker = self.producers[name]
         if len(self.consumers[name]) == 1 and name not in {o.name for o in self.outputs}:
             return maker
@@ -219,6 +218,11 @@ class Graph(EditedNodes):
         proto = self._proto(key)
         keep_only(proto.attribute, lambda attr: attr.name not in attrs)
         proto.attribute.extend(helper.make_attribute(name, v) for name, v in attrs.items() if v is not None)
+        self._changed()
+
+    def name_output(self, key: str, position: int, name: str) -> None:
+        """Give output `position` of node `key` this name; an empty one says that nobody reads it."""
+        self._proto(key).output[position] = name
         self._changed()
 
     def read_same(self, key: str, position: int, name: str) -> None:
@@ -270,8 +274,7 @@ class Graph(EditedNodes):
     def set_metadata(self, key: str, value: str) -> None:
         """Set one entry of the model's `metadata_props`."""
         entries = self._model.metadata_props
-        entry = next((e for e in entries if e.key == key), None) or entries.add(key=key)
-        entry.value = value
+        (next((e for e in entries if e.key == key), None) or entries.add(key=key)).value = value
 
     # -- files ---------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from pcns_onnx.ops.computed_shapes import COUNTING, SIZE_INPUTS
 from pcns_onnx.ops.facts import (
     MUST_STAY,
     Bilinear,
+    Cell,
     ChannelCount,
     ChannelIndex,
     Frozen,
@@ -33,7 +34,7 @@ for _module in walk_packages(__path__, f"{__name__}."):
     import_module(_module.name)
 
 __all__ = [
-    "COUNTING", "MUST_STAY", "SIZE_INPUTS", "Bilinear", "ChannelCount", "ChannelIndex", "Frozen", "Heads",
+    "COUNTING", "MUST_STAY", "SIZE_INPUTS", "Bilinear", "Cell", "ChannelCount", "ChannelIndex", "Frozen", "Heads",
     "ImpliedAxes", "ImpliedNumber", "Kind", "Labels", "Linear", "LinearOp", "OpContext", "OpFacts", "OperandPart",
     "PerChannelConstant", "Tie", "Window", "axes_of", "bias_behind", "facts_of", "rules",
 ]  # fmt: skip

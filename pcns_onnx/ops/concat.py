@@ -83,6 +83,8 @@ def split_op(context: OpContext) -> OpFacts:
     sizes = _piece_sizes(context, len(vector), count)
     if sizes is None:
         return freeze(context, f"{describe(context.node)} computes how many channels it takes")
+    if _are_directions(labels):
+        return OpFacts(tuple(_some(piece) for piece in np.split(labels, np.cumsum(sizes)[:-1], axis=axis)), "select")
     place: int | str = 1 if context.opset >= 13 or len(context.node.inputs) > 1 else "split"
     cuts = np.cumsum(sizes)[:-1]
     outputs = tuple(_some(piece) for piece in np.split(labels, cuts, axis=axis))
@@ -120,6 +122,9 @@ def cut(context: OpContext) -> OpFacts:
             continue
         width = len(vector)
         start, end, _ = slice(taken.starts[i], taken.ends[i], step).indices(width)
+        if _are_directions(labels):
+            labels = np.take(labels, np.arange(width)[slice(start, end if end >= 0 else None, step)], axis=axis)
+            continue
         if step < 0:
             if (step, start, end) != (-1, width - 1, -1):
                 return freeze(context, f"{describe(context.node)} takes some of its channels backwards")
@@ -160,11 +165,18 @@ def gather(context: OpContext) -> OpFacts:
     taken = np.take(labels, indices, axis=axis)
     if indices.ndim == 0 and axes_of(taken):
         return OpFacts((_some(taken),), "move")
+    if _are_directions(labels):
+        return OpFacts((_some(taken),), "move")
     channel_indices = (ChannelIndex(context.node.key, 1, vector),)
     if indices.ndim == 0:
         why = f"{describe(context.node)} takes a single channel"
         return OpFacts((None,), "select", channel_indices=channel_indices, frozen=(Frozen(taken, why),))
     return OpFacts((_some(taken),), "select", channel_indices=channel_indices)
+
+
+def _are_directions(labels: Labels) -> bool:
+    """Whether channels lie on two axes, as the units of a recurrent layer's directions do: whole ones are taken."""
+    return len(axes_of(labels)) > 1
 
 
 def _some(labels: Labels) -> Labels | None:

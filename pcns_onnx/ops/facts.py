@@ -107,6 +107,29 @@ class LinearOp(Window, Protocol):
 
 
 @dataclass(frozen=True)
+class Cell:
+    """What sets a recurrent layer apart: V = [W R] of every direction reads the step's input and the state before it.
+
+    `hidden` (D, H) labels the units of each direction, of which equally many stay. Input `recurrence` of the node is
+    R (D, kH, H); `constants` are further stored inputs whose last axis holds the units of a direction, once or several
+    times (peepholes, initial states); `zeros` are inputs that hold nothing but zeros and can be left away;
+    `varying` are lengths and initial states that are neither.
+    """
+
+    gates: int
+    hidden: Labels
+    recurrence: int = 2
+    constants: tuple[int, ...] = ()
+    zeros: tuple[int, ...] = ()
+    varying: tuple[int, ...] = ()
+
+    @property
+    def sides(self) -> tuple[Labels, ...]:
+        """The units of each direction."""
+        return tuple(self.hidden)
+
+
+@dataclass(frozen=True)
 class Linear:
     """A layer whose weight can be solved for.
 
@@ -116,6 +139,7 @@ class Linear:
     outputs go from the last of these. `reads` labels the input channels (before taps), `writes` the rows of V;
     where an axis of the weight has fewer entries, its labels are the first of these, and the others repeat
     them. `resets` are attributes that must be set when the weight is replaced, since V has absorbed them.
+    `cell`: of a recurrent layer, what else there is to it.
     """
 
     op: LinearOp
@@ -128,6 +152,7 @@ class Linear:
     resets: tuple[tuple[str, float], ...] = ()
     source: int = 0
     bias_axes: tuple[int, ...] = (-1,)
+    cell: Cell | None = None
 
 
 @dataclass(frozen=True)

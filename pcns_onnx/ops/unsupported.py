@@ -61,7 +61,6 @@ QUANTISED_LAYERS: dict[str, Callable[[OpContext], int]] = {
 """Layers of onnxruntime in integers, and what they cost."""
 
 INTACT: dict[str, tuple[str, Callable[[OpContext], int | None]]] = {
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), ("is a recurrent layer", _recurrent)),
     **dict.fromkeys(("If", "Loop", "Scan"), ("is control flow", _none)),
     **dict.fromkeys(("QLinearConv", "ConvInteger"), (QUANTISED, _window)),
     **dict.fromkeys(("QLinearMatMul", "MatMulInteger"), (QUANTISED, _product)),

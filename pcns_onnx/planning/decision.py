@@ -106,6 +106,13 @@ def _check_left(dependencies: DependencyGraph, left: Mapping[str, Labels], remov
     kept = kept_classes(
         dependencies, {name: labels for name, labels in left.items() if len(labels) or name not in removable}
     )
+    lopsided = next(
+        (group.name for group in dependencies.groups if len({int(kept[side].sum()) for side in group.sides}) > 1), None
+    )
+    if lopsided is not None:
+        raise InputError(
+            f"the plan's lists of channels to keep leave '{lopsided}' more in one direction than in the other"
+        )
     empty = next((name for name, labels in dependencies.labels.items() if labels.size and not kept[labels].any()), None)
     if empty is not None:
         raise InputError(f"the plan's lists of channels to keep leave none of '{empty}'")
@@ -147,6 +154,8 @@ def _planned(problem: Problem, plan: Plan, least: Mapping[str, int]) -> dict[str
             continue
         if entry.of != full[name] or not 1 <= entry.width <= entry.of:
             raise InputError(f"the plan's width {entry.width} of {entry.of} for '{name}' does not fit its {full[name]}")
+        if (step := next(g.step for g in problem.groups if g.name == name)) and entry.width % step:
+            raise InputError(f"the plan's width {entry.width} for '{name}' leaves its two directions unequal")
         if entry.width < least.get(name, 1):
             raise InputError(
                 f"the plan's width {entry.width} for '{name}' is too small: it takes {least[name]} channels "

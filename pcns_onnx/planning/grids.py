@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ def grid(group: Group, kind: str, multiple: str, step: int | None = None) -> NDA
     channels = group.width * group.unit
     liked = (16 if channels >= 128 else 8 if channels >= 32 else 4) if kind.startswith("Conv") else 1
     wanted = (liked if step is None else step) if multiple == "auto" else int(multiple)
-    step = wanted // gcd(wanted, group.unit)
+    step = lcm(wanted // gcd(wanted, group.unit), group.step)
     return np.unique(np.append(np.arange(step, group.width, step), group.width))
 
 

@@ -79,7 +79,7 @@ class Prober:
         `graph` is the original, `base` the same with this group in the basis that `ranking` is of.
         """
         block = self._blocks.get(read.group.name)
-        widths = _widths(ranking)
+        widths = _widths(ranking, read.group.step)
         first = min(
             (self._dependencies.layer(name) for name in read.group.writers), key=self._dependencies.layers.index
         )
@@ -129,14 +129,14 @@ class Prober:
     def _means(self, base: Graph, live: Sequence[str], cut: Tensors, read: GroupStats) -> dict[tuple[str, int], Array]:
         """Mean of each reading block's input rows."""
         layers = [self._dependencies.layer(name) for name in read.group.readers]
-        sources = [layer.source for layer in layers]
+        sources = [name for layer in layers for name in layer.sources]
         computed = [name for name in dict.fromkeys(sources) if name not in live]
         computed_sources = (
             self._calibration.engine.session(base.extract(live, computed).program()).run(cut) if computed else {}
         )
         xp, means = self._calibration.engine.xp, {}
         for layer in layers:
-            x = xp.asarray(computed_sources[layer.source] if layer.source in computed_sources else cut[layer.source])
+            x = layer.rows_from({n: xp.asarray(computed_sources.get(n, cut.get(n))) for n in layer.sources})
             for block, part in enumerate(layer.parts):
                 if (layer.first_use, block) in read.layers:
                     means[layer.name, block] = xp.mean(part.op.inputs(x, None), axis=0, dtype=xp.float64)
@@ -187,13 +187,13 @@ class Prober:
         return patch
 
 
-def _widths(ranking: Ranking) -> list[int]:
-    """The largest widths whose error reaches each level, widest first, all different."""
+def _widths(ranking: Ranking, step: int = 1) -> list[int]:
+    """The largest widths (multiples of `step`) whose error reaches each level, widest first, all different."""
     full = len(ranking.order)
     widths: list[int] = []
     for level in LEVELS:
         reached = np.flatnonzero(ranking.error[:full] >= level)
-        width = max(int(reached[-1]) if len(reached) else ranking.least, ranking.least, 1)
+        width = max(int(reached[-1]) // step * step if len(reached) else ranking.least, ranking.least, step)
         if width < full and width not in widths:
             widths.append(width)
     return widths

@@ -33,6 +33,7 @@ from pcns_onnx.numerics.ridge import Evidence, Fit, fit, fit_apart
 from pcns_onnx.ops import Labels
 from pcns_onnx.reconstruction.joint import ROUNDS, JointObserver, Unit, bias_numbers, layers_behind, solving_order
 from pcns_onnx.reconstruction.nonlinearity import nonlinearity
+from pcns_onnx.reconstruction.recurrent import CellObserver, CellRefinement, CellSequences, fed_by, solve_cell
 from pcns_onnx.reconstruction.refine import Pair, Refined, Weights, kept_aside, refine
 from pcns_onnx.reconstruction.targets import LayerObserver, MissingMeanObserver, TargetObserver
 from pcns_onnx.reconstruction.windows import Route, Windows, own_scale, route
@@ -101,11 +102,10 @@ class _SequentialSolve:
             shrunk,
             dependencies,
         )
-        self._keep, self._covariances, self._steps = keep, covariances, steps
+        self._keep, self._covariances, self._steps, self._rows = keep, covariances, steps, rows
         self._kept = kept_classes(dependencies, keep)
         self._streams = calibration.streams(2)
         self._ridge: float | None = None
-        self._rows = rows
         self._gone = {
             b.layer.name: b
             for name, b in residual_blocks(original, dependencies).items()
@@ -157,7 +157,7 @@ class _SequentialSolve:
 
     def _goal(self, layer: Layer) -> RegressionTarget:
         """What a layer is solved for; one of several with the same weight, for its own output."""
-        if len(self._dependencies.uses(layer)) > 1:
+        if len(self._dependencies.uses(layer)) > 1 or layer.cell is not None:
             return RegressionTarget(layer.output)
         return regression_target(self._original, self._dependencies, layer)
 
@@ -208,11 +208,12 @@ class _SequentialSolve:
         """Solve layer number `at`, all before it being done: the edits."""
         if layer.name in self._gone:
             return self._leave_out(at, self._gone[layer.name])
+        if layer.cell is not None:
+            return self._solve_cell(at, layer)
         if len(self._units[layer.name]) > 1:
             return self._solve_unit(at, self._units[layer.name])
         way, goal, later = self._routes.get(layer.name), self._goals[layer.name], self.layers[at + 1 :]
         aim = None if way is None else self._aim(way.reader, [layer, *later])
-        rows = [np.flatnonzero(self._kept[part.writes]) for part in layer.parts]
         wanted = [goal.tensor] if aim is None else [goal.tensor, aim.tensor]
         from_shrunk = [layer.source, goal.already, "" if aim is None else aim.already]
         windows = gathered = None
@@ -229,15 +230,25 @@ class _SequentialSolve:
             self._ridge = whole.ridge
             matrix, bias = whole.matrix, _quiet(whole)
         else:
-            matrix, bias = self._priors(layer)[0], stored_bias(self._original, layer)[rows[0]]
+            matrix, bias = self._priors(layer)[0], stored_bias(self._original, layer)[self._outputs(layer)]
         if windows is not None and windows.pieces and way is not None:
             matrix, bias = self._refine(way, windows, matrix, bias)
         return set_layer(self._shrunk, layer, to_numpy(matrix), bias)
 
+    def _solve_cell(self, at: int, layer: Layer) -> Patch:
+        """Solve a recurrent layer, whose own states are among its inputs."""
+        observer = CellObserver.of(self._original, self._shrunk, layer, self._calibration.shares.windows)
+        self._advance(at, observer.of_shrunk, [*observer.of_original, layer.output], observer)
+        better = CellRefinement(self._original, self._dependencies, self._steps, self._calibration.seed)
+        data = CellSequences(self._original, self._shrunk, layer, observer, self._kept)
+        patch, self.fits[layer.name], refined = solve_cell(self._calibration.engine, data, self._priors(layer), better)
+        self.refined |= {} if refined is None else {layer.name: refined}
+        return patch
+
     def _needed(self, layers: Sequence[Layer]) -> list[str]:
         """Tensors of the shrunk model that these layers are solved from."""
         uses = [use for item in layers for use in self._units[item.name]]
-        sources = [use.source for use in uses if use.name not in self._gone]
+        sources = [name for use in uses if use.name not in self._gone for name in fed_by(self._shrunk, use)]
         return sources + [self._goals[use.name].already for use in uses]
 
     def _leave_out(self, at: int, block: ResidualBlock) -> Patch:
@@ -254,7 +265,9 @@ class _SequentialSolve:
         """Move the cuts in front of layer number `at`; gather `from_shrunk`, `wanted` of the original."""
         layer, later = self.layers[at], self.layers[at + 1 :]
         needed = [name for name in self._needed((layer, *later)) if name]
-        aims = [self._goals[use.name].tensor for item in later for use in self._units[item.name]]
+        uses = [use for item in later for use in self._units[item.name]]
+        aims = [self._goals[use.name].tensor for use in uses]
+        aims += [name for use in uses if use.cell is not None for name in fed_by(self._original, use)]
         inputs = Cut(self._shrunk, from_shrunk, layer.key, needed, finite)
         return self._streams.advance([inputs, Cut(self._original, wanted, layer.key, aims, finite)], into)
 

@@ -13,6 +13,7 @@ from pcns_onnx.rewrite.fused.attention import close_attention, open_attention
 from pcns_onnx.rewrite.fused.biases import merge_biases
 from pcns_onnx.rewrite.low_rank import additions
 from pcns_onnx.rewrite.patch import Patch, apply
+from pcns_onnx.rewrite.recurrent_cells import hide_steps, show_steps
 from pcns_onnx.rewrite.shared_constants import own_biases, store_once
 
 
@@ -20,7 +21,7 @@ from pcns_onnx.rewrite.shared_constants import own_biases, store_once
 class Canonical:
     """The original, and the form that is solved: norms folded, every layer with a bias.
 
-    `typed` has the original's storage types, `twin` is float32.
+    `typed` has the original's storage types, `twin` is float32. `shown` are outputs that recurrent layers were given.
     """
 
     original: Graph
@@ -28,6 +29,7 @@ class Canonical:
     twin: Graph
     folded: tuple[str, ...]
     added: tuple[str, ...]
+    shown: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, original: Graph, *, folds: bool = True) -> Canonical:
@@ -36,8 +38,9 @@ class Canonical:
         norms_folded, folded = fold_batch_norms(start) if folds else (start, ())
         if folded:
             store_once(norms_folded, original)
-        typed, added = explicit_biases(own_biases(norms_folded))
-        return cls(original, typed, typed.as_float32(), folded, added)
+        biased, added = explicit_biases(own_biases(norms_folded))
+        typed, shown = show_steps(biased)
+        return cls(original, typed, typed.as_float32(), folded, added, shown)
 
     def laid_out(self, layout: Layout | None) -> Canonical:
         """The same forms, of which it is known where samples lie in their inputs."""
@@ -72,5 +75,6 @@ def emit(form: Canonical, patch: Patch, *, keeps_biases: bool = False) -> Graph:
         merge_biases(small, added)
     close_attention(small, form.original)
     store_once(small, form.original, form.typed)
+    hide_steps(small, form.shown)
     small.prune(form.typed)
     return small

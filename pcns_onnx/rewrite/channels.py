@@ -14,6 +14,7 @@ from pcns_onnx.numerics.quantization import Takes
 from pcns_onnx.ops import ChannelCount, Labels
 from pcns_onnx.rewrite.layer_weights import has_value_per_row, stored
 from pcns_onnx.rewrite.patch import Edit, Patch, SetAttributes, SetInput, SetNumbers, TakeInput
+from pcns_onnx.rewrite.recurrent_cells import take_units
 
 
 def narrow(graph: Graph, dependencies: DependencyGraph, keep: Mapping[str, Labels]) -> Patch:
@@ -139,6 +140,10 @@ def _repeat_layer(graph: Graph, layer: Layer, copies: NDArray[np.int64]) -> list
     rows, columns = linear.writes, linear.reads
     if (copies[rows] == 1).all() and (copies[columns] == 1).all():
         return []
+    if layer.cell is not None:
+        inputs = columns[: stored(graph, layer.key, linear.weight).shape[2]]
+        units = [layout(own, copies)[0] for own in layer.cell.hidden]
+        return take_units(graph, layer, units, layout(inputs, copies)[0])
     sizes = stored(graph, layer.key, linear.weight).shape
     takes = [  # of blocks that are alike, the first
         take(axis, labels[: sizes[axis]], copies)

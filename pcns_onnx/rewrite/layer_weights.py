@@ -11,6 +11,7 @@ from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Array, Graph
 from pcns_onnx.rewrite.patch import Edit, Patch, SetAttributes, SetInput
+from pcns_onnx.rewrite.recurrent_cells import set_cell, stored_cell, take_units
 
 
 def stored(graph: Graph, key: str, position: int) -> Array:
@@ -27,6 +28,8 @@ def set_layer(graph: Graph, layer: Layer, matrix: NDArray[np.float64], bias: NDA
     """
     if not (np.isfinite(matrix).all() and np.isfinite(bias).all()):
         raise InputError(f"the solve of '{layer.name}' gives NaN or Inf: leave it alone with --exclude")
+    if layer.cell is not None:
+        return set_cell(graph, layer, stored_cell(graph, layer).solved(matrix, bias))
     old = stored(graph, layer.key, layer.linear.weight)
     edits: list[Edit] = [SetInput(layer.key, layer.linear.weight, layer.linear.op.weight(matrix, old))]
     if layer.linear.resets:
@@ -42,11 +45,16 @@ def slice_layer(graph: Graph, layer: Layer, rows: NDArray[np.bool_], columns: ND
     linear = layer.linear
     if rows.all() and columns.all():
         return []
+    if layer.cell is not None:
+        units = np.flatnonzero(rows[: layer.cell.hidden.shape[1]])
+        inputs = np.flatnonzero(columns[: stored(graph, layer.key, linear.weight).shape[2]])
+        edits = take_units(graph, layer, [units] * len(layer.cell.hidden), inputs)
+        return [*edits, SetAttributes(layer.key, (("hidden_size", len(units)),))]
     weight = stored(graph, layer.key, linear.weight)
     for axis, mask in zip(linear.weight_axes, (rows, columns), strict=True):
         own = mask[: weight.shape[axis]]  # of blocks that are alike, the first
         weight = weight if own.all() else np.compress(own, weight, axis=axis)
-    edits: list[Edit] = [SetInput(layer.key, linear.weight, weight)]
+    edits = [SetInput(layer.key, linear.weight, weight)]
     if not layer.bias.absent and not rows.all():
         bias, axis = stored(graph, layer.bias.key, layer.bias.position), linear.bias_axes[-1]
         if has_value_per_row(bias, layer):
@@ -73,7 +81,9 @@ def _laid_out(bias: NDArray[np.float64], like: Array, axes: tuple[int, ...]) -> 
 
 
 def stored_weight(graph: Graph, layer: Layer) -> NDArray[np.float64]:
-    """The weight of a layer as it stands in `graph`, in its own layout."""
+    """The weight of a layer as it stands in `graph`, in its own layout; of a recurrent layer [W R] (D, kH, I + H)."""
+    if layer.cell is not None:
+        return stored_cell(graph, layer).matrix
     weight = graph.constant(graph.node(layer.key).inputs[layer.linear.weight])
     assert weight is not None, "layers have stored weights"
     return weight.astype(np.float64)
@@ -82,6 +92,9 @@ def stored_weight(graph: Graph, layer: Layer) -> NDArray[np.float64]:
 def stored_bias(graph: Graph, layer: Layer) -> NDArray[np.float64]:
     """The bias that a layer adds as it stands in `graph`, (K,)."""
     bias = layer.bias
+    if layer.cell is not None:
+        weights = stored_cell(graph, layer)
+        return (weights.wb + weights.rb).reshape(-1)
     rows = layer.linear.op.matrix(stored_weight(graph, layer)).shape[0]
     if bias.absent:
         return np.zeros(rows)

@@ -7,14 +7,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
+from onnx import TensorProto, helper
 
 from builders import attention, control_flow, fused_attention, intact, norms, transposed
 from builders import topologies as t
+from builders.cells import CellModel
 from builders.joins import branches, dense, fire, neck, option_a, shuffle, unet
 from pcns_onnx import inspect
 from pcns_onnx.methods.registry import EXPANSIONS, METHODS
 
 DOCS = Path(__file__).parents[2] / "docs"
+STATE = helper.make_tensor_value_info("h0", TensorProto.FLOAT, [1, "N", 12])
 OWN = "it feeds the model's output"
 
 TOPOLOGIES: Mapping[str, Callable[[], onnx.ModelProto]] = {
@@ -58,7 +61,10 @@ TOPOLOGIES: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "LayerNormalization in pieces": lambda: norms.MIXED["layer norm in pieces"][0].build(),
     "RMSNormalization in pieces": lambda: norms.MIXED["rms norm in pieces"][0].build(),
     "LRN": lambda: norms.MIXED["lrn"][0].build(),
-    "LSTM": lambda: intact.SHRUNK["lstm"].build(),
+    "LSTM, GRU, RNN": lambda: CellModel("LSTM").build(),
+    "LSTM in both directions": lambda: CellModel("LSTM", "bidirectional").build(),
+    "LSTM whose first state is an input": lambda: CellModel("LSTM", extra={5: "h0"}, graph_inputs=[STATE]).build(),
+    "LSTM whose weights are computed": lambda: intact.SHRUNK["lstm"].build(),
     "Loop": lambda: intact.SHRUNK["loop"].build(),
     "weights that are quantised alone": intact.WEIGHT_ONLY.build,
     "weights that are quantised with their input": lambda: intact.SHRUNK["quantised weight"].build(),

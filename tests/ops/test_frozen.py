@@ -127,9 +127,10 @@ FROZEN: dict[str, tuple[onnx.ModelProto, str]] = {
         "ArgMax 'i' looks for the largest or smallest channel",
     ),
     "lstm": (
-        Chain([node("LSTM", "h Wl Rl", "s", hidden_size=C), node("Squeeze", "s a", "m")], {**LSTM, "a": ints(1)},
-              "rows", "rows").build(),
-        "LSTM 's' is a recurrent layer",
+        Chain([node("ReduceMax", "x", "top", keepdims=0), node("Mul", "Rl top", "r"),
+               node("LSTM", "h Wl r", "s", hidden_size=C), node("Squeeze", "s a", "m")],
+              {**LSTM, "a": ints(1)}, "rows", "rows").build(),
+        "LSTM 's' has weights that are computed, not stored ('R')",
     ),
     "max pool with indices": (
         Chain([node("MaxPool", "h", "m i", kernel_shape=[2, 2])]).build(),

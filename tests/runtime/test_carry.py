@@ -171,7 +171,8 @@ def test_steps_of_a_model_that_takes_whole_sequences_are_run_one_by_one() -> Non
         {"y": (FLOAT, ["sequence_length", 8]), "hn": (FLOAT, [1, 1, 8]), "cn": (FLOAT, [1, 1, 8])},
         stored | weights,
     )
-    result = shrink(model, sequences(20), width=0.5, multiple=1, refine=0, threads=1, carry=["hn=h", "cn=c"])
+    carry = ["hn=h", "cn=c"]
+    result = shrink(model, sequences(20), width=0.5, multiple=1, refine=0, threads=1, carry=carry, exclude="second")
     assert result.report.latency.batch == 1
     assert result.report.agreement.error < 1e-3
 

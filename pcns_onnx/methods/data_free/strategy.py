@@ -110,6 +110,8 @@ class DataFreeStrategy:
         """Why the weights cannot say what of a group may go."""
         if group.products:
             return "a product of two computed tensors reads it: there are no outgoing weights to go by"
+        if group.recurrent:
+            return "a recurrent layer makes its units of their own past, which weights alone do not tell: give --data"
         return None
 
     def decide(self, problem: Problem, judge: Judge) -> Decision:

@@ -44,6 +44,10 @@ def _bounds(graph: Graph, node: Node) -> tuple[float, float] | None:
 
 def refusal(graph: Graph, dependencies: DependencyGraph, group: Group, *, refit: bool) -> str | None:
     """Why PCNS must leave a group alone, None if it need not."""
+    if group.recurrent:
+        return (
+            "a recurrent layer makes its units of their own past, and for new neurons there are no gates to solve for"
+        )
     if len(group.writers) > 1 or group.unit > 1 or group.products:
         return "several layers (or blocks of one) share its channels, and new neurons can replace one layer's only"
     for layer in (dependencies.layer(name) for name in group.readers):

@@ -48,7 +48,9 @@ def score_channels(problem: Problem, method: Method, *, seed: int, probes: bool)
             name = read.group.name
             with problem.calibration.progress.stage("rank"):
                 ranking = ranks(read.all, read.group.width)
-            rankings[name] = ranking = ranking.led_by(essential(problem.dependencies, read.group, ranking))
+            ranking = ranking.led_by(essential(problem.dependencies, read.group, ranking))
+            sides = [np.searchsorted(read.group.labels, side) for side in read.group.sides]
+            rankings[name] = ranking = ranking.balanced(sides)
             for block, covariance in read.covariances().items():
                 covariances.setdefault(block, {})[name] = covariance
             curves[name] = ranking.error

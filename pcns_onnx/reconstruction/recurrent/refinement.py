@@ -1,0 +1,254 @@
+"""Refinement of a recurrent layer: its weights and what reads its states, together, over whole sequences.
+
+    min over the cell, U, c  E|L h(t) - U h'(t) - c|²
+
+h are the original's states, h' those of the shrunk cell running free, L what the layers behind make of h: all their
+weights, each in the scale of its output, as a root of the sum of their squares (K, D*H). The shrunk cell's states may
+become others than the original's, if only L h can be read off them. As in `refine`: Adam with a cosine schedule, rates
+relative to the weights' size, samples kept aside that steps are judged by. Gradients go back in time
+(`gradient`); a cell with functions of its own, peepholes or a clip is left as it was solved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcns_onnx.dependency.dependency_graph import DependencyGraph
+from pcns_onnx.dependency.layers import Layer
+from pcns_onnx.graph import Graph
+from pcns_onnx.numerics.adam import Adam
+from pcns_onnx.numerics.linalg import add_ridge, eigh_descending, solve_spd
+from pcns_onnx.numerics.moments import Moments
+from pcns_onnx.reconstruction.recurrent.gradient import CellGradient, DirectionWeights, Sequences, is_differentiable
+from pcns_onnx.reconstruction.recurrent.targets import CellSequences
+from pcns_onnx.reconstruction.refine import CHECKS, ENOUGH, RATE, Refined, Weights
+from pcns_onnx.rewrite.layer_weights import stored_weight
+from pcns_onnx.rewrite.recurrent_cells import CellWeights, cell_of
+
+_WORK = 2e12
+"""Multiply-adds that a cell may take: it is often the larger half of a network, and one of few."""
+_SAMPLES = 32
+"""Sequences of a piece."""
+_ROWS = 1024
+"""Steps of sequences that a step of Adam should see at least."""
+_TRIES = 4
+_FAINT = 1e-6
+"""Share of the largest direction below which what is read is left out."""
+
+Floats32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SequencePiece:
+    """Some samples of one batch, and what should be read off their states, (S, B, K)."""
+
+    sequences: Sequences
+    aim: Floats32
+
+    @property
+    def rows(self) -> int:
+        """Steps that count."""
+        return int(self.sequences.mask.sum())
+
+
+def read_of(graph: Graph, dependencies: DependencyGraph, layer: Layer, states: NDArray[np.float64]) -> Floats32:
+    """L (K, D*H): what the layers behind make of the states of a cell, of which rows (R, D*H) are sequences."""
+    hidden = cell_of(layer).hidden.reshape(-1)
+    covariance, total = np.cov(states, rowvar=False), np.zeros((len(hidden), len(hidden)))
+    for reader in dependencies.layers:
+        if reader.name == layer.name or not np.isin(reader.linear.reads, hidden).any():
+            continue
+        weight, own = stored_weight(graph, reader), np.zeros_like(total)
+        for part in reader.parts:
+            owners, matrix = part.op.owners(part.reads), np.asarray(part.op.matrix(weight))
+            for tap in _taps(owners, hidden):
+                read = np.where(tap < 0, 0.0, matrix[:, np.maximum(tap, 0)])
+                own += read.T @ read
+        total += own / max(float((own * covariance).sum()), 1e-300)
+    values, vectors = eigh_descending(total)
+    strong = values > _FAINT * max(float(values[0]), 1e-300)
+    return np.asarray(np.sqrt(values[strong])[:, None] * vectors[:, strong].T, dtype=np.float32)
+
+
+def _taps(owners: NDArray[np.int64], hidden: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """For each time that a layer reads the units, which column reads each of them, -1 for none."""
+    columns = [np.flatnonzero(owners == unit) for unit in hidden]
+    times = max(map(len, columns))
+    return [np.array([own[at] if at < len(own) else -1 for own in columns]) for at in range(times)]
+
+
+@dataclass(frozen=True)
+class CellRefinement:
+    """At most `steps` steps of refinement; what reads a cell is looked up in the `graph` of the original."""
+
+    graph: Graph
+    dependencies: DependencyGraph
+    steps: int
+    seed: int
+
+    def __call__(self, data: CellSequences, start: CellWeights) -> tuple[CellWeights, Refined] | None:
+        """Better weights, never worse on the samples kept aside; None where there is no way back."""
+        if not self.steps or not is_differentiable(data.node):
+            return None
+        known = Moments(data.layer.width, 0, np)
+        for _, whole in data.batches:
+            known.update(np.moveaxis(whole[data.layer.output], 1, 2).reshape(-1, data.layer.width))
+        read = read_of(self.graph, self.dependencies, data.layer, known.covariance)
+        number = self.dependencies.layers.index(data.layer)
+        train, valid = (_pieces(data, read, aside) for aside in (False, True))
+        if not train or not valid:
+            return None
+        is_reset_last = data.reset and data.is_reset_last
+        problem = _Problem(CellGradient(data.node.op, data.backward, is_reset_last), is_reset_last)
+        weights = problem.begin(start, train)
+        best, first, least, done = _descend(problem, weights, train, valid, self.steps, (self.seed, 3, number))
+        cell = problem.cell(best, start)
+        flat = Weights(cell.matrix.reshape(-1, cell.matrix.shape[2]), (cell.wb + cell.rb).reshape(-1), *best[-2:])
+        return cell, Refined(flat, first, least, done, sum(piece.rows for piece in train))
+
+
+def _pieces(data: CellSequences, read: Floats32, aside: bool) -> list[SequencePiece]:
+    """The samples kept `aside` or the others, as many at once as `_SAMPLES`; sequences of one length together."""
+    by_length: dict[int, list[tuple[NDArray[Any], ...]]] = {}
+    for batch, ((fed, whole), mask) in enumerate(zip(data.batches, data.masks(aside), strict=True)):
+        chosen = np.flatnonzero(data.aside[batch] == aside)
+        if not len(chosen):
+            continue
+        states = np.moveaxis(whole[data.layer.output][:, :, chosen], 1, 2)
+        aim = states.reshape(*states.shape[:2], -1) @ read.T
+        by_length.setdefault(len(mask), []).append((*data.first_of(fed, chosen), mask[:, chosen], aim))
+    pieces = []
+    for batches in by_length.values():
+        arrays = [np.concatenate(parts, axis=1) for parts in zip(*batches, strict=True)]
+        for at in range(0, arrays[0].shape[1], _SAMPLES):
+            x, h, c, counts, aim = (array[:, at : at + _SAMPLES] for array in arrays)
+            pieces.append(SequencePiece(Sequences(x, h, c, counts), aim))
+    return [piece for piece in pieces if piece.rows]
+
+
+Parameters = list[Floats32]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The cell and its reader, as a list of arrays: W, R, b, b' of every direction, then U (K, D*H') and c (K,)."""
+
+    gradient: CellGradient
+    has_inner: bool
+
+    def begin(self, start: CellWeights, train: Sequence[SequencePiece]) -> Parameters:
+        """The cell as it is, and the reader by least squares."""
+        size, weights = start.units, Parameters()
+        for d in range(len(start.w)):
+            b, inner = start.wb[d] + start.rb[d], np.zeros(size)
+            if self.has_inner:
+                inner, b[2 * size :] = start.rb[d, 2 * size :], start.wb[d, 2 * size :]
+            weights += [np.asarray(part, dtype=np.float32) for part in (start.w[d], start.r[d], b, inner)]
+        known = Moments(size * len(start.w), int(train[0].aim.shape[2]), np)
+        for piece in train:
+            states, mask = self.gradient.run(self.sides(weights), piece.sequences)[0], piece.sequences.mask
+            known.update(states[mask], piece.aim[mask])
+        u = solve_spd(add_ridge(known.covariance, 1e-5), known.cross.T).T
+        mean_x, mean_y = known.mean_x, known.mean_y
+        return [*weights, u.astype(np.float32), (mean_y - u @ mean_x).astype(np.float32)]
+
+    def sides(self, weights: Parameters) -> list[DirectionWeights]:
+        """The directions."""
+        return [DirectionWeights(*weights[4 * d : 4 * d + 4]) for d in range(len(weights) // 4)]
+
+    def error(self, weights: Parameters, pieces: Sequence[SequencePiece]) -> float:
+        """Sum of squares that are missed."""
+        return sum(float((self._residual(weights, piece)[0] ** 2).sum(dtype=np.float64)) for piece in pieces)
+
+    def _residual(
+        self, weights: Parameters, piece: SequencePiece
+    ) -> tuple[Floats32, Floats32, list[list[tuple[Floats32, ...]]]]:
+        states, kept = self.gradient.run(self.sides(weights), piece.sequences)
+        residual = (states @ weights[-2].T + weights[-1] - piece.aim) * piece.sequences.mask[:, :, None]
+        return residual, states, kept
+
+    def slopes(self, weights: Parameters, piece: SequencePiece) -> Parameters:
+        """Half the derivative of the sum of squares by all."""
+        residual, states, kept = self._residual(weights, piece)
+        by_side = self.gradient.gradients(self.sides(weights), piece.sequences, kept, residual @ weights[-2])
+        rows = residual.reshape(-1, residual.shape[2])
+        own = [part for side in by_side for part in side]
+        return [*own, rows.T @ states.reshape(len(rows), -1), rows.sum(axis=0)]
+
+    def cell(self, weights: Parameters, like: CellWeights) -> CellWeights:
+        """The cell's weights as they are stored."""
+        sides, size, wb, rb = self.sides(weights), like.units, like.wb.copy(), like.rb.copy()
+        for d, side in enumerate(sides):
+            b = side.b.astype(np.float64)
+            if self.has_inner:
+                rb[d, 2 * size :] = side.inner
+                wb[d, : 2 * size], wb[d, 2 * size :] = b[: 2 * size] - rb[d, : 2 * size], b[2 * size :]
+            else:
+                wb[d] = b - rb[d]
+        w, r = (np.stack([getattr(side, part) for side in sides]).astype(np.float64) for part in ("w", "r"))
+        return replace(like, w=w, r=r, wb=wb, rb=rb)
+
+    def sizes(self, weights: Parameters) -> list[float]:
+        """How far a step of one moves each array: a bias as far as its matrix."""
+        sizes = list[float]()
+        for side in self.sides(weights):
+            w, r = (float(np.sqrt(np.mean(matrix**2))) for matrix in (side.w, side.r))
+            sizes += [w, r, r, r]
+        return sizes + [float(np.sqrt(np.mean(weights[-2] ** 2)))] * 2
+
+    def cost(self, weights: Parameters, rows: float) -> float:
+        """Multiply-adds of a step: forward, and twice as much back."""
+        return 3.0 * rows * sum(float(part.size) for part in weights)
+
+
+def _descend(
+    problem: _Problem,
+    start: Parameters,
+    train: Sequence[SequencePiece],
+    valid: Sequence[SequencePiece],
+    steps: int,
+    seed: tuple[int, ...],
+) -> tuple[Parameters, float, float, int]:
+    """The best weights, the share of the variance missed on samples kept aside, before and after, and the steps."""
+    rows = np.concatenate([piece.aim[piece.sequences.mask] for piece in valid])
+    scale = max(float(((rows - rows.mean(axis=0)) ** 2).sum(dtype=np.float64)), 1e-30)
+    first = least = problem.error(start, valid) / scale
+    best = weights = start
+    if first < ENOUGH:
+        return start, first, first, 0
+    per_step = max(_ROWS, max(piece.rows for piece in train))
+    steps = min(steps, int(_WORK / max(problem.cost(start, per_step), 1)))
+    adam, rate, order, sizes = Adam(), RATE * min(first, 1.0) ** 0.5, list[int](), problem.sizes(start)
+    generator = np.random.default_rng(seed)
+    every, failed, done = max(1, steps // CHECKS), 0, 0
+    for step in range(steps):
+        rows_done, total = 0, list[Floats32]()
+        while rows_done < _ROWS:
+            order = order or [int(i) for i in generator.permutation(len(train))]
+            piece = train[order.pop()]
+            rows_done += piece.rows
+            slopes = problem.slopes(weights, piece)
+            total = slopes if not total else [a + b for a, b in zip(total, slopes, strict=True)]
+            if not order:
+                break
+        pace = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        directions = adam.directions([slope / rows_done for slope in total])
+        weights = [
+            (now - np.float32(pace * size) * direction).astype(np.float32)
+            for now, size, direction in zip(weights, sizes, directions, strict=True)
+        ]
+        if (step + 1) % every == 0 or step + 1 == steps:
+            error, done = problem.error(weights, valid) / scale, step + 1
+            if error < least:
+                best, least, failed = weights, error, 0
+            elif not error < 1.05 * least:
+                weights, adam, rate, failed = best, Adam(), rate / 4, failed + 1
+                if failed == _TRIES:
+                    break
+    return best, first, least, done
