@@ -44,14 +44,15 @@ def assembled(
 
 
 def body(source: str = "x", reads: int = 16, writes: int = 8) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
-    """source (..., reads) -> MatMul, Relu, MatMul -> 'out' (..., writes), half of whose hidden neurons are twins."""
+    """source (..., reads) -> MatMul, Relu, MatMul -> 'out' (..., writes), half of whose neurons are twins."""
     rng = np.random.default_rng(5)
+    w2 = np.tile(0.3 * rng.standard_normal((HIDDEN, -(-writes // 2))), 2)[:, :writes].astype(np.float32)
     nodes = [
         helper.make_node("MatMul", [source, "w1"], ["h1"], name="first"),
         helper.make_node("Relu", ["h1"], ["a1"]),
         helper.make_node("MatMul", ["a1", "w2"], ["out"], name="second"),
     ]
-    return nodes, {"w1": twins(reads, HIDDEN), "w2": 0.3 * rng.standard_normal((HIDDEN, writes)).astype(np.float32)}
+    return nodes, {"w1": twins(reads, HIDDEN), "w2": w2}
 
 
 def with_state(x: Dims, state: Dims, *, sr: bool = False) -> ModelProto:

@@ -70,7 +70,11 @@ def test_the_best_channels_stay_and_one_of_every_layer(everywhere: bool) -> None
     assert [list(each) for each in kept] == ([[1, 2, 3], [1]] if everywhere else [[1, 3], [1]])
 
 
-@pytest.mark.parametrize("path", sorted(MODELS.glob("*.onnx")), ids=lambda path: path.stem)
+# Onnx's inference does not see how many steps a cell makes in these; no peer narrows cells anyway.
+FEED_FORWARD = [path for path in sorted(MODELS.glob("*.onnx")) if path.stem not in ("digits_gru", "digits_lstm")]
+
+
+@pytest.mark.parametrize("path", FEED_FORWARD, ids=lambda path: path.stem)
 def test_everybody_is_counted_as_pcns_onnx_counts(path: Path) -> None:
     found = pcns_onnx.inspect(path)
     assert cost(onnx.load(path)) == (found.macs, found.parameters)

@@ -25,6 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# A script sees its own folder only; what it shares with others is named from `tools`.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from benchmarks.detector import FOLDS, IN_REPORT, PIXELS, THRESHOLDS, added, mirrored, run, tallies, views
 from pcns_onnx import Normalize, PcnsError, compare, heal, shrink
 
