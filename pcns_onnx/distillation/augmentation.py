@@ -118,7 +118,9 @@ def _by_itself(
     if squares and not images:
         sizes = ", ".join(f"{side} x {side}" for side in squares.values())
         return Augmentation("shift", squares, f"rows that are images of {sizes}: their numbers go with those above")
-    return Augmentation("none", {}, "no input is a photograph, or an image of one channel that is classified, of 16 pixels or more")
+    return Augmentation(
+        "none", {}, "no input is a photograph or a classified image of one channel, of 16 pixels or more"
+    )
 
 
 def _images(graph: Graph, batches: Sequence[Batch]) -> dict[str, tuple[int, int, int]]:

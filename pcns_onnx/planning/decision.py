@@ -22,6 +22,10 @@ from pcns_onnx.planning.plan import GroupPlan, Plan
 from pcns_onnx.planning.problem import Problem
 
 _STEEPNESS = 16
+USED = 0.95
+"""The share of a budget that has to be used up, if finer steps can."""
+FINER = (1, 2, 4, 8, 16)
+"""By how much the steps of widths are made finer for that."""
 
 
 @dataclass(frozen=True)
@@ -130,15 +134,29 @@ def widths_for(
     """Widths on the groups' grids, none below its `least`."""
     if plan is not None:
         return _planned(problem, plan, least)
-    grids = problem.grids(least)
     if budgets:
-        if problem.rules.drops:
-            grids |= {name: np.append(0, grids[name]) for name in problem.residual_blocks}
-        return allocate(problem.groups, curves, grids, problem.costs, budgets)
+        return _allocated(problem, curves, budgets, least)
+    grids = problem.grids(least)
     if goal.width is not None:
         return {g.name: snap(goal.width * g.width, grids[g.name]) for g in problem.groups}
     needed = by_variance()
     return {g.name: _at_least(needed[g.name], grids[g.name]) for g in problem.groups}
+
+
+def _allocated(
+    problem: Problem, curves: Mapping[str, NDArray[np.float64]], budgets: Sequence[Budget], least: Mapping[str, int]
+) -> dict[str, int]:
+    """Widths that meet the budgets: on the steps that kernels like, or on finer ones where these leave much unused."""
+    for finer in FINER:
+        grids = problem.grids(least, finer)
+        if problem.rules.drops:
+            grids |= {name: np.append(0, grids[name]) for name in problem.residual_blocks}
+        widths = allocate(problem.groups, curves, grids, problem.costs, budgets)
+        spent = problem.costs({g.name: widths[g.name] / g.width for g in problem.groups}) / problem.costs.total
+        used = max(float(spent[problem.costs.resources.index(budget.resource)]) / budget.limit for budget in budgets)
+        if used >= USED or problem.rules.multiple != "auto":
+            break
+    return widths
 
 
 def _at_least(width: int, widths: NDArray[np.int64]) -> int:

@@ -23,15 +23,18 @@ class GridRules:
     least_conv: int = 1
     drops: bool = False
 
-    def widths(self, group: Group, kind: str, step: int | None = None) -> NDArray[np.int64]:
-        """The grid of a group, whose first writer is a `kind`; `step` is the multiple that pays on this machine."""
-        widths = grid(group, kind, self.multiple, step)
+    def widths(self, group: Group, kind: str, step: int | None = None, finer: int = 1) -> NDArray[np.int64]:
+        """The grid of a group, whose first writer is a `kind`; `step` is the multiple that pays on this machine.
+
+        What is liked is made `finer` by this factor; a multiple that was asked for is not.
+        """
+        widths = grid(group, kind, self.multiple, step, finer)
         if not kind.startswith("Conv"):
             return widths
         return widths[widths >= min(self.least_conv // group.unit, group.width)]
 
 
-def grid(group: Group, kind: str, multiple: str, step: int | None = None) -> NDArray[np.int64]:
+def grid(group: Group, kind: str, multiple: str, step: int | None = None, finer: int = 1) -> NDArray[np.int64]:
     """Widths (numbers of classes) that a group may take, ascending, its own included.
 
     'auto' is what this machine likes (`step`, see `cost.latency_model`) where that was measured, and else what
@@ -40,7 +43,7 @@ def grid(group: Group, kind: str, multiple: str, step: int | None = None) -> NDA
     """
     channels = group.width * group.unit
     liked = (16 if channels >= 128 else 8 if channels >= 32 else 4) if kind.startswith("Conv") else 1
-    wanted = (liked if step is None else step) if multiple == "auto" else int(multiple)
+    wanted = max(1, (liked if step is None else step) // finer) if multiple == "auto" else int(multiple)
     step = lcm(wanted // gcd(wanted, group.unit), group.step)
     return np.unique(np.append(np.arange(step, group.width, step), group.width))
 

@@ -82,11 +82,11 @@ class Problem:
         names = {group.name for group in self.groups}
         return {name: block for name, block in residual_blocks(self.graph, self.dependencies).items() if name in names}
 
-    def grids(self, least: Mapping[str, int]) -> dict[str, NDArray[np.int64]]:
-        """The widths that every group may take, none below its `least`."""
+    def grids(self, least: Mapping[str, int], finer: int = 1) -> dict[str, NDArray[np.int64]]:
+        """The widths that every group may take, none below its `least`; steps of 'auto' are `finer` by this factor."""
         steps = {} if self.costs.latency_model is None else self.costs.latency_model.steps
         grids = {
-            group.name: self.rules.widths(group, self.dependencies.layer(group.name).kind, steps.get(group.name))
+            group.name: self.rules.widths(group, self.dependencies.layer(group.name).kind, steps.get(group.name), finer)
             for group in self.groups
         }
         ranks = {} if self.undivided is None else self.undivided.ranks
