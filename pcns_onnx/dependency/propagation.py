@@ -126,10 +126,14 @@ class Propagation:
         sides = {tuple(side) for side in self._directions}
         table = labels.reshape([size for size in labels.shape if size > 1] or [1])
         whole = table.ndim == 2 and any({tuple(row) for row in way} <= sides for way in (table, table.T))
-        kinds = {
-            self._facts[reader.key].kind for reader in self.graph.consumers.get(name, ()) if reader.key in self._facts
-        }
+        readers = [reader for reader in self.graph.consumers.get(name, ()) if reader.key in self._facts]
+        kinds = {self._facts[reader.key].kind for reader in readers if not self._starts_from(reader, name)}
         return whole and kinds <= {"move", "select", "pointwise", "scaling"}
+
+    def _starts_from(self, node: Node, name: str) -> bool:
+        """Whether a recurrent layer takes a tensor as a state, whose units are tied to its own, not as its input."""
+        linear = self._facts[node.key].linear
+        return linear is not None and linear.cell is not None and node.inputs[0] != name
 
     @property
     def _directions(self) -> list[Labels]:

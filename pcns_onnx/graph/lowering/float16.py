@@ -6,6 +6,9 @@ float32 (`kept`), onnxruntime's converter has it on a list, it is an If, Loop or
 or it is from a library. Single inputs that are float32 by definition (the scales of a Resize) stay so. Constants are
 stored as their readers want them. A number that is nearer to 0 than the least of float16 becomes that, not 0: many
 of them are what keeps a division from failing.
+
+MatMul(Transpose(x), W) of float16, W (K, N), where the Transpose moves the first of three or more axes and leaves the
+last, ends the process in onnxruntime 1.32, which makes one operator of the two. W gets as many axes there, (1, K, N).
 """
 
 from __future__ import annotations
@@ -36,6 +39,9 @@ _FLOAT32_ONLY = {
     "SequenceConstruct", "SequenceInsert", "SequenceAt", "SequenceEmpty", "SequenceMap", "SplitToSequence",
     "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement",
 }  # fmt: skip
+
+_PASSING = {"Identity", "Cast", "Dropout"}
+"""Operators that onnxruntime sees through, or takes out, before it makes one of two others."""
 
 _FLOAT32_INPUTS = {"GroupNorm": {1, 2}, "SkipGroupNorm": {1, 2}}
 """Of onnxruntime's own operators, whose definitions onnx does not have."""
@@ -108,14 +114,19 @@ class _Lowering:
         self._versions: dict[tuple[str, bool], str] = {(name, False): name for name in fed}
         self._nodes: list[NodeProto] = []
         self._made_half: set[str] = set()
+        self._stacked: dict[tuple[str, int], str] = {}
 
     def lowered(self) -> Graph:
         nodes = [(node, self._is_half(node)) for node in self._proto.graph.node]
         self._store_as_wanted(nodes)
+        rank_of = self._turned(nodes)
         for node, is_half in nodes:
+            axes = max((rank_of.get(name, 0) for name in node.input), default=0) if node.op_type == "MatMul" else 0
             for place, name in enumerate(node.input):
                 if name in self._floats:
                     node.input[place] = self._version(name, is_half and self._reads_half(node, place))
+            if axes:
+                self._stack(node, axes)
             self._nodes.append(node)
             if is_half:
                 _retype(node)
@@ -123,6 +134,10 @@ class _Lowering:
         proto = self._proto.graph
         del proto.node[:]
         proto.node.extend(self._nodes)
+        used = {name for node in proto.node for name in (*node.input, *node_of(node).captures)}
+        used |= {value.name for value in (*proto.input, *proto.output)}
+        stacked = {name for name, _ in self._stacked}
+        keep_only(proto.initializer, lambda t: t.name in used or t.name not in stacked)
         for value in proto.value_info:
             if value.name in self._made_half:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT16
@@ -174,6 +189,31 @@ class _Lowering:
                 else:
                     tensor.CopyFrom(half)
                     self._made_half.add(name)
+
+    def _turned(self, nodes: list[tuple[NodeProto, bool]]) -> dict[str, int]:
+        """The axes of what Transposes in float16 make that move the first one and leave the last; also passed on."""
+        rank_of = dict[str, int]()
+        for node, is_half in nodes:
+            perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
+            if node.op_type == "Transpose" and is_half and perm[:1] != [0] and perm[-1:] == [len(perm) - 1]:
+                rank_of[node.output[0]] = len(perm)
+            elif node.op_type in _PASSING and node.input[0] in rank_of:
+                rank_of[node.output[0]] = rank_of[node.input[0]]
+        return rank_of
+
+    def _stack(self, node: NodeProto, axes: int) -> None:
+        """Let a MatMul read stored matrices (K, N) as (1, ..., K, N), under names of their own."""
+        for place, name in enumerate(node.input):
+            matrix = next((t for t in self._proto.graph.initializer if t.name == name and len(t.dims) == 2), None)
+            if matrix is None:
+                continue
+            if (name, axes) not in self._stacked:
+                copy = TensorProto()
+                copy.CopyFrom(matrix)
+                copy.name, copy.dims[:] = self._fresh(f"{name}.stacked"), [*[1] * (axes - 2), *matrix.dims]
+                self._proto.graph.initializer.append(copy)
+                self._stacked[name, axes] = copy.name
+            node.input[place] = self._stacked[name, axes]
 
     def _make_outputs(self, node: NodeProto, is_half: bool) -> None:
         _, results = _definition(node.op_type, self._opset) if not node.domain else ((), ())

@@ -80,8 +80,10 @@ def reduce(readings: Sequence[ReaderStats], channels: int) -> Reduction:
         if max(losses) <= limit:
             break
     loss = float(np.mean(losses))
-    reduced = [r for reading in readings if (r := _on(reading, stays, channels)).channels] if len(goes) else readings
-    return Reduction(stays, goes, list(reduced), loss if loss > _ROUNDING else 0.0)
+    if len(goes):
+        left = [reading for reading in readings if np.isin(reading.among(channels), stays).any()]
+        readings = [_on(reading, stays, channels) for reading in left]
+    return Reduction(stays, goes, list(readings), loss if loss > _ROUNDING else 0.0)
 
 
 def _candidates(readings: Sequence[ReaderStats], channels: int) -> Iterator[Channels]:

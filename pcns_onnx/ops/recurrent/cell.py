@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from pcns_onnx.graph.protobuf import array_of
 from pcns_onnx.ops.facts import (
     Cell,
     ChannelCount,
@@ -139,6 +140,11 @@ def _held(context: OpContext, name: str) -> str:
     for _ in range(_DEEP):
         if maker is None:
             break
+        if maker.op == "ConstantOfShape":
+            return f"{describe(context.node)} starts from '{name}', which no layer makes"
+        if maker.op in _FILLED and context.value(maker.inputs[0]) is not None:  # its size is computed, not the state
+            stored = maker.inputs[0]
+            return f"{describe(context.node)} starts from '{stored}', which is stored and repeated for every sample"
         varying = [item for item in maker.inputs if item and context.value(item) is None]
         source = varying[0] if varying else source
         maker = context.producer(source) if varying else None
@@ -175,10 +181,7 @@ def _is_zero(context: OpContext, name: str) -> bool:
 
 def _filling(value: Any) -> Any:
     """The number that a ConstantOfShape fills with; zero where none is given."""
-    if value is None:
-        return 0
-    stored = getattr(value, "raw_data", b"") or getattr(value, "float_data", ()) or getattr(value, "int64_data", ())
-    return np.frombuffer(stored, dtype=np.uint8) if isinstance(stored, bytes) else np.asarray(list(stored))
+    return 0 if value is None else array_of(value)
 
 
 def _direction(context: OpContext) -> str:

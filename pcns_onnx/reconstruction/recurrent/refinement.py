@@ -40,6 +40,8 @@ _ROWS = 1024
 _TRIES = 4
 _FAINT = 1e-6
 """Share of the largest direction below which what is read is left out."""
+_STILL = 1e-14
+"""Variance of states below which it is rounding of float32: they lie in -1 to 1, or near."""
 
 Floats32 = NDArray[np.float32]
 
@@ -57,10 +59,13 @@ class SequencePiece:
         return int(self.sequences.mask.sum())
 
 
-def read_of(graph: Graph, dependencies: DependencyGraph, layer: Layer, states: NDArray[np.float64]) -> Floats32:
-    """L (K, D*H): what the layers behind make of the states of a cell, of which rows (R, D*H) are sequences."""
+def read_of(graph: Graph, dependencies: DependencyGraph, layer: Layer, covariance: NDArray[np.float64]) -> Floats32:
+    """L (K, D*H): what the layers behind make of the states of a cell, of that `covariance` (D*H, D*H).
+
+    No rows where all that they read stands still.
+    """
     hidden = cell_of(layer).hidden.reshape(-1)
-    covariance, total = np.cov(states, rowvar=False), np.zeros((len(hidden), len(hidden)))
+    total = np.zeros((len(hidden), len(hidden)))
     for reader in dependencies.layers:
         if reader.name == layer.name or not np.isin(reader.linear.reads, hidden).any():
             continue
@@ -70,7 +75,9 @@ def read_of(graph: Graph, dependencies: DependencyGraph, layer: Layer, states: N
             for tap in _taps(owners, hidden):
                 read = np.where(tap < 0, 0.0, matrix[:, np.maximum(tap, 0)])
                 own += read.T @ read
-        total += own / max(float((own * covariance).sum()), 1e-300)
+        variance = float((own * covariance).sum())
+        if variance > _STILL * float(np.trace(own)):
+            total += own / variance
     values, vectors = eigh_descending(total)
     strong = values > _FAINT * max(float(values[0]), 1e-300)
     return np.asarray(np.sqrt(values[strong])[:, None] * vectors[:, strong].T, dtype=np.float32)
@@ -100,6 +107,8 @@ class CellRefinement:
         for _, whole in data.batches:
             known.update(np.moveaxis(whole[data.layer.output], 1, 2).reshape(-1, data.layer.width))
         read = read_of(self.graph, self.dependencies, data.layer, known.covariance)
+        if not len(read):
+            return None
         number = self.dependencies.layers.index(data.layer)
         train, valid = (_pieces(data, read, aside) for aside in (False, True))
         if not train or not valid:

@@ -9,7 +9,11 @@ import pytest
 from builders.cells import CellModel, drawn, samples
 from builders.models import relative, run
 from pcns_onnx import shrink
+from pcns_onnx.dependency.dependency_graph import build_dependency_graph
+from pcns_onnx.graph import Graph
 from pcns_onnx.ops.recurrent import GATES
+from pcns_onnx.reconstruction.recurrent.refinement import read_of
+from pcns_onnx.rewrite.canonical import Canonical
 
 
 def lean(op: str, direction: str = "forward") -> CellModel:
@@ -61,3 +65,28 @@ def test_few_samples_are_enough_to_go_on() -> None:
     cell = lean("LSTM")
     result = shrink(cell.build(), samples(cell, 3), width=0.5, multiple="1", refine=10, threads=1, batch=1)
     assert np.isfinite(run(result.model, samples(cell, 2))).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, None])
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize("op", GATES)
+def test_so_are_steps_that_tell_nothing_of_a_direction(op: str, direction: str, value: float | None) -> None:
+    """Two sequences of one step: all units of a direction may follow from others."""
+    cell = CellModel(op, direction, units=6, inputs=3, steps=1)
+    x = samples(cell, 2) if value is None else np.full((2, 1, 3), value, dtype=np.float32)
+    model = cell.build()
+    result = shrink(model, x, width=0.5, multiple="1", refine=10, threads=1)
+    assert np.isfinite(run(result.model, x)).all()
+    assert value is None or relative(run(model, x), run(result.model, x)) < 1e-3
+
+
+def test_what_is_read_counts_in_the_scale_of_the_readers_output() -> None:
+    cell = lean("GRU")
+    form = Canonical.of(Graph.load(cell.build()))
+    dependencies = build_dependency_graph(form.twin, {"x": (2, 7, 5)})
+    layer = next(layer for layer in dependencies.layers if layer.name == "cell")
+    root = drawn(4, 16, 16).astype(np.float64)
+    covariance = root @ root.T
+    read = read_of(form.twin, dependencies, layer, covariance)
+    assert np.trace(read @ covariance @ read.T) == pytest.approx(1.0, rel=1e-3)
+    assert not len(read_of(form.twin, dependencies, layer, 0 * covariance))
