@@ -20,6 +20,7 @@ from pcns_onnx.data.dataset import Dataset, split
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.distillation.acceptance import aside_share
+from pcns_onnx.distillation.checkpoint import checkpoint_path
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.evaluation.agreement import own_score, time_both, verify
 from pcns_onnx.evaluation.gates import gates_of
@@ -71,18 +72,20 @@ def heal(
     require_torch()
     outputs = options.outputs
     sources = (model, original, data, options.data.eval)
-    check_targets(sources, output, outputs.report, outputs.html)
+    checkpoint = checkpoint_path(output)
+    check_targets(sources, output, outputs.report, outputs.html, checkpoint)
     check_page(outputs.html)
     metric = load_metric(options.gates.metric)
     with run(options, progress) as running:
         forms = load_pair(running, original, model)
-        check_targets((*forms[0].original.files, *forms[1].original.files), outputs.report, outputs.html)
+        files = (*forms[0].original.files, *forms[1].original.files)
+        check_targets(files, output, outputs.report, outputs.html, checkpoint)
         fed = datasets(running, forms[0], data, solves=True)
         forms = [fed.form, forms[1].laid_out(same_axes(fed.train, forms[1]))]
         task = _Task(running, forms, fed.train, fed.held_out, metric)
         healed = task.healed(output)
         report = task.report(healed, {"model": model, "original": original}, data)
-    finish(report, outputs.report, outputs.html, "; no model was written")
+    finish(report, outputs.report, outputs.html, f"; no model was written{_left(checkpoint)}")
     if output is not None:
         _write(healed, model, output)
     return HealResult(healed.graph.proto, report)
@@ -114,7 +117,6 @@ def heal_samples(
     output: str | os.PathLike[str] | None = None,
 ) -> Healed:
     """`small` healed on samples to learn from, judged by others kept `aside`; `sizes`: of it, and of the original."""
-    from pcns_onnx.distillation.checkpoint import checkpoint_path
     from pcns_onnx.distillation.healing import Subject, heal_model
 
     options = running.options
@@ -263,14 +265,19 @@ class _Task:
         return unseen(check.summary, [learnt.summary.hashes], what="healing has seen").without_bound(why_not)
 
 
+def _left(checkpoint: Path | None) -> str:
+    """What is said of a checkpoint that a failed gate leaves: the training need not be done again."""
+    if checkpoint is None or not checkpoint.exists():
+        return ""
+    return f" ('{checkpoint}' is left: with --resume, other limits are checked without training again)"
+
+
 def _write(healed: Healed, model: ModelSource, output: str | os.PathLike[str]) -> None:
     """The healed model; one that was not accepted as it lies on the disk, where it is one file."""
     if not healed.record.verdict.accepted and isinstance(model, str | os.PathLike) and not healed.graph.files:
         write_atomic(output, Path(model).read_bytes())
     else:
         healed.graph.save(output)
-    from pcns_onnx.distillation.checkpoint import checkpoint_path
-
     path = checkpoint_path(output)
     if path is not None:
         path.unlink(missing_ok=True)

@@ -159,8 +159,15 @@ def _accepted(form: Canonical, options: Options, *, has_data: bool) -> tuple[Req
     refusal = strategy.accepts()
     if refusal is not None:
         raise InputError(refusal)
+    unread = options.healing.unread
+    if unread is not None:
+        raise InputError(f"--{unread.replace('_', '-')} says how --heal learns: give --heal, too, or leave it out")
     if options.healing.heal is not None and not has_data:
         raise InputError("--heal learns from the original on samples: give them with --data")
+    weights = {name for node in form.original.nodes for name in node.inputs if form.original.is_constant(name)}
+    glob = options.healing.matching_none([*weights, *(node.label for node in form.original.nodes)])
+    if glob is not None:
+        raise InputError(f"--freeze '{glob}' matches no layer and no initializer of the model")
     if outputs.precisions and not has_data:
         raise InputError(f"--{outputs.precisions[0]} is calibrated and checked on samples: give them with --data")
     limits = {"--max-error": gates.max_error, "--max-drop": gates.max_drop, "--metric": gates.metric}

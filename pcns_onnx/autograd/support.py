@@ -13,7 +13,19 @@ from pcns_onnx.autograd.weights import full_name, live_nodes, operator_of
 from pcns_onnx.graph import Graph, Node
 
 CONTROL_FLOW = ("If", "Loop", "Scan")
-_QUANTISED = ("Quantize", "QLinear", "Integer", "QGemm", "QAttention", "QMoE", "QEmbed", "NBits", "Bnb4", "FpQ4")
+_QUANTISED = (
+    "Quantize",
+    "Dequantize",
+    "QLinear",
+    "Integer",
+    "QGemm",
+    "QAttention",
+    "QMoE",
+    "QEmbed",
+    "NBits",
+    "Bnb4",
+    "FpQ4",
+)
 
 
 def refusals(graph: Graph) -> list[str]:

@@ -9,14 +9,15 @@ paired, sample by sample, and what is worse beyond chance is not taken (one-side
 Lost and gained are counted against labels where there are any, and against the original where not: of an output that
 holds classes, whether they agree on the class; of all others, the squared error, each channel in its own scale. A
 `--metric` must not fall. `strict` asks, besides, that the loss itself falls, and so does a check on fewer than 20
-samples, which proves nothing. Without labels only faithfulness can be judged, not accuracy.
+samples, which proves nothing, and a start that misses nothing. Without labels only faithfulness can be judged, not
+accuracy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,10 @@ from pcns_onnx.runtime.samples import Samples
 
 CHANCE = 1.64
 """Standard errors that a difference may be by chance."""
+SAME = 1e-6
+"""A loss at the start, as a share of what saying the mean misses, below which nothing is left to learn."""
+
+_Values = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -107,31 +112,37 @@ class _Side:
 
 def _judged(before: _Side, after: _Side, choice: AcceptChoice, losses: tuple[float, float], count: int) -> Verdict:
     lost = gained = 0
-    z, values, by = -np.inf, tuple[float | None, float | None]((None, None)), "agreement"
+    values: _Values = (None, None)
+    z, by, figure = -np.inf, "agreement", ""
     if choice == "auto" and before.score is not None and after.score is not None:
         values, by = (before.score.value, after.score.value), "metric"
+        figure = "the metric"
         z = 0.0 if after.score.value >= before.score.value else np.inf
     elif choice == "auto" and before.knows_labels and after.knows_labels:
         first, second = (np.concatenate(side.right) for side in (before, after))
         lost, gained = int((first & ~second).sum()), int((~first & second).sum())
         z, by, values = _paired(lost, gained), "labels", (100 * float(first.mean()), 100 * float(second.mean()))
+        figure = "accuracy (%)"
     else:
         for tallies in zip(before.tallies, after.tallies, strict=True):
             one = _of_output(*tallies)
-            z, values = (one.z, one.values) if one.z > z or values == (None, None) else (z, values)
+            if one.z > z or values == (None, None):
+                z, values, figure = one.z, one.values, one.figure
             lost, gained = lost + one.lost, gained + one.gained
     z = max(z, -1e9)
     falls = losses[1] <= losses[0]
     few = by == "agreement" and count < LEAST
-    accepted = z < CHANCE and np.isfinite(losses[1]) and (falls or not (few or choice == "strict"))
-    reason = _reason(bool(accepted), by, z, falls=falls)
-    return Verdict(bool(accepted), reason, by, count, *values, lost, gained, float(z), *losses)
+    has_to_fall = few or choice == "strict" or losses[0] < SAME
+    accepted = z < CHANCE and np.isfinite(losses[1]) and (falls or not has_to_fall)
+    reason = _reason(bool(accepted), by, z, values, falls=falls)
+    return Verdict(bool(accepted), reason, by, count, *values, lost, gained, float(z), *losses, figure)
 
 
 @dataclass(frozen=True)
 class _Difference:
     z: float
-    values: tuple[float | None, float | None]
+    values: _Values
+    figure: str = ""
     lost: int = 0
     gained: int = 0
 
@@ -145,7 +156,11 @@ def _of_output(before: OutputTally, after: OutputTally) -> _Difference:
         first, second = (np.concatenate(tally.differs) for tally in (before, after))
         lost, gained = int((~first & second).sum()), int((first & ~second).sum())
         return _Difference(
-            _paired(lost, gained), (100 * float(1 - first.mean()), 100 * float(1 - second.mean())), lost, gained
+            _paired(lost, gained),
+            (100 * float(1 - first.mean()), 100 * float(1 - second.mean())),
+            "agreement with the original (%)",
+            lost,
+            gained,
         )
     errors = [np.concatenate(tally.errors) ** 2 for tally in (before, after)]
     if len(errors[0]) != len(errors[1]) or not all(np.isfinite(side).all() for side in errors):
@@ -154,17 +169,19 @@ def _of_output(before: OutputTally, after: OutputTally) -> _Difference:
     spread = float(difference.std()) / sqrt(len(difference))
     mean = float(difference.mean())
     z = mean / spread if spread else float(np.sign(mean)) * np.inf if mean else 0.0
-    return _Difference(z, (float(sqrt(errors[0].mean())), float(sqrt(errors[1].mean()))))
+    return _Difference(z, (float(sqrt(errors[0].mean())), float(sqrt(errors[1].mean()))), "relative error")
 
 
 def _paired(lost: int, gained: int) -> float:
     return (lost - gained) / sqrt(lost + gained) if lost + gained else 0.0
 
 
-def _reason(accepted: bool, by: str, z: float, *, falls: bool) -> str:
+def _reason(accepted: bool, by: str, z: float, values: _Values, *, falls: bool) -> str:
     where = {"labels": "right", "metric": "", "agreement": "like the original"}[by]
     if accepted:
         return "not worse beyond chance" if by != "metric" else "the metric does not fall"
+    if by == "metric" and not all(value is not None and isfinite(value) for value in values):
+        return "the metric is no number on the samples kept aside"
     if z >= CHANCE:
         return "the metric falls" if by == "metric" else f"less often {where}, or further off, beyond chance"
     return "the loss does not fall" if not falls else "the loss is no number"

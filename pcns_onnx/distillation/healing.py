@@ -96,8 +96,9 @@ def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
     _check_shapes(lesson, student(first, exact=True))
     augmentation = augmentation_of(options.heal_augment, subject.original, [first])
     own, other = subject.macs or (0, 0)
-    schedule = Schedule.of(options.shown, options.heal_batch, own, other, unknown=subject.macs is None)
     pool = Pool(subject.learnt, subject.room, subject.seed)
+    schedule = Schedule.of(options.shown, options.heal_batch, own, other, unknown=subject.macs is None)
+    schedule = replace(schedule, batch=pool.step(schedule.batch))
     rates = peak_rates({name: float(np.sqrt(np.mean(v**2))) for name, v in student.state().items() if v.size})
     loss = DistillationLoss(lesson.measures, device)
     training = Training(
@@ -198,7 +199,9 @@ def _lesson(subject: Subject, options: HealOptions) -> _Lesson:
         count += batch.size
     measures = spreads.measures()
     if not measures:
-        raise InputError("the outputs of the original do not vary on these samples: there is nothing to learn")
+        raise InputError(
+            f"the outputs of the original do not vary on the samples kept aside ({count}): give more, and other ones"
+        )
     learnt = {measure.target.output for measure in measures}
     return _Lesson(teacher, measures, kept, [name for name in names if name not in learnt])
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from typing import Literal
 
 LossChoice = Literal["auto", "kl", "mse", "cosine"]
@@ -94,6 +95,19 @@ class HealOptions:
             "described": False,
         },
     )
+
+    @property
+    def unread(self) -> str | None:
+        """An option that is given, though `shrink` is not to heal: nothing would come of it."""
+        if self.heal is not None:
+            return None
+        own = [item for item in fields(self) if item.metadata["commands"] == _BOTH]
+        return next((item.name for item in own if getattr(self, item.name) != item.default), None)
+
+    def matching_none(self, names: Collection[str]) -> str | None:
+        """The first glob of `freeze` that matches none of the names."""
+        globs = (self.freeze,) if isinstance(self.freeze, str) else self.freeze
+        return next((glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)), None)
 
     @property
     def shown(self) -> int | None:

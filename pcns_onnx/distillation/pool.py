@@ -103,6 +103,11 @@ class Pool:
         single = self._samples.fixed or self._samples.data.is_single
         return Block([joined(group) for group in pieces], self.unit, single)
 
+    def step(self, batch: int) -> int:
+        """Samples of a step that asks for `batch`: whole units, and no more than there are."""
+        size = max(1, batch // self.unit)
+        return self.unit * (size if self.whole is None else min(size, self.whole.units))
+
     def draws(self, batch: int) -> Iterator[tuple[Block, Numbers]]:
         """Without end, the units of every step: `batch` samples, fewer only where a block has no more."""
         for turn in itertools.count():

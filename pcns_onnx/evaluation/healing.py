@@ -12,6 +12,7 @@ class Verdict(msgspec.Struct, frozen=True):
     relative error where nothing is decided. `lost` and `gained`: samples that only the healed model, or only the one
     before, has otherwise than the label or the original; `z`: the largest of the outputs' paired differences in
     standard errors, positive where the healed model is worse. `loss_before`, `loss_after`: what was minimised, there.
+    `figure`: what `before` and `after` are.
     """
 
     accepted: bool
@@ -25,6 +26,7 @@ class Verdict(msgspec.Struct, frozen=True):
     z: float
     loss_before: float
     loss_after: float
+    figure: str = ""
 
 
 class Look(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,20 @@ def test_without_pytorch_one_line_says_what_to_install(tmp_path: Path, capsys: p
 def test_healing_needs_samples() -> None:
     with pytest.raises(InputError, match="--heal learns from the original on samples"):
         shrink(mlp(), None, width=0.5, method="min-weight", heal=0)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("freeze", "*"), ("heal_batch", 8), ("heal_loss", "mse"), ("heal_curve", True)]
+)
+def test_what_says_how_to_heal_is_refused_where_nothing_heals(option: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"--{option.replace('_', '-')} says how --heal learns"):
+        shrink(mlp(), {"x": rows(40)}, width=0.5, **{option: value})
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed here")
+def test_what_names_no_layer_is_refused_before_the_solve() -> None:
+    with pytest.raises(InputError, match="--freeze 'w9' matches no layer"):
+        shrink(mlp(), {"x": rows(40)}, width=0.5, heal=64, freeze=["w0", "w9"])
 
 
 def test_the_number_of_samples_may_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

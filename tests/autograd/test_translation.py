@@ -200,6 +200,7 @@ REFUSED = [
     (made("GRU", "x f f", activations=["Sin", "Tanh"], hidden_size=1), "with activation Sin"),
     (made("FusedConv", "x f", domain="com.microsoft", activation="Softplus"), "with activation Softplus"),
     (made("QuantizeLinear", "x s"), "quantised numbers"),
+    (made("DequantizeLinear", "x s"), "quantised numbers"),
     (made("MatMulNBits", "x w s", domain="com.microsoft", K=8, N=4, bits=4, block_size=32), "quantised numbers"),
 ]
 

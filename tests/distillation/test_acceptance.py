@@ -26,7 +26,7 @@ def verdict(
     end: str = "", metric: Any = None, labels: bool = False,
 ) -> Verdict:  # fmt: skip
     """Of students that were disturbed by so much."""
-    model = ending(end) if end else mlp()
+    model = mlp(widths=(6, 12, 1)) if end == "one number" else ending(end) if end else mlp()
     x = rows(count)
     feeds: dict[str, Any] = {"x": x}
     if labels:
@@ -69,6 +69,29 @@ def test_a_metric_must_not_fall() -> None:
     assert verdict(0.6, 0.1, metric=closeness).by == "metric"
     assert verdict(0.6, 0.1, metric=closeness).accepted and not verdict(0.1, 0.6, metric=closeness).accepted
     assert verdict(0.1, 0.6, "agreement", metric=closeness).by == "agreement"
+
+
+def test_a_metric_that_is_no_number_is_said_to_be_none() -> None:
+    told = verdict(0.3, 0.3, metric=lambda outputs, labels: float("nan"))
+    assert not told.accepted and "is no number" in told.reason
+
+
+def test_a_start_that_misses_nothing_is_only_left_for_a_lower_loss() -> None:
+    assert not verdict(0.0, 0.001, losses=(1e-9, 1e-3)).accepted
+
+
+@pytest.mark.parametrize(
+    ("end", "labels", "figure"),
+    [
+        ("", False, "agreement with the original (%)"),
+        ("", True, "accuracy (%)"),
+        ("one number", False, "relative error"),
+    ],
+)
+def test_what_is_compared_is_named_where_nothing_changes_too(end: str, labels: bool, figure: str) -> None:
+    told = verdict(0.0, 0.0, end=end, labels=labels)
+    assert told.figure == figure and not told.lost + told.gained
+    assert told.before == told.after == (0 if end else 100)
 
 
 @pytest.mark.parametrize(("count", "share"), [(40, 0.25), (1000, 0.1), (5000, 0.1), (100_000, 0.02)])

@@ -304,6 +304,47 @@ def test_bad_input_is_one_line(case: str, tmp_path: Path, capsys: pytest.Capture
     assert code == 2 and message in error and error.count("\n") == 1 and not out.exists()
 
 
+@pytest.mark.parametrize("case", ["small model", "report", "folder"])
+def test_a_checkpoint_takes_no_other_files_place(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small, model, data = files(tmp_path)
+    out, beside = tmp_path / "out.onnx", tmp_path / "out.onnx.healing"
+    if case == "small model":
+        beside.write_bytes(small.read_bytes())
+        small = beside
+    elif case == "folder":
+        beside.mkdir()
+    before = small.read_bytes()
+    words = ["heal", str(small), "--original", str(model), "--data", str(data), "-o", str(out), "--updates", "64"]
+    code = main([*words, *(["--report", str(beside)] if case == "report" else [])])
+    assert code == 2 and f"cannot write '{beside}'" in capsys.readouterr().err
+    assert small.read_bytes() == before and not out.exists()
+
+
+def test_a_failed_gate_says_that_the_training_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small, model, data = files(tmp_path)
+    out, beside = tmp_path / "out.onnx", tmp_path / "out.onnx.healing"
+    words = ["heal", str(small), "--original", str(model), "--data", str(data), "-o", str(out), "--updates", "640"]
+    assert main([*words, "--max-error", "1e-9"]) == 4
+    assert f"'{beside}' is left" in capsys.readouterr().err and not out.exists() and beside.exists()
+    assert main([*words, "--resume", "--max-error", "9"]) == 0
+    assert out.exists() and not beside.exists()
+
+
+@pytest.mark.parametrize(("batch", "model"), [(5000, mlp()), (5, mlp(batch=4)), (6, mlp(batch=4))])
+def test_the_samples_that_are_said_to_be_shown_were_shown(batch: int, model: onnx.ModelProto) -> None:
+    result = heal(disturbed(model), model, {"x": rows(120)}, threads=1, updates=240, heal_batch=batch)
+    told = result.report.healing
+    assert told is not None and told.updates == told.steps * told.batch
+    assert told.batch == {5000: told.learnt, 5: 4, 6: 4}[batch]
+
+
+@pytest.mark.parametrize("end", ["", "Softmax"])
+def test_samples_that_are_all_the_same_teach_nothing(end: str) -> None:
+    model = ending(end, axis=1) if end else mlp()
+    with pytest.raises(InputError, match="do not vary on the samples kept aside"):
+        heal(disturbed(model), model, {"x": np.repeat(rows(1), 200, axis=0)}, threads=1, updates=64)
+
+
 def test_models_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     other = mlp()
     other.graph.output[0].name = other.graph.node[-1].output[0] = "z"

@@ -15,9 +15,9 @@ def healing_lines(report: Report) -> Iterator[str]:
 
 
 def _lines(healing: Healing) -> Iterator[str]:
-    verdict = healing.verdict
+    verdict, steps = healing.verdict, "step" if healing.steps == 1 else "steps"
     yield (
-        f"healed: {healing.updates:,} samples shown in {healing.steps:,} steps of {healing.batch}, "
+        f"healed: {healing.updates:,} samples shown in {healing.steps:,} {steps} of {healing.batch}, "
         f"{healing.seconds:.0f} s, {healing.precision}; augmentation "
         f"{healing.augmentation} ({healing.augmentation_why})"
     )
@@ -25,7 +25,8 @@ def _lines(healing: Healing) -> Iterator[str]:
         yield f"  {name}: {loss}"
     if healing.left_out:
         yield f"  not learnt from: {', '.join(healing.left_out)}"
-    retries = f", {healing.retries} times back to the best point at a quarter of the rate" if healing.retries else ""
+    times = "once" if healing.retries == 1 else f"{healing.retries} times"
+    retries = f", {times} back to the best point at a quarter of the rate" if healing.retries else ""
     yield f"  loss on samples kept aside {verdict.loss_before:.4g} -> {verdict.loss_after:.4g}{retries}"
     for point in healing.curve:
         yield f"  loss with {point.samples:,} samples{' (predicted)' if point.predicted else ''}: {point.loss:.4g}"
@@ -35,8 +36,5 @@ def _lines(healing: Healing) -> Iterator[str]:
 def _judged(verdict: Verdict) -> str:
     if verdict.before is None or verdict.after is None:
         return verdict.reason
-    what = {"labels": "accuracy", "metric": "the metric", "agreement": "agreement with the original"}[verdict.by]
-    if verdict.by == "agreement" and not verdict.lost + verdict.gained:
-        what = "relative error"
-    values = f"{what} {verdict.before:.4g} -> {verdict.after:.4g}"
+    values = f"{verdict.figure} {verdict.before:.4g} -> {verdict.after:.4g}"
     return f"{verdict.reason}; {values} on {verdict.samples:,} samples kept aside"
