@@ -107,15 +107,19 @@ def targets_of(
     original: Graph, small: Graph, tensors: Mapping[str, str], values: Mapping[str, NDArray[Any]], choice: LossChoice
 ) -> list[Target]:
     """What is learnt of `taught_tensors`; `values` are some of the original's. Those without numbers are left out."""
+    # Beside an output that says its classes by a Softmax or a Sigmoid, plain numbers are boxes or the like.
+    decided = any(_front(original, name) is not None for name in tensors)
     targets = []
     for name, output in tensors.items():
         if values[name].dtype.kind == "f" or values[name].dtype.name == "bfloat16":
-            target = _target(original, small, name, np.asarray(values[name], dtype=np.float32), choice)
+            target = _target(original, small, name, np.asarray(values[name], dtype=np.float32), choice, decided)
             targets.append(replace(target, output=output))
     return targets
 
 
-def _target(original: Graph, small: Graph, name: str, values: NDArray[np.float32], choice: LossChoice) -> Target:
+def _target(
+    original: Graph, small: Graph, name: str, values: NDArray[np.float32], choice: LossChoice, decided: bool
+) -> Target:
     a, b = _front(original, name), _front(small, name)
     plain = Target(name, name, name, "mse")
     if a is not None and b is not None and (a.loss, a.axis, a.flat) == (b.loss, b.axis, b.flat):
@@ -127,7 +131,12 @@ def _target(original: Graph, small: Graph, name: str, values: NDArray[np.float32
         return replace(plain, loss=choice)
     if _is_unit(values):
         return replace(plain, loss="cosine")
-    is_scores = values.ndim == 2 and values.shape[1] >= LEAST_CLASSES and _maker(original, name).op not in _NO_SCORES
+    is_scores = (
+        not decided
+        and values.ndim == 2
+        and values.shape[1] >= LEAST_CLASSES
+        and _maker(original, name).op not in _NO_SCORES
+    )
     return replace(plain, loss="kl") if is_scores else plain
 
 

@@ -89,3 +89,18 @@ def test_squared_errors_are_in_the_scale_of_each_channel() -> None:
     assert np.allclose(measure.weights.reshape(-1)[[0, 3]] * [1, 100**2], 1, rtol=0.1)
     centred = values - values.mean(axis=0)
     assert (centred**2 * measure.weights).sum() / 400 / measure.whole == pytest.approx(1, rel=1e-4)
+
+
+def with_boxes() -> onnx.ModelProto:
+    """A Softmax over classes, and four plain numbers beside it."""
+    model = ending("Softmax", axis=1)
+    weight = np.random.default_rng(3).standard_normal((model.graph.initializer[0].dims[0], 4)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "wb"))
+    model.graph.node.append(helper.make_node("MatMul", ["x", "wb"], ["boxes"]))
+    model.graph.output.append(helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["N", 4]))
+    return model
+
+
+def test_plain_numbers_beside_classes_are_boxes() -> None:
+    assert {target.output: target.loss for target in learnt(with_boxes())} == {"y": "kl", "boxes": "mse"}
+    assert {target.output: target.loss for target in learnt(with_boxes(), "kl")}["boxes"] == "kl"
