@@ -117,7 +117,9 @@ def search(problem: Problem, importance: Importance, request: Request, judge: Ju
 
     # a model that spends its time elsewhere gets hardly faster, and can be smaller all the same
     for resource in (*(TIMED if problem.costs.latency_model is not None else ()), COUNTED[0]):
-        best = _smallest(problem, importance, request, resource, passes)
+        # what was timed says which widths are fast, and nothing of which are small
+        asked = problem if resource in TIMED else replace(problem, costs=problem.costs.untimed)
+        best = _smallest(asked, importance, request, resource, passes)
         if best is not None:
             return best
     wanted = ", ".join(map(str, goal.qualities))
