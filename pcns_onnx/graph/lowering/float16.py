@@ -7,8 +7,8 @@ or it is from a library. Single inputs that are float32 by definition (the scale
 stored as their readers want them. A number that is nearer to 0 than the least of float16 becomes that, not 0: many
 of them are what keeps a division from failing.
 
-MatMul(Transpose(x), W) of float16, W (K, N), where the Transpose moves the first of three or more axes and leaves the
-last, ends the process in onnxruntime 1.32, which makes one operator of the two. W gets as many axes there, (1, K, N).
+onnxruntime 1.32 crashes while it loads some products of turned samples in float16. Their stored matrices get as many
+axes as the samples, (1, K, N) for three, with which it does not.
 """
 
 from __future__ import annotations
