@@ -206,7 +206,7 @@ TURNED = {
 
 @pytest.mark.parametrize("form", TURNED)
 def test_a_turned_tensor_meets_a_stored_matrix(form: str) -> None:
-    """onnxruntime 1.32 does not outlive the two of them in float16, as they stand."""
+    """The matrix is stored otherwise in float16 (`lowering.float16`), and nothing that nobody reads is left."""
     rng = np.random.default_rng(3)
     middle = f"d = Reshape(b, split); {TURNED[form]}; r = Transpose <perm = [1, 0, 2]> (m); c = Reshape(r, joined)"
     constants = {
