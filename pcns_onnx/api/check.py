@@ -139,8 +139,10 @@ class Check:
 
     def forecast(self, problem: Problem, outline: Callable[[Problem], Patch | None]) -> str | None:
         """What the plan will cost in decisions, where that is much: a trial on a few samples, without refinement."""
+        if not (self.has_data and self.solves) or self.plan is not None or self.searches:
+            return None
         trial = trial_of(problem, self.running.options.data.seed)
-        if not (self.has_data and self.solves) or self.plan is not None or self.searches or trial is None:
+        if trial is None:
             return None
         engine, original = self.running.engine, self.form.original
         with self.running.progress.stage("forecast"):

@@ -21,24 +21,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.numerics.adam import Adam
 from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.numerics.ridge import VALID
+from pcns_onnx.reconstruction.descent import descend
 from pcns_onnx.reconstruction.nonlinearity import Nonlinearity
 from pcns_onnx.reconstruction.windows import Piece
 
-RATE = 0.1
-"""First step of a weight, relative to the root mean square of its matrix, per root of the error's share: the
-closer the start, the smaller the steps."""
-CHECKS = 20
-"""How often the samples kept aside are looked at."""
 WORK = 5e11
 """Multiply-adds that a pair of layers may take: of large ones, fewer steps are made."""
 MUCH = 0.02
 """Share of the targets' variance from which on a pair gets all steps; with less there is less to gain."""
 ENOUGH = 1e-8
 """Share of the targets' variance below which there is nothing to gain."""
-_TRIES = 4
 _ROWS = (512, 1024)
 """Rows of the target that a step should see at least: of samples apart, and of positions beside each other, which say
 much the same."""
@@ -180,47 +174,29 @@ def refine(
     if not train or not valid:
         return Refined(start, float("nan"), float("nan"))
     scale = max(_variation(valid), 1e-30)
-    first = least = pair.error(start, valid) / scale
-    best = weights = start
+    first = pair.error(start, valid) / scale
     if first < ENOUGH:
         return Refined(start, first, first)
-    steps = _worthwhile(steps, first, _problem(start, train))
-    adam, rate, order = Adam(), RATE * min(first, 1.0) ** 0.5, list[int]()
-    generator = np.random.default_rng(seed)
-    every, failed, done, wanted = max(1, steps // CHECKS), 0, 0, rows_of_step(train[0])
-    for step in range(steps):
-        rows, total = 0, None
-        while rows < wanted:
-            order = order or [int(i) for i in generator.permutation(len(train))]
-            piece = train[order.pop()]
-            rows += piece.rows
-            gradient = pair.gradient(weights, piece)
-            total = gradient if total is None else tuple(a + b for a, b in zip(total, gradient, strict=True))
-            if not order:
-                break
-        assert total is not None, "there is at least one piece"
-        pace = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        weights = _moved(weights, adam.directions([g / rows for g in total]), start, pace)
-        if (step + 1) % every == 0 or step + 1 == steps:
-            error = pair.error(weights, valid) / scale
-            done = step + 1
-            if error < least:
-                best, least, failed = weights, error, 0
-            elif not error < 1.05 * least:
-                weights, adam, rate, failed = best, Adam(), rate / 4, failed + 1
-                if failed == _TRIES:
-                    break
-    return Refined(best, first, least, done, sum(piece.rows for piece in train))
-
-
-def _moved(weights: Weights, directions: Sequence[Array], start: Weights, pace: float) -> Weights:
-    """One step; a bias moves as fast as its matrix."""
-    xp = namespace_of(weights.w)
-    sizes = [float(xp.sqrt(xp.mean(matrix * matrix))) for matrix in (start.w, start.w, start.v, start.v)]
-    moved = (
-        now - (pace * size) * direction for now, size, direction in zip(weights.all, sizes, directions, strict=True)
+    descended = descend(
+        start.all,
+        first,
+        lambda weights, piece: pair.gradient(Weights(*weights), piece),
+        lambda weights: pair.error(Weights(*weights), valid) / scale,
+        _sizes(start),
+        train,
+        rows_of_step(train[0]),
+        _worthwhile(steps, first, _problem(start, train)),
+        seed,
     )
-    return Weights(*moved)
+    rows = sum(piece.rows for piece in train)
+    return Refined(Weights(*descended.weights), first, descended.error, descended.steps, rows)
+
+
+def _sizes(start: Weights) -> list[float]:
+    """How far a step of one moves each array: a bias moves as fast as its matrix."""
+    xp = namespace_of(start.w)
+    w, v = (float(xp.sqrt(xp.mean(matrix * matrix))) for matrix in (start.w, start.v))
+    return [w, w, v, v]
 
 
 def kept_aside(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:

@@ -11,7 +11,6 @@ relative to the weights' size, samples kept aside that steps are judged by. Grad
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,12 +21,12 @@ from numpy.typing import NDArray
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.adam import Adam
 from pcns_onnx.numerics.linalg import add_ridge, eigh_descending, solve_spd
 from pcns_onnx.numerics.moments import Moments
+from pcns_onnx.reconstruction.descent import descend
 from pcns_onnx.reconstruction.recurrent.gradient import CellGradient, DirectionWeights, Sequences, is_differentiable
 from pcns_onnx.reconstruction.recurrent.targets import CellSequences
-from pcns_onnx.reconstruction.refine import CHECKS, ENOUGH, RATE, Refined, Weights
+from pcns_onnx.reconstruction.refine import ENOUGH, Refined, Weights
 from pcns_onnx.rewrite.layer_weights import stored_weight
 from pcns_onnx.rewrite.recurrent_cells import CellWeights, cell_of
 
@@ -37,7 +36,6 @@ _SAMPLES = 32
 """Sequences of a piece."""
 _ROWS = 1024
 """Steps of sequences that a step of Adam should see at least."""
-_TRIES = 4
 _FAINT = 1e-6
 """Share of the largest direction below which what is read is left out."""
 _STILL = 1e-14
@@ -116,10 +114,26 @@ class CellRefinement:
         is_reset_last = data.reset and data.is_reset_last
         problem = _Problem(CellGradient(data.node.op, data.backward, is_reset_last), is_reset_last)
         weights = problem.begin(start, train)
-        best, first, least, done = _descend(problem, weights, train, valid, self.steps, (self.seed, 3, number))
+        rows = np.concatenate([piece.aim[piece.sequences.mask] for piece in valid])
+        scale = max(float(((rows - rows.mean(axis=0)) ** 2).sum(dtype=np.float64)), 1e-30)
+        first = problem.error(weights, valid) / scale
+        per_step = max(_ROWS, max(piece.rows for piece in train))
+        steps = min(self.steps, int(_WORK / max(problem.cost(weights, per_step), 1))) if first >= ENOUGH else 0
+        descended = descend(
+            weights,
+            first,
+            problem.slopes,
+            lambda moved: problem.error(moved, valid) / scale,
+            problem.sizes(weights),
+            train,
+            _ROWS,
+            steps,
+            (self.seed, 3, number),
+        )
+        best = descended.weights
         cell = problem.cell(best, start)
         flat = Weights(cell.matrix.reshape(-1, cell.matrix.shape[2]), (cell.wb + cell.rb).reshape(-1), *best[-2:])
-        return cell, Refined(flat, first, least, done, sum(piece.rows for piece in train))
+        return cell, Refined(flat, first, descended.error, descended.steps, sum(piece.rows for piece in train))
 
 
 def _pieces(data: CellSequences, read: Floats32, aside: bool) -> list[SequencePiece]:
@@ -141,7 +155,7 @@ def _pieces(data: CellSequences, read: Floats32, aside: bool) -> list[SequencePi
     return [piece for piece in pieces if piece.rows]
 
 
-Parameters = list[Floats32]
+Parameters = Sequence[Floats32]
 
 
 @dataclass(frozen=True)
@@ -153,7 +167,7 @@ class _Problem:
 
     def begin(self, start: CellWeights, train: Sequence[SequencePiece]) -> Parameters:
         """The cell as it is, and the reader by least squares."""
-        size, weights = start.units, Parameters()
+        size, weights = start.units, list[Floats32]()
         for d in range(len(start.w)):
             b, inner = start.wb[d] + start.rb[d], np.zeros(size)
             if self.has_inner:
@@ -214,50 +228,3 @@ class _Problem:
     def cost(self, weights: Parameters, rows: float) -> float:
         """Multiply-adds of a step: forward, and twice as much back."""
         return 3.0 * rows * sum(float(part.size) for part in weights)
-
-
-def _descend(
-    problem: _Problem,
-    start: Parameters,
-    train: Sequence[SequencePiece],
-    valid: Sequence[SequencePiece],
-    steps: int,
-    seed: tuple[int, ...],
-) -> tuple[Parameters, float, float, int]:
-    """The best weights, the share of the variance missed on samples kept aside, before and after, and the steps."""
-    rows = np.concatenate([piece.aim[piece.sequences.mask] for piece in valid])
-    scale = max(float(((rows - rows.mean(axis=0)) ** 2).sum(dtype=np.float64)), 1e-30)
-    first = least = problem.error(start, valid) / scale
-    best = weights = start
-    if first < ENOUGH:
-        return start, first, first, 0
-    per_step = max(_ROWS, max(piece.rows for piece in train))
-    steps = min(steps, int(_WORK / max(problem.cost(start, per_step), 1)))
-    adam, rate, order, sizes = Adam(), RATE * min(first, 1.0) ** 0.5, list[int](), problem.sizes(start)
-    generator = np.random.default_rng(seed)
-    every, failed, done = max(1, steps // CHECKS), 0, 0
-    for step in range(steps):
-        rows_done, total = 0, list[Floats32]()
-        while rows_done < _ROWS:
-            order = order or [int(i) for i in generator.permutation(len(train))]
-            piece = train[order.pop()]
-            rows_done += piece.rows
-            slopes = problem.slopes(weights, piece)
-            total = slopes if not total else [a + b for a, b in zip(total, slopes, strict=True)]
-            if not order:
-                break
-        pace = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        directions = adam.directions([slope / rows_done for slope in total])
-        weights = [
-            (now - np.float32(pace * size) * direction).astype(np.float32)
-            for now, size, direction in zip(weights, sizes, directions, strict=True)
-        ]
-        if (step + 1) % every == 0 or step + 1 == steps:
-            error, done = problem.error(weights, valid) / scale, step + 1
-            if error < least:
-                best, least, failed = weights, error, 0
-            elif not error < 1.05 * least:
-                weights, adam, rate, failed = best, Adam(), rate / 4, failed + 1
-                if failed == _TRIES:
-                    break
-    return best, first, least, done

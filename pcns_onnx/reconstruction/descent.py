@@ -1,0 +1,90 @@
+"""Adam with a cosine schedule that samples kept aside watch over: the loop of every refinement.
+
+Rates are relative to the weights' size (Kingma and Ba 2015 for the steps). Steps that worsen what is seen on samples
+kept aside are taken back at a quarter of the rate, and its best point is the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from pcns_onnx.numerics.adam import Adam
+from pcns_onnx.numerics.arrays import Array
+
+RATE = 0.1
+"""First step of a weight, relative to the root mean square of its matrix, per root of the error's share: the
+closer the start, the smaller the steps."""
+CHECKS = 20
+"""How often the samples kept aside are looked at."""
+_TRIES = 4
+
+
+class _Rows(Protocol):
+    """Samples that a gradient is made of."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows of the target they have."""
+
+
+P = TypeVar("P", bound=_Rows)
+
+
+@dataclass(frozen=True)
+class Descended:
+    """The best weights, their error on samples kept aside, and how many steps were made."""
+
+    weights: Sequence[Array]
+    error: float
+    steps: int
+
+
+def descend(
+    start: Sequence[Array],
+    first: float,
+    gradient: Callable[[Sequence[Array], P], Sequence[Array]],
+    error: Callable[[Sequence[Array]], float],
+    sizes: Sequence[float],
+    train: Sequence[P],
+    rows: int,
+    steps: int,
+    seed: tuple[int, ...],
+) -> Descended:
+    """At most `steps` steps from `start`, each on pieces of `train` that have `rows` rows or more together.
+
+    `first` is the start's `error`, a share of the variance; `gradient` is half the derivative of a piece's sum of
+    squares by each array, and `sizes` say how far a step of one moves it.
+    """
+    best = weights = start
+    least, adam, rate, order = first, Adam(), RATE * min(first, 1.0) ** 0.5, list[int]()
+    generator = np.random.default_rng(seed)
+    every, failed, done = max(1, steps // CHECKS), 0, 0
+    for step in range(steps):
+        count, total = 0, list[Array]()
+        while count < rows:
+            order = order or [int(i) for i in generator.permutation(len(train))]
+            piece = train[order.pop()]
+            count += piece.rows
+            slopes = gradient(weights, piece)
+            total = [a + b for a, b in zip(total, slopes, strict=True)] if total else list(slopes)
+            if not order:
+                break
+        pace = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        directions = adam.directions([slope / count for slope in total])
+        weights = [
+            now - (pace * size) * direction for now, size, direction in zip(weights, sizes, directions, strict=True)
+        ]
+        if (step + 1) % every == 0 or step + 1 == steps:
+            now_missed, done = error(weights), step + 1
+            if now_missed < least:
+                best, least, failed = weights, now_missed, 0
+            elif not now_missed < 1.05 * least:
+                weights, adam, rate, failed = best, Adam(), rate / 4, failed + 1
+                if failed == _TRIES:
+                    break
+    return Descended(best, least, done)
