@@ -224,6 +224,7 @@ class Choices(Running, total=False):
     refit: bool
     rank_ratio: float
     refine: int
+    effort: str
     heal: int
     updates: int
     heal_batch: int

@@ -7,7 +7,10 @@ from typing import Literal
 
 STEPS = 400
 """Steps of refinement, unless others are asked for."""
+STEPS_OF = {"low": 0, "normal": STEPS, "high": 4 * STEPS}
+"""By effort."""
 
+Effort = Literal["low", "normal", "high"]
 Order = Literal["ascending", "descending"]
 
 
@@ -17,8 +20,8 @@ class SolveOptions:
 
     `refit`: whether readers are solved again (None: as the method has it; 'pcns' can do without, the data-free
     methods do unless they are asked). `refine`: so many steps of nonlinear least squares per layer and its reader,
-    after the re-fit (None: `STEPS` where neurons are kept). `order`: pcns in one pass per layer, or all from the
-    original's activations, last layer first.
+    after the re-fit (None: as many as the `effort` has, where neurons are kept). `order`: pcns in one pass per layer,
+    or all from the original's activations, last layer first.
     """
 
     refit: bool | None = field(
@@ -39,6 +42,16 @@ class SolveOptions:
             "help": "Steps of refinement per layer after its re-fit (400; 0: none).",
         },
     )
+    effort: Effort = field(
+        default="normal",
+        metadata={
+            "commands": "shrink",
+            "metavar": "low|normal|high",
+            "choices": tuple(STEPS_OF),
+            "help": "Low: no refinement, no forecast. High: four times as many steps of refinement. "
+            "--refine N overrides.",
+        },
+    )
     order: Order = field(
         default="ascending",
         metadata={
@@ -48,3 +61,8 @@ class SolveOptions:
             "help": "pcns: one pass per layer, or all from the original, last to first.",
         },
     )
+
+    @property
+    def steps(self) -> int:
+        """Steps of refinement: as asked, else those of the effort."""
+        return STEPS_OF[self.effort] if self.refine is None else self.refine

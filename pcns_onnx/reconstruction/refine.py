@@ -25,10 +25,11 @@ from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.numerics.ridge import VALID
 from pcns_onnx.reconstruction.descent import descend
 from pcns_onnx.reconstruction.nonlinearity import Nonlinearity
+from pcns_onnx.reconstruction.options import STEPS
 from pcns_onnx.reconstruction.windows import Piece
 
 WORK = 5e11
-"""Multiply-adds that a pair of layers may take: of large ones, fewer steps are made."""
+"""Multiply-adds that a pair of layers may take in `STEPS`, and as much more in more: of large ones, fewer are made."""
 MUCH = 0.02
 """Share of the targets' variance from which on a pair gets all steps; with less there is less to gain."""
 ENOUGH = 1e-8
@@ -216,7 +217,8 @@ def kept_aside(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece]]:
 def _worthwhile(steps: int, error: float, problem: float) -> int:
     """How many of `steps` a pair gets that misses the share `error` and takes `problem` multiply-adds a step."""
     share = min(1.0, error / MUCH)
-    return min(math.ceil(steps * math.sqrt(share)), int(WORK * share / max(problem, 1)))
+    work = WORK * max(1.0, steps / STEPS)
+    return min(math.ceil(steps * math.sqrt(share)), int(work * share / max(problem, 1)))
 
 
 def rows_of_step(piece: Piece) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import array_api_strict
@@ -17,7 +18,7 @@ from builders.chains import node
 from builders.layer_pairs import MODELS
 from builders.models import Array, build, relative, run
 from builders.pieces import Hidden, cast, disturbed
-from pcns_onnx import InputError, shrink
+from pcns_onnx import InputError, ShrinkResult, shrink
 from pcns_onnx.numerics.arrays import namespace_of, to_numpy
 from pcns_onnx.numerics.ridge import VALID
 from pcns_onnx.reconstruction.nonlinearity import Nonlinearity
@@ -253,3 +254,29 @@ def test_what_cannot_be_refined_is_refused(choices: dict[str, Any], line: str) -
 def test_no_refinement_goes_with_every_method() -> None:
     for method in ("pcns", "min-weight", "interpolative"):
         assert shrink(twice(0.1), rows(60), width=0.5, method=method, refine=0).report.after.macs
+
+
+# -- how much of it ----------------------------------------------------------------------------
+
+DIGITS = Path(__file__).parents[2] / "models"
+
+
+def with_effort(effort: str, **choices: Any) -> ShrinkResult:
+    return shrink(DIGITS / "digits_cnn.onnx", DIGITS / "digits_images.npz", width=0.25, effort=effort, **choices)
+
+
+def test_more_effort_takes_more_steps_and_misses_no_more() -> None:
+    steps, missed = dict[str, int](), dict[str, float]()
+    for effort in ("low", "normal", "high"):
+        report = with_effort(effort).report
+        assert ("refine" in report.stages) == (effort != "low")
+        refined = [info for group in report.groups for info in group.refined.values()]
+        steps[effort] = sum(info.steps for info in refined)
+        missed[effort] = sum(info.after for info in refined)
+    assert steps["low"] == 0 < steps["normal"] < steps["high"]
+    assert missed["high"] < missed["normal"]
+
+
+def test_steps_that_are_asked_for_override_the_effort() -> None:
+    one, other = (with_effort(effort, refine=0).model.graph for effort in ("low", "high"))
+    assert one.SerializeToString() == other.SerializeToString()

@@ -28,7 +28,6 @@ from pcns_onnx.planning.importance import Importance
 from pcns_onnx.planning.low_rank import merge_unused_factors
 from pcns_onnx.planning.plan import FrontierPoint
 from pcns_onnx.planning.problem import Problem
-from pcns_onnx.reconstruction.options import STEPS
 from pcns_onnx.rewrite.patch import Patch
 
 
@@ -45,8 +44,8 @@ class SubsetStrategy:
 
     @property
     def steps(self) -> int:
-        """Steps of refinement: as asked, else `STEPS`."""
-        return STEPS if self.request.solving.refine is None else self.request.solving.refine
+        """Steps of refinement."""
+        return self.request.solving.steps
 
     @property
     def curves(self) -> Mapping[str, NDArray[np.float64]]:
