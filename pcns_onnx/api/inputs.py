@@ -5,9 +5,11 @@ Where there are no samples, noise in the shape of the inputs stands in: it shows
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -42,9 +44,14 @@ class Run:
     progress: Progress
     notes: list[str] = field(default_factory=list)
     """What was found out before the end and is to be said."""
+    folders: list[Path] = field(default_factory=list)
+    """Where the models' files lie, and one folder up, which is where optimum puts a tokenizer."""
 
     def load(self, model: ModelSource) -> Graph:
         """A model, with what was said about its inputs."""
+        if isinstance(model, str | os.PathLike):
+            here = Path(model).absolute().parent
+            self.folders.extend([here, here.parent])
         return load_model(model, self.options)
 
     def opened(self, form: Canonical, data: DataSource) -> tuple[Canonical, Dataset]:
@@ -90,8 +97,15 @@ class Run:
     def _samples(self, form: Canonical, data: DataSource, feeding: Feeding) -> Dataset:
         chosen = self.options.data
         dataset = open_data(
-            data, form.twin.inputs, normalize=chosen.normalize, preprocess=chosen.preparing(), feeding=feeding
+            data,
+            form.twin.inputs,
+            normalize=chosen.normalize,
+            preprocess=chosen.preparing(),
+            feeding=feeding,
+            near=self.folders,
         )
+        for note in dataset.notes:
+            self.say(note)
         carries = self.options.inputs.carries()
         return with_states(dataset, self.engine, form.twin, carries, feeding.constants) if carries else dataset
 

@@ -85,13 +85,14 @@ class Part:
     """Some consecutive samples: arrays by name; `placement` says where their samples lie.
 
     `columns` holds the arrays that the model has a use for, `ignored` the names of the others. `is_feed`: it was
-    yielded one by one, as what the model takes at once.
+    yielded one by one, as what the model takes at once. `note`: what the user should know of how it was read.
     """
 
     where: str
     columns: Mapping[str, Column]
     ignored: tuple[str, ...] = ()
     is_feed: bool = False
+    note: str | None = None
 
 
 def array_column(array: Array, where: str) -> Column:

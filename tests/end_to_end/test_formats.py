@@ -219,6 +219,46 @@ def test_texts_for_a_model_that_takes_none(tokenizer: Path, tmp_path: Path) -> N
         gathered(tmp_path / "texts.txt", TOKENS)
 
 
+def test_a_tokenizer_near_the_model_is_found(tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("the cat\nsat down the cat\n")
+    near = [tmp_path / "nothing", tokenizer.parent]
+    data = open_data(tmp_path / "texts.txt", TOKENS, preprocess=Preprocess.parse("length=auto"), near=near)
+    (batch,) = data.batches(8)
+    assert batch.feeds["input_ids"].tolist() == [[1, 2, 4, 4], [3, 5, 1, 2]]
+    assert data.notes == (f"texts are tokenised by {tokenizer}",)
+    with pytest.raises(InputError, match=r"there is none in .*nothing"):
+        open_data(tmp_path / "texts.txt", TOKENS, near=near[:1])
+
+
+def test_paragraphs_are_texts_too(tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\nthe cat\nsat down\n\n \nthe dog\n")
+    feeds, _ = gathered(tmp_path / "texts.txt", TOKENS, f"tokenizer={tokenizer},length=auto,split=paragraphs")
+    assert feeds["input_ids"].tolist() == [[1, 2, 3, 5], [1, 0, 4, 4]]
+
+
+def test_a_length_that_the_model_fixes_holds(tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("the cat\n")
+    fixed = [TensorSpec(spec.name, spec.dtype, (None, 3)) for spec in TOKENS]
+    feeds, _ = gathered(tmp_path / "texts.txt", fixed, f"tokenizer={tokenizer},length=auto")
+    assert feeds["input_ids"].tolist() == [[1, 2, 4]]
+
+
+@pytest.mark.parametrize(
+    ("direction", "ids", "places"), [("right", [1, 2, 4], [0, 1, 1]), ("left", [4, 1, 2], [0, 0, 1])]
+)
+def test_places_count_from_the_first_token(
+    tokenizer: Path, tmp_path: Path, direction: str, ids: list[int], places: list[int]
+) -> None:
+    made = pytest.importorskip("tokenizers").Tokenizer.from_file(str(tokenizer))
+    made.enable_padding(direction=direction, pad_id=4)
+    made.save(str(tokenizer))
+    (tmp_path / "texts.txt").write_text("the cat\n")
+    inputs = [TensorSpec(name, np.dtype(np.int64), (None, None)) for name in ("input_ids", "position_ids")]
+    feeds, _ = gathered(tmp_path / "texts.txt", inputs, f"tokenizer={tokenizer},length=3")
+    assert feeds["input_ids"].tolist() == [ids]
+    assert feeds["position_ids"].tolist() == [places]
+
+
 # -- the command -------------------------------------------------------------------------------
 
 

@@ -1,19 +1,24 @@
 """How files become arrays: what is said in `--preprocess`, for images and for texts.
 
 resize=256,crop=224,mean=0.485,0.456,0.406,std=0.229,0.224,0.225,layout=NCHW
-tokenizer=tokenizer.json,length=128,text=sentence
+tokenizer=tokenizer.json,length=128,text=sentence,split=lines
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from pcns_onnx.data.conform import Normalize
 from pcns_onnx.errors import InputError
 
 LAYOUTS = ("NCHW", "NHWC")
 CHANNELS = ("RGB", "BGR", "L")
+SPLITS = ("lines", "paragraphs")
+AUTO = 0
+"""The length that says: as long as the longest text."""
 Size = tuple[int, int]
 
 
@@ -23,8 +28,9 @@ class Preprocess:
 
     `resize`: the shorter side (int) or (height, width); `crop`: (height, width) cut from the middle;
     `normalize`: (x/255 - mean) / std per channel, else bytes stay bytes; `layout` NCHW or NHWC; `channels` RGB,
-    BGR or L (grey). `tokenizer`: a tokenizer.json; `length`: tokens per text (None: the model's, or the
-    tokenizer's own, or 128); `text`: the column that holds the texts (None: the only one of texts).
+    BGR or L (grey). `tokenizer`: a tokenizer.json (None: the one in a folder of `near`); `length`: tokens per text
+    (None: the model's, or the tokenizer's own, or 128; `AUTO`: those of the longest text); `text`: the column that
+    holds the texts (None: the only one of texts); `split`: what one text is in a file of texts.
     """
 
     resize: int | Size | None = None
@@ -35,6 +41,8 @@ class Preprocess:
     tokenizer: str | None = None
     length: int | None = None
     text: str | None = None
+    split: str = SPLITS[0]
+    near: Sequence[Path] = ()
 
     @classmethod
     def parse(cls, option: str) -> Preprocess:
@@ -59,12 +67,17 @@ class Preprocess:
             _one_of("layout", values.get("layout", "NCHW").upper(), LAYOUTS),
             _one_of("channels", values.get("channels", "RGB").upper(), CHANNELS),
             values.get("tokenizer"),
-            _whole("length", values["length"]) if "length" in values else None,
+            _length(values["length"]) if "length" in values else None,
             values.get("text"),
+            _one_of("split", values.get("split", SPLITS[0]).lower(), SPLITS),
         )
 
 
-_KEYS = ("mean", "std", *(field.name for field in fields(Preprocess) if field.name != "normalize"))
+_KEYS = ("mean", "std", *(field.name for field in fields(Preprocess) if field.name not in ("normalize", "near")))
+
+
+def _length(text: str) -> int:
+    return AUTO if text.strip().lower() == "auto" else _whole("length", text)
 
 
 def _whole(key: str, text: str) -> int:

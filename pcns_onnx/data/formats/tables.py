@@ -19,7 +19,7 @@ import numpy as np
 from pcns_onnx.data.columns import LABELS, Array, Column, Part, reading
 from pcns_onnx.data.formats.images import decoded, stacked
 from pcns_onnx.data.formats.preprocess import Preprocess
-from pcns_onnx.data.formats.text import token_columns
+from pcns_onnx.data.formats.text import token_columns, token_note
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.graph import TensorSpec
 
@@ -69,6 +69,7 @@ def table_part(path: Path, inputs: Sequence[TensorSpec], preprocess: Preprocess)
     if len(missing) == 1 and len(pictures) == 1:
         wanted[missing[0].name] = pictures[0]
     columns = {name: _column(table, source, kinds[source], preprocess) for name, source in wanted.items()}
+    note = None
     texts = [name for name, kind in kinds.items() if _arrow().types.is_string(kind)] if missing else []
     if texts and (preprocess.tokenizer or not columns):
         name = _text_column(path, texts, preprocess)
@@ -77,10 +78,12 @@ def table_part(path: Path, inputs: Sequence[TensorSpec], preprocess: Preprocess)
             return (_texts(batch.column(0)) for batch in table.batches(name, size))
 
         columns |= token_columns(runs, table.count, f"{path}: `{name}`", missing, preprocess)
+        note = token_note(preprocess)
     label = next((name for name in (LABELS, "label") if name in kinds and name not in columns), None)
     if label is not None:
         columns[LABELS] = _column(table, label, kinds[label], preprocess)
-    return Part(str(path), columns, tuple(name for name in kinds if name not in {*wanted.values(), label, *columns}))
+    ignored = tuple(name for name in kinds if name not in {*wanted.values(), label, *columns})
+    return Part(str(path), columns, ignored, note=note)
 
 
 def _opened(path: Path) -> _Table:
