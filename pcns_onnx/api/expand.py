@@ -35,6 +35,7 @@ from pcns_onnx.evaluation.agreement import Agreement, verify
 from pcns_onnx.evaluation.provenance import note
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
+from pcns_onnx.graph.model_source import ModelFolder
 from pcns_onnx.methods.expansion import shared_out, widened
 from pcns_onnx.methods.registry import expansion_named
 from pcns_onnx.progress import Progress
@@ -79,6 +80,12 @@ def expand(
     those fields of `Options` that say how to run.
     Raises `InputError` (nothing matches, cannot be widened), `UnsupportedError` (the outputs would change).
     """
+    folder = ModelFolder.of(model)
+    if folder is not None and output is not None:
+        with folder.brought_along(output) as target:
+            return expand(
+                folder.model, target, layer=layer, by=by, method=method, data=data, progress=progress, **running
+            )
     options, kind = Options.of(**running), expansion_named(method)
     if isinstance(by, bool) or not isinstance(by, int | float) or not 1 < by < 1e4:
         raise InputError(f"--by {by} is out of range: it is a factor above 1, as in 1.5")

@@ -29,6 +29,7 @@ from pcns_onnx.evaluation.provenance import healed_note, library_versions, made_
 from pcns_onnx.evaluation.unseen import Unseen, unseen
 from pcns_onnx.files import check_targets, write_atomic
 from pcns_onnx.graph import Graph, ModelSource
+from pcns_onnx.graph.model_source import ModelFolder
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
@@ -68,6 +69,10 @@ def heal(
     PyTorch, or for a model that it cannot train, `InputError`, and `GateError` where a limit is exceeded (nothing is
     written then).
     """
+    folder = ModelFolder.of(model)
+    if folder is not None and output is not None:
+        with folder.brought_along(output) as target:
+            return heal(folder.model, original, data, target, progress=progress, **choices)
     options = Options.of(**choices)
     require_torch()
     outputs = options.outputs

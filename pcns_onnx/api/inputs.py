@@ -23,6 +23,7 @@ from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.graph.layout import layout_of
+from pcns_onnx.graph.model_source import ModelFolder
 from pcns_onnx.graph.queries import choosing_inputs, names_of
 from pcns_onnx.progress import WHOLE, Progress
 from pcns_onnx.rewrite.canonical import Canonical
@@ -50,7 +51,8 @@ class Run:
     def load(self, model: ModelSource) -> Graph:
         """A model, with what was said about its inputs."""
         if isinstance(model, str | os.PathLike):
-            here = Path(model).absolute().parent
+            folder = ModelFolder.of(model)
+            here = Path(model if folder is None else folder.model).absolute().parent
             self.folders.extend([here, here.parent])
         return load_model(model, self.options)
 
@@ -100,9 +102,8 @@ class Run:
             data,
             form.twin.inputs,
             normalize=chosen.normalize,
-            preprocess=chosen.preparing(),
+            preprocess=chosen.preparing(self.folders),
             feeding=feeding,
-            near=self.folders,
         )
         for note in dataset.notes:
             self.say(note)

@@ -23,7 +23,7 @@ from pcns_onnx.evaluation.precisions import check_precisions, precision_path
 from pcns_onnx.evaluation.provenance import library_versions, provenance_note, provenance_of
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
-from pcns_onnx.graph.model_source import translator
+from pcns_onnx.graph.model_source import ModelFolder, translator
 from pcns_onnx.methods.pcns.assessment import eigenvalue_shares
 from pcns_onnx.methods.registry import method_named
 from pcns_onnx.methods.strategy import Request, Solution, Strategy, strategy_for
@@ -78,12 +78,17 @@ def shrink(
 ) -> ShrinkResult:
     """Shrink `model` on `data`; with `output` the new model is also written there, atomically.
 
+    If `model` is a folder (`graph.model_source`), `output` is one, too, and what lies around the model goes along.
     `data` may be None for the methods that look at weights only; the report then says that nothing was checked.
     `choices` are the fields of the records in `api.options`. Raises `InputError` (bad input, nothing written),
     `NothingToShrinkError` (with the reasons), or `GateError` (a limit was exceeded: the report
     is written, the model is not). An `int8` or `fp16` that fails raises nothing: the model is written, and the
     report says which failed and why (`failed_precisions`).
     """
+    folder = ModelFolder.of(model)
+    if folder is not None and output is not None:
+        with folder.brought_along(output) as target:
+            return shrink(folder.model, data, target, progress=progress, **choices)
     options = Options.of(**choices)
     options.goal.chosen_way()
     if options.healing.heal is not None:

@@ -12,6 +12,7 @@ import click
 
 from pcns_onnx.cli.terminal import bars, console, lost_output
 from pcns_onnx.errors import GateError, InputError
+from pcns_onnx.graph.model_source import ModelFolder
 
 if TYPE_CHECKING:
     from pcns_onnx.progress import Progress
@@ -47,6 +48,11 @@ class Console:
         """What was written, said last; it stands where stdout cannot be written, too."""
         self._done.append(f"wrote {text}")
         self.say(self._done[-1])
+
+    def wrote_model(self, output: str, source: str, beside: str = "") -> None:
+        """A model was written, or a folder, where it came out of one."""
+        folder = ModelFolder.of(source)
+        self.wrote(output + ("" if folder is None else f": {folder}") + beside)
 
     def require_heard(self) -> None:
         """Raise `InputError` if what was said on stdout is lost, with what was done all the same."""

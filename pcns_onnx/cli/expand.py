@@ -29,4 +29,4 @@ def expand(model: str, output: str, console: Console, **choices: Any) -> None:
     with console.bars() as progress:
         result = run(model, output, progress=progress, **api_keywords(choices))
     console.show(expansion_tables(result.report), result.report.warnings)
-    console.wrote(output)
+    console.wrote_model(output, model)

@@ -26,4 +26,4 @@ def heal(model: str, original: str, data: str, output: str, console: Console, **
     with console.gate(), console.bars() as progress:
         result = run(model, original, data, output, progress=progress, **api_keywords(choices))
     console.report(result.report)
-    console.wrote(output)
+    console.wrote_model(output, model)

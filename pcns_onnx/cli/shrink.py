@@ -9,6 +9,7 @@ import click
 from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
 from pcns_onnx.cli.options import DATA_HELP, api_keywords, as_json, config_option, epilog, record_options
 from pcns_onnx.errors import PrecisionError
+from pcns_onnx.graph.model_source import ModelFolder
 from pcns_onnx.methods.registry import METHODS
 
 
@@ -29,8 +30,10 @@ def shrink(model: str, data: str | None, output: str, console: Console, **choice
         result = run(model, data, output, progress=progress, **api_keywords(choices))
     failed = [str(precision) for precision in result.report.failed_precisions]
     console.report(result.report, without=[*failed, *progress.notices])
-    console.wrote(output + "".join(f" and its {kind}" for kind in result.lowered))
+    console.wrote_model(output, model, "".join(f" and its {kind}" for kind in result.lowered))
     if failed:
-        beside = [precision_path(output, precision.kind) for precision in result.report.failed_precisions]
+        folder = ModelFolder.of(model)
+        target = output if folder is None else folder.target(output)
+        beside = [precision_path(target, precision.kind) for precision in result.report.failed_precisions]
         stale = [f"; {path} is of an earlier run" for path in beside if path is not None and path.exists()]
         raise PrecisionError(f"{'; '.join(failed)} ({output} is written{''.join(stale)})")

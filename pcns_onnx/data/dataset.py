@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain, islice, takewhile
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -39,7 +38,8 @@ class Dataset:
     `count` is the number of samples, None while unknown (feeds, until one pass has been made), `has_labels`
     says whether batches carry labels, and `ignored` names the arrays that are no input of the model. `layout` tells
     where the samples lie in the model's inputs (None: along their first axes), and `is_single` that they are to be
-    run one by one. `settings` are the inputs that are meant to be the same in every run.
+    run one by one. `settings` are the inputs that are meant to be the same in every run, `notes` what
+    the user should know.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Dataset:
         layout: Layout | None = None,
         is_single: bool = False,
         settings: frozenset[str] = frozenset(),
+        notes: tuple[str, ...] = (),
     ) -> None:
         """Wrap `stream(size)`, which starts a pass in runs of any length, preferably `size`."""
         self.stream = stream
@@ -62,7 +63,7 @@ class Dataset:
         self.is_single = is_single or (layout is not None and layout.whole)
         self.settings = settings
         self.summaries: dict[int | None, SampleSummary] = {}
-        self.notes: tuple[str, ...] = ()
+        self.notes = notes
 
     def one_by_one(self) -> Dataset:
         """The same samples, of which no two are run at once."""
@@ -110,21 +111,19 @@ def open_data(
     normalize: Normalize | None = None,
     preprocess: Preprocess | None = None,
     feeding: Feeding | None = None,
-    near: Sequence[Path] = (),
 ) -> Dataset:
     """Open `source` (see `DataSource`) as samples for a model with these `inputs`.
 
     Where the samples lie in each input, `feeding` says or the names of its sizes (`graph.layout`); the other axes must
     be the inputs'. Floats convert to the input's float dtype, integers to its integer dtype if in range, and uint8 to
-    float by `normalize` only. `preprocess` says how files of images and texts become arrays, and `near` are the folders
-    of the model's files, where a tokenizer may lie. An integer array `labels` goes to `Batch.labels`. Files are checked
-    at once by their headers, feeds by the first one (so a callable is called here); values are checked while streaming.
-    Raises InputError.
+    float by `normalize` only. `preprocess` says how files of images and texts become arrays. An integer
+    array `labels` goes to `Batch.labels`. Files are checked at once by their headers, feeds by the first one
+    (so a callable is called here); values are checked while streaming. Raises InputError.
     """
     feeding = feeding or Feeding(layout_of(inputs))
     varying = _fed(inputs, feeding)
     names = [spec.name for spec in varying]
-    reader = find_source(source, varying, preprocess, feeding.carried, near)
+    reader = find_source(source, varying, preprocess, feeding.carried)
     known = list(reader.parts() if reader.counted else islice(reader.parts(), 1))
     if not known:
         raise InputError("the data has no samples: it yields no feeds")
@@ -156,17 +155,15 @@ def open_data(
             yield from _converted(opened, normalize, feeding, size, start)
             start += opened.placement.count
 
-    ignored = tuple(dict.fromkeys(chain.from_iterable(part.ignored for part in known)))
-    dataset = Dataset(
+    return Dataset(
         stream,
         count=sum(part.placement.count for part in opened) if reader.counted else None,
         has_labels=has_labels,
-        ignored=ignored,
+        ignored=tuple(dict.fromkeys(chain.from_iterable(part.ignored for part in known))),
         layout=opened[0].placement.layout,
         settings=frozenset(spec.name for spec in inputs if spec.name not in feeding.carried) - _varying(opened[0]),
+        notes=tuple(dict.fromkeys(part.note for part in known if part.note is not None)),
     )
-    dataset.notes = tuple(dict.fromkeys(part.note for part in known if part.note is not None))
-    return dataset
 
 
 def _varying(opened: _Opened) -> set[str]:

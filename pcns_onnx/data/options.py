@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pcns_onnx.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pcns_onnx.data.conform import Normalize
     from pcns_onnx.data.dataset import Feeding
     from pcns_onnx.data.formats.preprocess import Preprocess
@@ -88,13 +90,11 @@ class DataOptions:
     def __post_init__(self) -> None:
         self.preparing()
 
-    def preparing(self) -> Preprocess | None:
-        """How files of images and texts become arrays; raises `InputError`."""
-        if self.preprocess is None:
-            return None
+    def preparing(self, near: Sequence[Path] = ()) -> Preprocess:
+        """How files of images and texts become arrays; `near` are the folders of the model. Raises `InputError`."""
         from pcns_onnx.data.formats.preprocess import Preprocess
 
-        return Preprocess.parse(self.preprocess)
+        return replace(Preprocess() if self.preprocess is None else Preprocess.parse(self.preprocess), near=tuple(near))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -63,19 +63,16 @@ def find_source(
     specs: Sequence[TensorSpec],
     preprocess: Preprocess | None = None,
     optional: Collection[str] = (),
-    near: Sequence[Path] = (),
 ) -> Source:
     """The parts of `source` for a model with these inputs; raises InputError if there are none.
 
-    `preprocess` says how images and texts become arrays. `optional` inputs are taken where they are named. `near` are
-    the folders of the model's files.
+    `preprocess` says how images and texts become arrays. `optional` inputs are taken where they are named.
     """
-    needed_specs = [spec for spec in specs if spec.name not in optional]
-    wanted = _Wanted(specs, needed_specs, replace(preprocess or Preprocess(), near=near))
+    wanted = _Wanted(specs, [spec for spec in specs if spec.name not in optional], preprocess or Preprocess())
     inputs, needed = [spec.name for spec in specs], [spec.name for spec in wanted.needed]
     if isinstance(source, str | os.PathLike):
         return _named(os.fspath(source), wanted)
-    if preprocess is not None:
+    if preprocess is not None and preprocess.is_stated:
         raise InputError("--preprocess is for files of images, tables and texts: give their path")
     if is_array(source):
         return _listed([array_part({_only(needed, "data"): source}, inputs, "data")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,12 +223,12 @@ def test_texts_for_a_model_that_takes_none(tokenizer: Path, tmp_path: Path) -> N
 def test_a_tokenizer_near_the_model_is_found(tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("the cat\nsat down the cat\n")
     near = [tmp_path / "nothing", tokenizer.parent]
-    data = open_data(tmp_path / "texts.txt", TOKENS, preprocess=Preprocess.parse("length=auto"), near=near)
+    data = open_data(tmp_path / "texts.txt", TOKENS, preprocess=replace(Preprocess.parse("length=auto"), near=near))
     (batch,) = data.batches(8)
     assert batch.feeds["input_ids"].tolist() == [[1, 2, 4, 4], [3, 5, 1, 2]]
     assert data.notes == (f"texts are tokenised by {tokenizer}",)
     with pytest.raises(InputError, match=r"there is none in .*nothing"):
-        open_data(tmp_path / "texts.txt", TOKENS, near=near[:1])
+        open_data(tmp_path / "texts.txt", TOKENS, preprocess=Preprocess(near=near[:1]))
 
 
 def test_paragraphs_are_texts_too(tokenizer: Path, tmp_path: Path) -> None:

@@ -44,6 +44,11 @@ class Preprocess:
     split: str = SPLITS[0]
     near: Sequence[Path] = ()
 
+    @property
+    def is_stated(self) -> bool:
+        """Whether anything was asked for."""
+        return self != Preprocess(near=self.near)
+
     @classmethod
     def parse(cls, option: str) -> Preprocess:
         """Read 'resize=256,crop=224,mean=...,std=...'; raises `InputError` for anything else."""
