@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pcns_onnx.api.compare import compare
-    from pcns_onnx.api.design import DesignResult, design, ungrouped
+    from pcns_onnx.api.training.design import DesignResult, design, ungrouped
     from pcns_onnx.api.diff import Difference, diff
-    from pcns_onnx.api.expand import ExpandResult, expand
+    from pcns_onnx.api.training.expand import ExpandResult, expand
     from pcns_onnx.api.heal import HealResult, heal
     from pcns_onnx.api.inspect import inspect
     from pcns_onnx.api.plan import PlanResult, plan
@@ -33,10 +33,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "shrink": "api.shrink", "inspect": "api.inspect", "compare": "api.compare", "ShrinkResult": "api.shrink",
-    "design": "api.design", "ungrouped": "api.design", "DesignResult": "api.design",
+    "design": "api.training.design", "ungrouped": "api.training.design", "DesignResult": "api.training.design",
     "plan": "api.plan", "PlanResult": "api.plan",
     "diff": "api.diff", "Difference": "api.diff",
-    "expand": "api.expand", "ExpandResult": "api.expand",
+    "expand": "api.training.expand", "ExpandResult": "api.training.expand",
     "heal": "api.heal", "HealResult": "api.heal",
     "Inspection": "report.schema", "Report": "report.schema", "Normalize": "data.conform",
     "PcnsError": "errors", "InputError": "errors", "UnsupportedError": "errors",

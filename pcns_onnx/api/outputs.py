@@ -21,7 +21,7 @@ class Outputs:
     report: str | Path | None = field(
         default=None,
         metadata={
-            "commands": "shrink compare heal",
+            "commands": "shrink compare heal quantize",
             "metavar": "FILE",
             "help": "Write the report as JSON.",
             "described": False,
@@ -30,7 +30,7 @@ class Outputs:
     html: str | Path | None = field(
         default=None,
         metadata={
-            "commands": "shrink compare heal",
+            "commands": "shrink compare heal advise quantize",
             "metavar": "FILE.html",
             "help": "Write the report as a page to read (extra: html).",
             "described": False,
@@ -48,8 +48,11 @@ class Outputs:
     fp16: bool = field(
         default=False,
         metadata={
-            "commands": "shrink",
-            "help": "Write the result in float16, too: OUT.fp16.onnx beside OUT.onnx.",
+            "commands": "shrink quantize",
+            "help": {
+                "": "Write the result in float16, too: OUT.fp16.onnx beside OUT.onnx.",
+                "quantize": "Write float16, not int8.",
+            },
             "described": False,
         },
     )

@@ -29,7 +29,7 @@ from pcns_onnx.methods.registry import method_named
 from pcns_onnx.methods.strategy import Request, Solution, Strategy, strategy_for
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.frontier import point_of
-from pcns_onnx.planning.grids import GridRules
+from pcns_onnx.planning.grids import INT8_LEAST, GridRules
 from pcns_onnx.planning.plan import SCHEMA as PLAN_SCHEMA
 from pcns_onnx.planning.plan import SKETCH, FrontierPoint, Plan, SkippedLayer, fingerprint, load_plan, pairs, write_plan
 from pcns_onnx.planning.prepare import kept_whole, problem_for, selected
@@ -46,9 +46,6 @@ from pcns_onnx.rewrite.patch import Patch
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-INT8_LEAST = 16
-"""Channels that a Conv keeps where int8 follows: onnxruntime's integer kernel takes longer for 8 or 12 than for 16."""
 
 
 @dataclass(frozen=True)

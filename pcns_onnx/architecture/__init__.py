@@ -2,5 +2,5 @@
 
     spectra (what layers use) → depth (which stay) → chain (what that costs, and the net) → blueprint (what is said)
 
-The low-effort design of Garg, Panda and Roy; `api.design` tells the story.
+The low-effort design of Garg, Panda and Roy; `api.training.design` tells the story.
 """

@@ -142,6 +142,21 @@ def measure_layers(
     return replace(latency_model, fixed=max(run.seconds - float(parts.sum()), 0.0))
 
 
+def seconds_within(
+    engine: Engine, graph: Graph, dependencies: DependencyGraph, feeds: Mapping[str, Array]
+) -> tuple[float, dict[str, float]]:
+    """Seconds of one run of the float32 twin `graph` on `feeds`, and of each of its layers and other nodes with
+    multiply-adds, by name; without those that the profile does not show (all of them on CUDA)."""
+    run = _Whole(engine, graph, feeds).measure()
+    within = _seconds_within(graph, dependencies, run)
+    names = {node.name for node in dependencies.unsolved}
+    for kernel, _, seconds in run.kernels:
+        node = _node(graph, kernel)
+        if node is not None and node.label in names:
+            within[node.label] = within.get(node.label, 0.0) + seconds
+    return run.seconds, within
+
+
 class _Run(msgspec.Struct, frozen=True):
     """Seconds of one run and of its kernels: (name, operator, seconds)."""
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pcns_onnx.data.sources import DataSource
     from pcns_onnx.graph import Layout, TensorSpec
 
-_ALL = "inspect shrink plan expand compare design heal"
+_ALL = "inspect shrink plan expand compare design heal advise quantize"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class DataOptions:
     holdout: float = field(
         default=0.1,
         metadata={
-            "commands": "shrink plan heal",
+            "commands": "shrink plan heal advise quantize",
             "interval": "[0, 0.5]",
             "help": "Share of the samples kept from the solve for the check (0.1).",
         },
@@ -67,9 +67,9 @@ class DataOptions:
     eval: DataSource | None = field(
         default=None,
         metadata={
-            "commands": "shrink heal",
+            "commands": "shrink heal advise quantize",
             "metavar": "DATA",
-            "help": "Check on this data instead.",
+            "help": {"": "Check on this data instead.", "advise": "Judge candidates on this data instead."},
             "described": False,
         },
     )

@@ -27,7 +27,7 @@ class Scope:
     include: str | Sequence[str] = field(
         default=(),
         metadata={
-            "commands": "inspect shrink plan",
+            "commands": "inspect shrink plan advise",
             "metavar": "GLOB",
             "help": {"": "Only layers of these names.", "inspect": "Trials of layers of these names only."},
         },
@@ -35,7 +35,7 @@ class Scope:
     exclude: str | Sequence[str] = field(
         default=(),
         metadata={
-            "commands": "inspect shrink plan",
+            "commands": "inspect shrink plan advise",
             "metavar": "GLOB",
             "help": {"": "Leave layers of these names alone.", "inspect": "No trials of layers of these names."},
         },
@@ -43,14 +43,14 @@ class Scope:
     coupled: bool = field(
         default=True,
         metadata={
-            "commands": "shrink plan",
+            "commands": "shrink plan advise",
             "flag": "--no-coupled",
             "help": "Leave channels alone that several blocks share (residual streams, concatenations).",
         },
     )
     depth: bool = field(
         default=True,
-        metadata={"commands": "shrink", "flag": "--keep-blocks", "help": "Drop no residual block."},
+        metadata={"commands": "shrink advise", "flag": "--keep-blocks", "help": "Drop no residual block."},
     )
     low_rank: bool = field(
         default=False,
@@ -62,7 +62,7 @@ class Scope:
     heads: Heads = field(
         default="width",
         metadata={
-            "commands": "inspect shrink plan expand compare",
+            "commands": "inspect shrink plan expand compare advise",
             "metavar": "width|whole",
             "choices": ("width", "whole"),
             "help": "Attention: narrow every head (width) or take whole heads.",
@@ -71,7 +71,7 @@ class Scope:
     shape: str | Sequence[str] = field(
         default=(),
         metadata={
-            "commands": "inspect shrink plan expand compare design diff heal",
+            "commands": "inspect shrink plan expand compare design diff heal advise quantize",
             "metavar": "NAME=1x3x224x224",
             "help": "Sizes of an input that the model leaves open.",
         },

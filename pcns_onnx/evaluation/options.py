@@ -11,7 +11,7 @@ from pcns_onnx.calibration.output_weight import OutputWeight, output_weights
 if TYPE_CHECKING:
     from pcns_onnx.evaluation.metric import Metric
 
-_COMMANDS = "shrink compare heal"
+_COMMANDS = "shrink compare heal advise quantize"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,10 @@ class GateOptions:
         metadata={
             "commands": _COMMANDS,
             "interval": "0 or more",
-            "help": "Gate: largest relative error of any output, each channel in its own scale.",
+            "help": {
+                "": "Gate: largest relative error of any output, each channel in its own scale.",
+                "advise": "Recommend what errs by so much at most, where outputs decide nothing (0.1).",
+            },
             "described": False,
         },
     )
@@ -37,7 +40,10 @@ class GateOptions:
         metadata={
             "commands": _COMMANDS,
             "interval": "0 or more",
-            "help": "Gate: most points of accuracy (or metric) that may be lost.",
+            "help": {
+                "": "Gate: most points of accuracy (or metric) that may be lost.",
+                "advise": "Recommend what loses so many points of accuracy (or metric) at most (a hundredth of them).",
+            },
             "described": False,
         },
     )
@@ -53,7 +59,7 @@ class GateOptions:
     output_weight: str | Sequence[str] = field(
         default=(),
         metadata={
-            "commands": "shrink plan compare heal",
+            "commands": "shrink plan compare heal advise quantize",
             "metavar": "NAME[3:8]=W",
             "help": "How much an output (or some of its channels) counts.",
         },

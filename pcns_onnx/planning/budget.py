@@ -119,7 +119,7 @@ class Goal:
     multiple: str | int = field(
         default="auto",
         metadata={
-            "commands": "shrink plan",
+            "commands": "shrink plan advise",
             "metavar": "auto|N",
             "help": {
                 "": "Widths are multiples of N (auto: what onnxruntime's kernels like).",

@@ -21,12 +21,13 @@ def decisions_lost(agreement: Agreement) -> str | None:
     if a is not None and b is not None:
         share = (a - b) / abs(a) if a else 0.0
         return f"the {agreement.score} falls from {a:.4g} to {b:.4g}" if share > MANY else None
-    losses = [loss for output in agreement.outputs if output.weight > 0 for loss in _losses(output)]
+    losses = [loss for output in agreement.outputs if output.weight > 0 for loss in decision_losses(output)]
     share, what = max(losses, key=lambda loss: loss[0], default=(0.0, ""))
     return what if share > MANY else None
 
 
-def _losses(output: OutputAgreement) -> Iterable[tuple[float, str]]:
+def decision_losses(output: OutputAgreement) -> Iterable[tuple[float, str]]:
+    """The share of an output's decisions that differ, and what that is in words; nothing where it decides nothing."""
     if output.argmax_agreement is not None:
         share = 1 - output.argmax_agreement
         yield share, f"the class of '{output.name}' differs on {100 * share:.1f}%"

@@ -45,13 +45,16 @@ def group_rows(dependencies: DependencyGraph) -> list[GroupRow]:
 
 def shrinkable_share(dependencies: DependencyGraph) -> float | None:
     """The share of the known MACs in layers that write, read or follow a group that can be narrowed; None without."""
-    free = [group.frozen is None for group in dependencies.groups] + [False]
-    macs = shrinkable = 0
     items: list[Layer | Unsolved] = [*dependencies.layers, *dependencies.unsolved]
-    for item in items:
-        macs += item.macs
-        shrinkable += item.macs * any(free[owner] for owner in _owners(dependencies, item))
-    return shrinkable / macs if macs else None
+    macs = sum(item.macs for item in items)
+    return sum(item.macs for item in within_reach(dependencies)) / macs if macs else None
+
+
+def within_reach(dependencies: DependencyGraph) -> list[Layer | Unsolved]:
+    """What writes, reads or follows a group that can be narrowed: its cost is what widths change."""
+    free = [group.frozen is None for group in dependencies.groups] + [False]
+    items: list[Layer | Unsolved] = [*dependencies.layers, *dependencies.unsolved]
+    return [item for item in items if any(free[owner] for owner in _owners(dependencies, item))]
 
 
 def _owners(dependencies: DependencyGraph, item: Layer | Unsolved) -> list[int]:

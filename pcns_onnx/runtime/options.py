@@ -10,7 +10,7 @@ from pathlib import Path
 from pcns_onnx.errors import InputError
 from pcns_onnx.runtime.memory import MemoryBudget, parse_bytes
 
-_ALL = "inspect shrink plan expand compare design heal"
+_ALL = "inspect shrink plan expand compare design heal advise quantize"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RuntimeOptions:
     device: str = field(
         default="auto",
         metadata={
-            "commands": _ALL,
+            "commands": _ALL.replace(" advise", ""),  # which has --target
             "choices": ("auto", "cpu", "cuda"),
             "help": "Where to run (auto: CUDA where there is a GPU).",
         },
@@ -78,10 +78,10 @@ class RuntimeOptions:
     batch_latency: int | None = field(
         default=None,
         metadata={
-            "commands": "shrink plan",
+            "commands": "shrink plan advise quantize",
             "metavar": "N",
             "least": 1,
-            "help": "Measure latency at batches of N (as --batch).",
+            "help": {"": "Measure latency at batches of N (as --batch).", "advise": "Measure latency at batches of N (1)."},
             "described": False,
         },
     )

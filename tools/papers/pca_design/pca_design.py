@@ -26,7 +26,7 @@ import onnx
 from onnx import numpy_helper
 
 from pcns_onnx import Normalize, design
-from pcns_onnx.api.design import DesignResult
+from pcns_onnx.api.training.design import DesignResult
 from pcns_onnx.architecture.blueprint import Blueprint, configuration_text
 from pcns_onnx.architecture.chain import Chain
 from pcns_onnx.architecture.depth import RULES, Rule

@@ -37,8 +37,8 @@ _DEPTHS = ("monotone", "first-contraction")
 @with_console
 def design(model: str, data: str | None, output: str, ungroup: bool, console: Console, **choices: Any) -> None:
     """Design a smaller net from what MODEL's layers use. One PCA pass; NEW is to be trained from scratch."""
-    from pcns_onnx.api.design import design as run
-    from pcns_onnx.api.design import ungrouped
+    from pcns_onnx.api.training.design import design as run
+    from pcns_onnx.api.training.design import ungrouped
     from pcns_onnx.cli.tables.records import design_tables
 
     chosen = api_keywords(choices)

@@ -23,7 +23,7 @@ from pcns_onnx.methods.registry import EXPANSIONS
 @with_console
 def expand(model: str, output: str, console: Console, **choices: Any) -> None:
     """Write a wider MODEL to OUT that computes the same. It is to be trained further."""
-    from pcns_onnx.api.expand import expand as run
+    from pcns_onnx.api.training.expand import expand as run
     from pcns_onnx.cli.tables.records import expansion_tables
 
     with console.bars() as progress:

@@ -1,0 +1,216 @@
+"""`advise`: what to do with a model, before anything is done: candidates, really made and measured, and one of them.
+
+Nothing is written. What a full run would lose is predicted (`report.advice.prediction`), what it would take measured
+on models of the right shapes (`report.advice.candidates`); the rule is in `report.advice.recommendation`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Unpack
+
+from pcns_onnx.api.check import Check, check_on
+from pcns_onnx.api.inputs import Run, run
+from pcns_onnx.api.options import FIELDS, Choices, Options, flag_of, takes_many
+from pcns_onnx.cost.latency_model import seconds_within
+from pcns_onnx.cost.model import model_size
+from pcns_onnx.data.dataset import split
+from pcns_onnx.data.sources import DataSource
+from pcns_onnx.distillation.schedule import Schedule
+from pcns_onnx.errors import InputError
+from pcns_onnx.evaluation.metric import load_metric
+from pcns_onnx.evaluation.provenance import library_versions
+from pcns_onnx.files import check_targets
+from pcns_onnx.graph import ModelSource
+from pcns_onnx.methods.registry import method_named
+from pcns_onnx.methods.strategy import Request
+from pcns_onnx.methods.subset.strategy import SubsetStrategy
+from pcns_onnx.planning.frontier import points
+from pcns_onnx.planning.grids import GridRules
+from pcns_onnx.planning.plan import SkippedLayer
+from pcns_onnx.planning.prepare import problem_for, selected
+from pcns_onnx.planning.trial import trial_of
+from pcns_onnx.progress import Progress
+from pcns_onnx.report.advice.candidates import Bench
+from pcns_onnx.report.advice.obstacles import does_not_pay, doubtful, held_back, out_of_reach
+from pcns_onnx.report.advice.recommendation import explained, recommended
+from pcns_onnx.report.advice.record import Advice
+from pcns_onnx.report.advice.table import SHARES, Table
+from pcns_onnx.report.html.page import check_page
+from pcns_onnx.report.warnings import put_right
+from pcns_onnx.rewrite.canonical import Canonical
+from pcns_onnx.runtime.samples import Samples, at_latency_batch
+
+TARGETS = ("auto", "cpu", "cuda")
+"""What candidates can be timed on: providers of onnxruntime that this package runs models with."""
+JUDGED = 512
+"""Samples of `eval` that candidates are judged on."""
+
+
+def advise(
+    model: ModelSource,
+    data: DataSource,
+    *,
+    target: str = "auto",
+    progress: Progress | None = None,
+    **choices: Unpack[Choices],
+) -> Advice:
+    """What to do with `model`: a table of candidates and the one that is recommended; no model is written.
+
+    Candidates are made on a few samples of `data` and judged on others, of `eval` where that is given, and timed on
+    `target` ('cpu', 'cuda'; 'auto': CUDA where there is a GPU) at batch 1, or at `batch_latency`. `max_drop` and
+    `max_error` say what may be lost. Raises `InputError`; a model of which nothing can be shrunk is no error: the
+    record says why.
+    """
+    options = _options(target, choices)
+    check_targets((model, data, options.data.eval), options.outputs.html)
+    check_page(options.outputs.html)
+    metric = load_metric(options.gates.metric)
+    with run(options, progress) as running:
+        form = Canonical.of(running.load(model))
+        check_targets(tuple(form.original.files), options.outputs.html)
+        check = check_on(running, form, data, metric, None, solves=True)
+        bench, skipped = _bench(running, check)
+        table = _filled(running, bench, partial(_command, model, data, choices))
+        advice = _advice(running, bench, table, skipped)
+    if options.outputs.html is not None:
+        from pcns_onnx.report.html.advice_page import write_advice
+
+        write_advice(advice, options.outputs.html)
+    return advice
+
+
+def _options(target: str, choices: Mapping[str, Any]) -> Options:
+    """The records; raises `InputError` for a target that is not known here."""
+    if target not in TARGETS:
+        raise InputError(f"--target {target} is not known: candidates are timed on {' or '.join(TARGETS[1:])} here")
+    if target != "auto" and choices.get("device", target) not in ("auto", target):
+        raise InputError(f"--target {target} and --device {choices['device']} contradict each other: give one of them")
+    device = target if target != "auto" else choices.get("device", "auto")
+    return Options.of(**{**choices, "device": device, "batch_latency": choices.get("batch_latency", 1)})
+
+
+def _bench(running: Run, check: Check) -> tuple[Bench, list[SkippedLayer]]:
+    """What candidates are made of, and what cannot be narrowed."""
+    options, form = running.options, check.form
+    request = Request(method_named("auto"), options.goal, options.scope, options.solving, options.data.seed)
+    problem = problem_for(
+        form,
+        running.calibration(check.train, form.twin),
+        options.scope,
+        batch_latency=options.runtime.batch_latency,
+        weights=options.gates.weights([spec.name for spec in form.original.outputs]),
+    )
+    drops = options.scope.depth and request.method.drops_blocks
+    problem = replace(problem, rules=GridRules(str(options.goal.multiple), drops=drops))
+    problem, skipped = selected(problem, options.scope, SubsetStrategy(request).refuses)
+    importance = SubsetStrategy(request).importance(problem, probes=True) if problem.groups else None
+    trial = trial_of(problem, options.data.seed)
+    timed = at_latency_batch(check.samples, options.runtime.batch_latency)
+    fits = options.data.eval is not None or trial is None or trial.judged.data.has_labels or not check.samples.data.has_labels
+    judged = _judged(running, check) if trial is None or options.data.eval is not None else trial.judged
+    judged = running.samples(judged.data, form.original)
+    return Bench(problem, trial, importance, request, judged, timed, check.metric if fits else None), skipped
+
+
+def _judged(running: Run, check: Check) -> Samples:
+    """Samples of the check, not too many of them."""
+    data, _ = split(check.samples.data, holdout=0.0, seed=running.options.data.seed, samples=JUDGED)
+    return running.samples(data, check.form.original)
+
+
+def _filled(running: Run, bench: Bench, command: partial[str]) -> Table:
+    """The table with all rows."""
+    size = model_size(bench.original, bench.problem.whole_dependencies)
+
+    def shown(share: float) -> int:
+        return Schedule.of(None, None, round(share * size.macs), size.macs, unknown=bool(size.unknown)).updates
+
+    looked = sum(seconds for name, seconds in running.progress.seconds.items() if name != "latency")
+    table = Table(
+        bench, command, running.options.gates, looked, find_spec("torch") is not None, shown, running.progress
+    )
+    if not bench.problem.groups:
+        table.why_none = "no layer can get narrower"
+    elif bench.trial is None:
+        table.why_none = "there are too few samples to try anything on"
+    table.fill()
+    return table
+
+
+def _advice(running: Run, bench: Bench, table: Table, skipped: list[SkippedLayer]) -> Advice:
+    problem, limit = bench.problem, table.limit
+    batch = next(iter(bench.timed))
+    feeds = batch.repeated(bench.timed.batch)
+    total, within = seconds_within(running.engine, problem.form.twin, problem.whole_dependencies, feeds)
+    solution = next((made.solution for made in table.candidates.values() if made.solution is not None), None)
+    doubts = doubtful(problem, solution, bench.more)
+    fixed = out_of_reach(problem.whole_dependencies, total, within)
+    int8, both = table.rows[1], table.rows[2 + len(SHARES)]
+    against = list(does_not_pay(int8, table.shrunk, both, limit or 0.0, fixed))
+    if not problem.groups:
+        against.insert(0, "no layer can get narrower")
+    rows = table.rows[:2] if doubts else table.rows
+    best = recommended(rows, limit or 0.0)
+    frontier = [] if bench.importance is None else list(points(problem, bench.importance, bench.request.goal))
+    return Advice(
+        rows=table.rows,
+        recommended=best.name,
+        why=explained(best, rows, limit),
+        allowed=limit,
+        against=doubts + against,
+        held_back=held_back(problem.whole_dependencies, skipped, total, within),
+        before=model_size(bench.original, problem.whole_dependencies),
+        samples=problem.calibration.samples.count,
+        judged=bench.judged.count,
+        milliseconds=bench.milliseconds,
+        batch=bench.timed.batch,
+        threads=running.engine.threads,
+        provider=running.engine.provider,
+        target=running.engine.device,
+        frontier=frontier,
+        warnings=[*put_right(bench.original), *running.notes],
+        versions=library_versions(),
+    )
+
+
+# -- command lines -----------------------------------------------------------------------------
+
+
+def _command(
+    model: ModelSource, data: DataSource, choices: Mapping[str, Any], command: str, ending: str, *words: str
+) -> str:
+    """The command line of a row, with all that was said that the command takes, too."""
+    said = ["pcns-onnx", command, _named(model, "MODEL.onnx"), "--data", _named(data, "DATA"), *words]
+    for name, value in choices.items():
+        option = FIELDS[name][1]
+        if name in ("html", "command", "budget") or command not in option.metadata["commands"].split():
+            continue
+        said += _said(flag_of(option), value, many=takes_many(option), default=option.default)
+    stem = Path(_named(model, "MODEL.onnx")).stem
+    return shlex.join([*said, "-o", f"{stem}.{ending}.onnx"])
+
+
+def _named(source: object, otherwise: str) -> str:
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else otherwise
+
+
+def _said(flag: str, value: Any, *, many: bool, default: Any) -> list[str]:
+    """An option as words; none where it says what is so by itself."""
+    if value is None or value == default:
+        return []
+    if isinstance(value, bool):
+        yes, _, no = flag.partition("/")
+        return [no if no and not value else yes]
+    if type(value).__name__ == "Normalize":
+        return [flag, *(",".join(f"{number:g}" for number in side) for side in (value.mean, value.std))]
+    if isinstance(value, Mapping):
+        value = [f"{name}={given}" for name, given in value.items()]
+    texts = list(value) if many and not isinstance(value, str) else [value]
+    return [word for text in texts for word in (flag, _named(text, str(text)))]

@@ -1,0 +1,1 @@
+"""What a network becomes to be trained: wider, or of another design."""

@@ -1,0 +1,39 @@
+"""What a model loses, as one share: of its score, of its decisions, or the error of its outputs.
+
+A user's own score counts most; without labels and metric, what the outputs decide; and where they decide nothing,
+their relative error. All three are shares, so that one formula can predict each (`prediction`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from pcns_onnx.evaluation.agreement import Agreement
+from pcns_onnx.report.decisions_lost import decision_losses
+
+Measure = Literal["score", "decisions", "error"]
+"""What is lost: a share of the original's score, a share of its decisions, or the relative error of the outputs."""
+
+
+class MeasuredLoss(msgspec.Struct, frozen=True):
+    """A loss measured on `samples`, and the relative `error` of the outputs beside it; of shares of a score, `score` is
+    the original's."""
+
+    measure: Measure
+    share: float
+    error: float
+    samples: int
+    score: float | None = None
+
+
+def measured_loss(agreement: Agreement) -> MeasuredLoss:
+    """What the second of two models loses; less than 0 where its score is the better one."""
+    a, b, count, error = agreement.score_a, agreement.score_b, agreement.samples, agreement.error
+    if a is not None and b is not None and a:
+        return MeasuredLoss("score", (a - b) / abs(a), error, count, a)
+    losses = [share for output in agreement.outputs if output.weight > 0 for share, _ in decision_losses(output)]
+    if losses:
+        return MeasuredLoss("decisions", max(losses), error, count)
+    return MeasuredLoss("error", error, error, count)

@@ -1,0 +1,145 @@
+"""The rows of the table, in the order of the effort that they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from pcns_onnx.evaluation.options import GateOptions
+from pcns_onnx.planning.grids import INT8_LEAST
+from pcns_onnx.progress import Progress
+from pcns_onnx.report.advice.candidates import Bench, Candidate, tried
+from pcns_onnx.report.advice.durations import heal_seconds, quantize_seconds, shrink_seconds
+from pcns_onnx.report.advice.prediction import HEALED, QUANTIZED, REFINED, no_loss, predicted
+from pcns_onnx.report.advice.recommendation import allowed, recommended
+from pcns_onnx.report.advice.record import AdviceRow
+
+AS_IT_IS, INT8 = "as it is", "int8"
+SHARES = (0.9, 0.8, 0.65, 0.5)
+"""Shares of the multiply-adds that are tried."""
+HEAL_NEEDS = "pip install 'pcns-onnx[heal]'"
+
+Command = Callable[..., str]
+"""The command line that makes a row: by the name of the command, the ending of what it writes, and further words."""
+
+
+@dataclass
+class Table:
+    """Rows as they are made. `looked`: seconds that looking at the samples took; `limits`: what the caller allows;
+    `heals`: whether PyTorch is there, and `shown` how many samples healing shows to a model of a share of the MACs.
+    """
+
+    bench: Bench
+    command: Command
+    limits: GateOptions
+    looked: float
+    heals: bool
+    shown: Callable[[float], int]
+    progress: Progress
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    rows: list[AdviceRow] = field(default_factory=list)
+    why_none: str | None = None
+    """Why nothing can be shrunk, or tried."""
+
+    def fill(self) -> None:
+        """Make all rows."""
+        steps = (self._int8, *((lambda share=share: self._shrink(share)) for share in SHARES), self._both, self._healed)
+        for step in self.progress.track(steps, "candidates", len(steps)):
+            self.rows += [step()]
+        first = next((row.loss for row in self.rows if row.loss is not None), None)
+        start = no_loss("error" if first is None else first.measure, None if first is None else first.score)
+        before = AdviceRow(
+            name=AS_IT_IS, macs=1.0, loss=start, latency=1.0, bytes=self.bench.original.nbytes, seconds=0.0
+        )
+        self.rows.insert(0, before)
+
+    @property
+    def limit(self) -> float | None:
+        """What may be lost; None where no loss is known."""
+        first = next((row.loss for row in self.rows if row.loss is not None), None)
+        return None if first is None else allowed(first, self.limits)
+
+    @property
+    def shrunk(self) -> list[AdviceRow]:
+        """The rows that shrink and do nothing else."""
+        return [row for row in self.rows if row.name in {_named(share) for share in SHARES}]
+
+    # -- rows ------------------------------------------------------------------------------------
+
+    def _int8(self) -> AdviceRow:
+        command = self.command("quantize", "int8")
+        made = self._made(INT8, self.bench.quantized)
+        if isinstance(made, str):
+            return AdviceRow(name=INT8, command=command, why_not=made)
+        seconds = quantize_seconds(made.seconds, self.bench.more)
+        return AdviceRow(
+            name=INT8, command=command, macs=1.0, loss=predicted(made.loss, QUANTIZED), latency=made.latency,
+            bytes=made.bytes, seconds=seconds,
+        )  # fmt: skip
+
+    def _shrink(self, share: float) -> AdviceRow:
+        name, command = _named(share), self.command("shrink", f"{share:g}", "--budget", f"macs={share:g}")
+        made = self.why_none or self._made(name, lambda: self.bench.shrunk(share))
+        if isinstance(made, str):
+            return AdviceRow(name=name, command=command, budget=share, why_not=made)
+        return AdviceRow(
+            name=name, command=command, budget=share, macs=made.macs, latency=made.latency, bytes=made.bytes,
+            loss=predicted(made.loss, REFINED[made.loss.measure]),
+            seconds=shrink_seconds(self.looked, made.seconds, self.bench.more),
+        )  # fmt: skip
+
+    def _both(self) -> AdviceRow:
+        """The recommended shrink in int8, too; where none is, the widest."""
+        share = self._best_shrink().budget or SHARES[0]
+        name = f"{_named(share)}, int8"
+        command = self.command("shrink", f"{share:g}", "--budget", f"macs={share:g}", "--int8")
+        narrow = self.why_none or self._made(name, lambda: self.bench.shrunk(share, INT8_LEAST))
+        made = narrow if isinstance(narrow, str) else self._made(name, lambda: self.bench.quantized(narrow))
+        if isinstance(made, str) or isinstance(narrow, str):
+            return AdviceRow(name=name, command=command, budget=share, why_not=str(made))
+        seconds = shrink_seconds(self.looked, narrow.seconds, self.bench.more)
+        seconds += quantize_seconds(made.seconds, self.bench.more)
+        return AdviceRow(
+            name=name, command=command, budget=share, macs=made.macs, latency=made.latency, bytes=made.bytes,
+            loss=predicted(made.loss, REFINED[made.loss.measure], QUANTIZED), seconds=seconds,
+        )  # fmt: skip
+
+    def _healed(self) -> AdviceRow:
+        """The narrowest that healing is expected to make good enough; where none is, the recommended shrink."""
+        best, limit = self._best_shrink(), self.limit
+        healed = [row for row in self.shrunk if row.loss is not None and row.loss.trial is not None]
+        losses = {
+            row.name: predicted(row.loss.trial, REFINED[row.loss.measure], HEALED)
+            for row in healed
+            if row.loss is not None and row.loss.trial is not None
+        }
+        enough = [row for row in healed if limit is not None and losses[row.name].high <= limit]
+        row = min(enough, key=lambda row: row.budget or 1.0, default=best if best.budget else None)
+        row = row or (healed[0] if healed else self.shrunk[0])
+        share = row.budget or SHARES[0]
+        name, words = f"{_named(share)}, heal", ("--budget", f"macs={share:g}", "--heal")
+        command = self.command("shrink", f"{share:g}.healed", *words)
+        needs = None if self.heals else HEAL_NEEDS
+        if row.loss is None or row.macs is None:
+            return AdviceRow(name=name, command=command, budget=share, needs=needs, why_not=row.why_not)
+        one = self.bench.milliseconds / 1e3 / max(self.bench.timed.batch, 1)
+        seconds = (row.seconds or 0.0) + heal_seconds(one, self.shown(row.macs), row.macs)
+        return AdviceRow(
+            name=name, command=command, budget=share, macs=row.macs, latency=row.latency, bytes=row.bytes,
+            loss=losses[row.name], seconds=seconds, needs=needs,
+        )  # fmt: skip
+
+    def _made(self, name: str, make: Callable[[], Candidate]) -> Candidate | str:
+        made = tried(make)
+        if isinstance(made, Candidate):
+            self.candidates[name] = made
+        return made
+
+    def _best_shrink(self) -> AdviceRow:
+        """What the rule recommends if there is nothing but shrinking."""
+        start = AdviceRow(name=AS_IT_IS, latency=1.0)
+        return recommended([start, *self.shrunk], self.limit or 0.0)
+
+
+def _named(share: float) -> str:
+    return f"shrink to {share:g}"
