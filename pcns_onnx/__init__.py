@@ -12,6 +12,7 @@ TYPE_CHECKING = False  # typing's own costs milliseconds in which Ctrl-C would s
 if TYPE_CHECKING:
     from typing import Any
 
+    from pcns_onnx.api.advise import advise
     from pcns_onnx.api.compare import compare
     from pcns_onnx.api.training.design import DesignResult, design, ungrouped
     from pcns_onnx.api.diff import Difference, diff
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from pcns_onnx.api.heal import HealResult, heal
     from pcns_onnx.api.inspect import inspect
     from pcns_onnx.api.plan import PlanResult, plan
+    from pcns_onnx.api.quantize import QuantizeResult, quantize
     from pcns_onnx.api.shrink import ShrinkResult, shrink
     from pcns_onnx.data.conform import Normalize
     from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError, UnsupportedError
+    from pcns_onnx.report.advice.record import Advice
     from pcns_onnx.report.schema import Inspection, Report
 
 # OpenBLAS's idle threads spin for milliseconds after each product and take the cores from
@@ -35,6 +38,8 @@ _HOMES = {
     "shrink": "api.shrink", "inspect": "api.inspect", "compare": "api.compare", "ShrinkResult": "api.shrink",
     "design": "api.training.design", "ungrouped": "api.training.design", "DesignResult": "api.training.design",
     "plan": "api.plan", "PlanResult": "api.plan",
+    "advise": "api.advise", "Advice": "report.advice.record",
+    "quantize": "api.quantize", "QuantizeResult": "api.quantize",
     "diff": "api.diff", "Difference": "api.diff",
     "expand": "api.training.expand", "ExpandResult": "api.training.expand",
     "heal": "api.heal", "HealResult": "api.heal",
@@ -44,9 +49,10 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "DesignResult", "Difference", "ExpandResult", "GateError", "HealResult", "InputError", "Inspection", "Normalize",
-    "NothingToShrinkError", "PcnsError", "PlanResult", "Report", "ShrinkResult", "UnsupportedError", "compare",
-    "design", "diff", "expand", "heal", "inspect", "plan", "shrink", "ungrouped",
+    "Advice", "DesignResult", "Difference", "ExpandResult", "GateError", "HealResult", "InputError", "Inspection",
+    "Normalize", "NothingToShrinkError", "PcnsError", "PlanResult", "QuantizeResult", "Report", "ShrinkResult",
+    "UnsupportedError", "advise", "compare", "design", "diff", "expand", "heal", "inspect", "plan", "quantize",
+    "shrink", "ungrouped",
 ]  # fmt: skip
 
 

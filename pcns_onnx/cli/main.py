@@ -10,6 +10,7 @@ import sys
 
 import click
 
+from pcns_onnx.cli.advise import advise
 from pcns_onnx.cli.compare import compare
 from pcns_onnx.cli.console import EXIT_CODES
 from pcns_onnx.cli.training.design import design
@@ -19,6 +20,7 @@ from pcns_onnx.cli.training.expand import expand
 from pcns_onnx.cli.heal import heal
 from pcns_onnx.cli.inspect import inspect
 from pcns_onnx.cli.plan import plan
+from pcns_onnx.cli.quantize import quantize
 from pcns_onnx.cli.shrink import shrink
 from pcns_onnx.errors import NothingToShrinkError, PcnsError
 
@@ -29,7 +31,7 @@ def cli() -> None:
     """Make a trained ONNX model narrower and faster, with nothing but samples."""
 
 
-for _command in (inspect, shrink, heal, plan, expand, compare, design, diff, doctor):
+for _command in (inspect, advise, shrink, heal, quantize, plan, expand, compare, design, diff, doctor):
     cli.add_command(_command)
 
 

@@ -18,22 +18,24 @@ Measure = Literal["score", "decisions", "error"]
 
 
 class MeasuredLoss(msgspec.Struct, frozen=True):
-    """A loss measured on `samples`, and the relative `error` of the outputs beside it; of shares of a score, `score` is
-    the original's."""
+    """A loss measured on `samples`, and what else could be measured: the share of `decisions`, the relative `error` of
+    the outputs. Of shares of a score, `score` is the original's."""
 
     measure: Measure
     share: float
     error: float
     samples: int
+    decisions: float | None = None
     score: float | None = None
 
 
 def measured_loss(agreement: Agreement) -> MeasuredLoss:
     """What the second of two models loses; less than 0 where its score is the better one."""
-    a, b, count, error = agreement.score_a, agreement.score_b, agreement.samples, agreement.error
-    if a is not None and b is not None and a:
-        return MeasuredLoss("score", (a - b) / abs(a), error, count, a)
     losses = [share for output in agreement.outputs if output.weight > 0 for share, _ in decision_losses(output)]
-    if losses:
-        return MeasuredLoss("decisions", max(losses), error, count)
+    decisions, error, count = max(losses, default=None), agreement.error, agreement.samples
+    a, b = agreement.score_a, agreement.score_b
+    if a is not None and b is not None and a:
+        return MeasuredLoss("score", (a - b) / abs(a), error, count, decisions, a)
+    if decisions is not None:
+        return MeasuredLoss("decisions", decisions, error, count, decisions)
     return MeasuredLoss("error", error, error, count)

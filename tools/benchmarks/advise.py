@@ -1,0 +1,160 @@
+"""Does `advise` say what a full run will do? It is run on networks, then what it predicted, and both are compared.
+
+    python tools/benchmarks/advise.py [--only NAME] [--shared ../shared] [--cache DIR] --out advise.json
+    python tools/benchmarks/advise.py --fit advise.json
+
+Networks are those of this repository, of `public.py` (out of packages) and, where there is one, of the folder
+`shared`. Of each, `advise` is asked first, then `shrink` is run at the shares of its table with the same samples, and
+judged on the same test samples. `--fit` reads what was measured, and prints the numbers of
+`pcns_onnx/report/advice/prediction.py`, and how often the interval holds for a network that is left out of the fit
+(leave one model out), for every kind of loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# A script sees its own folder only; what it shares with others is named from `tools`.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import msgspec
+import numpy as np
+import platformdirs
+
+from benchmarks.public_cases.cases import CASES
+from benchmarks.public_cases.running import apart, prepared
+from pcns_onnx.evaluation.agreement import Agreement
+from pcns_onnx.report.advice.losses import measured_loss
+from pcns_onnx.report.advice.prediction import OFFSET
+
+ROOT = Path(__file__).parents[2]
+MEASURES = ("score", "decisions", "error")
+NORMAL = ("--normalize", "0.485,0.456,0.406", "0.229,0.224,0.225")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model with samples and words of the command line."""
+
+    name: str
+    model: Path
+    words: tuple[str, ...]
+    folder: Path = ROOT
+
+
+def own() -> Iterator[Network]:
+    """The networks of the repository."""
+    folder = ROOT / "models"
+    for name, samples in (
+        ("digits_cnn", "images"), ("digits_mlp_tanh", "rows"), ("digits_mlp_leaky", "rows"),
+        ("digits_gru", "images"), ("digits_lstm", "images"),
+    ):  # fmt: skip
+        data = ("--data", f"{folder}/digits_{samples}.npz", "--eval", f"{folder}/digits_{samples}_test.npz")
+        yield Network(name, folder / f"{name}.onnx", data)
+
+
+def shared(folder: Path) -> Iterator[Network]:
+    """The networks of a folder that is not in the repository (docs/results.md)."""
+    for name, data, words in (
+        ("mnist_lenet300_relu", "mnist", ()), ("mnist_mlp1000_tanh", "mnist", ()),
+        ("resnet8_mlperftiny", "cifar10", ()), ("resnet20_cifar10", "cifar10", NORMAL),
+        ("vgg16bn_cifar10", "cifar10", NORMAL),
+    ):  # fmt: skip
+        model = folder / "models" / f"{name}.onnx"
+        samples = ("--samples", "1024", "--data", f"{folder}/data/{data}_calib.npz")
+        if model.exists():
+            yield Network(name, model, (*samples, "--eval", f"{folder}/data/{data}_test.npz", *words))
+
+
+def public(cache: Path, scratch: Path, share: float, only: str) -> Iterator[Network]:
+    """The networks out of packages."""
+    for case in CASES:
+        if only not in case.name:
+            continue
+        try:
+            ready = apart(prepared, case, cache, (scratch / case.name).resolve(), share)
+        except Exception as error:  # a package may be gone: the others go on
+            print(f"{case.name}: {error}", file=sys.stderr)
+            continue
+        data = ("--data", ready.data["calibration"], "--eval", ready.data["test"], "--metric", case.metric)
+        yield Network(case.name, ready.model, (*data, *case.words), ready.folder)
+
+
+def measure(network: Network, shares: Sequence[float], threads: int, patience: float) -> Iterator[dict[str, Any]]:
+    """A record per share: what was predicted, and what a full run did."""
+    words = [*network.words, "--threads", str(threads)]
+    start = time.perf_counter()
+    advice = json.loads(_run(network, ["advise", str(network.model), *words, "--json"], patience))
+    spent = time.perf_counter() - start
+    for row in advice["rows"]:
+        if row["budget"] not in shares or not row["name"].endswith(f"{row['budget']:g}") or row["loss"] is None:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            report, start = Path(folder) / "report.json", time.perf_counter()
+            small = ["-o", f"{folder}/small.onnx", "--report", str(report), "-q"]
+            _run(network, ["shrink", str(network.model), *words, "--budget", f"macs={row['budget']:g}", *small], patience)
+            seconds, full = time.perf_counter() - start, json.loads(report.read_text())
+        yield {
+            "name": network.name, "share": row["budget"], "trial": row["loss"]["trial"], "advised": row,
+            "full": msgspec.to_builtins(measured_loss(msgspec.convert(full["agreement"], Agreement))),
+            "latency": full["latency"]["ratio"], "seconds": seconds, "advice_seconds": spent,
+            "stages": full["stages"], "recommended": advice["recommended"], "allowed": advice["allowed"],
+        }  # fmt: skip
+
+
+def _run(network: Network, words: list[str], patience: float) -> str:
+    paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"}
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pcns_onnx", *words], cwd=network.folder, env=os.environ | paths, timeout=patience,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{words[0]}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
+    return done.stdout
+
+
+def main() -> None:
+    """Measure, or fit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="networks whose name contains this")
+    parser.add_argument("--public", default="", help="networks out of packages whose name contains this")
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
+    parser.add_argument("--cache", type=Path, default=platformdirs.user_cache_path("pcns-onnx") / "public")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.9, 0.8, 0.65, 0.5])
+    parser.add_argument("--quick", action="store_true", help="half of the packages' samples")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--patience", type=float, default=900, metavar="SECONDS")
+    parser.add_argument("--out", type=Path, help="where records are added to")
+    parser.add_argument("--fit", type=Path, nargs="+", metavar="FILE", help="fit what was measured")
+    args = parser.parse_args()
+    records: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        networks = [*own(), *shared(args.shared)]
+        for network in [*networks, *public(args.cache.resolve(), Path(scratch), 0.5 if args.quick else 1.0, args.only)]:
+            if args.only not in network.name:
+                continue
+            try:
+                for record in measure(network, args.shares, args.threads, args.patience):
+                    records.append(record)
+                    trial, full = record["trial"], record["full"]
+                    print(f"{network.name} {record['share']:g}: trial {trial['share']:.4f}, full {full['share']:.4f}; {record['seconds']:.0f} s", flush=True)
+                    if args.out is not None:
+                        args.out.write_text(json.dumps(records, indent=1))
+            except Exception as error:  # the others go on
+                print(f"{network.name}: {error}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
