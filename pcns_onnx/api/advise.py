@@ -80,7 +80,7 @@ def advise(
         table = _filled(running, bench, partial(_command, model, data, choices))
         advice = _advice(running, bench, table, skipped)
     if options.outputs.html is not None:
-        from pcns_onnx.report.html.advice_page import write_advice
+        from pcns_onnx.report.advice.page import write_advice
 
         write_advice(advice, options.outputs.html)
     return advice

@@ -25,11 +25,18 @@ def loss_name(advice: Advice) -> str:
     return "points lost" if loss.measure == "score" else "decisions lost, %"
 
 
+def unit_of(loss: PredictedLoss | None) -> float:
+    """What a share of the loss is multiplied by, to be in the unit of `loss_name`."""
+    if loss is None:
+        return 1.0
+    return {"score": abs(loss.score or 1.0), "decisions": 100.0, "error": 1.0}[loss.measure]
+
+
 def loss_text(loss: PredictedLoss | None) -> str:
     """The share that is expected to be lost and its interval, in the unit of `loss_name`."""
     if loss is None:
         return NONE
-    times = {"score": abs(loss.score or 1.0), "decisions": 100.0, "error": 1.0}[loss.measure]
+    times = unit_of(loss)
     digits = 3 if times <= 1.0 else 1
     share, low, high = (f"{times * value:.{digits}f}" for value in (loss.share, loss.low, loss.high))
     return share if low == high else f"{share} ({low} to {high})"

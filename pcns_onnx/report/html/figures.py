@@ -10,12 +10,13 @@ import importlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from pcns_onnx.cost.resources import COUNTED, RESOURCES, TIMED
+from pcns_onnx.planning.plan import FrontierPoint
 from pcns_onnx.report.schema import GroupInfo, Report
 from pcns_onnx.report.shares import worst_share
 
@@ -47,15 +48,15 @@ def pictures(report: Report) -> Iterator[Picture]:
     shown = [group for group in groups if group in shown]
     cut = "" if len(shown) == len(groups) else f" (the {_MOST} widest; the table has all)"
     if report.frontier:
-        yield _drawn(
+        yield drawn(
             "Error against cost",
             "Predicted error at the outputs, before any re-fit, for every budget; the dot is what was chosen.",
-            3.2, lambda figure: _frontier(figure, report),
+            3.2, lambda figure: draw_frontier(figure, report.frontier, report.chosen),
         )  # fmt: skip
     if groups:
         tall = 0.9 + _ROW * len(shown)
-        yield _drawn("Width of each layer", f"Before and after{cut}.", tall, lambda figure: _widths(figure, shown))
-        yield _drawn(
+        yield drawn("Width of each layer", f"Before and after{cut}.", tall, lambda figure: _widths(figure, shown))
+        yield drawn(
             "Predicted and measured error of each layer",
             "Shares of the variance of what reads the layer: predicted when its width was chosen, measured after "
             f"the re-fit where it was solved, and on samples kept aside{cut}.",
@@ -63,27 +64,28 @@ def pictures(report: Report) -> Iterator[Picture]:
         )  # fmt: skip
     spectra = {group.name: group.eigenvalues for group in groups if group.eigenvalues}
     if spectra:
-        yield _drawn(
+        yield drawn(
             "Eigenvalues",
             "Share of the variance of a layer's outputs by principal direction: a steep curve has few that matter.",
             3.2, lambda figure: _curves(figure, spectra, "direction, as a share of the width", "share of variance"),
         )  # fmt: skip
     curves = {group.name: group.curve for group in groups if group.curve}
     if curves:
-        yield _drawn(
+        yield drawn(
             "What each width would lose",
             "Predicted error of a layer (squared, relative) against the share of its channels that stays.",
             3.2, lambda figure: _curves(figure, curves, "share of the channels kept", "predicted error"),
         )  # fmt: skip
     if report.latency.times_a:
-        yield _drawn(
+        yield drawn(
             "Latency of every run",
             f"{report.latency.rounds} runs of both models in turns{_beyond(report)}.",
             2.8, lambda figure: _latency(figure, report),
         )  # fmt: skip
 
 
-def _drawn(title: str, words: str, tall: float, draw: Callable[[Any], None]) -> Picture:
+def drawn(title: str, words: str, tall: float, draw: Callable[[Any], None]) -> Picture:
+    """A picture `tall` inches high, by what draws it on a figure."""
     matplotlib = importlib.import_module("matplotlib")
     figures = importlib.import_module("matplotlib.figure")
     settings = {
@@ -122,11 +124,11 @@ def _label(name: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: half - 1]}…{text[-half:]}"
 
 
-def _frontier(figure: Any, report: Report) -> None:
+def draw_frontier(figure: Any, points: Sequence[FrontierPoint], chosen: FrontierPoint | None) -> None:
+    """Predicted error against the share of each cost that is known, with a dot for what was `chosen`."""
     axes = figure.subplots()
-    points, chosen = report.frontier, report.chosen
-    drawn = [name for name in (COUNTED[0], *TIMED) if all(name in point.costs for point in points)]
-    for name, colour in zip(drawn, (AFTER, THIRD), strict=False):
+    costs = [name for name in (COUNTED[0], *TIMED) if all(name in point.costs for point in points)]
+    for name, colour in zip(costs, (AFTER, THIRD), strict=False):
         shares, label = [point.costs[name] for point in points], RESOURCES[name].label
         axes.plot(shares, [point.error for point in points], marker=".", color=colour, label=label)
         if chosen is not None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import importlib
 import importlib.resources
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.files import write_atomic
-from pcns_onnx.report.html.figures import pictures
+from pcns_onnx.report.html.figures import Picture, pictures
 from pcns_onnx.report.html.headline import answers, precisions, verdict
 from pcns_onnx.report.schema import Report
 from pcns_onnx.report.shares import flipped, number, share, worst_share
@@ -44,23 +45,31 @@ def write_page(report: Report, path: str | os.PathLike[str]) -> None:
 
 def page(report: Report) -> str:
     """The whole file."""
+    return rendered(
+        "report.html",
+        pictures(report),
+        report=report,
+        answers=answers(report),
+        precisions=precisions(report),
+        verdict=verdict(report),
+        flipped=flipped,
+        number=number,
+        share=share,
+        worst_share=worst_share,
+    )
+
+
+def rendered(template: str, drawn: Iterable[Picture], **values: object) -> str:
+    """A template of this folder, with the style, the pictures and these values."""
     folder = importlib.resources.files(__package__)
     jinja2: Any = importlib.import_module("jinja2")
     markup: Any = importlib.import_module("markupsafe").Markup
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    drawn = [(title, words, markup(svg)) for title, words, svg in pictures(report)]
-    text = environment.from_string((folder / "report.html").read_text("utf-8")).render(
-        report=report,
+    text = environment.from_string((folder / template).read_text("utf-8")).render(
         style=markup((folder / "style.css").read_text("utf-8")),
-        answers=answers(report),
-        precisions=precisions(report),
-        verdict=verdict(report),
-        pictures=drawn,
-        flipped=flipped,
-        number=number,
-        share=share,
-        worst_share=worst_share,
+        pictures=[(title, words, markup(svg)) for title, words, svg in drawn],
+        **values,
     )
     return str(text)
