@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from pcns_onnx.api.advise import advise
     from pcns_onnx.api.compare import compare
-    from pcns_onnx.api.training.design import DesignResult, design, ungrouped
     from pcns_onnx.api.diff import Difference, diff
-    from pcns_onnx.api.training.expand import ExpandResult, expand
     from pcns_onnx.api.heal import HealResult, heal
     from pcns_onnx.api.inspect import inspect
     from pcns_onnx.api.plan import PlanResult, plan
     from pcns_onnx.api.quantize import QuantizeResult, quantize
     from pcns_onnx.api.shrink import ShrinkResult, shrink
+    from pcns_onnx.api.training.design import DesignResult, design, ungrouped
+    from pcns_onnx.api.training.expand import ExpandResult, expand
     from pcns_onnx.data.conform import Normalize
     from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError, UnsupportedError
     from pcns_onnx.report.advice.record import Advice

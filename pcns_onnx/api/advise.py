@@ -24,7 +24,7 @@ from pcns_onnx.data.dataset import split
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.distillation.schedule import Schedule
 from pcns_onnx.errors import InputError
-from pcns_onnx.evaluation.metric import load_metric
+from pcns_onnx.evaluation.metric import Metric, load_metric
 from pcns_onnx.evaluation.provenance import library_versions
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import ModelSource
@@ -35,13 +35,13 @@ from pcns_onnx.planning.frontier import points
 from pcns_onnx.planning.grids import GridRules
 from pcns_onnx.planning.plan import SkippedLayer
 from pcns_onnx.planning.prepare import problem_for, selected
-from pcns_onnx.planning.trial import trial_of
+from pcns_onnx.planning.trial import Trial, trial_of
 from pcns_onnx.progress import Progress
-from pcns_onnx.report.advice.candidates import Bench
-from pcns_onnx.report.advice.obstacles import does_not_pay, doubtful, held_back, out_of_reach
+from pcns_onnx.report.advice.candidates import TrialRunner
+from pcns_onnx.report.advice.obstacles import does_not_pay, held_back, out_of_reach, starved_layers, unfit
 from pcns_onnx.report.advice.recommendation import explained, recommended
 from pcns_onnx.report.advice.record import Advice
-from pcns_onnx.report.advice.table import SHARES, Table
+from pcns_onnx.report.advice.table import SHARES, CandidateTable
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.warnings import put_right
 from pcns_onnx.rewrite.canonical import Canonical
@@ -76,9 +76,9 @@ def advise(
         form = Canonical.of(running.load(model))
         check_targets(tuple(form.original.files), options.outputs.html)
         check = check_on(running, form, data, metric, None, solves=True)
-        bench, skipped = _bench(running, check)
-        table = _filled(running, bench, partial(_command, model, data, choices))
-        advice = _advice(running, bench, table, skipped)
+        runner, skipped = _runner(running, check)
+        table = _filled(running, runner, partial(_command, model, data, choices))
+        advice = _advice(running, runner, table, skipped)
     if options.outputs.html is not None:
         from pcns_onnx.report.advice.page import write_advice
 
@@ -96,7 +96,7 @@ def _options(target: str, choices: Mapping[str, Any]) -> Options:
     return Options.of(**{**choices, "device": device, "batch_latency": choices.get("batch_latency", 1)})
 
 
-def _bench(running: Run, check: Check) -> tuple[Bench, list[SkippedLayer]]:
+def _runner(running: Run, check: Check) -> tuple[TrialRunner, list[SkippedLayer]]:
     """What candidates are made of, and what cannot be narrowed."""
     options, form = running.options, check.form
     request = Request(method_named("auto"), options.goal, options.scope, options.solving, options.data.seed)
@@ -113,69 +113,71 @@ def _bench(running: Run, check: Check) -> tuple[Bench, list[SkippedLayer]]:
     importance = SubsetStrategy(request).importance(problem, probes=True) if problem.groups else None
     trial = trial_of(problem, options.data.seed)
     timed = at_latency_batch(check.samples, options.runtime.batch_latency)
-    fits = options.data.eval is not None or trial is None or trial.judged.data.has_labels or not check.samples.data.has_labels
-    judged = _judged(running, check) if trial is None or options.data.eval is not None else trial.judged
-    judged = running.samples(judged.data, form.original)
-    return Bench(problem, trial, importance, request, judged, timed, check.metric if fits else None), skipped
+    judged, metric = _judged(running, check, trial)
+    return TrialRunner(problem, trial, importance, request, judged, timed, metric), skipped
 
 
-def _judged(running: Run, check: Check) -> Samples:
-    """Samples of the check, not too many of them."""
+def _judged(running: Run, check: Check, trial: Trial | None) -> tuple[Samples, Metric | None]:
+    """What candidates are judged on, and by: samples of `eval`, not too many of them, else what a trial leaves."""
+    if trial is not None and running.options.data.eval is None:
+        # labels, where only the samples of the check have them, are what the metric goes by
+        fits = trial.judged.data.has_labels or not check.samples.data.has_labels
+        return running.samples(trial.judged.data, check.form.original), check.metric if fits else None
     data, _ = split(check.samples.data, holdout=0.0, seed=running.options.data.seed, samples=JUDGED)
-    return running.samples(data, check.form.original)
+    return running.samples(data, check.form.original), check.metric
 
 
-def _filled(running: Run, bench: Bench, command: partial[str]) -> Table:
+def _filled(running: Run, runner: TrialRunner, command: partial[str]) -> CandidateTable:
     """The table with all rows."""
-    size = model_size(bench.original, bench.problem.whole_dependencies)
+    size = model_size(runner.original, runner.problem.whole_dependencies)
 
     def shown(share: float) -> int:
         return Schedule.of(None, None, round(share * size.macs), size.macs, unknown=bool(size.unknown)).updates
 
     looked = sum(seconds for name, seconds in running.progress.seconds.items() if name != "latency")
-    table = Table(
-        bench, command, running.options.gates, looked, find_spec("torch") is not None, shown, running.progress
+    table = CandidateTable(
+        runner, command, running.options.gates, looked, find_spec("torch") is not None, shown, running.progress
     )
-    if not bench.problem.groups:
+    if not runner.problem.groups:
         table.why_none = "no layer can get narrower"
-    elif bench.trial is None:
+    elif runner.trial is None:
         table.why_none = "there are too few samples to try anything on"
     table.fill()
     return table
 
 
-def _advice(running: Run, bench: Bench, table: Table, skipped: list[SkippedLayer]) -> Advice:
-    problem, limit = bench.problem, table.limit
-    batch = next(iter(bench.timed))
-    feeds = batch.repeated(bench.timed.batch)
+def _advice(running: Run, runner: TrialRunner, table: CandidateTable, skipped: list[SkippedLayer]) -> Advice:
+    problem, limit = runner.problem, table.limit
+    batch = next(iter(runner.timed))
+    feeds = batch.repeated(runner.timed.batch)
     total, within = seconds_within(running.engine, problem.form.twin, problem.whole_dependencies, feeds)
-    solution = next((made.solution for made in table.candidates.values() if made.solution is not None), None)
-    doubts = doubtful(problem, solution, bench.more)
+    useless = unfit(problem.calibration.samples.summary)
+    starved = None if table.solution is None else starved_layers(problem, table.solution, runner.more)
     fixed = out_of_reach(problem.whole_dependencies, total, within)
     int8, both = table.rows[1], table.rows[2 + len(SHARES)]
     against = list(does_not_pay(int8, table.shrunk, both, limit or 0.0, fixed))
     if not problem.groups:
         against.insert(0, "no layer can get narrower")
-    rows = table.rows[:2] if doubts else table.rows
+    rows = table.rows if useless is None else table.rows[:1]
     best = recommended(rows, limit or 0.0)
-    frontier = [] if bench.importance is None else list(points(problem, bench.importance, bench.request.goal))
+    frontier = [] if runner.importance is None else list(points(problem, runner.importance, runner.request.goal))
     return Advice(
         rows=table.rows,
         recommended=best.name,
-        why=explained(best, rows, limit),
+        why=explained(best, rows, limit) if useless is None else useless,
         allowed=limit,
-        against=doubts + against,
+        against=[*against, *([] if starved is None or useless is not None else [starved])],
         held_back=held_back(problem.whole_dependencies, skipped, total, within),
-        before=model_size(bench.original, problem.whole_dependencies),
+        before=model_size(runner.original, problem.whole_dependencies),
         samples=problem.calibration.samples.count,
-        judged=bench.judged.count,
-        milliseconds=bench.milliseconds,
-        batch=bench.timed.batch,
+        judged=runner.judged.count,
+        milliseconds=runner.milliseconds,
+        batch=runner.timed.batch,
         threads=running.engine.threads,
         provider=running.engine.provider,
         target=running.engine.device,
         frontier=frontier,
-        warnings=[*put_right(bench.original), *running.notes],
+        warnings=[*put_right(runner.original), *running.notes],
         versions=library_versions(),
     )
 

@@ -69,6 +69,7 @@ def quantize(
         weights = options.gates.weights([spec.name for spec in original.outputs])
         check = replace(check, layout=OutputLayout.of(check.form.twin, dependencies, weights))
         made, notes = _quantized(running, check, kind)
+    notes = [*put_right(original), *running.notes, *notes]
     before, agreement, latency = model_size(original, dependencies), made.precision.agreement, made.precision.latency
     after = structs.replace(before, bytes=made.precision.bytes)
     report = Report(
@@ -82,7 +83,14 @@ def quantize(
         left_alone=[],
         folded=[],
         stages={},
-        warnings=[*put_right(original), *running.notes, *notes, *made.warnings, *grown(before, after), *unsteady(latency)],
+        warnings=[
+            *put_right(original),
+            *running.notes,
+            *notes,
+            *made.warnings,
+            *grown(before, after),
+            *unsteady(latency),
+        ],
         versions=library_versions(),
         origin=provenance_of(
             outputs.command,

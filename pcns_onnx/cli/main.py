@@ -13,15 +13,15 @@ import click
 from pcns_onnx.cli.advise import advise
 from pcns_onnx.cli.compare import compare
 from pcns_onnx.cli.console import EXIT_CODES
-from pcns_onnx.cli.training.design import design
 from pcns_onnx.cli.diff import diff
 from pcns_onnx.cli.doctor import doctor
-from pcns_onnx.cli.training.expand import expand
 from pcns_onnx.cli.heal import heal
 from pcns_onnx.cli.inspect import inspect
 from pcns_onnx.cli.plan import plan
 from pcns_onnx.cli.quantize import quantize
 from pcns_onnx.cli.shrink import shrink
+from pcns_onnx.cli.training.design import design
+from pcns_onnx.cli.training.expand import expand
 from pcns_onnx.errors import NothingToShrinkError, PcnsError
 
 

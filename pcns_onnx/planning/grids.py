@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from pcns_onnx.dependency.groups import Group
 
-
 INT8_LEAST = 16
 """Channels that a Conv keeps where int8 follows: onnxruntime's integer kernel takes longer for 8 or 12 than for 16."""
 

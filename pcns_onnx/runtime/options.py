@@ -81,7 +81,10 @@ class RuntimeOptions:
             "commands": "shrink plan advise quantize",
             "metavar": "N",
             "least": 1,
-            "help": {"": "Measure latency at batches of N (as --batch).", "advise": "Measure latency at batches of N (1)."},
+            "help": {
+                "": "Measure latency at batches of N (as --batch).",
+                "advise": "Measure latency at batches of N (1).",
+            },
             "described": False,
         },
     )

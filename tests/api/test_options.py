@@ -33,7 +33,9 @@ def test_a_field_says_what_is_known_of_it(name: str) -> None:
     assert set(metadata["commands"].split()) <= set(cli.commands)
 
 
-@pytest.mark.parametrize("command", ["inspect", "shrink", "plan", "expand", "compare", "design", "diff", "heal"])
+@pytest.mark.parametrize(
+    "command", ["inspect", "advise", "shrink", "plan", "expand", "compare", "design", "diff", "heal", "quantize"]
+)
 def test_a_command_has_the_options_of_the_fields_that_name_it(command: str) -> None:
     shown = {name for one in cli.commands[command].params if isinstance(one, click.Option) for name in one.opts}
     expected = {

@@ -19,7 +19,7 @@ DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = (README, *PAGES)
-COMMANDS = ("shrink", "heal", "inspect", "compare", "plan", "expand", "design", "diff", "doctor")
+COMMANDS = ("advise", "shrink", "heal", "quantize", "inspect", "compare", "plan", "expand", "design", "diff", "doctor")
 
 README_LINES = 250
 """README is for a newcomer; it stays under so many lines."""

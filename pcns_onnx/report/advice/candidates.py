@@ -57,7 +57,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Bench:
+class TrialRunner:
     """What candidates are made with, and judged and timed on.
 
     `problem` holds all samples, `trial` few of them; `judged` are others, `timed` are in the batch that latency is

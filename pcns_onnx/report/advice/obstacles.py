@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from pcns_onnx.data.fingerprints import SampleSummary
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
+from pcns_onnx.dependency.layers import Layer, Unsolved
 from pcns_onnx.methods.strategy import Solution
 from pcns_onnx.numerics.confidence import LEAST
 from pcns_onnx.planning.plan import SkippedLayer
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.report.advice.recommendation import PAYS
 from pcns_onnx.report.advice.record import AdviceRow, HeldBack
+from pcns_onnx.report.advice.words import amount
 from pcns_onnx.report.inspection import within_reach
 from pcns_onnx.report.warnings import all_alike
 
@@ -24,7 +27,8 @@ def held_back(
     dependencies: DependencyGraph, skipped: Sequence[SkippedLayer], total: float, seconds: Mapping[str, float]
 ) -> list[HeldBack]:
     """What cannot get narrower, by cause: those that cost most first. `seconds` by layer, out of `total`."""
-    macs = {item.name: item.macs for item in (*dependencies.layers, *dependencies.unsolved)}
+    items: list[Layer | Unsolved] = [*dependencies.layers, *dependencies.unsolved]
+    macs = {item.name: item.macs for item in items}
     whole = sum(macs.values()) or 1
     causes = []
     for item in skipped:
@@ -46,7 +50,7 @@ def out_of_reach(dependencies: DependencyGraph, total: float, seconds: Mapping[s
 def does_not_pay(
     int8: AdviceRow, shrunk: Sequence[AdviceRow], both: AdviceRow, limit: float, fixed: float | None
 ) -> Iterator[str]:
-    """What speaks against shrinking, in sentences; `limit` is what may be lost, `fixed` the time that no width changes."""
+    """What speaks against shrinking, in sentences; `limit` may be lost, `fixed` is the time that no width changes."""
     known = [row for row in shrunk if row.loss is not None and row.latency is not None]
     if fixed is not None and fixed > MOST:
         yield f"{fixed:.0%} of its time is in what no width changes"
@@ -57,41 +61,42 @@ def does_not_pay(
         widest = known[0]
         assert widest.loss is not None, "known"
         yield (
-            f"there is nothing to take away: {widest.budget:g} of the multiply-adds may cost {widest.loss.high:.1%} "
-            f"already, and {limit:.1%} is allowed"
+            f"it is compact: {widest.budget:g} of its multiply-adds may lose {amount(widest.loss, widest.loss.high)} "
+            f"already, where {amount(widest.loss, limit)} may be lost"
         )
     elif all((row.latency or 1.0) > 1 - PAYS for row in good):
         yield f"narrower is no faster here: {min(row.latency or 1.0 for row in good):.2f} of the time at best"
-    fastest = min((row.latency or 1.0 for row in good), default=1.0)
     if int8.latency is None or int8.loss is None or int8.loss.high > limit:
         return
-    if int8.latency <= fastest:
-        yield (
-            f"int8 alone takes {int8.latency:.2f} of the time, the fastest good enough shrink {fastest:.2f}"
-            if good
-            else f"int8 alone takes {int8.latency:.2f} of the time, and loses no more than is allowed"
-        )
+    fastest = min((row.latency or 1.0 for row in good), default=1.0)
+    together = both.latency if both.loss is not None and both.loss.high <= limit else None
+    if fastest >= int8.latency and (together is None or together > (1 - PAYS) * int8.latency):
+        less = "none that is good enough" if not good else f"{fastest:.2f} the fastest that is good enough"
+        yield f"int8 alone takes {int8.latency:.2f} of the time, shrinking alone {less}"
     if both.latency is not None and both.latency > (1 - PAYS) * int8.latency:
-        yield f"integer kernels gain nothing from narrower layers: {both.latency:.2f} against {int8.latency:.2f}"
+        yield f"integer kernels gain little from narrower layers: {both.latency:.2f}, int8 alone {int8.latency:.2f}"
 
 
-def doubtful(problem: Problem, solution: Solution | None, more: float) -> list[str]:
-    """Why so few samples, or samples so much alike, are not enough to shrink on.
-
-    `solution` is that of a trial; there are so many `more` samples for each that it has seen.
-    """
-    summary = problem.calibration.samples.summary
+def unfit(summary: SampleSummary) -> str | None:
+    """Why samples are too few, or too much alike, to judge anything by."""
     if (alike := all_alike(summary)) is not None:
-        return [alike]
+        return alike
     if summary.distinct < LEAST:
-        return [f"{summary.distinct} different samples are too few to judge anything by: give {LEAST} or more"]
-    fits = {} if solution is None else {name: fit for group in solution.fits.values() for name, fit in group.items()}
+        return f"{summary.distinct} different samples are too few to judge anything by: give {LEAST} or more"
+    return None
+
+
+def starved_layers(problem: Problem, solution: Solution, more: float) -> str | None:
+    """The layers that have fewer rows than unknowns; `more` samples there are for each that the `solution` has seen."""
+    summary = problem.calibration.samples.summary
+    fits = {name: fit for group in solution.fits.values() for name, fit in group.items()}
     rows = {name: round(fit.rows * more * summary.distinct / max(summary.count, 1)) for name, fit in fits.items()}
     short = {name: int(fit.matrix.shape[1]) for name, fit in fits.items() if rows[name] < int(fit.matrix.shape[1])}
     if not short:
-        return []
+        return None
     worst = min(short, key=lambda name: rows[name] / short[name])
-    return [
-        f"too few samples to solve {len(short)} of {len(fits)} layers: '{worst}' has {short[worst]:,} unknowns per output "
-        f"and {rows[worst]:,} rows to find them from; give {short[worst] / max(rows[worst], 1):.1f} times as many or more"
-    ]
+    times = short[worst] / max(rows[worst], 1)
+    return (
+        f"few samples for {len(short)} of the {len(fits)} layers that are solved again: '{worst}' has {short[worst]:,} "
+        f"unknowns for each output, and {rows[worst]:,} rows; {times:.1f} times as many samples would do better"
+    )

@@ -22,7 +22,7 @@ from operator import attrgetter
 
 import msgspec
 
-from pcns_onnx.report.advice.losses import MeasuredLoss, Measure
+from pcns_onnx.report.advice.losses import Measure, MeasuredLoss
 
 OFFSET: Mapping[Measure, float] = {"score": 0.005, "decisions": 0.005, "error": 0.005}
 """d, by what is lost."""

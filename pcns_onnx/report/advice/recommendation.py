@@ -18,6 +18,7 @@ from pcns_onnx.evaluation.options import GateOptions
 from pcns_onnx.report.advice.losses import Measure
 from pcns_onnx.report.advice.prediction import PredictedLoss
 from pcns_onnx.report.advice.record import AdviceRow
+from pcns_onnx.report.advice.words import amount
 
 PAYS = 0.05
 """The share of its time that a row has to save, to be worth more effort."""
@@ -54,16 +55,13 @@ def explained(best: AdviceRow, rows: Sequence[AdviceRow], limit: float | None) -
     """Why that row, in a sentence."""
     if best.loss is None or limit is None or best.latency is None:
         return "nothing that was tried could be judged"
+    most = amount(best.loss, limit)
     if best is rows[0]:
-        return f"nothing else is {PAYS:.0%} faster and expected to lose at most {limit:.2%}"
-    fastest = [row for row in rows if row.latency is not None and row.latency < best.latency and row is not best]
-    faster = [row for row in fastest if row.loss is not None and row.loss.high > limit]
-    beyond = ""
-    if faster:
-        widest = faster[0]
-        assert widest.loss is not None, "picked by it"
-        beyond = f"; '{widest.name}' may cost {widest.loss.high:.1%}"
-    return (
-        f"it takes {best.latency:.2f} of the time, and is expected to lose at most {max(best.loss.high, 0.0):.2%} of the "
-        f"{limit:.2%} that may be lost{beyond}"
-    )
+        return f"nothing else is {PAYS:.0%} faster and sure enough to lose no more than {most}"
+    others = [row for row in rows if row.loss is not None and row.latency is not None and row.latency < best.latency]
+    beyond = next((row for row in others if row.loss is not None and row.loss.high > limit), None)
+    more = ""
+    if beyond is not None and beyond.loss is not None:
+        more = f"; '{beyond.name}' may lose {amount(best.loss, beyond.loss.high)}"
+    lost = amount(best.loss, best.loss.high)
+    return f"{best.latency:.2f} of the time, and not likely to lose more than {lost}, where {most} may be lost{more}"

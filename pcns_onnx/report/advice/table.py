@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pcns_onnx.evaluation.options import GateOptions
+from pcns_onnx.methods.strategy import Solution
 from pcns_onnx.planning.grids import INT8_LEAST
 from pcns_onnx.progress import Progress
-from pcns_onnx.report.advice.candidates import Bench, Candidate, tried
+from pcns_onnx.report.advice.candidates import Candidate, TrialRunner, tried
 from pcns_onnx.report.advice.durations import heal_seconds, quantize_seconds, shrink_seconds
 from pcns_onnx.report.advice.prediction import HEALED, QUANTIZED, REFINED, no_loss, predicted
 from pcns_onnx.report.advice.recommendation import allowed, recommended
@@ -24,19 +25,20 @@ Command = Callable[..., str]
 
 
 @dataclass
-class Table:
+class CandidateTable:
     """Rows as they are made. `looked`: seconds that looking at the samples took; `limits`: what the caller allows;
     `heals`: whether PyTorch is there, and `shown` how many samples healing shows to a model of a share of the MACs.
     """
 
-    bench: Bench
+    runner: TrialRunner
     command: Command
     limits: GateOptions
     looked: float
     heals: bool
     shown: Callable[[float], int]
     progress: Progress
-    candidates: dict[str, Candidate] = field(default_factory=dict)
+    solution: Solution | None = None
+    """How the first of the narrow models was solved."""
     rows: list[AdviceRow] = field(default_factory=list)
     why_none: str | None = None
     """Why nothing can be shrunk, or tried."""
@@ -49,7 +51,7 @@ class Table:
         first = next((row.loss for row in self.rows if row.loss is not None), None)
         start = no_loss("error" if first is None else first.measure, None if first is None else first.score)
         before = AdviceRow(
-            name=AS_IT_IS, macs=1.0, loss=start, latency=1.0, bytes=self.bench.original.nbytes, seconds=0.0
+            name=AS_IT_IS, macs=1.0, loss=start, latency=1.0, bytes=self.runner.original.nbytes, seconds=0.0
         )
         self.rows.insert(0, before)
 
@@ -68,10 +70,10 @@ class Table:
 
     def _int8(self) -> AdviceRow:
         command = self.command("quantize", "int8")
-        made = self._made(INT8, self.bench.quantized)
+        made = self._made(self.runner.quantized)
         if isinstance(made, str):
             return AdviceRow(name=INT8, command=command, why_not=made)
-        seconds = quantize_seconds(made.seconds, self.bench.more)
+        seconds = quantize_seconds(made.seconds, self.runner.more)
         return AdviceRow(
             name=INT8, command=command, macs=1.0, loss=predicted(made.loss, QUANTIZED), latency=made.latency,
             bytes=made.bytes, seconds=seconds,
@@ -79,13 +81,13 @@ class Table:
 
     def _shrink(self, share: float) -> AdviceRow:
         name, command = _named(share), self.command("shrink", f"{share:g}", "--budget", f"macs={share:g}")
-        made = self.why_none or self._made(name, lambda: self.bench.shrunk(share))
+        made = self.why_none or self._made(lambda: self.runner.shrunk(share))
         if isinstance(made, str):
             return AdviceRow(name=name, command=command, budget=share, why_not=made)
         return AdviceRow(
             name=name, command=command, budget=share, macs=made.macs, latency=made.latency, bytes=made.bytes,
             loss=predicted(made.loss, REFINED[made.loss.measure]),
-            seconds=shrink_seconds(self.looked, made.seconds, self.bench.more),
+            seconds=shrink_seconds(self.looked, made.seconds, self.runner.more),
         )  # fmt: skip
 
     def _both(self) -> AdviceRow:
@@ -93,12 +95,12 @@ class Table:
         share = self._best_shrink().budget or SHARES[0]
         name = f"{_named(share)}, int8"
         command = self.command("shrink", f"{share:g}", "--budget", f"macs={share:g}", "--int8")
-        narrow = self.why_none or self._made(name, lambda: self.bench.shrunk(share, INT8_LEAST))
-        made = narrow if isinstance(narrow, str) else self._made(name, lambda: self.bench.quantized(narrow))
+        narrow = self.why_none or self._made(lambda: self.runner.shrunk(share, INT8_LEAST))
+        made = narrow if isinstance(narrow, str) else self._made(lambda: self.runner.quantized(narrow))
         if isinstance(made, str) or isinstance(narrow, str):
             return AdviceRow(name=name, command=command, budget=share, why_not=str(made))
-        seconds = shrink_seconds(self.looked, narrow.seconds, self.bench.more)
-        seconds += quantize_seconds(made.seconds, self.bench.more)
+        seconds = shrink_seconds(self.looked, narrow.seconds, self.runner.more)
+        seconds += quantize_seconds(made.seconds, self.runner.more)
         return AdviceRow(
             name=name, command=command, budget=share, macs=made.macs, latency=made.latency, bytes=made.bytes,
             loss=predicted(made.loss, REFINED[made.loss.measure], QUANTIZED), seconds=seconds,
@@ -122,17 +124,17 @@ class Table:
         needs = None if self.heals else HEAL_NEEDS
         if row.loss is None or row.macs is None:
             return AdviceRow(name=name, command=command, budget=share, needs=needs, why_not=row.why_not)
-        one = self.bench.milliseconds / 1e3 / max(self.bench.timed.batch, 1)
+        one = self.runner.milliseconds / 1e3 / max(self.runner.timed.batch, 1)
         seconds = (row.seconds or 0.0) + heal_seconds(one, self.shown(row.macs), row.macs)
         return AdviceRow(
             name=name, command=command, budget=share, macs=row.macs, latency=row.latency, bytes=row.bytes,
             loss=losses[row.name], seconds=seconds, needs=needs,
         )  # fmt: skip
 
-    def _made(self, name: str, make: Callable[[], Candidate]) -> Candidate | str:
+    def _made(self, make: Callable[[], Candidate]) -> Candidate | str:
         made = tried(make)
-        if isinstance(made, Candidate):
-            self.candidates[name] = made
+        if isinstance(made, Candidate) and self.solution is None:
+            self.solution = made.solution
         return made
 
     def _best_shrink(self) -> AdviceRow:

@@ -12,7 +12,9 @@ from pcns_onnx.report.shares import NONE
 
 def headings(advice: Advice) -> tuple[str, ...]:
     """The columns of the table, the first one apart."""
-    threads = "default threads" if not advice.threads else f"{advice.threads} thread{'' if advice.threads == 1 else 's'}"
+    threads = (
+        "default threads" if not advice.threads else f"{advice.threads} thread{'' if advice.threads == 1 else 's'}"
+    )
     where = f"batch {advice.batch}, {threads}, {advice.target}"
     return ("MACs", f"{loss_name(advice)} (80 % interval)", f"latency ({where})", "file (KB)", "takes")
 
@@ -30,6 +32,16 @@ def unit_of(loss: PredictedLoss | None) -> float:
     if loss is None:
         return 1.0
     return {"score": abs(loss.score or 1.0), "decisions": 100.0, "error": 1.0}[loss.measure]
+
+
+def amount(loss: PredictedLoss, share: float) -> str:
+    """Such a share as words: '0.3 points', '1.2 % of the decisions', 'an error of 0.05'."""
+    value = unit_of(loss) * share
+    if loss.measure == "error":
+        return f"an error of {value:.3f}"
+    if loss.measure == "decisions":
+        return f"{value:.1f} % of the decisions"
+    return f"{value:.2g} points"
 
 
 def loss_text(loss: PredictedLoss | None) -> str:
