@@ -189,21 +189,21 @@ def _command(
     model: ModelSource, data: DataSource, choices: Mapping[str, Any], command: str, ending: str, *words: str
 ) -> str:
     """The command line of a row, with all that was said that the command takes, too."""
-    said = ["pcns-onnx", command, _named(model, "MODEL.onnx"), "--data", _named(data, "DATA"), *words]
+    line = ["pcns-onnx", command, _named(model, "MODEL.onnx"), "--data", _named(data, "DATA"), *words]
     for name, value in choices.items():
         option = FIELDS[name][1]
         if name in ("html", "command", "budget") or command not in option.metadata["commands"].split():
             continue
-        said += _said(flag_of(option), value, many=takes_many(option), default=option.default)
+        line += _option_words(flag_of(option), value, many=takes_many(option), default=option.default)
     stem = Path(_named(model, "MODEL.onnx")).stem
-    return shlex.join([*said, "-o", f"{stem}.{ending}.onnx"])
+    return shlex.join([*line, "-o", f"{stem}.{ending}.onnx"])
 
 
 def _named(source: object, otherwise: str) -> str:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else otherwise
 
 
-def _said(flag: str, value: Any, *, many: bool, default: Any) -> list[str]:
+def _option_words(flag: str, value: Any, *, many: bool, default: Any) -> list[str]:
     """An option as words; none where it says what is so by itself."""
     if value is None or value == default:
         return []
@@ -213,6 +213,6 @@ def _said(flag: str, value: Any, *, many: bool, default: Any) -> list[str]:
     if type(value).__name__ == "Normalize":
         return [flag, *(",".join(f"{number:g}" for number in side) for side in (value.mean, value.std))]
     if isinstance(value, Mapping):
-        value = [f"{name}={given}" for name, given in value.items()]
+        value = [f"{name}={text}" for name, text in value.items()]
     texts = list(value) if many and not isinstance(value, str) else [value]
     return [word for text in texts for word in (flag, _named(text, str(text)))]

@@ -13,15 +13,15 @@ from pcns_onnx.api.inputs import Run, run
 from pcns_onnx.api.options import Choices, Options
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.cost.benchmark import unsteady
-from pcns_onnx.cost.model import model_size
+from pcns_onnx.cost.model import ModelSize, model_size
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.metric import load_metric
 from pcns_onnx.evaluation.precisions import QuantizedModel, check_precisions
 from pcns_onnx.evaluation.precisions import quantize as quantized_models
-from pcns_onnx.evaluation.provenance import library_versions, provenance_of
+from pcns_onnx.evaluation.provenance import Provenance, library_versions, provenance_of
 from pcns_onnx.files import check_targets
-from pcns_onnx.graph import ModelSource
+from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
@@ -56,8 +56,7 @@ def quantize(
     """
     options = Options.of(**choices)
     outputs, kind = options.outputs, "fp16" if options.outputs.fp16 else "int8"
-    sources = (model, data, options.data.eval)
-    check_targets(sources, output, outputs.report, outputs.html)
+    check_targets((model, data, options.data.eval), output, outputs.report, outputs.html)
     check_page(outputs.html)
     metric = load_metric(options.gates.metric)
     with run(options, progress) as running:
@@ -68,43 +67,39 @@ def quantize(
         original, dependencies = check.form.original, running.dependencies(check.form.twin, check.train)
         weights = options.gates.weights([spec.name for spec in original.outputs])
         check = replace(check, layout=OutputLayout.of(check.form.twin, dependencies, weights))
-        made, notes = _quantized(running, check, kind)
-    notes = [*put_right(original), *running.notes, *notes]
-    before, agreement, latency = model_size(original, dependencies), made.precision.agreement, made.precision.latency
-    after = structs.replace(before, bytes=made.precision.bytes)
-    report = Report(
-        options=options.described() | {"precision": kind},
+        quantized, notes = _quantized(running, check, kind)
+    report = _report(running, quantized, kind, model_size(original, dependencies), notes)
+    report = structs.replace(report, origin=_origin(running, (model, original), data))
+    finish(report, outputs.report, outputs.html, "; no model was written")
+    if output is not None:
+        quantized.graph.save(output)
+    return QuantizeResult(quantized.graph.proto, report)
+
+
+def _report(running: Run, quantized: QuantizedModel, kind: str, before: ModelSize, notes: list[str]) -> Report:
+    """The record; parameters and multiply-adds are the original's, in fewer bits."""
+    after, precision = structs.replace(before, bytes=quantized.precision.bytes), quantized.precision
+    return Report(
+        options=running.options.described() | {"precision": kind},
         before=before,
         after=after,
-        agreement=agreement,
-        latency=latency,
-        gates=made.gates,
+        agreement=precision.agreement,
+        latency=precision.latency,
+        gates=quantized.gates,
         groups=[],
         left_alone=[],
         folded=[],
         stages={},
-        warnings=[
-            *put_right(original),
-            *running.notes,
-            *notes,
-            *made.warnings,
-            *grown(before, after),
-            *unsteady(latency),
-        ],
+        warnings=[*notes, *quantized.warnings, *grown(before, after), *unsteady(precision.latency)],
         versions=library_versions(),
-        origin=provenance_of(
-            outputs.command,
-            options.runtime.device,
-            options.data.seed,
-            running.engine,
-            {"model": (model, original)},
-            {"data": data, "eval": options.data.eval},
-        ),
     )
-    finish(report, outputs.report, outputs.html, "; no model was written")
-    if output is not None:
-        made.graph.save(output)
-    return QuantizeResult(made.graph.proto, report)
+
+
+def _origin(running: Run, model: tuple[ModelSource, Graph], data: DataSource) -> Provenance:
+    options, sources = running.options, {"data": data, "eval": running.options.data.eval}
+    return provenance_of(
+        options.outputs.command, options.runtime.device, options.data.seed, running.engine, {"model": model}, sources
+    )
 
 
 def _quantized(running: Run, check: Check, kind: str) -> tuple[QuantizedModel, list[str]]:
@@ -117,4 +112,9 @@ def _quantized(running: Run, check: Check, kind: str) -> tuple[QuantizedModel, l
     )  # fmt: skip
     if result.failed:
         raise InputError(f"{kind} cannot be made: {result.failed[0].reason}")
-    return result.models[0], [*degenerate(calibration.summary, "the calibration"), *unseen.notes]
+    return result.models[0], [
+        *put_right(original),
+        *running.notes,
+        *degenerate(calibration.summary, "the calibration"),
+        *unseen.notes,
+    ]

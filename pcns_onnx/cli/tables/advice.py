@@ -22,11 +22,11 @@ def advice_tables(advice: Advice) -> Iterator[RenderableType]:
     # Lines, not a table: what is to be copied must not be folded.
     yield Text("\n".join(f"{name}:\n  {text}" for name, text in commands(advice.rows)), overflow="ignore", no_wrap=True)
     if advice.held_back:
-        held = plain_table("keeps its width", "because", right=("layers", "MACs", "time"))
+        kept = plain_table("keeps its width", "because", right=("layers", "MACs", "time"))
         for item in advice.held_back:
             time = NONE if item.seconds is None else f"{item.seconds:.0%}"
-            held.add_row(item.name, item.reason, str(item.layers), f"{item.macs:.0%}", time)
-        yield held
+            kept.add_row(item.name, item.reason, str(item.layers), f"{item.macs:.0%}", time)
+        yield kept
     if advice.against:
         yield "\n".join(f"against shrinking: {text}" for text in advice.against)
     yield f"recommended: {advice.recommended}: {advice.why}"

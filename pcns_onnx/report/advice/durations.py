@@ -29,6 +29,6 @@ def heal_seconds(one: float, shown: int, share: float) -> float:
     return shown * one * (1 + BACKWARDS * 3 * share)
 
 
-def quantize_seconds(made: float, share: float) -> float:
-    """Seconds of `quantize`, made on so many samples for each of those that it took `made` seconds for now."""
-    return made * max(share, 1.0) + CHECKING
+def quantize_seconds(few: float, share: float) -> float:
+    """Seconds of `quantize`, which took `few` seconds now, and has this `share` of samples for each of those."""
+    return few * max(share, 1.0) + CHECKING

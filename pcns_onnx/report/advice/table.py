@@ -11,7 +11,7 @@ from pcns_onnx.planning.grids import INT8_LEAST
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.advice.candidates import Candidate, TrialRunner, tried
 from pcns_onnx.report.advice.durations import heal_seconds, quantize_seconds, shrink_seconds
-from pcns_onnx.report.advice.prediction import HEALED, QUANTIZED, REFINED, no_loss, predicted
+from pcns_onnx.report.advice.prediction import HEALED, QUANTIZED, REFINED, PredictedLoss, no_loss, predicted
 from pcns_onnx.report.advice.recommendation import allowed, recommended
 from pcns_onnx.report.advice.record import AdviceRow
 
@@ -26,7 +26,7 @@ Command = Callable[..., str]
 
 @dataclass
 class CandidateTable:
-    """Rows as they are made. `looked`: seconds that looking at the samples took; `limits`: what the caller allows;
+    """Rows as they come. `looked`: seconds that looking at the samples took; `limits`: what the caller allows;
     `heals`: whether PyTorch is there, and `shown` how many samples healing shows to a model of a share of the MACs.
     """
 
@@ -70,25 +70,20 @@ class CandidateTable:
 
     def _int8(self) -> AdviceRow:
         command = self.command("quantize", "int8")
-        made = self._made(self.runner.quantized)
-        if isinstance(made, str):
-            return AdviceRow(name=INT8, command=command, why_not=made)
-        seconds = quantize_seconds(made.seconds, self.runner.more)
-        return AdviceRow(
-            name=INT8, command=command, macs=1.0, loss=predicted(made.loss, QUANTIZED), latency=made.latency,
-            bytes=made.bytes, seconds=seconds,
-        )  # fmt: skip
+        candidate = self._made(self.runner.quantized)
+        if isinstance(candidate, str):
+            return AdviceRow(name=INT8, command=command, why_not=candidate)
+        seconds = quantize_seconds(candidate.seconds, self.runner.more)
+        return _row(INT8, command, None, candidate, predicted(candidate.loss, QUANTIZED), seconds)
 
     def _shrink(self, share: float) -> AdviceRow:
         name, command = _named(share), self.command("shrink", f"{share:g}", "--budget", f"macs={share:g}")
-        made = self.why_none or self._made(lambda: self.runner.shrunk(share))
-        if isinstance(made, str):
-            return AdviceRow(name=name, command=command, budget=share, why_not=made)
-        return AdviceRow(
-            name=name, command=command, budget=share, macs=made.macs, latency=made.latency, bytes=made.bytes,
-            loss=predicted(made.loss, REFINED[made.loss.measure]),
-            seconds=shrink_seconds(self.looked, made.seconds, self.runner.more),
-        )  # fmt: skip
+        candidate = self.why_none or self._made(lambda: self.runner.shrunk(share))
+        if isinstance(candidate, str):
+            return AdviceRow(name=name, command=command, budget=share, why_not=candidate)
+        loss = predicted(candidate.loss, REFINED[candidate.loss.measure])
+        seconds = shrink_seconds(self.looked, candidate.seconds, self.runner.more)
+        return _row(name, command, share, candidate, loss, seconds)
 
     def _both(self) -> AdviceRow:
         """The recommended shrink in int8, too; where none is, the widest."""
@@ -96,15 +91,13 @@ class CandidateTable:
         name = f"{_named(share)}, int8"
         command = self.command("shrink", f"{share:g}", "--budget", f"macs={share:g}", "--int8")
         narrow = self.why_none or self._made(lambda: self.runner.shrunk(share, INT8_LEAST))
-        made = narrow if isinstance(narrow, str) else self._made(lambda: self.runner.quantized(narrow))
-        if isinstance(made, str) or isinstance(narrow, str):
-            return AdviceRow(name=name, command=command, budget=share, why_not=str(made))
+        candidate = narrow if isinstance(narrow, str) else self._made(lambda: self.runner.quantized(narrow))
+        if isinstance(candidate, str) or isinstance(narrow, str):
+            return AdviceRow(name=name, command=command, budget=share, why_not=str(candidate))
         seconds = shrink_seconds(self.looked, narrow.seconds, self.runner.more)
-        seconds += quantize_seconds(made.seconds, self.runner.more)
-        return AdviceRow(
-            name=name, command=command, budget=share, macs=made.macs, latency=made.latency, bytes=made.bytes,
-            loss=predicted(made.loss, REFINED[made.loss.measure], QUANTIZED), seconds=seconds,
-        )  # fmt: skip
+        seconds += quantize_seconds(candidate.seconds, self.runner.more)
+        loss = predicted(candidate.loss, REFINED[candidate.loss.measure], QUANTIZED)
+        return _row(name, command, share, candidate, loss, seconds)
 
     def _healed(self) -> AdviceRow:
         """The narrowest that healing is expected to make good enough; where none is, the recommended shrink."""
@@ -132,10 +125,10 @@ class CandidateTable:
         )  # fmt: skip
 
     def _made(self, make: Callable[[], Candidate]) -> Candidate | str:
-        made = tried(make)
-        if isinstance(made, Candidate) and self.solution is None:
-            self.solution = made.solution
-        return made
+        candidate = tried(make)
+        if isinstance(candidate, Candidate) and self.solution is None:
+            self.solution = candidate.solution
+        return candidate
 
     def _best_shrink(self) -> AdviceRow:
         """What the rule recommends if there is nothing but shrinking."""
@@ -145,3 +138,19 @@ class CandidateTable:
 
 def _named(share: float) -> str:
     return f"shrink to {share:g}"
+
+
+def _row(
+    name: str, command: str, budget: float | None, candidate: Candidate, loss: PredictedLoss, seconds: float
+) -> AdviceRow:
+    """The row of a candidate that there is."""
+    return AdviceRow(
+        name=name,
+        command=command,
+        budget=budget,
+        macs=candidate.macs,
+        loss=loss,
+        latency=candidate.latency,
+        bytes=candidate.bytes,
+        seconds=seconds,
+    )
