@@ -17,7 +17,7 @@ from pcns_onnx.cost.model import ModelSize, model_size
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.metric import load_metric
-from pcns_onnx.evaluation.precisions import QuantizedModel, check_precisions
+from pcns_onnx.evaluation.precisions import QuantizedModel, check_not_quantized, check_precisions
 from pcns_onnx.evaluation.precisions import quantize as quantized_models
 from pcns_onnx.evaluation.provenance import Provenance, library_versions, provenance_of
 from pcns_onnx.files import check_targets
@@ -63,6 +63,7 @@ def quantize(
         form = Canonical.of(running.load(model))
         check_targets(tuple(form.original.files), output, outputs.report, outputs.html)
         check_precisions(form.original, [kind])
+        check_not_quantized(form.original)
         check = check_on(running, form, data, metric, None, solves=True)
         original, dependencies = check.form.original, running.dependencies(check.form.twin, check.train)
         weights = options.gates.weights([spec.name for spec in original.outputs])

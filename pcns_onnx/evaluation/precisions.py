@@ -97,6 +97,17 @@ def check_precisions(original: Graph, kinds: Sequence[str]) -> None:
         )
 
 
+def check_not_quantized(original: Graph) -> None:
+    """Raise `UnsupportedError` for a model whose activations are quantised: int8 of that gains nothing."""
+    names = [
+        node.label
+        for node in original.nodes
+        if node.op == "QuantizeLinear" and not original.is_constant(node.inputs[0])
+    ]
+    if names:
+        raise UnsupportedError(f"its activations are quantised already ('{names[0]}'): give the model in float32")
+
+
 def quantize(
     engine: Engine,
     original: Graph,

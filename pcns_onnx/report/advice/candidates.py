@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from pcns_onnx.cost.benchmark import compare_latency, compare_many
 from pcns_onnx.errors import InputError, PcnsError, first_line
 from pcns_onnx.evaluation.agreement import verify
 from pcns_onnx.evaluation.metric import Metric
+from pcns_onnx.evaluation.precisions import check_not_quantized, check_precisions
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.strategy import Request, Solution
 from pcns_onnx.methods.subset.solve import solve
@@ -71,6 +72,8 @@ class TrialRunner:
     judged: Samples
     timed: Samples
     metric: Metric | None
+    _narrow: dict[tuple[tuple[str, int], ...], Candidate] = field(default_factory=dict, repr=False)
+    """Candidates by the widths of their groups: what is made once is not made again."""
 
     @property
     def original(self) -> Graph:
@@ -106,6 +109,12 @@ class TrialRunner:
     def shrunk(self, share: float, least: int = 1) -> Candidate:
         """The narrow model at this share of the MACs; raises `PcnsError` where there is none."""
         decision = self.decision(share, least)
+        widths = tuple(sorted(decision.widths.items()))
+        if widths not in self._narrow:
+            self._narrow[widths] = self._solved(decision)
+        return self._narrow[widths]
+
+    def _solved(self, decision: Decision) -> Candidate:
         assert self.importance is not None and self.trial is not None, "asked for where there is a trial"
         start = time.perf_counter()
         solution = solve(self.trial.problem, decision, self.importance, self.request.scope, 0)
@@ -117,6 +126,8 @@ class TrialRunner:
         """A candidate, or the original, in int8; raises `PcnsError` where onnxruntime cannot make it."""
         engine = self.problem.calibration.engine
         start = time.perf_counter()
+        check_precisions(self.original, ["int8"])
+        check_not_quantized(self.original)
         graph, warnings = in_precision("int8", self.original if of is None else of.graph, self.few, engine)
         seconds = time.perf_counter() - start
         return self._measured(graph, 1.0 if of is None else of.macs, seconds, None, tuple(warnings))
