@@ -68,7 +68,8 @@ def advise(
     `max_error` say what may be lost. Raises `InputError`; a model of which nothing can be shrunk is no error: the
     record says why.
     """
-    options = _options(target, choices)
+    chosen = _on_target(target, choices)
+    options = Options.of(**chosen)
     check_targets((model, data, options.data.eval), options.outputs.html)
     check_page(options.outputs.html)
     metric = load_metric(options.gates.metric)
@@ -77,7 +78,7 @@ def advise(
         check_targets(tuple(form.original.files), options.outputs.html)
         check = check_on(running, form, data, metric, None, solves=True)
         runner, skipped = _runner(running, check)
-        table = _filled(running, runner, partial(_command, model, data, choices))
+        table = _filled(running, runner, partial(_command, model, data, chosen))
         advice = _advice(running, runner, table, skipped)
     if options.outputs.html is not None:
         from pcns_onnx.report.advice.page import write_advice
@@ -86,14 +87,15 @@ def advise(
     return advice
 
 
-def _options(target: str, choices: Mapping[str, Any]) -> Options:
-    """The records; raises `InputError` for a target that is not known here."""
+def _on_target(target: str, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices with what a target means and what is timed by itself; raises `InputError` for unknown targets."""
     if target not in TARGETS:
         raise InputError(f"--target {target} is not known: candidates are timed on {' or '.join(TARGETS[1:])} here")
-    if target != "auto" and choices.get("device", target) not in ("auto", target):
+    if target == "auto":
+        return {"batch_latency": 1} | dict(choices)
+    if choices.get("device", target) not in ("auto", target):
         raise InputError(f"--target {target} and --device {choices['device']} contradict each other: give one of them")
-    device = target if target != "auto" else choices.get("device", "auto")
-    return Options.of(**{**choices, "device": device, "batch_latency": choices.get("batch_latency", 1)})
+    return {"batch_latency": 1} | dict(choices) | {"device": target}
 
 
 def _runner(running: Run, check: Check) -> tuple[TrialRunner, list[SkippedLayer]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -27,8 +27,12 @@ NAMES = [
 ]  # fmt: skip
 
 
-def digits(run: Callable[..., Ran], *words: object) -> Ran:
-    return run("advise", DIGITS, "--data", ROWS, "--samples", 400, "--threads", 1, *words)
+@pytest.fixture(scope="module", autouse=True)
+def _timed_briefly() -> Iterator[None]:
+    """How fast candidates are is not what these tests are about."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pcns_onnx.report.advice.candidates._SECONDS", 0.02)
+        yield
 
 
 @pytest.fixture(scope="module")

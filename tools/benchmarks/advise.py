@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 # A script sees its own folder only; what it shares with others is named from `tools`.
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,15 +31,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import msgspec
 import numpy as np
 import platformdirs
+from msgspec import structs
 
 from benchmarks.public_cases.cases import CASES
 from benchmarks.public_cases.running import apart, prepared
+from benchmarks.public_cases.tables import heads
 from pcns_onnx.evaluation.agreement import Agreement
-from pcns_onnx.report.advice.losses import measured_loss
-from pcns_onnx.report.advice.prediction import OFFSET
+from pcns_onnx.report.advice.losses import Measure, MeasuredLoss, measured_loss
+from pcns_onnx.report.advice.prediction import Correction, offset_of, predicted
 
 ROOT = Path(__file__).parents[2]
-MEASURES = ("score", "decisions", "error")
+MEASURES: tuple[Measure, ...] = ("score", "decisions", "error")
+LEAST_SPREAD = 0.8
+"""An interval reaches so far below what is expected, and as far above, at least."""
 NORMAL = ("--normalize", "0.485,0.456,0.406", "0.229,0.224,0.225")
 
 
@@ -102,7 +107,8 @@ def measure(network: Network, shares: Sequence[float], threads: int, patience: f
         with tempfile.TemporaryDirectory() as folder:
             report, start = Path(folder) / "report.json", time.perf_counter()
             small = ["-o", f"{folder}/small.onnx", "--report", str(report), "-q"]
-            _run(network, ["shrink", str(network.model), *words, "--budget", f"macs={row['budget']:g}", *small], patience)
+            budget = ["--budget", f"macs={row['budget']:g}", "--batch-latency", "1"]
+            _run(network, ["shrink", str(network.model), *words, *budget, *small], patience)
             seconds, full = time.perf_counter() - start, json.loads(report.read_text())
         yield {
             "name": network.name, "share": row["budget"], "trial": row["loss"]["trial"], "advised": row,
@@ -114,8 +120,6 @@ def measure(network: Network, shares: Sequence[float], threads: int, patience: f
 
 def _run(network: Network, words: list[str], patience: float) -> str:
     paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"}
-    import os
-
     done = subprocess.run(
         [sys.executable, "-m", "pcns_onnx", *words], cwd=network.folder, env=os.environ | paths, timeout=patience,
         capture_output=True, text=True,
@@ -125,11 +129,80 @@ def _run(network: Network, words: list[str], patience: float) -> str:
     return done.stdout
 
 
+# -- the fit -----------------------------------------------------------------------------------
+
+
+Pair: TypeAlias = tuple[str, MeasuredLoss, float]
+"""A network, what the trial lost, and the share that the full run lost."""
+
+
+def pairs(records: Sequence[dict[str, Any]], measure: Measure) -> list[Pair]:
+    """Of every record of which this is known."""
+    field = {"score": "share", "decisions": "decisions", "error": "error"}[measure]
+    known = []
+    for record in records:
+        trial, full = (msgspec.convert(record[side], MeasuredLoss) for side in ("trial", "full"))
+        before, after = getattr(trial, field), getattr(full, field)
+        if (
+            before is not None
+            and after is not None
+            and (measure != "score" or trial.measure == full.measure == "score")
+        ):
+            loss = structs.replace(trial, measure=measure, share=max(before, 0.0))
+            known.append((record["name"], loss, max(after, 0.0)))
+    return known
+
+
+def fitted(measured: Sequence[Pair]) -> Correction:
+    """The mean of the logarithms, every network counting the same, and their quantiles, as conformal prediction has
+    them: of n values the one in place ceil(0.9 (n + 1)) from below, and from above."""
+    by_network: dict[str, list[float]] = {}
+    for name, trial, full in measured:
+        offset = offset_of(trial)
+        by_network.setdefault(name, []).append(math.log((full + offset) / (trial.share + offset)))
+    factor = math.exp(float(np.mean([np.mean(values) for values in by_network.values()])))
+    ordered = np.sort([value for values in by_network.values() for value in values])
+    place = min(math.ceil(0.9 * (len(ordered) + 1)), len(ordered))
+    low, high = math.exp(ordered[-place]), math.exp(ordered[place - 1])
+    return Correction(factor, min(low, LEAST_SPREAD * factor), max(high, factor / LEAST_SPREAD))
+
+
+def inside(measured: Sequence[Pair]) -> list[bool]:
+    """Of each, whether the full run lies in the interval that the other networks give."""
+    kept = []
+    for name, trial, full in measured:
+        loss = predicted(trial, fitted([item for item in measured if item[0] != name]))
+        kept.append(loss.low - 1e-9 <= full <= loss.high + 1e-9)
+    return kept
+
+
+def calibration(records: Sequence[dict[str, Any]]) -> str:
+    """The numbers for `prediction`, and how often the interval held, as tables."""
+    lines = [heads(("what is lost", "networks", "predictions", "in the interval", "factor", "low", "high"))]
+    for measure in MEASURES:
+        measured = pairs(records, measure)
+        kept, correction = inside(measured), fitted(measured)
+        numbers = " | ".join(f"{value:.2f}" for value in (correction.factor, correction.low, correction.high))
+        networks = len({name for name, *_ in measured})
+        lines.append(f"| {measure} | {networks} | {len(measured)} | {sum(kept)} | {numbers} |")
+    columns = ("network", "MACs asked for", "lost by the trial", "predicted", "lost by the full run", "trial's error")
+    lines += ["", heads((*columns, "full run's error", "latency: candidate", "full run", "seconds: said", "taken"))]
+    for record in records:
+        measure, row = record["trial"]["measure"], record["advised"]
+        others = [item for item in pairs(records, measure) if item[0] != record["name"]]
+        trial, full = (msgspec.convert(record[side], MeasuredLoss) for side in ("trial", "full"))
+        loss = predicted(trial, fitted(others))
+        cells = [record["name"], f"{record['share']:g}", f"{trial.share:.4f}", f"{loss.low:.4f} to {loss.high:.4f}"]
+        cells += [f"{full.share:.4f}", f"{trial.error:.3f}", f"{full.error:.3f}", f"{row['latency']:.2f}"]
+        cells += [f"{record['latency']:.2f}", f"{row['seconds']:.0f}", f"{record['seconds']:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, or fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="networks whose name contains this")
-    parser.add_argument("--public", default="", help="networks out of packages whose name contains this")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     parser.add_argument("--cache", type=Path, default=platformdirs.user_cache_path("pcns-onnx") / "public")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.9, 0.8, 0.65, 0.5])
@@ -139,6 +212,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where records are added to")
     parser.add_argument("--fit", type=Path, nargs="+", metavar="FILE", help="fit what was measured")
     args = parser.parse_args()
+    if args.fit:
+        print(calibration([record for path in args.fit for record in json.loads(path.read_text())]))
+        return
     records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         networks = [*own(), *shared(args.shared)]
@@ -149,7 +225,8 @@ def main() -> None:
                 for record in measure(network, args.shares, args.threads, args.patience):
                     records.append(record)
                     trial, full = record["trial"], record["full"]
-                    print(f"{network.name} {record['share']:g}: trial {trial['share']:.4f}, full {full['share']:.4f}; {record['seconds']:.0f} s", flush=True)
+                    lost = f"trial {trial['share']:.4f}, full {full['share']:.4f}"
+                    print(f"{network.name} {record['share']:g}: {lost}; {record['seconds']:.0f} s", flush=True)
                     if args.out is not None:
                         args.out.write_text(json.dumps(records, indent=1))
             except Exception as error:  # the others go on

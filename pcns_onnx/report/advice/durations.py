@@ -1,26 +1,26 @@
 """How long a command will take here, from what was timed just now.
 
 A full run looks at the samples and probes (which `advise` has done, on the same samples), solves as the trial did on
-more samples, refines, checks and times. Refinement takes the most; it has as many steps whatever the samples are. So
+more samples, refines, checks and times. Refinement takes the most, and as many steps whatever the samples are:
 
-    seconds = looked + n / n_trial * solved * PER_SAMPLE + solved * REFINING + CHECKING
+    seconds = looked + solved * REFINING + CHECKING
 
-with the seconds that the trial's solve took (`solved`). The factors are least squares over the runs of
-`tools/benchmarks/advise.py`; the true time lay within a factor of two of it for most (docs/advise.md).
+with the seconds that the trial's solve took (`solved`). REFINING is the geometric mean over the runs of
+`tools/benchmarks/advise.py --fit`; of recurrent layers, whose steps go through time, it is larger. Within a factor of
+two or three that is right (docs/advise.md): enough to tell a minute from an hour.
 """
 
 from __future__ import annotations
 
-PER_SAMPLE = 0.5
-REFINING = 5.0
+REFINING, RECURRENT = 8.0, 35.0
 CHECKING = 5.0
 BACKWARDS = 2.0
 """Seconds of a step back and forth in PyTorch, as a multiple of what its multiply-adds take onnxruntime forwards."""
 
 
-def shrink_seconds(looked: float, solved: float, share: float) -> float:
-    """Seconds of `shrink`: `looked` and `solved` as timed, `share` the samples there are for each of the trial's."""
-    return looked + solved * (PER_SAMPLE * share + REFINING) + CHECKING
+def shrink_seconds(looked: float, solved: float, *, recurrent: bool) -> float:
+    """Seconds of `shrink`: `looked` and `solved` as timed; `recurrent`: whether such layers get narrower."""
+    return looked + solved * (RECURRENT if recurrent else REFINING) + CHECKING
 
 
 def heal_seconds(one: float, shown: int, share: float) -> float:

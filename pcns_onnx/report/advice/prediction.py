@@ -6,7 +6,7 @@ The full run has all samples and refines, which wins some of the loss back. With
 
     p = (s + d) * factor - d,    in 80 of 100 cases between (s + d) * low - d and (s + d) * high - d.
 
-d (`OFFSET`) stands for what so few samples cannot show: of a hundred that show no loss, new ones may show some.
+d (`offset_of`) stands for what so few samples cannot show: one more of them may be lost than was seen, at least.
 `factor` is the geometric mean of (full + d) / (trial + d) over the runs of `python tools/benchmarks/advise.py`, `low`
 and `high` are its quantiles at 10 and 90 %, widened by the quantile's own error; docs/advise.md has the runs and how
 often the interval held for models that were left out of the fit. int8 is not predicted: it is made and measured.
@@ -24,8 +24,13 @@ import msgspec
 
 from pcns_onnx.report.advice.losses import Measure, MeasuredLoss
 
-OFFSET: Mapping[Measure, float] = {"score": 0.005, "decisions": 0.005, "error": 0.005}
-"""d, by what is lost."""
+OFFSET, COUNTED = 0.003, 1.0
+"""d is `OFFSET`, and for what is counted one sample more."""
+
+
+def offset_of(loss: MeasuredLoss) -> float:
+    """d of a trial."""
+    return OFFSET + (0.0 if loss.measure == "error" else COUNTED / max(loss.samples, 1))
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class PredictedLoss(msgspec.Struct, frozen=True):
 
 def predicted(trial: MeasuredLoss, *corrections: Correction) -> PredictedLoss:
     """The loss that `corrections`, one after the other, make of a trial's."""
-    offset = OFFSET[trial.measure]
+    offset = offset_of(trial)
     base = max(trial.share, 0.0) + offset
     expected = math.prod(correction.factor for correction in corrections)
     # Spreads are independent: their logarithms add up as squares.

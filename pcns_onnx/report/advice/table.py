@@ -82,7 +82,7 @@ class CandidateTable:
         if isinstance(candidate, str):
             return AdviceRow(name=name, command=command, budget=share, why_not=candidate)
         loss = predicted(candidate.loss, REFINED[candidate.loss.measure])
-        seconds = shrink_seconds(self.looked, candidate.seconds, self.runner.more)
+        seconds = self._shrink_seconds(candidate)
         return _row(name, command, share, candidate, loss, seconds)
 
     def _both(self) -> AdviceRow:
@@ -94,7 +94,7 @@ class CandidateTable:
         candidate = narrow if isinstance(narrow, str) else self._made(lambda: self.runner.quantized(narrow))
         if isinstance(candidate, str) or isinstance(narrow, str):
             return AdviceRow(name=name, command=command, budget=share, why_not=str(candidate))
-        seconds = shrink_seconds(self.looked, narrow.seconds, self.runner.more)
+        seconds = self._shrink_seconds(narrow)
         seconds += quantize_seconds(candidate.seconds, self.runner.more)
         loss = predicted(candidate.loss, REFINED[candidate.loss.measure], QUANTIZED)
         return _row(name, command, share, candidate, loss, seconds)
@@ -129,6 +129,10 @@ class CandidateTable:
         if isinstance(candidate, Candidate) and self.solution is None:
             self.solution = candidate.solution
         return candidate
+
+    def _shrink_seconds(self, candidate: Candidate) -> float:
+        recurrent = any(group.recurrent for group in self.runner.problem.groups)
+        return shrink_seconds(self.looked, candidate.seconds, recurrent=recurrent)
 
     def _best_shrink(self) -> AdviceRow:
         """What the rule recommends if there is nothing but shrinking."""

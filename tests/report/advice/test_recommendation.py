@@ -6,7 +6,15 @@ import pytest
 
 from pcns_onnx.evaluation.options import GateOptions
 from pcns_onnx.report.advice.losses import Measure, MeasuredLoss
-from pcns_onnx.report.advice.prediction import HEALED, OFFSET, QUANTIZED, REFINED, Correction, PredictedLoss, predicted
+from pcns_onnx.report.advice.prediction import (
+    HEALED,
+    QUANTIZED,
+    REFINED,
+    Correction,
+    PredictedLoss,
+    offset_of,
+    predicted,
+)
 from pcns_onnx.report.advice.recommendation import ALLOWED, allowed, recommended
 from pcns_onnx.report.advice.record import AdviceRow
 
@@ -43,7 +51,8 @@ def test_what_may_be_lost_is_the_callers_to_say() -> None:
 
 @pytest.mark.parametrize("measure", ["score", "decisions", "error"])
 def test_the_formula_is_that_of_its_docstring(measure: Measure) -> None:
-    trial, correction, d = MeasuredLoss(measure, 0.1, 0.1, 100), REFINED[measure], OFFSET[measure]
+    trial, correction = MeasuredLoss(measure, 0.1, 0.1, 100), REFINED[measure]
+    d = offset_of(trial)
     loss = predicted(trial, correction)
     expected = [max(times * (0.1 + d) - d, 0.0) for times in (correction.low, correction.factor, correction.high)]
     assert [loss.low, loss.share, loss.high] == pytest.approx(expected)
@@ -64,4 +73,6 @@ def test_nothing_lost_in_a_trial_is_no_promise() -> None:
     loss = predicted(MeasuredLoss("decisions", 0.0, 0.01, 100), QUANTIZED)
     assert loss.share == 0.0 and 0.0 < loss.high < 0.02
     gained = predicted(MeasuredLoss("score", -0.01, 0.01, 100, score=90.0), QUANTIZED)
+    fewer = predicted(MeasuredLoss("decisions", 0.0, 0.01, 20), QUANTIZED)
+    assert fewer.high > loss.high
     assert gained == predicted(MeasuredLoss("score", -0.01, 0.01, 100, score=90.0), QUANTIZED) and gained.share == 0.0
