@@ -53,8 +53,8 @@ def recommended(rows: Sequence[AdviceRow], limit: float) -> AdviceRow:
 
 def explained(best: AdviceRow, rows: Sequence[AdviceRow], limit: float | None) -> str:
     """Why that row, in a sentence."""
-    if best.loss is None or limit is None or best.latency is None:
-        return "nothing that was tried could be judged"
+    if best.loss is None or limit is None or best.latency is None or all(row.loss is None for row in rows[1:]):
+        return "nothing else is to be had"
     most = amount(best.loss, limit)
     if best is rows[0]:
         return f"nothing else is {PAYS:.0%} faster and sure enough to lose no more than {most}"

@@ -16,7 +16,7 @@ def headings(advice: Advice) -> tuple[str, ...]:
         "default threads" if not advice.threads else f"{advice.threads} thread{'' if advice.threads == 1 else 's'}"
     )
     where = f"batch {advice.batch}, {threads}, {advice.target}"
-    return ("MACs", f"{loss_name(advice)} (80 % interval)", f"latency ({where})", "file (KB)", "takes")
+    return ("MACs", f"{loss_name(advice)} (80 % interval)", f"latency, ratio ({where})", "file (KB)", "takes")
 
 
 def loss_name(advice: Advice) -> str:
@@ -51,7 +51,7 @@ def loss_text(loss: PredictedLoss | None) -> str:
     times = unit_of(loss)
     digits = 3 if times <= 1.0 else 1
     share, low, high = (f"{times * value:.{digits}f}" for value in (loss.share, loss.low, loss.high))
-    return share if low == high else f"{share} ({low} to {high})"
+    return share if loss.trial is None else f"{share} ({low} to {high})"
 
 
 def cells(row: AdviceRow) -> tuple[str, ...]:
@@ -66,11 +66,16 @@ def cells(row: AdviceRow) -> tuple[str, ...]:
 
 
 def commands(rows: Sequence[AdviceRow]) -> list[tuple[str, str]]:
-    """Names of rows and what to type for them, or why there is nothing to be typed."""
-    lines = []
+    """Names of rows and what to type for them, or why they are not to be had: once for all with the same reason."""
+    lines = [
+        (row.name, row.command + (f"    # first: {row.needs}" if row.needs else "")) for row in rows if _is_there(row)
+    ]
+    without: dict[str, list[str]] = {}
     for row in rows:
         if row.why_not is not None:
-            lines.append((row.name, f"not to be had: {row.why_not}"))
-        elif row.command:
-            lines.append((row.name, row.command + (f"    # first: {row.needs}" if row.needs else "")))
-    return lines
+            without.setdefault(row.why_not, []).append(row.name)
+    return lines + [("; ".join(names), f"not to be had: {reason}") for reason, names in without.items()]
+
+
+def _is_there(row: AdviceRow) -> bool:
+    return bool(row.command) and row.why_not is None
