@@ -21,10 +21,8 @@ def advice_tables(advice: Advice) -> Iterator[RenderableType]:
     yield table
     # Lines, not a table: what is to be copied must not be folded.
     yield Text("\n".join(f"{name}:\n  {text}" for name, text in commands(advice.rows)), overflow="ignore", no_wrap=True)
-    yield (
-        f"the original takes {advice.milliseconds:.3f} ms; losses are predicted from trials judged on {advice.judged:,} "
-        "samples"
-    )
+    judged = f"losses are predicted from trials judged on {advice.judged:,} samples"
+    yield f"the original takes {advice.milliseconds:.3f} ms; {judged}"
     if advice.held_back:
         kept = plain_table("keeps its width", "because", right=("layers", "MACs", "time"))
         for item in advice.held_back:
