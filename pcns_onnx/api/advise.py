@@ -68,6 +68,9 @@ def advise(
     `max_error` say what may be lost. Raises `InputError`; a model of which nothing can be shrunk is no error: the
     record says why.
     """
+    unread = next((name for name in choices if not _is_taken(name)), None)
+    if unread is not None:
+        raise InputError(f"{flag_of(FIELDS[unread][1])} is no choice of advise: it tries what is in its table")
     chosen = _on_target(target, choices)
     options = Options.of(**chosen)
     check_targets((model, data, options.data.eval), options.outputs.html)
@@ -85,6 +88,13 @@ def advise(
 
         write_advice(advice, options.outputs.html)
     return advice
+
+
+def _is_taken(name: str) -> bool:
+    """Whether a choice says something here; unknown names are refused with all others."""
+    return (
+        name in ("device", "command") or name not in FIELDS or "advise" in FIELDS[name][1].metadata["commands"].split()
+    )
 
 
 def _on_target(target: str, choices: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def quantize(
     """`model` in int8, or with `fp16` in float16, calibrated on `data`; with `output` also written there, atomically.
 
     A share of the samples is held out for the check as `shrink` holds it out, unless `eval` gives others. Raises
-    `InputError` (also where onnxruntime cannot make it, or it would be another model), `UnsupportedError` where the model
-    is not in float32, or `GateError` with the report.
+    `InputError` (also where onnxruntime cannot make it, or it would be another model), `UnsupportedError` where the
+    model is not in float32, or `GateError` with the report.
     """
     options = Options.of(**choices)
     outputs, kind = options.outputs, "fp16" if options.outputs.fp16 else "int8"

@@ -194,6 +194,13 @@ def test_target_and_device_may_not_contradict_each_other() -> None:
         advise(mlp(), rows(), target="cuda", device="cpu")
 
 
+def test_a_choice_that_it_would_not_read_is_refused() -> None:
+    with pytest.raises(InputError, match="--budget is no choice of advise"):
+        advise(mlp(), rows(), budget="macs=0.5")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'budgets'"):
+        advise(mlp(), rows(), budgets="macs=0.5")  # type: ignore[call-arg]
+
+
 def test_json_is_the_record(run: Callable[..., Ran], tmp_path: Path) -> None:
     model, data = saved(tmp_path)
     ran = run("advise", model, "--data", data, "--threads", 1, "--json")

@@ -2,20 +2,24 @@
 
     python tools/benchmarks/advise.py [--only NAME] [--shared ../shared] [--cache DIR] --out advise.json
     python tools/benchmarks/advise.py --fit advise.json
+    python tools/benchmarks/advise.py --confirm [--only NAME]
 
 Networks are those of this repository, of `public.py` (out of packages) and, where there is one, of the folder
 `shared`. Of each, `advise` is asked first, then `shrink` is run at the shares of its table with the same samples, and
 judged on the same test samples. `--fit` reads what was measured, and prints the numbers of
 `pcns_onnx/report/advice/prediction.py`, and how often the interval holds for a network that is left out of the fit
-(leave one model out), for every kind of loss.
+(leave one model out), for every kind of loss. `--confirm` runs the command of the recommended row instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
+import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -39,6 +43,7 @@ from benchmarks.public_cases.tables import heads
 from pcns_onnx.evaluation.agreement import Agreement
 from pcns_onnx.report.advice.losses import Measure, MeasuredLoss, measured_loss
 from pcns_onnx.report.advice.prediction import Correction, offset_of, predicted
+from pcns_onnx.report.advice.record import Advice
 
 ROOT = Path(__file__).parents[2]
 MEASURES: tuple[Measure, ...] = ("score", "decisions", "error")
@@ -116,6 +121,42 @@ def measure(network: Network, shares: Sequence[float], threads: int, patience: f
             "latency": full["latency"]["ratio"], "seconds": seconds, "advice_seconds": spent,
             "stages": full["stages"], "recommended": advice["recommended"], "allowed": advice["allowed"],
         }  # fmt: skip
+
+
+CONFIRMED = (
+    "network", "recommended", "lost, predicted", "full run", "allowed", "latency, candidate", "full run", "KB, candidate",
+    "full run", "advice, CPU s", "full run, CPU s",
+)  # fmt: skip
+
+
+def confirmed(network: Network, threads: int, patience: float) -> str:
+    """A row: what is recommended, and what its own command makes of it."""
+    words, spent = [*network.words, "--threads", str(threads)], [_cpu_seconds()]
+    advice = msgspec.json.decode(_run(network, ["advise", str(network.model), *words, "--json"], patience), type=Advice)
+    spent.append(_cpu_seconds())
+    best = advice.row(advice.recommended)
+    assert best.loss is not None, "it is recommended"
+    cells = [network.name, best.name]
+    if best.command:
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "report.json"
+            _, *command = shlex.split(best.command)
+            command[command.index("-o") + 1] = f"{folder}/small.onnx"
+            _run(network, [*command, "--report", str(report), "-q"], patience)
+            full = json.loads(report.read_text())
+        result = full["precisions"][0] if full["precisions"] else full | {"bytes": full["after"]["bytes"]}
+        lost = measured_loss(msgspec.convert(result["agreement"], Agreement))
+        spent.append(_cpu_seconds())
+        cells += [f"{best.loss.low:.4f} to {best.loss.high:.4f}", f"{lost.share:.4f}", f"{advice.allowed or 0:.4f}"]
+        cells += [f"{best.latency:.2f}", f"{result['latency']['ratio']:.2f}", f"{(best.bytes or 0) / 1e3:.0f}"]
+        cells += [f"{result['bytes'] / 1e3:.0f}", *(f"{b - a:.0f}" for a, b in itertools.pairwise(spent))]
+    return "| " + " | ".join(cells) + " |" + " |" * (len(CONFIRMED) - len(cells))
+
+
+def _cpu_seconds() -> float:
+    """Of all that was run so far."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _run(network: Network, words: list[str], patience: float) -> str:
@@ -211,17 +252,22 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=900, metavar="SECONDS")
     parser.add_argument("--out", type=Path, help="where records are added to")
     parser.add_argument("--fit", type=Path, nargs="+", metavar="FILE", help="fit what was measured")
+    parser.add_argument("--confirm", action="store_true", help="run what is recommended, and compare")
     args = parser.parse_args()
     if args.fit:
         print(calibration([record for path in args.fit for record in json.loads(path.read_text())]))
         return
     records: list[dict[str, Any]] = []
+    print(heads(CONFIRMED) if args.confirm else "", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         networks = [*own(), *shared(args.shared)]
         for network in [*networks, *public(args.cache.resolve(), Path(scratch), 0.5 if args.quick else 1.0, args.only)]:
             if args.only not in network.name:
                 continue
             try:
+                if args.confirm:
+                    print(confirmed(network, args.threads, args.patience), flush=True)
+                    continue
                 for record in measure(network, args.shares, args.threads, args.patience):
                     records.append(record)
                     trial, full = record["trial"], record["full"]
