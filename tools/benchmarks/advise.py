@@ -124,8 +124,8 @@ def measure(network: Network, shares: Sequence[float], threads: int, patience: f
 
 
 CONFIRMED = (
-    "network", "recommended", "lost, predicted", "full run", "allowed", "latency, candidate", "full run", "KB, candidate",
-    "full run", "advice, CPU s", "full run, CPU s",
+    "network", "recommended", "lost, predicted", "full run", "allowed", "latency, candidate", "full run",
+    "KB, candidate", "full run", "advice, CPU s", "full run, CPU s",
 )  # fmt: skip
 
 
