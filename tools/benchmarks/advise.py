@@ -49,6 +49,8 @@ ROOT = Path(__file__).parents[2]
 MEASURES: tuple[Measure, ...] = ("score", "decisions", "error")
 LEAST_SPREAD = 0.8
 """An interval reaches so far below what is expected, and as far above, at least."""
+RAW = ("--normalize", "0", str(1 / 255))
+"""Pixels from 0 to 255."""
 NORMAL = ("--normalize", "0.485,0.456,0.406", "0.229,0.224,0.225")
 
 
@@ -77,7 +79,7 @@ def shared(folder: Path) -> Iterator[Network]:
     """The networks of a folder that is not in the repository (docs/results.md)."""
     for name, data, words in (
         ("mnist_lenet300_relu", "mnist", ()), ("mnist_mlp1000_tanh", "mnist", ()),
-        ("resnet8_mlperftiny", "cifar10", ()), ("resnet20_cifar10", "cifar10", NORMAL),
+        ("resnet8_mlperftiny", "cifar10", RAW), ("resnet20_cifar10", "cifar10", NORMAL),
         ("vgg16bn_cifar10", "cifar10", NORMAL),
     ):  # fmt: skip
         model = folder / "models" / f"{name}.onnx"
@@ -234,7 +236,11 @@ def calibration(records: Sequence[dict[str, Any]]) -> str:
         trial, full = (msgspec.convert(record[side], MeasuredLoss) for side in ("trial", "full"))
         loss = predicted(trial, fitted(others))
         cells = [record["name"], f"{record['share']:g}", f"{trial.share:.4f}", f"{loss.low:.4f} to {loss.high:.4f}"]
-        cells += [f"{full.share:.4f}", f"{trial.error:.3f}", f"{full.error:.3f}", f"{row['latency']:.2f}"]
+        cells += [
+            f"{full.share:.4f}",
+            *(f"{side.error or math.nan:.3f}" for side in (trial, full)),
+            f"{row['latency']:.2f}",
+        ]
         cells += [f"{record['latency']:.2f}", f"{row['seconds']:.0f}", f"{record['seconds']:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

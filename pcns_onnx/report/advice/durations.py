@@ -14,7 +14,7 @@ from __future__ import annotations
 
 REFINING, RECURRENT = 8.0, 35.0
 CHECKING = 5.0
-BACKWARDS = 2.0
+BACKWARDS = 1.0
 """Seconds of a step back and forth in PyTorch, as a multiple of what its multiply-adds take onnxruntime forwards."""
 
 

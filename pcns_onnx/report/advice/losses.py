@@ -6,10 +6,12 @@ their relative error. All three are shares, so that one formula can predict each
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Literal
 
 import msgspec
 
+from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.agreement import Agreement
 from pcns_onnx.report.decisions_lost import decision_losses
 
@@ -23,19 +25,25 @@ class MeasuredLoss(msgspec.Struct, frozen=True):
 
     measure: Measure
     share: float
-    error: float
+    error: float | None
     samples: int
     decisions: float | None = None
     score: float | None = None
 
 
 def measured_loss(agreement: Agreement) -> MeasuredLoss:
-    """What the second of two models loses; less than 0 where its score is the better one."""
+    """What the second of two models loses; less than 0 where its score is the better one. Raises `InputError` where
+    nothing of both could be compared."""
     losses = [share for output in agreement.outputs if output.weight > 0 for share, _ in decision_losses(output)]
-    decisions, error, count = max(losses, default=None), agreement.error, agreement.samples
+    decisions, count = max(losses, default=None), agreement.samples
+    error = agreement.error if isfinite(agreement.error) else None
     a, b = agreement.score_a, agreement.score_b
-    if a is not None and b is not None and a:
+    if a is not None and b is not None and a and isfinite(a) and isfinite(b):
         return MeasuredLoss("score", (a - b) / abs(a), error, count, decisions, a)
     if decisions is not None:
         return MeasuredLoss("decisions", decisions, error, count, decisions)
+    if error is None:
+        raise InputError(
+            "its outputs cannot be compared with the original's, so nothing tells what is lost: --metric can"
+        )
     return MeasuredLoss("error", error, error, count)
