@@ -28,7 +28,7 @@ from pcns_onnx.cli import main as cli
 from pcns_onnx.methods.registry import CHOICES, EXPANSIONS, METHODS
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ("inspect", "plan", "shrink", "expand", "compare", "design", "diff", "doctor")
+COMMANDS = ("inspect", "advise", "plan", "shrink", "quantize", "expand", "compare", "design", "diff", "doctor")
 SCRIPT = Path(sys.executable).with_name("pcns-onnx")
 TANH = str(MODELS / "digits_mlp_tanh.onnx")
 ROWS, ROWS_TEST = str(MODELS / "digits_rows.npz"), str(MODELS / "digits_rows_test.npz")
