@@ -64,6 +64,11 @@ class Network:
     folder: Path = ROOT
 
 
+def is_wanted(name: str, only: str) -> bool:
+    """Whether a network's name contains `only`; of '=name', whether it is that."""
+    return name == only[1:] if only.startswith("=") else only in name
+
+
 def own() -> Iterator[Network]:
     """The networks of the repository."""
     folder = ROOT / "models"
@@ -91,7 +96,7 @@ def shared(folder: Path) -> Iterator[Network]:
 def public(cache: Path, scratch: Path, share: float, only: str) -> Iterator[Network]:
     """The networks out of packages."""
     for case in CASES:
-        if only not in case.name:
+        if not is_wanted(case.name, only):
             continue
         try:
             ready = apart(prepared, case, cache, (scratch / case.name).resolve(), share)
@@ -249,7 +254,7 @@ def calibration(records: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """Measure, or fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="networks whose name contains this")
+    parser.add_argument("--only", default="", help="networks whose name contains this, or is that (=NAME)")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     parser.add_argument("--cache", type=Path, default=platformdirs.user_cache_path("pcns-onnx") / "public")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.9, 0.8, 0.65, 0.5])
@@ -268,7 +273,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         networks = [*own(), *shared(args.shared)]
         for network in [*networks, *public(args.cache.resolve(), Path(scratch), 0.5 if args.quick else 1.0, args.only)]:
-            if args.only not in network.name:
+            if not is_wanted(network.name, args.only):
                 continue
             try:
                 if args.confirm:

@@ -3,6 +3,7 @@
 Rows stand in the order of the effort that they take: as it is, int8, shrink from the widest to the narrowest, shrink
 and int8, shrink and heal. Going down the table, a row takes the place of the one before if
 
+* it can be had here (what needs PyTorch, only where that is installed),
 * the upper end of what it is expected to lose is allowed, and
 * it is at least `PAYS` faster, as measured, than the row that it takes the place of.
 
@@ -37,7 +38,7 @@ def allowed(loss: PredictedLoss, limits: GateOptions) -> float:
 
 def pays(row: AdviceRow, instead_of: AdviceRow, limit: float) -> bool:
     """Whether a row is to take another's place."""
-    if row.loss is None or row.latency is None or instead_of.latency is None:
+    if row.loss is None or row.latency is None or instead_of.latency is None or row.needs is not None:
         return False
     return row.loss.high <= limit and row.latency <= (1 - PAYS) * instead_of.latency
 

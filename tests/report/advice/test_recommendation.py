@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from pcns_onnx.evaluation.options import GateOptions
@@ -40,6 +41,13 @@ START = row("as it is", 1.0, 0.0)
 )
 def test_a_row_is_taken_if_it_is_good_enough_and_faster(rows: list[AdviceRow], best: str) -> None:
     assert recommended([START, *rows], 0.02).name == best
+
+
+def test_what_cannot_be_run_here_is_not_recommended() -> None:
+    heal = row("0.5, heal", 0.3, 0.0)
+    assert recommended([START, heal], 0.02).name == "0.5, heal"
+    without = msgspec.structs.replace(heal, needs="pip install 'pcns-onnx[heal]'")
+    assert recommended([START, without], 0.02).name == "as it is"
 
 
 def test_what_may_be_lost_is_the_callers_to_say() -> None:
