@@ -226,13 +226,28 @@ def inside(measured: Sequence[Pair]) -> list[bool]:
 
 def calibration(records: Sequence[dict[str, Any]]) -> str:
     """The numbers for `prediction`, and how often the interval held, as tables."""
-    lines = [heads(("what is lost", "networks", "predictions", "in the interval", "factor", "low", "high"))]
+    lines = [
+        heads(
+            (
+                "what is lost",
+                "networks",
+                "predictions",
+                "in the interval",
+                "of those that lose something",
+                "factor",
+                "low",
+                "high",
+            )
+        )
+    ]
     for measure in MEASURES:
         measured = pairs(records, measure)
         kept, correction = inside(measured), fitted(measured)
         numbers = " | ".join(f"{value:.2f}" for value in (correction.factor, correction.low, correction.high))
         networks = len({name for name, *_ in measured})
-        lines.append(f"| {measure} | {networks} | {len(measured)} | {sum(kept)} | {numbers} |")
+        losing = [is_inside for is_inside, (_, trial, full) in zip(kept, measured, strict=True) if trial.share or full]
+        counts = f"{len(measured)} | {sum(kept)} | {sum(losing)} of {len(losing)}"
+        lines.append(f"| {measure} | {networks} | {counts} | {numbers} |")
     columns = ("network", "MACs asked for", "lost by the trial", "predicted", "lost by the full run", "trial's error")
     lines += ["", heads((*columns, "full run's error", "latency: candidate", "full run", "seconds: said", "taken"))]
     for record in records:

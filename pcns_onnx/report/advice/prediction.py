@@ -6,7 +6,7 @@ The full run has all samples and refines, which wins some of the loss back. With
 
     p = (s + d) * factor - d,    in 80 of 100 cases between (s + d) * low - d and (s + d) * high - d.
 
-d (`offset_of`) stands for what so few samples cannot show: one more of them may be lost than was seen, at least.
+d (`offset_of`) stands for what so few samples cannot show; of what is counted, the ends are at least one sample away.
 `factor` is the geometric mean of (full + d) / (trial + d) over the runs of `python tools/benchmarks/advise.py`, `low`
 and `high` are its quantiles at 10 and 90 %, widened by the quantile's own error; docs/advise.md has the runs and how
 often the interval held for models that were left out of the fit. int8 is not predicted: it is made and measured.
@@ -44,9 +44,9 @@ class Correction:
 
 
 REFINED: Mapping[Measure, Correction] = {
-    "score": Correction(0.95, 0.69, 1.18),
-    "decisions": Correction(0.98, 0.71, 1.44),
-    "error": Correction(0.87, 0.58, 1.09),
+    "score": Correction(0.91, 0.69, 1.14),
+    "decisions": Correction(0.98, 0.71, 1.24),
+    "error": Correction(0.88, 0.61, 1.10),
 }
 """From a trial to the full run, by what is lost."""
 QUANTIZED = Correction(1.0, 0.6, 1.6)
@@ -85,7 +85,10 @@ def predicted(trial: MeasuredLoss, *corrections: Correction) -> PredictedLoss:
     )
     low, high = expected * math.exp(-below), expected * math.exp(above)
     most = 1.0 if trial.measure != "error" else float("inf")
-    share, lower, upper = (min(max(base * times - offset, 0.0), most) for times in (expected, low, high))
+    share, lower, upper = (base * times - offset for times in (expected, low, high))
+    one = 0.0 if trial.measure == "error" else 1.0 / max(trial.samples, 1)
+    ends = (share, min(lower, share - one), max(upper, share + one))
+    share, lower, upper = (min(max(end, 0.0), most) for end in ends)
     return PredictedLoss(trial.measure, share, lower, upper, trial.score, trial)
 
 
