@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,8 @@ import pytest
 
 from benchmarks.advise import calibration, fitted, inside, own, pairs
 from pcns_onnx.report.advice.prediction import REFINED
+
+ROOT = Path(__file__).parents[2]
 
 
 def record(name: str, trial: float, full: float) -> dict[str, Any]:
@@ -75,9 +80,14 @@ def test_the_page_has_a_row_for_every_measure_and_every_run() -> None:
     assert len(lines) == 5 + 1 + 2 + 12
 
 
-def test_the_numbers_in_use_are_an_interval() -> None:
-    for correction in REFINED.values():
-        assert 0 < correction.low < correction.factor <= correction.high
+def test_the_numbers_in_use_and_the_table_of_the_docs_are_those_that_were_measured() -> None:
+    measured = json.loads((ROOT / "tools" / "results" / "advise" / "advise.json").read_text())
+    for measure, correction in REFINED.items():
+        fit = fitted(pairs(measured, measure))
+        assert [f"{value:.2f}" for value in astuple(correction)] == [f"{value:.2f}" for value in astuple(fit)]
+    docs = (ROOT / "docs" / "advise.md").read_text()
+    table, runs = calibration(measured).split("\n\n")
+    assert table in docs and runs in docs
 
 
 def test_the_networks_of_the_repository_are_there() -> None:
