@@ -28,6 +28,7 @@ from pcns_onnx.evaluation.metric import Metric, load_metric
 from pcns_onnx.evaluation.provenance import library_versions
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import ModelSource
+from pcns_onnx.graph.model_source import ModelFolder
 from pcns_onnx.methods.registry import method_named
 from pcns_onnx.methods.strategy import Request
 from pcns_onnx.methods.subset.strategy import SubsetStrategy
@@ -207,8 +208,9 @@ def _command(
         if name in ("html", "command", "budget") or command not in option.metadata["commands"].split():
             continue
         line += _option_words(flag_of(option), value, many=takes_many(option), default=option.default)
-    stem = Path(_named(model, "MODEL.onnx")).stem
-    return shlex.join([*line, "-o", f"{stem}.{ending}.onnx"])
+    if isinstance(model, str | os.PathLike) and ModelFolder.of(model) is not None:
+        return shlex.join([*line, "-o", f"{Path(model).absolute().name}.{ending}"])  # a folder, too
+    return shlex.join([*line, "-o", f"{Path(_named(model, 'MODEL.onnx')).stem}.{ending}.onnx"])
 
 
 def _named(source: object, otherwise: str) -> str:

@@ -22,6 +22,7 @@ from pcns_onnx.evaluation.precisions import quantize as quantized_models
 from pcns_onnx.evaluation.provenance import Provenance, library_versions, provenance_of
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
+from pcns_onnx.graph.model_source import ModelFolder
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
@@ -55,6 +56,10 @@ def quantize(
     `InputError` (also where onnxruntime cannot make it, or it would be another model), `UnsupportedError` where the
     model is not in float32, or `GateError` with the report.
     """
+    folder = ModelFolder.of(model)
+    if folder is not None and output is not None:
+        with folder.brought_along(output) as target:
+            return quantize(folder.model, data, target, progress=progress, **choices)
     options = Options.of(**choices)
     outputs, kind = options.outputs, "fp16" if options.outputs.fp16 else "int8"
     check_targets((model, data, options.data.eval), output, outputs.report, outputs.html)

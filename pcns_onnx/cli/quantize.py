@@ -25,4 +25,4 @@ def quantize(model: str, data: str, output: str, console: Console, **choices: An
     with console.gate(), console.bars() as progress:
         result = run(model, data, output, progress=progress, **api_keywords(choices))
     console.report(result.report)
-    console.wrote(output)
+    console.wrote_model(output, model)

@@ -92,6 +92,18 @@ def test_commands_run_as_printed(run: Callable[..., Ran], tmp_path: Path, name: 
         assert abs(written.stat().st_size - (row.bytes or 0)) < 1200 or "," in name
 
 
+def test_the_command_of_a_folder_writes_a_folder(run: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "held").mkdir()
+    _, data = saved(tmp_path / "held", mlp(widths=(6, 64, 48, 3)))
+    data = data.rename(tmp_path / "data.npz")
+    (tmp_path / "held" / "config.json").write_text("{}")
+    row = advise("held", data, threads=1).row("int8")
+    _, *words = shlex.split(row.command)
+    ran = run(*words)
+    assert ran.code == 0, ran.err
+    assert {path.name for path in (tmp_path / "held.int8").iterdir()} == {"model.onnx", "config.json"}
+
+
 def test_a_candidate_is_as_large_and_as_costly_as_what_its_command_writes(
     run: Callable[..., Ran], advice: Advice
 ) -> None:
