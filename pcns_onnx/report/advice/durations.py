@@ -5,9 +5,9 @@ more samples, refines, checks and times. Refinement takes the most, and as many 
 
     seconds = looked + solved * REFINING + CHECKING
 
-with the seconds that the trial's solve took (`solved`). REFINING is the geometric mean over the runs of
-`tools/benchmarks/advise.py --fit`; of recurrent layers, whose steps go through time, it is larger. Within a factor of
-two or three that is right (docs/advise.md): enough to tell a minute from an hour.
+with the seconds that the trial's solve took (`solved`). The factors were set by hand, near what the runs of
+`tools/benchmarks/advise.py` took; for recurrent layers, whose steps go through time, it is larger. On a busy machine
+runs took up to four times as long (docs/advise.md): enough to tell a minute from an hour.
 """
 
 from __future__ import annotations
