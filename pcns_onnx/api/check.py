@@ -33,6 +33,7 @@ from pcns_onnx.progress import Progress
 from pcns_onnx.report.decisions_lost import decisions_lost
 from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, all_alike
 from pcns_onnx.rewrite.canonical import Canonical, emit
+from pcns_onnx.rewrite.contract import as_narrowed
 from pcns_onnx.rewrite.patch import Patch
 from pcns_onnx.runtime.samples import Samples
 
@@ -103,7 +104,7 @@ class Check:
         qualities = self.running.options.goal.qualities
         if not qualities:
             return []
-        engine, original = self.running.engine, self.form.original
+        engine, original = self.running.engine, as_narrowed(self.form.original, small)
         agreement, _ = verify(engine, original, small, self.judges, self.metric, Progress(), layout=self.layout)
         return quality_gates(qualities, agreement)
 
@@ -153,14 +154,17 @@ class Check:
             # labels, where only the samples of the check have them, are what the metric goes by
             fits = trial.judged.data.has_labels or not self.samples.data.has_labels
             metric = self.metric if fits else None
-            agreement, _ = verify(engine, original, small, samples, metric, Progress(), layout=self.layout)
+            narrowed = as_narrowed(original, small)
+            agreement, _ = verify(engine, narrowed, small, samples, metric, Progress(), layout=self.layout)
         lost = decisions_lost(agreement)
         tried = f"on {agreement.samples} samples that a trial without refinement did not use"
         return None if lost is None else f"expect a loss at this budget: {lost}, {tried}"
 
     def evaluate(self, small: Graph, calibration: Samples, weak: Sequence[str] = ()) -> Evaluation:
-        """Agreement, latency, gates, and the precisions that are asked for."""
-        running, original, options = self.running, self.form.original, self.running.options
+        """Agreement, latency, gates, and the precisions that are asked for; states that are open in `small` are
+        compared on the channels that it has."""
+        running, options = self.running, self.running.options
+        original = as_narrowed(self.form.original, small)
         engine, samples, goal = running.engine, self.samples, options.goal
         agreement, warnings, proving = UNCHECKED, [NOTHING_CHECKED], None
         if self.has_data or self.held_out is not None:
@@ -173,7 +177,7 @@ class Check:
             lost = decisions_lost(agreement)
             warnings += [] if lost is None else [f"{lost}, on the {agreement.samples} samples of the check"]
         timed = running.timed(samples)
-        latency = time_both(engine, original, small, timed, running.progress)
+        latency = time_both(engine, self.form.original, small, timed, running.progress)
         if latency.ratio > 1 and not (goal.qualities or goal.plan is not None):
             warnings.append(SLOWER)
         warnings += unsteady(latency)

@@ -18,10 +18,12 @@ from pcns_onnx.api.options import Options
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.shapes import dependency_graph_of, stated_shapes
 from pcns_onnx.data.dataset import Dataset, Feeding, open_data, split
+from pcns_onnx.data.options import InputOptions
 from pcns_onnx.data.sources import DataSource, is_fed
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
+from pcns_onnx.dependency.states.stateful_inputs import carried_states
 from pcns_onnx.errors import InputError
-from pcns_onnx.graph import Graph, ModelSource
+from pcns_onnx.graph import CarriedState, Graph, ModelSource
 from pcns_onnx.graph.layout import layout_of
 from pcns_onnx.graph.model_source import ModelFolder
 from pcns_onnx.graph.queries import choosing_inputs, names_of
@@ -30,6 +32,7 @@ from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.runtime.batching import Batching, batching_of, runs
 from pcns_onnx.runtime.carry import check_carries, with_states
 from pcns_onnx.runtime.dask_executor import executor_for
+from pcns_onnx.runtime.decoding import empty_caches, with_decoding
 from pcns_onnx.runtime.engine import Engine, choose_engine
 from pcns_onnx.runtime.executor import Executor
 from pcns_onnx.runtime.samples import Samples, at_latency_batch, fixed_batch, samples_of
@@ -56,12 +59,17 @@ class Run:
             self.folders.extend([here, here.parent])
         return load_model(model, self.options)
 
+    def form(self, model: ModelSource) -> Canonical:
+        """The forms of a model, whose states are open as far as they may get narrower."""
+        graph = self.load(model)
+        return Canonical.of(graph, states=narrowing_states(graph, self.options))
+
     def opened(self, form: Canonical, data: DataSource) -> tuple[Canonical, Dataset]:
         """The samples of a source, conformed to the model's inputs; and the model with what is known of them now."""
         feeding = self._feeding(form.twin)
         dataset = self._samples(form, data, feeding)
         verdict = batching_of(self.engine, form.twin, dataset, self.options.data.batch, is_fed=is_fed(data))
-        if verdict is Batching.WHOLE and feeding.carried:
+        if verdict is Batching.WHOLE and (feeding.carried or self.options.inputs.decode is not None):
             verdict = Batching.SINGLE  # a step is one row: that is what was asked for
         if verdict is Batching.WHOLE:
             whole = self._samples(form, data, replace(feeding, layout=feeding.layout.as_whole()))
@@ -90,10 +98,14 @@ class Run:
         return dataset.one_by_one()
 
     def _feeding(self, graph: Graph) -> Feeding:
-        feeding = self.options.inputs.feeding(graph.inputs, graph.layout, stated_shapes(graph, self.options.scope))
+        stated, inputs = stated_shapes(graph, self.options.scope), matched_inputs(graph, self.options)
+        feeding = inputs.feeding(graph.inputs, graph.layout, stated)
         if self.options.gates.metric is None:
             feeding = replace(feeding, classes=_classes(graph))
-        check_carries(graph, self.options.inputs.carries())
+        check_carries(graph, inputs.carries())
+        if inputs.decode is not None:
+            caches = empty_caches(graph, self._carries(graph))
+            feeding = replace(feeding, constants={**caches, **feeding.constants}, carried=())
         return feeding
 
     def _samples(self, form: Canonical, data: DataSource, feeding: Feeding) -> Dataset:
@@ -107,8 +119,20 @@ class Run:
         )
         for note in dataset.notes:
             self.say(note)
-        carries = self.options.inputs.carries()
+        carries, tokens = self._carries(form.twin), self.options.inputs.decode
+        if tokens is not None:
+            return with_decoding(dataset, self.engine, form.twin, carries, tokens)
         return with_states(dataset, self.engine, form.twin, carries, feeding.constants) if carries else dataset
+
+    def _carries(self, graph: Graph) -> dict[str, str]:
+        """Input -> the output that is fed back to it; a decoder that is to go on has its caches found."""
+        inputs = matched_inputs(graph, self.options)
+        if inputs.decode is None or inputs.carry:
+            return inputs.carries()
+        caches = {state.input: state.output for state in carried_states(graph, {}) if state.is_cache}
+        if not caches:
+            raise InputError("--decode finds no cache that an output gives back: name it with --carry OUTPUT=INPUT")
+        return caches
 
     def say(self, note: str) -> None:
         """Say what was found out at once, and in the report."""
@@ -161,6 +185,28 @@ def _classes(graph: Graph) -> int:
     """How many classes the output tells apart of which accuracy is taken; 0 where the model does not say."""
     scores = (spec for spec in graph.outputs if len(spec.shape) == 2 and spec.dtype.kind == "f" and spec.shape[1] != 1)
     return next((spec.shape[1] or 0 for spec in scores), 0)
+
+
+def matched_inputs(graph: Graph, options: Options) -> InputOptions:
+    """What is said of a model's inputs, with the names that patterns stand for."""
+    return options.inputs.matching([spec.name for spec in graph.inputs], [spec.name for spec in graph.outputs])
+
+
+def narrowing_states(graph: Graph, options: Options) -> tuple[CarriedState, ...]:
+    """The states that may get narrower at both ends; raises `InputError` where there is none that was asked for."""
+    scope, carries = options.scope, matched_inputs(graph, options).carries()
+    if "narrow" not in (scope.states, scope.caches):
+        return ()
+    check_carries(graph, carries)
+    states = carried_states(graph, carries)
+    for is_cache, name, chosen in ((False, "states", scope.states), (True, "caches", scope.caches)):
+        if chosen == "narrow" and not any(state.is_cache == is_cache for state in states):
+            kind = "cache of K and V" if is_cache else "state"
+            raise InputError(
+                f"--{name} narrow finds no {kind} that an output gives back to an input: name them with "
+                "--carry OUTPUT=INPUT"
+            )
+    return tuple(state for state in states if (scope.caches if state.is_cache else scope.states) == "narrow")
 
 
 def load_model(model: ModelSource, options: Options) -> Graph:
@@ -227,7 +273,7 @@ def datasets(run: Run, form: Canonical, data: DataSource | None, *, solves: bool
 def stand_in(graph: Graph, options: Options) -> Dataset:
     """One batch of seeded noise in the shape of the inputs; integers are ones, which most models take."""
     stated, count = stated_shapes(graph, options.scope), fixed_batch(graph) or options.data.batch
-    feeding = options.inputs.feeding(graph.inputs, graph.layout, stated)
+    feeding = matched_inputs(graph, options).feeding(graph.inputs, graph.layout, stated)
     feeding = replace(feeding, carried=())
     generator, feeds = np.random.default_rng(options.data.seed), {}
     for spec in graph.inputs:

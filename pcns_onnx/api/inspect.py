@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Unpack
 
-from pcns_onnx.api.inputs import load_model, run
+from pcns_onnx.api.inputs import load_model, narrowing_states, run
 from pcns_onnx.api.options import Choices, Options
 from pcns_onnx.calibration.shapes import stated_shapes
 from pcns_onnx.data.sources import DataSource
@@ -29,7 +29,8 @@ def inspect(
 ) -> Inspection:
     """Every linear layer of `model`: its cost, whether it can shrink and, with data, what it uses."""
     options = Options.of(**choices)
-    form = Canonical.of(load_model(model, options))
+    loaded = load_model(model, options)
+    form = Canonical.of(loaded, states=narrowing_states(loaded, options))
     stated = stated_shapes(form.twin, options.scope)
     dependencies = build_dependency_graph(form.twin, stated, heads=options.scope.heads)
     dimensions, per_neuron, warnings = dict[str, dict[str, int]](), dict[str, float](), put_right(form.original)

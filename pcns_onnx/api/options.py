@@ -192,6 +192,8 @@ class Running(TypedDict, total=False):
     """Keyword arguments that say how to run a model; see `Options` for their meaning."""
 
     heads: str
+    states: str
+    caches: str
     shape: str | Sequence[str]
     samples: int
     batch_latency: int
@@ -202,6 +204,7 @@ class Running(TypedDict, total=False):
     constant: str | Sequence[str] | Mapping[str, Any]
     batch_axis: str | Sequence[str]
     carry: str | Sequence[str]
+    decode: int
     seed: int
     device: str
     threads: int

@@ -42,7 +42,6 @@ from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.schema import PlanReport
 from pcns_onnx.report.warnings import degenerate, put_right
-from pcns_onnx.rewrite.canonical import Canonical
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def plan(
     strategy = _accepted(options, frontier=frontier, has_data=data is not None, writes=output is not None)
     check_targets((model, data), output, stats=options.goal.stats)
     with run(options, progress) as running:
-        form = Canonical.of(running.load(model))
+        form = running.form(model)
         fed = datasets(running, form, data, solves=True)
         form, train = fed.form, fed.train
         problem = problem_for(

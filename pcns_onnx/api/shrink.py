@@ -35,12 +35,14 @@ from pcns_onnx.planning.plan import SKETCH, FrontierPoint, Plan, SkippedLayer, f
 from pcns_onnx.planning.prepare import kept_whole, problem_for, selected
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
+from pcns_onnx.report.genai_config import Contract, contract_of
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
 from pcns_onnx.report.summary import group_infos
-from pcns_onnx.report.warnings import all_alike, apart, degenerate, few_samples, grown, put_right, starved, still
+from pcns_onnx.report.warnings import apart, grown, of_samples, put_right, starved, still
 from pcns_onnx.report.writer import finish, stages_of
 from pcns_onnx.rewrite.canonical import Canonical, emit
+from pcns_onnx.rewrite.contract import as_narrowed, close_states
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
 from pcns_onnx.rewrite.patch import Patch
 
@@ -94,7 +96,7 @@ def shrink(
     check_page(options.outputs.html)
     metric = load_metric(options.gates.metric)
     with run(options, progress) as running:
-        form = Canonical.of(running.load(model))
+        form = running.form(model)
         _check_files(tuple(form.original.files), output, options)
         check_precisions(form.original, options.outputs.precisions)
         request, strategy = _accepted(form, options, has_data=data is not None)
@@ -120,7 +122,9 @@ def shrink(
         small = _emit(form, solution.patch, provenance_note(plan, options.data.seed, hashes))
         small, healing, notes = _healed(check, problem, small)
         evaluation = check.evaluate(small, problem.calibration.samples, [*starved(solution, problem), *still(solution)])
-        shrunk = Shrunk(strategy, problem, decision, solution, plan, small, frontier, skipped, healing, notes)
+        contract = contract_of(form.original, small, model, output)
+        notes += contract.notes
+        shrunk = Shrunk(strategy, problem, decision, solution, plan, small, frontier, skipped, healing, notes, contract)
     report = _report(running, shrunk, check, evaluation, {"model": (model, form.original)}, data)
     return _write(shrunk, report, evaluation, output, options)
 
@@ -139,6 +143,7 @@ class Shrunk:
     skipped: list[SkippedLayer]
     healing: Healing | None
     notes: list[str]
+    contract: Contract
 
 
 # -- open --------------------------------------------------------------------------------------
@@ -214,10 +219,10 @@ def _grid_rules(options: Options, request: Request) -> GridRules:
 
 
 def _emit(form: Canonical, patch: Patch, provenance: str) -> Graph:
-    """The shrunk model, checked by onnx, with a note of where it comes from."""
+    """The shrunk model, its states still open, checked by onnx, with a note of where it comes from."""
     small = emit(form, patch)
     small.set_metadata("pcns_onnx", provenance)
-    small.check(full=form.original.passes_check(full=True))
+    close_states(small).check(full=form.original.passes_check(full=True))
     return small
 
 
@@ -241,9 +246,8 @@ def _healed(check: Check, problem: Problem, small: Graph) -> tuple[Graph, Healin
     try:
         before = model_size(original, problem.whole_dependencies)
         after = model_size(small, running.dependencies(explicit_biases(small)[0].as_float32(), check.train))
-        healed = heal_samples(
-            running, original, small, check.train, check.aside, problem.layout, (after, before), check.metric
-        )
+        teacher, sizes = as_narrowed(original, small), (after, before)
+        healed = heal_samples(running, teacher, small, check.train, check.aside, problem.layout, sizes, check.metric)
     except PcnsError as error:
         return small, None, [f"not healed, the shrunk model is as it was: {error}"]
     return healed.graph, healed.record, not_accepted(healed.record)
@@ -271,7 +275,8 @@ def _report(
     )
     after = running.dependencies(explicit_biases(small)[0].as_float32(), check.train)
     samples = problem.calibration.samples
-    before, size = model_size(check.form.original, problem.whole_dependencies), model_size(small, after)
+    before = model_size(check.form.original, problem.whole_dependencies)
+    size = model_size(shrunk.contract.closed, after)
     return Report(
         options=options.described() | {"method": shrunk.plan.method},
         before=before,
@@ -286,7 +291,7 @@ def _report(
         warnings=[
             *put_right(check.form.original),
             *running.notes,
-            *(_of_samples(shrunk) if shrunk.strategy.solves else []),
+            *(of_samples(problem, shrunk.solution) if shrunk.strategy.solves else []),
             *shrunk.notes,
             *evaluation.warnings,
             *grown(before, size),
@@ -308,17 +313,8 @@ def _report(
         precisions=[quantized.precision for quantized in evaluation.quantized.models],
         failed_precisions=evaluation.quantized.failed,
         healing=shrunk.healing,
+        contract=shrunk.contract.states,
     )
-
-
-def _of_samples(shrunk: Shrunk) -> list[str]:
-    """What must be known of the samples that it was solved on."""
-    problem, solution = shrunk.problem, shrunk.solution
-    summary = problem.calibration.samples.summary
-    if all_alike(summary) is not None:
-        return degenerate(summary)
-    few = few_samples(problem)
-    return [*few, *degenerate(summary, counts=not few), *starved(solution, problem), *still(solution)]
 
 
 # -- write -------------------------------------------------------------------------------------
@@ -331,11 +327,12 @@ def _write(
     if options.outputs.plan_out is not None:
         write_plan(shrunk.plan, options.outputs.plan_out)
     finish(report, options.outputs.report, options.outputs.html, "; no model was written")
+    states = shrunk.small.layout.states
     if output is not None:
-        shrunk.small.save(output)
+        shrunk.contract.save(output)
     for quantized in evaluation.quantized.models:
         path = precision_path(output, quantized.precision.kind)
         if path is not None:
-            quantized.graph.save(path)
-    by_kind = {quantized.precision.kind: quantized.graph.proto for quantized in evaluation.quantized.models}
-    return ShrinkResult(shrunk.small.proto, shrunk.plan, report, by_kind)
+            close_states(quantized.graph, states).save(path)
+    by_kind = {model.precision.kind: close_states(model.graph, states).proto for model in evaluation.quantized.models}
+    return ShrinkResult(shrunk.contract.closed.proto, shrunk.plan, report, by_kind)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.graph import Graph
+from pcns_onnx.rewrite.contract import close_states, fed_to
 from pcns_onnx.runtime.engine import Engine, Session
 from pcns_onnx.runtime.samples import Samples
 
@@ -61,10 +62,11 @@ def unsteady(latency: Latency) -> list[str]:
 
 
 def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, seconds: float = _SECONDS) -> Latency:
-    """Time both models on the first batch of `samples` for about `seconds` in all."""
+    """Time both models on the first batch of `samples` for about `seconds` in all; `b` is fed with what its states
+    have left."""
     feeds, size = _first_batch(samples)
-    first, second = (engine.session(graph.program(), spinning=True) for graph in (a, b))
-    times_a, times_b = _in_turns(engine, first, second, feeds, seconds)
+    first, second = (engine.session(graph.program(), spinning=True) for graph in (a, close_states(b)))
+    times_a, times_b = _in_turns(engine, first, second, (feeds, fed_to(b, feeds)), seconds)
     return Latency(
         size, engine.threads, engine.provider, len(times_a),
         statistics.median(times_a), statistics.median(times_b), _ratio(times_a, times_b),
@@ -84,24 +86,29 @@ def compare_many(
     first = engine.session(original.program(), spinning=True)
     for other in others:
         second = engine.session(other.program(), spinning=True)
-        ratios.append(_ratio(*_in_turns(engine, first, second, feeds, seconds)))
+        ratios.append(_ratio(*_in_turns(engine, first, second, (feeds, feeds), seconds)))
     return ratios
 
 
 def _in_turns(
-    engine: Engine, first: Session, second: Session, feeds: Mapping[str, NDArray[Any]], seconds: float
+    engine: Engine,
+    first: Session,
+    second: Session,
+    feeds: tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]],
+    seconds: float,
 ) -> tuple[list[float], list[float]]:
-    """Seconds of the runs of both."""
+    """Seconds of the runs of both, each on its own feeds."""
+    of_first, of_second = feeds
     for _ in range(2):
-        first.run(feeds)
-        second.run(feeds)
+        first.run(of_first)
+        second.run(of_second)
     times_a, times_b = list[float](), list[float]()
     start = time.perf_counter()
     while len(times_a) < _ROUNDS[0] or (len(times_a) < _ROUNDS[1] and time.perf_counter() - start < seconds):
         t0 = engine.clock()
-        first.run(feeds)
+        first.run(of_first)
         t1 = engine.clock()
-        second.run(feeds)
+        second.run(of_second)
         t2 = engine.clock()
         times_a.append(t1 - t0)
         times_b.append(t2 - t1)

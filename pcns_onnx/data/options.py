@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,8 @@ class InputOptions:
     `constant` gives inputs that are the same in every run ('sr=16000'), or a mapping of names to values; a number
     fills the input's shape. `batch_axis` ('state=1') says where samples lie that the names of sizes do not tell.
     `carry` ('stateN=state'): within a sequence an output is fed back as the next step's input; consecutive samples of
-    a file or a source are one sequence, or the second axis of arrays that have one more than the input.
+    a file or a source are one sequence, or the second axis of arrays that have one more than the input. `decode`: each
+    sample is a prompt, from which a decoder goes on by so many tokens of its own.
     """
 
     constant: str | Sequence[str] | Mapping[str, Any] = field(
@@ -128,7 +130,15 @@ class InputOptions:
         metadata={
             "commands": _ALL,
             "metavar": "OUTPUT=INPUT",
-            "help": "Within a sequence, an output is the next step's input.",
+            "help": "Within a sequence, an output is the next step's input; * stands for the same in both names.",
+        },
+    )
+    decode: int | None = field(
+        default=None,
+        metadata={
+            "commands": _ALL,
+            "least": 1,
+            "help": "Samples are prompts: the original goes on from each by N tokens, greedily, behind its own cache.",
         },
     )
 
@@ -157,6 +167,22 @@ class InputOptions:
             fed_back[name] = output
         return fed_back
 
+    def matching(self, inputs: Sequence[str], outputs: Sequence[str]) -> InputOptions:
+        """The same for a model with these inputs and outputs: 'present.*=past.*' is written out, pair by pair.
+
+        Raises InputError for a pattern that no pair matches.
+        """
+        texts = list[str]()
+        for name, output in self.carries().items():
+            if "*" not in output + name:
+                texts.append(f"{output}={name}")
+                continue
+            pairs = list(_pairs(output, name, outputs, inputs))
+            if not pairs:
+                raise InputError(f"--carry {output}={name} matches no output with an input of the model")
+            texts += [f"{a}={b}" for a, b in pairs]
+        return replace(self, carry=tuple(texts))
+
     def feeding(self, inputs: Sequence[TensorSpec], layout: Layout, shapes: Mapping[str, Sequence[int]]) -> Feeding:
         """How a model with these inputs is fed; `shapes` are sizes that it leaves open. Raises `InputError`."""
         from pcns_onnx.data.conform import settled_constants
@@ -177,3 +203,16 @@ class InputOptions:
                 raise InputError(f"--constant {text} is not understood: write a name and a value, as in sr=16000")
             texts[name] = value
         return texts
+
+
+def _pairs(output: str, name: str, outputs: Sequence[str], inputs: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Outputs with inputs in whose names the stars of both patterns stand for the same."""
+    pattern = re.compile("(.*)".join(map(re.escape, output.split("*"))))
+    parts, known = name.split("*"), set(inputs)
+    for candidate in outputs:
+        match = pattern.fullmatch(candidate)
+        if match is None or len(match.groups()) != len(parts) - 1:
+            continue
+        other = "".join(text for pair in zip(parts, (*match.groups(), ""), strict=True) for text in pair)
+        if other in known:
+            yield candidate, other

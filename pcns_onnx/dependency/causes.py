@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-from pcns_onnx.graph import Graph, Node
+from pcns_onnx.dependency.states.stateful_inputs import carried_states
+from pcns_onnx.graph import CarriedState, Graph, Node
 from pcns_onnx.ops import MUST_STAY, Labels, OpFacts
 
+_CONTRACTS = ("the model's contract", "the caller makes it")
+"""How a reason ends that is a state's."""
 _IS, _MADE_OF, _SINCE = "is", "is made of", "stays, since"
 
 
@@ -33,10 +37,25 @@ class Causes:
 
     def complete(self, node: Node, reason: str) -> str:
         """The reason, with the tensor that it speaks of and why that one stays, where it does."""
+        if reason.endswith(_CONTRACTS):
+            names = (state for state in self._states if {state.input, state.output} & {*reason.split("'")[1::2]})
+            return reason + self._way_out(next(names, None))
         if not reason.endswith(MUST_STAY):
             return reason
         name = self._fixed_input(node)
         return reason if name is None else f"{reason}: '{name}' {self._why(name)}"
+
+    @cached_property
+    def _states(self) -> tuple[CarriedState, ...]:
+        """The states that keep their shape."""
+        is_open = {state.input for state in self.graph.layout.states}
+        return tuple(state for state in carried_states(self.graph, {}) if state.input not in is_open)
+
+    def _way_out(self, state: CarriedState | None) -> str:
+        """The option by which a state gets narrower."""
+        if state is None:
+            return ""
+        return f" (--{'caches' if state.is_cache else 'states'} narrow: it may get narrower, with '{state.output}')"
 
     def _fixed_input(self, node: Node) -> str | None:
         """The first input that carries no channels; else the first that carries some beside others that stay."""
@@ -55,7 +74,8 @@ class Causes:
             visited.add(name)
             maker = self.graph.producers.get(name)
             if maker is None:
-                return f"{_IS if name == start else _MADE_OF} the model's input '{name}'"
+                state = next((state for state in self._states if state.input == name), None)
+                return f"{_IS if name == start else _MADE_OF} the model's input '{name}'{self._way_out(state)}"
             facts = self.facts.get(maker.key)
             if facts is None:
                 break

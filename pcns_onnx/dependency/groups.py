@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.dependency.propagation import Propagation
+from pcns_onnx.dependency.states.carried_states import with_uniform
 from pcns_onnx.graph import Shape
 from pcns_onnx.ops import Bilinear, Labels, OperandPart
 
@@ -46,7 +47,8 @@ class Group:
     A class is `unit` channels of the writers. `coupled` groups are shared by several blocks
     through a sum or a concatenation. `mixable`: nothing but linear maps that treat all channels
     alike lies between writers and readers, so that any change of basis can be absorbed. Of each of
-    `sides`, the units of the directions of a `recurrent` layer, equally many stay.
+    `sides`, the units of the directions of a `recurrent` layer, or what caches of one shape hold, equally many stay.
+    `states` are inputs of the model that hold some of the classes, and get narrower with them.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Group:
     products: tuple[Product, ...] = ()
     sides: tuple[Labels, ...] = ()
     recurrent: bool = False
+    states: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -79,18 +82,26 @@ def form_groups(propagation: Propagation, layers: Sequence[Layer]) -> Iterator[G
     written = [set(np.unique(layer.linear.writes).tolist()) for layer in layers]
     free = [classes - propagation.frozen.keys() for classes in written]
     remaining = dict(enumerate(a or b for a, b in zip(free, written, strict=True)))
+    uniform = propagation.states.uniform(propagation.classes, propagation.frozen)
     while remaining:
         first, classes = next(iter(remaining.items()))
-        members = {first}
+        members, classes = {first}, with_uniform(classes, uniform)
         while more := {i for i, c in remaining.items() if i not in members and c & classes}:
             members |= more
-            classes = classes.union(*(remaining[i] for i in more))
+            classes = with_uniform(classes.union(*(remaining[i] for i in more)), uniform)
         for i in members:
             del remaining[i]
-        yield _group(propagation, [layers[i] for i in sorted(members)], classes, layers)
+        sides = {tuple(side.tolist()): side for sides in uniform for side in sides if classes.issuperset(side.tolist())}
+        yield _group(propagation, [layers[i] for i in sorted(members)], classes, layers, tuple(sides.values()))
 
 
-def _group(propagation: Propagation, writers: Sequence[Layer], classes: set[int], layers: Sequence[Layer]) -> Group:
+def _group(
+    propagation: Propagation,
+    writers: Sequence[Layer],
+    classes: set[int],
+    layers: Sequence[Layer],
+    uniform: tuple[Labels, ...],
+) -> Group:
     labels = np.array(sorted(classes), dtype=np.int64)
     readers = tuple(layer.name for layer in layers if np.isin(layer.linear.reads, labels).any())
     products = tuple(_products(propagation, labels))
@@ -102,9 +113,9 @@ def _group(propagation: Propagation, writers: Sequence[Layer], classes: set[int]
         single = all(layer.width < 2 for layer in writers)
         frozen = "it has a single channel" if single else "its channels can only go all at once"
     unit = max(_channels_per_class(layer) for layer in writers)
-    sides = _sides(writers)
+    sides, states = uniform or _sides(writers), propagation.states.holding(propagation.classes, classes)
     if frozen is None and sides:
-        frozen = _lopsided(propagation, writers, sides, labels)
+        frozen = _lopsided(propagation, writers, sides, labels, is_uniform=bool(uniform))
     activation, path = _path(propagation, writers, classes)
     kinds = {node.key: facts.kind for node, facts in propagation.node_facts}
     return Group(
@@ -117,10 +128,13 @@ def _group(propagation: Propagation, writers: Sequence[Layer], classes: set[int]
         frozen=frozen,
         unit=unit,
         coupled=coupled,
-        mixable=all(kinds[key] in _MIXABLE for key in path) and all(layer.cell is None for layer in writers),
+        mixable=not states
+        and all(kinds[key] in _MIXABLE for key in path)
+        and all(layer.cell is None for layer in writers),
         products=products,
         sides=sides,
         recurrent=any(layer.cell is not None for layer in writers),
+        states=states,
     )
 
 
@@ -138,16 +152,25 @@ def _sides(writers: Sequence[Layer]) -> tuple[Labels, ...]:
     return ()
 
 
+def _units(layer: Layer) -> tuple[Labels, ...]:
+    """The units of each direction of a recurrent layer."""
+    return () if layer.cell is None else tuple(np.sort(side) for side in layer.cell.hidden)
+
+
 def _lopsided(
-    propagation: Propagation, writers: Sequence[Layer], sides: Sequence[Labels], labels: Labels
+    propagation: Propagation, writers: Sequence[Layer], sides: Sequence[Labels], labels: Labels, *, is_uniform: bool
 ) -> str | None:
     """Why equally many units of every direction cannot be taken, None if they can."""
     whole = np.concatenate(sides)
     stays = next((propagation.frozen[c] for c in sorted(whole.tolist()) if c in propagation.frozen), None)
     if stays is not None:
         return stays
-    others = (_sides([layer]) for layer in writers if layer.cell is not None)
-    alike = all({tuple(side) for side in own} == {tuple(side) for side in sides} for own in others)
+    known = {tuple(side) for side in sides}
+    cells = [layer for layer in writers if layer.cell is not None]
+    if is_uniform:
+        alike = all({tuple(side) for side in _units(layer)} <= known for layer in cells)
+    else:
+        alike = all({tuple(side) for side in _sides([layer])} == known for layer in cells)
     if not alike or not np.array_equal(np.sort(whole), labels):
         return "its directions share units in a way that leaves no equal numbers"
     return None

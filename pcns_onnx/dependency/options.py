@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pcns_onnx.errors import InputError
 
 if TYPE_CHECKING:
     from pcns_onnx.ops import Heads
+
+Contract = Literal["keep", "narrow"]
+"""Whether what a caller carries from run to run keeps its shape."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,9 @@ class Scope:
     `include` and `exclude` are globs on layer names (one or a list). `coupled` false leaves channels alone
     that several blocks share. `depth` false keeps all blocks, however little they do. `low_rank`: layers whose outputs
     cannot get fewer may become two of lower rank, where that was measured to pay. `heads`: take the same dimensions
-    from all attention heads ('width') or whole heads ('whole'). `shape`: sizes of inputs that the model leaves open
-    ('input=1x3x224x224').
+    from all attention heads ('width') or whole heads ('whole'). `states`, `caches`: what a caller carries from run to
+    run keeps its shape ('keep'), or gets narrower at both ends ('narrow'): states of recurrent layers, K and V of
+    attention. `shape`: sizes of inputs that the model leaves open ('input=1x3x224x224').
     """
 
     include: str | Sequence[str] = field(
@@ -66,6 +70,25 @@ class Scope:
             "metavar": "width|whole",
             "choices": ("width", "whole"),
             "help": "Attention: narrow every head (width) or take whole heads.",
+        },
+    )
+    states: Contract = field(
+        default="keep",
+        metadata={
+            "commands": "inspect shrink plan",
+            "metavar": "keep|narrow",
+            "choices": ("keep", "narrow"),
+            "help": "States that are inputs and outputs: keep their shape, or narrow both ends (of recurrent layers, "
+            "and others that --carry names).",
+        },
+    )
+    caches: Contract = field(
+        default="keep",
+        metadata={
+            "commands": "inspect shrink plan",
+            "metavar": "keep|narrow",
+            "choices": ("keep", "narrow"),
+            "help": "Caches of K and V: keep their shape, or narrow past and present, all layers alike.",
         },
     )
     shape: str | Sequence[str] = field(

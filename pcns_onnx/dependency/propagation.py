@@ -17,6 +17,7 @@ from pcns_onnx.dependency.causes import Causes
 from pcns_onnx.dependency.classes import Classes
 from pcns_onnx.dependency.data_dependence import DataDependence
 from pcns_onnx.dependency.shared_weights import SharedWeights
+from pcns_onnx.dependency.states.carried_states import CarriedStates
 from pcns_onnx.graph import Graph, Node, Shape
 from pcns_onnx.graph.quantized_weights import can_be_written
 from pcns_onnx.graph.queries import bias_add
@@ -38,6 +39,7 @@ class Propagation:
     labels: dict[str, Labels] = field(default_factory=dict)
     node_facts: list[tuple[Node, OpFacts]] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
+    states: CarriedStates = field(default_factory=CarriedStates)
     _facts: dict[str, OpFacts] = field(default_factory=dict)
 
     @classmethod
@@ -48,6 +50,7 @@ class Propagation:
         batch = graph.layout.batch
         shapes = graph.shapes(feeds, batch=batch)
         propagation = cls(graph, shapes, graph.shapes(feeds, batch=batch + 1), batch, heads, tied)
+        propagation.states = CarriedStates.of(graph, shapes, propagation.classes)
         propagation._run()
         return propagation
 
@@ -93,6 +96,9 @@ class Propagation:
         for node in self.graph.nodes:
             if self.graph.is_constant(node.key):
                 continue
+            if node.key in self.states.labels:
+                self.labels[node.key] = self.states.labels[node.key]
+                continue
             facts = self._facts_of(node)
             self.node_facts.append((node, facts))
             self._facts[node.key] = facts
@@ -113,8 +119,12 @@ class Propagation:
                     self._freeze(self.labels[name], f"a subgraph of {node.op} '{node.label}' reads it")
         for fact in self.shared_weights.frozen():
             self._freeze(fact.labels, fact.reason)
+        for tie in self.states.ties(self.labels):
+            both = (tie.a >= 0) & (tie.b >= 0)
+            self.classes.tie(tie.a[both], tie.b[both])
+            self._freeze(np.concatenate([tie.a[~both], tie.b[~both]]), tie.reason)
         for output in self.graph.outputs:
-            if output.name in self.labels:
+            if output.name in self.labels and output.name not in self.states.outputs:
                 self._freeze(self.labels[output.name], f"it feeds the model's output '{output.name}'")
         for name, labels in self.labels.items():
             if len(axes_of(self.classes.compact(labels))) > 1 and not self._has_whole_directions(name):
@@ -123,7 +133,7 @@ class Propagation:
     def _has_whole_directions(self, name: str) -> bool:
         """Whether a tensor holds all units of directions of a recurrent layer, and is only moved about."""
         labels = self.classes.compact(self.labels[name])
-        sides = {tuple(side) for side in self._directions}
+        sides = {tuple(side) for side in (*self._directions, *self.states.rows(self.classes))}
         table = labels.reshape([size for size in labels.shape if size > 1] or [1])
         whole = table.ndim == 2 and any({tuple(row) for row in way} <= sides for way in (table, table.T))
         readers = [reader for reader in self.graph.consumers.get(name, ()) if reader.key in self._facts]
@@ -199,4 +209,5 @@ class Propagation:
             leaves=self.exposed.__contains__,
             sparse=graph.sparse.__contains__,
             writable=partial(can_be_written, graph),
+            given_back=self.states.given_back.__contains__,
         )

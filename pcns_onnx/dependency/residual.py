@@ -61,7 +61,7 @@ def residual_blocks(graph: Graph, dependencies: DependencyGraph) -> Mapping[str,
     """By group, the blocks that can be left out."""
     blocks = {}
     for group in dependencies.shrinkable:
-        if group.coupled or group.products or len(group.readers) != 1:
+        if group.coupled or group.products or group.states or len(group.readers) != 1:
             continue
         layer = dependencies.layer(group.readers[0])
         goal = regression_target(graph, dependencies, layer)

@@ -11,13 +11,13 @@ initializers are kept beside it, in memory or mapped from files, and shared by a
 from __future__ import annotations
 
 from pcns_onnx.graph.initializers import Program
-from pcns_onnx.graph.layout import Layout
+from pcns_onnx.graph.layout import CarriedState, Layout
 from pcns_onnx.graph.model import Graph
 from pcns_onnx.graph.model_source import ModelSource
 from pcns_onnx.graph.opset import at_least_opset, constant_weights, inlined
 from pcns_onnx.graph.protobuf import Array, Node, Shape, TensorSpec
 
 __all__ = [
-    "Array", "Graph", "Layout", "ModelSource", "Node", "Program", "Shape", "TensorSpec", "at_least_opset",
-    "constant_weights", "inlined",
+    "Array", "CarriedState", "Graph", "Layout", "ModelSource", "Node", "Program", "Shape", "TensorSpec",
+    "at_least_opset", "constant_weights", "inlined",
 ]  # fmt: skip

@@ -22,13 +22,29 @@ _AUTOMATIC = ("dynamic_axes", "unk__", "_dim_")
 
 
 @dataclass(frozen=True)
+class CarriedState:
+    """A state that the caller carries from run to run: `output` gives back what `input` takes at the next one.
+
+    Channels lie along `axes`. A cache (`is_cache`) gets longer from run to run, other states keep their shape. All that
+    reads the input reads tensor `key` in its place (`editing.interface`).
+    """
+
+    input: str
+    output: str
+    key: str
+    axes: tuple[int, ...]
+    is_cache: bool = False
+
+
+@dataclass(frozen=True)
 class Layout:
     """`axes`: by input, the axis along which its samples lie, None where it is the same in every run.
 
     `symbol` is the name of the size that counts samples ('' where it has none), `fixed` the model's own batch.
     `tentative` are the inputs whose axis is a guess: their array may be the same in every run. The layout is
     `certain` where names or the caller say what counts samples. `whole`: what is fed at once is one sample,
-    whatever its sizes. `stored` are inputs that the model had before they were made constants.
+    whatever its sizes. `stored` are inputs that the model had before they were made constants. `states`: those that the
+    caller carries along and whose channels may go.
     """
 
     axes: Mapping[str, int | None]
@@ -38,6 +54,7 @@ class Layout:
     certain: bool = True
     whole: bool = False
     stored: frozenset[str] = frozenset()
+    states: tuple[CarriedState, ...] = ()
 
     def as_whole(self) -> Layout:
         """The layout of a model that is fed one sample at a time, no axis of which counts samples."""

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, shape_inference
 
 from pcns_onnx.errors import InputError, first_line
 from pcns_onnx.files import alone_in, write_atomic, written_through
-from pcns_onnx.graph.editing.nodes import EditedNodes
+from pcns_onnx.graph.editing.interface import EditedInterface
 from pcns_onnx.graph.external_data import (
     link_beside,
     read_model,
@@ -39,7 +39,7 @@ from pcns_onnx.graph.protobuf import (
 from pcns_onnx.graph.quantized_weights import set_quantized
 
 
-class Graph(EditedNodes):
+class Graph(EditedInterface):
     """One ONNX model: read through `GraphView`, edited in place, saved whole."""
 
     @classmethod

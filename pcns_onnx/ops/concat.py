@@ -39,6 +39,8 @@ def concat(context: OpContext) -> OpFacts:
     axis = context.attr("axis", 1) % rank
     coupled = tuple(carried) if len(carried) > 1 else ()
     if any(a != axis for labels in carried for a in axes_of(labels)):
+        if context.given_back(context.node.outputs[0]) and (rows := _rows(context, axis)) is not None:
+            return OpFacts((rows,), "move")
         if any(labels.shape[axis] > 1 for labels in carried):
             return freeze(context, f"{describe(context.node)} joins channels that lie on several axes")
         return _side_by_side(context, carried, coupled)
@@ -50,6 +52,19 @@ def concat(context: OpContext) -> OpFacts:
             return freeze(context, f"{describe(context.node)} joins a tensor of unknown size to its channels")
         pieces.append(np.broadcast_to(vector, (size,)))
     return OpFacts((spread(np.concatenate(pieces), axis, rank),), "move", coupled=coupled)
+
+
+def _rows(context: OpContext, axis: int) -> Labels | None:
+    """States of several layers one behind the other, each with channels of its own; None where a size is not known."""
+    carried = [labels for labels in context.labels if labels is not None]
+    whole = np.broadcast_shapes(*(np.take(labels, [0], axis=axis).shape for labels in carried))
+    rows = []
+    for labels, shape in zip(context.labels, context.shapes, strict=True):
+        if shape is None or (size := shape[axis]) is None:
+            return None
+        own = np.full(1, -1, dtype=np.int64) if labels is None else labels
+        rows.append(np.broadcast_to(own, (*whole[:axis], size, *whole[axis + 1 :])))
+    return np.concatenate(rows, axis=axis)
 
 
 def _side_by_side(context: OpContext, carried: Sequence[Labels], coupled: tuple[Labels, ...]) -> OpFacts:

@@ -315,13 +315,13 @@ class OpFacts:
 class OpContext:
     """One node with what is known of its surroundings.
 
-    Per input: `labels` (None: carries no channels), `shapes` (None: not inferred), `constants`
-    (None: computed), `batched` (axes whose size follows the batch). Per output: `exposed` (it is
-    an output of the model). `heads` says what to take from attention, `opset` the version of
-    the default operators. `fresh(n)` makes n new labels. Of any tensor by name: `producer` makes
-    it, `readers` read it, `value` is its constant (None: computed), `size` its inferred shape,
-    `carried` its labels, `leaves` says whether it is an output of the model, `sparse` whether it is a
-    constant that is stored sparsely (its value is None), `writable` whether new values of a constant take no more room.
+    Per input: `labels` (None: carries no channels), `shapes` (None: not inferred), `constants` (None: computed),
+    `batched` (axes whose size follows the batch). Per output: `exposed` (it is an output of the model). `heads` says
+    what to take from attention, `opset` the version of the default operators. `fresh(n)` makes n new labels. Of any
+    tensor by name: `producer` makes it, `readers` read it, `value` is its constant (None: computed), `size` its
+    inferred shape, `carried` its labels, `leaves` says whether it is an output of the model, `sparse` whether it is a
+    constant that is stored sparsely (its value is None), `writable` whether new values of a constant take no more room,
+    `given_back` whether it only goes back to the caller, as a state that may get narrower.
     """
 
     node: Node
@@ -342,6 +342,7 @@ class OpContext:
     leaves: Callable[[str], bool]
     sparse: Callable[[str], bool]
     writable: Callable[[str], bool]
+    given_back: Callable[[str], bool] = lambda name: False
 
     def constant(self, position: int) -> Array | None:
         """Constant input `position`, None if absent or computed."""

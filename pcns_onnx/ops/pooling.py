@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from pcns_onnx.ops.computed_shapes import Stored, origin, target
-from pcns_onnx.ops.facts import ChannelCount, Kind, OpContext, OpFacts, along, axes_of, describe, freeze, spread
+from pcns_onnx.ops.facts import ChannelCount, Kind, OpContext, OpFacts, Tie, along, axes_of, describe, freeze, spread
 from pcns_onnx.ops.normalization import SEVERAL, is_norm_of
 from pcns_onnx.ops.registry import rule
 from pcns_onnx.ops.sliding_window import WindowOp
@@ -134,11 +134,16 @@ def _reduce(context: OpContext, kind: Kind) -> OpFacts:
     axes = tuple(int(a) for a in stored) if stored is not None else tuple(context.attr("axes", ()))
     if not axes and not context.attr("noop_with_empty_axes", 0):
         axes = tuple(range(labels.ndim))
-    axes = tuple(a % labels.ndim for a in axes)
+    axes, ties = tuple(a % labels.ndim for a in axes), tuple[Tie, ...]()
+    varying = axes_of(labels)
+    if len(varying) == 2 and varying[0] in axes and varying[1] not in axes:  # directions of a cell: unit by unit
+        first = np.take(labels, [0], axis=varying[0])
+        why = f"{describe(context.node)} reduces over the directions of its channels"
+        ties, labels = (Tie(np.broadcast_to(first, labels.shape), labels, why),), first
     if any(a in axes for a in axes_of(labels)) or _single_channel(labels.shape, axes):
         why = SEVERAL if is_norm_of(context) else "mixes channels: it reduces over their axis"
         return freeze(context, f"{describe(context.node)} {why}")
-    return OpFacts((labels if context.attr("keepdims", 1) else np.squeeze(labels, axis=axes),), kind)
+    return OpFacts((labels if context.attr("keepdims", 1) else np.squeeze(labels, axis=axes),), kind, ties=ties)
 
 
 def _single_channel(shape: tuple[int, ...], axes: tuple[int, ...]) -> bool:

@@ -15,8 +15,21 @@ from pcns_onnx.graph import Node
 from pcns_onnx.ops.attention.kernels import takes_whole_heads
 from pcns_onnx.ops.computed_shapes import Stored, counted, is_followed, measured, origin, target
 from pcns_onnx.ops.elementwise import BINARY, UNARY
-from pcns_onnx.ops.facts import ImpliedAxes, Labels, OpContext, OpFacts, Tie, along, axes_of, describe, freeze, spread
+from pcns_onnx.ops.facts import (
+    ImpliedAxes,
+    Labels,
+    OpContext,
+    OpFacts,
+    PerChannelConstant,
+    Tie,
+    along,
+    axes_of,
+    describe,
+    freeze,
+    spread,
+)
 from pcns_onnx.ops.normalization import is_group_norm
+from pcns_onnx.ops.recurrent import GATES
 from pcns_onnx.ops.registry import rule
 
 
@@ -133,14 +146,31 @@ def _moved_axes(
 @rule("Expand")
 def expand_op(context: OpContext) -> OpFacts:
     """Positions are repeated; a stored number of channels is kept in step."""
-    labels = context.labels[0]
-    rank = len(context.outputs[0] or ())
+    labels, rank = context.labels[0], len(context.outputs[0] or ())
+    stored = _stored_state(context) if labels is None else None
+    labels = stored if stored is not None else labels
     if labels is None or not axes_of(labels) or rank < labels.ndim:
         facts = freeze(context, f"{describe(context.node)} may spread one channel over many")
         return replace(facts, frozen=(*facts.frozen, *target(context, 1, None)[1]))
     labels = labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
     sizes, frozen = target(context, 1, labels)
-    return OpFacts((labels,), "linear", sizes=sizes, frozen=frozen)
+    own = () if stored is None else (PerChannelConstant(0, stored),)
+    return OpFacts((labels,), "linear", sizes=sizes, frozen=frozen, per_channel=own)
+
+
+def _stored_state(context: OpContext) -> Labels | None:
+    """Labels of a stored state (D, 1, H) that is repeated for every sample, for recurrent layers to start from."""
+    state, output = context.constant(0), context.node.outputs[0]
+    readers = context.readers(output)
+    if state is None or state.ndim != 3 or state.shape[1] != 1 or state.shape[2] == 1 or not state.any():
+        return None
+    if (
+        not readers
+        or context.leaves(output)
+        or not all(r.op in GATES and not r.domain and output in r.inputs[5:7] for r in readers)
+    ):
+        return None
+    return context.fresh(state.size).reshape(state.shape)
 
 
 @rule("Tile")

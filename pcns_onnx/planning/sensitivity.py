@@ -27,7 +27,9 @@ from pcns_onnx.dependency.residual import ResidualBlock, residual_blocks
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import Array, to_numpy
 from pcns_onnx.ops import Labels
+from pcns_onnx.rewrite.change_basis import Absorption, change_basis
 from pcns_onnx.rewrite.channels import narrow
+from pcns_onnx.rewrite.contract import filled
 from pcns_onnx.rewrite.drop_blocks import constant_for
 from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
 from pcns_onnx.rewrite.patch import Patch, apply
@@ -73,24 +75,27 @@ class Prober:
         """Remove what the stream holds."""
         self._stream.close()
 
-    def curve(self, graph: Graph, base: Graph, read: GroupStats, ranking: Ranking) -> NDArray[np.float64]:
+    def curve(
+        self, graph: Graph, base: Graph, read: GroupStats, ranking: Ranking, absorptions: Sequence[Absorption] = ()
+    ) -> NDArray[np.float64]:
         """(N+1,): squared error of the outputs, each channel in its own scale, at every width of the group.
 
-        `graph` is the original, `base` the same with this group in the basis that `ranking` is of.
+        `graph` is the original, `base` the same with this group in the basis that `ranking` is of. `absorptions`: the
+        heads of a cache for which Q makes up.
         """
         block = self._blocks.get(read.group.name)
         widths = _widths(ranking, read.group.step)
         first = min(
             (self._dependencies.layer(name) for name in read.group.writers), key=self._dependencies.layers.index
         )
-        behind = graph.made_from(first.key)
-        outputs = [name for name in self._outputs if name in behind]  # no others can change
+        behind, inputs = graph.made_from(first.key), inputs_of(graph)
+        outputs = [name for name in self._outputs if name in behind or read.group.states]  # no others can change
         if not outputs:
             return ranking.error
         # The inputs too: what is narrowed may count anew, from them, what the original has counted in front.
-        later = [*outputs, *inputs_of(graph)]
-        live = self._stream.live(graph, first.key, later)
-        sessions: list[Session] = []
+        later = [*outputs, *inputs]
+        live = inputs if read.group.states else self._stream.live(graph, first.key, later)
+        sessions: list[tuple[Graph, Session]] = []
         errors = OutputError(outputs, self._layout, len(widths) + (block is not None), len(self._outputs))
         stop = Cut(graph, live, first.key, later, finite=False)
         missing = [name for name in outputs if not self._expected or name not in self._expected[0]]
@@ -100,12 +105,12 @@ class Prober:
                 self._expected[index : index + 1] = [{**dict(*self._expected[index : index + 1]), **full.run(cut)}]
             if not sessions:
                 means = self._means(base, live, cut, read)
-                graphs = list(self._narrowed(base, read, ranking, widths, means))
+                graphs = list(self._narrowed(base, read, ranking, widths, means, absorptions))
                 graphs += [] if block is None else [self._without(base, block, means)]
-                sessions = [self._session(g, live, outputs) for g in graphs]
+                sessions = [(g, self._session(g, live, outputs)) for g in graphs]
             errors.expect(self._expected[index])
-            for at, session in enumerate(sessions):
-                errors.update(self._expected[index], session.run(cut), at)
+            for at, (small, session) in enumerate(sessions):
+                errors.update(self._expected[index], filled(small, self._expected[index], session.run(cut)), at)
         loss = errors.shares()
         applied = [_applied(read, ranking.keep(width)) for width in widths]
         for at, width in enumerate(widths):
@@ -149,12 +154,16 @@ class Prober:
         ranking: Ranking,
         widths: Sequence[int],
         means: dict[tuple[str, int], Array],
+        absorptions: Sequence[Absorption],
     ) -> Iterator[Graph]:
         """The model at each of the group's widths."""
         covariances = read.covariances()
         for width in widths:
             keep = {read.group.name: read.group.labels[ranking.keep(width)]}
-            small = apply(base, narrow(base, self._dependencies, keep))
+            kept = kept_classes(self._dependencies, keep)
+            changes = [change for absorption in absorptions for change in absorption.changes(kept)]
+            rotated = change_basis(base, self._dependencies, changes)[0]
+            small = apply(rotated, narrow(rotated, self._dependencies, keep))
             yield apply(small, self._readers(base, small, read.group, keep, covariances, means))
 
     def _readers(

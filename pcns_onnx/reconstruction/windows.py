@@ -49,8 +49,8 @@ class Route:
 def route(graph: Graph, dependencies: DependencyGraph, layer: Layer) -> Route | None:
     """The route from a layer to the one that alone reads it; None where anything else touches channels or weights."""
     group = next((g for g in dependencies.groups if g.writers == (layer.name,)), None)
-    if group is None or group.coupled or group.products or len(group.readers) != 1:
-        return None
+    if group is None or group.coupled or group.products or group.states or len(group.readers) != 1:
+        return None  # a state means to the caller what it meant
     reader = dependencies.layer(group.readers[0])
     if dependencies.is_bound(layer) or dependencies.is_bound(reader):
         return None

@@ -21,6 +21,7 @@ from pcns_onnx.files import write_atomic
 from pcns_onnx.methods.expansion import Expanded
 from pcns_onnx.methods.pcns.assessment import PcnsAssessment
 from pcns_onnx.planning.plan import FrontierPoint, GroupPlan, SkippedLayer
+from pcns_onnx.report.contract import NarrowedState
 
 SCHEMA = 1
 
@@ -128,7 +129,7 @@ class Report(msgspec.Struct, frozen=True):
 
     `frontier` and the point `chosen` on it are for the page (`html`), where a budget was spread over the layers.
     `failed_precisions` are those that were asked for and are not written; the warnings name them, too. `healing`: how
-    the result has learnt from the original, where it was to.
+    the result has learnt from the original, where it was to. `contract`: the states whose shape a caller must change.
     """
 
     options: dict[str, str]
@@ -149,6 +150,7 @@ class Report(msgspec.Struct, frozen=True):
     precisions: list[Precision] = []
     failed_precisions: list[FailedPrecision] = []
     healing: Healing | None = None
+    contract: list[NarrowedState] = []
     schema: int = SCHEMA
 
     def save(self, path: str | os.PathLike[str]) -> None:

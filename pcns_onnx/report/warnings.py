@@ -132,3 +132,12 @@ def still(solution: Solution) -> list[str]:
         f"{len(names)} of {len(fits)} layers that are solved again make the same of all samples ('{names[0]}' is the "
         "first): what they were solved for holds for these only, give samples that differ"
     ]
+
+
+def of_samples(problem: Problem, solution: Solution) -> list[str]:
+    """What must be known of the samples that a model was solved on."""
+    summary = problem.calibration.samples.summary
+    if all_alike(summary) is not None:
+        return degenerate(summary)
+    few = few_samples(problem)
+    return [*few, *degenerate(summary, counts=not few), *starved(solution, problem), *still(solution)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from pcns_onnx.graph import Graph, Layout
+from pcns_onnx.graph import CarriedState, Graph, Layout
 from pcns_onnx.rewrite.constant_shapes import store_constant_shapes
+from pcns_onnx.rewrite.contract import open_states, state_outputs
 from pcns_onnx.rewrite.explicit_bias import drop_zero_biases, explicit_biases
 from pcns_onnx.rewrite.fold_batch_norm import fold_batch_norms
 from pcns_onnx.rewrite.fused.attention import close_attention, open_attention
@@ -32,9 +34,9 @@ class Canonical:
     shown: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, original: Graph, *, folds: bool = True) -> Canonical:
-        """The forms of a model; with `folds` false its norms stay as they are."""
-        start = open_attention(_flat(original))
+    def of(cls, original: Graph, *, folds: bool = True, states: Sequence[CarriedState] = ()) -> Canonical:
+        """The forms of a model; with `folds` false its norms stay as they are. `states` are those that may go."""
+        start = open_states(open_attention(_flat(original)), states)
         norms_folded, folded = fold_batch_norms(start) if folds else (start, ())
         if folded:
             store_once(norms_folded, original)
@@ -76,5 +78,6 @@ def emit(form: Canonical, patch: Patch, *, keeps_biases: bool = False) -> Graph:
     close_attention(small, form.original)
     store_once(small, form.original, form.typed)
     hide_steps(small, form.shown)
+    state_outputs(small)
     small.prune(form.typed)
     return small

@@ -12,6 +12,7 @@ from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Array, Graph
 from pcns_onnx.numerics.quantization import Takes
 from pcns_onnx.ops import ChannelCount, Labels
+from pcns_onnx.rewrite.contract import take_states
 from pcns_onnx.rewrite.layer_weights import has_value_per_row, stored
 from pcns_onnx.rewrite.patch import Edit, Patch, SetAttributes, SetInput, SetNumbers, TakeInput
 from pcns_onnx.rewrite.recurrent_cells import take_units
@@ -35,6 +36,10 @@ def repeat(graph: Graph, dependencies: DependencyGraph, copies: NDArray[np.int64
     for key, constant in dependencies.per_channel:
         if key in biases:
             continue
+        if sum(size > 1 for size in constant.labels.shape) > 1 and (copies[constant.labels] != 1).any():
+            value = _by_rows(stored(graph, key, constant.position), constant.labels, copies)
+            edits.append(SetInput(key, constant.position, value))
+            continue
         takes = _takes(constant.labels, copies)
         if takes:
             edits.append(TakeInput(key, constant.position, takes))
@@ -42,6 +47,7 @@ def repeat(graph: Graph, dependencies: DependencyGraph, copies: NDArray[np.int64
         if (copies[index.labels] != 1).any():
             places = stored(graph, index.key, index.position)
             edits.append(SetInput(index.key, index.position, _renumbered(places, index.labels, copies)))
+    edits += take_states(graph, dependencies.labels, copies)
     edits += _named_axes(dependencies, copies)
     edits += [
         SetAttributes(number.key, ((number.name, number.value),))
@@ -127,6 +133,11 @@ def _takes(labels: Labels, copies: NDArray[np.int64]) -> Takes:
         if size > 1
     )
     return [one for one in by_axis if one is not None]
+
+
+def _by_rows(value: Array, labels: Labels, copies: NDArray[np.int64]) -> Array:
+    """A stored state (D, 1, H), whose directions have channels of their own."""
+    return np.stack([row[:, layout(own.reshape(-1), copies)[0]] for row, own in zip(value, labels, strict=True)])
 
 
 def take(axis: int, labels: Labels, copies: NDArray[np.int64]) -> tuple[int, NDArray[np.int64]] | None:

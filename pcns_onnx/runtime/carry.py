@@ -26,7 +26,7 @@ from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.nonfinite import is_finite
 
-_IN_MEMORY = 1 << 26
+IN_MEMORY = 1 << 26
 """Bytes of states that are kept in memory; more go to disk."""
 
 
@@ -79,8 +79,9 @@ def _numbers(run: Batch) -> Array:
 
 
 def _zeros(spec: TensorSpec, axis: int | None) -> Array:
+    """The state that a sequence begins with: zeros; a cache of K or V, whose length is open, is empty."""
     sizes = [1 if at == axis and size is None else size for at, size in enumerate(spec.shape)]
-    if None in sizes:
+    if sizes.count(None) > (len(sizes) > 3):
         raise InputError(
             f"--carry: input '{spec.name}' has open sizes: give its first value with --constant {spec.name}=FILE"
         )
@@ -103,7 +104,7 @@ class _States:
     ) -> None:
         self._dataset, self._engine, self._graph, self._carries, self._start = dataset, engine, graph, carries, start
         self._specs = {spec.name: spec for spec in graph.inputs}
-        self._file = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - it lives as long as the samples
+        self._file = SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - it lives as long as the samples
         weakref.finalize(self, self._file.close)
         self._kept: list[dict[str, _Kept]] = []
         self._fresh: Iterator[Feeds] | None = None

@@ -2,9 +2,9 @@
 
     python tools/robustness/duplicates.py --cases 500 --seed 0 [--only flattened] [--keep FOLDER]
 
-Half of every width is superfluous (`planted`, `planted_attention`). Each model is shrunk to that half on few
-samples or many (enough for every neuron to fire that fires at all), by `--width` or by the budget that the half costs,
-and has to answer other samples as the original does, to `LIMIT`. A case depends on its number and the seed alone.
+Half of every width is superfluous (`planted`, `planted_attention`, `planted_cells`). Each model is shrunk to that half
+on few samples or many (enough for every neuron to fire that fires at all), by `--width` or by the budget that the half
+costs, and has to answer other samples as the original does, to `LIMIT`. A case depends on its number and seed alone.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from robustness.planted import KINDS, Array, Planted
 from robustness.planted_attention import attention
+from robustness.planted_cells import recurrent
 
 LIMIT = 1e-3
 """Relative error of the outputs, root mean square, that rounding may leave."""
 RARE = 6
 """One in so many turns of the slowest kind is taken."""
-BUILDERS = {**KINDS, "attention": attention}
+BUILDERS = {**KINDS, "attention": attention, "recurrent": recurrent}
 FEW, MANY = (12, 16, 24, 40), (120, 400)
 
 

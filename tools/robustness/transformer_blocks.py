@@ -44,6 +44,7 @@ class Recipe:
     scaled: bool = True
     mask: bool = False
     layers: int = 1
+    unit: str = ""
     hidden: int = 4 * D
 
 
@@ -188,6 +189,8 @@ class Net:
     def unit(self) -> str:
         """What goes from attention: `dims`, `heads` of K and V, `queries` alone, or `pairs` beside V's dimensions."""
         r = self.recipe
+        if r.unit:
+            return r.unit
         if self.form == "plain":
             return "pairs" if r.positions == "rotary" or r.qk_norm or r.cache else "dims"
         if r.cache:

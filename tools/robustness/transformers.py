@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,9 @@ from robustness.transformer_blocks import (
 OPSETS = {"plain": 17, "onnx": 23, "ort": 17}
 
 
-def row(name: str, form: str) -> tuple[onnx.ModelProto, Net]:
-    """The model of an architecture in a form, and what it was made with."""
-    net = Net(RECIPES[name], form)
+def row(name: str, form: str, **changes: Any) -> tuple[onnx.ModelProto, Net]:
+    """The model of an architecture in a form, and what it was made with; `changes` to its recipe."""
+    net = Net(replace(RECIPES[name], **changes), form)
     x = _stem(net)
     states = _states(net) if net.recipe.cross else ""
     for layer in range(net.recipe.layers):

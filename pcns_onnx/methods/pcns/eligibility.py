@@ -48,6 +48,8 @@ def refusal(graph: Graph, dependencies: DependencyGraph, group: Group, *, refit:
         return (
             "a recurrent layer makes its units of their own past, and for new neurons there are no gates to solve for"
         )
+    if group.states:
+        return f"the caller carries its channels along as '{group.states[0]}', and new neurons are others"
     if len(group.writers) > 1 or group.unit > 1 or group.products:
         return "several layers (or blocks of one) share its channels, and new neurons can replace one layer's only"
     for layer in (dependencies.layer(name) for name in group.readers):

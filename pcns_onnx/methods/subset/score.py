@@ -23,8 +23,9 @@ from pcns_onnx.methods.registry import Method
 from pcns_onnx.planning.importance import Importance, essential
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.planning.sensitivity import Prober, probe_samples
+from pcns_onnx.reconstruction.absorption import absorbing
 from pcns_onnx.reconstruction.rotation import rotations
-from pcns_onnx.rewrite.change_basis import BasisChange, change_basis
+from pcns_onnx.rewrite.change_basis import Absorption, BasisChange, change_basis
 
 
 def rank_of(method: Method) -> Rank:
@@ -57,7 +58,8 @@ def score_channels(problem: Problem, method: Method, *, seed: int, probes: bool)
             if prober is not None:
                 with problem.calibration.progress.stage("probe"):
                     base = change_basis(problem.graph, problem.dependencies, changes.by_group.get(name, ()))[0]
-                    curves[name] = prober.curve(problem.graph, base, read, ranking)
+                    absorptions = changes.absorptions.get(name, ())
+                    curves[name] = prober.curve(problem.graph, base, read, ranking, absorptions)
     finally:
         if prober is not None:
             prober.close()
@@ -85,11 +87,17 @@ class _BasisSearch:
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self._origins = Origins(problem.graph, problem.dependencies) if any(g.mixable for g in problem.groups) else None
+        has_basis = any(group.mixable or (group.states and group.products) for group in problem.groups)
+        self._origins = Origins(problem.graph, problem.dependencies) if has_basis else None
+        self.absorptions: dict[str, tuple[Absorption, ...]] = {}
         self.by_group: dict[str, tuple[BasisChange, ...]] = {}
 
     def in_best_basis(self, read: GroupStats) -> GroupStats:
         """How the group is read in its best basis, or as it was."""
+        if self._origins is not None and read.group.states and read.group.products:
+            own, read = absorbing(self._problem.graph, self._problem.dependencies, read, self._origins)
+            self.absorptions[read.group.name] = own
+            return read
         if self._origins is None or not read.group.mixable:
             return read.without_refit()
         graph, dependencies, calibration = self._problem.graph, self._problem.dependencies, self._problem.calibration

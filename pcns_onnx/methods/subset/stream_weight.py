@@ -29,6 +29,7 @@ from pcns_onnx.planning.decision import Decision, choose
 from pcns_onnx.planning.importance import Importance
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.planning.trial import trial_of
+from pcns_onnx.rewrite.contract import filled
 from pcns_onnx.rewrite.patch import apply
 from pcns_onnx.runtime.activation_cache import ActivationCache
 from pcns_onnx.runtime.activations import run_batches
@@ -89,5 +90,5 @@ def _errors(problem: Problem, samples: Samples, models: Iterable[Graph], count: 
             runs = run_batches(engine, model, samples, names, finite=False)
             for outputs, actual in zip(expected.read(), runs, strict=True):
                 beside = {name: namespace_of(actual[name]).asarray(value) for name, value in outputs.items()}
-                errors.update(beside, actual, at)  # what was on disk comes back on the host
+                errors.update(beside, filled(model, beside, actual), at)  # what was on disk comes back on the host
     return [math.inf if math.isnan(error) else float(error) for error in errors.shares()]

@@ -46,7 +46,7 @@ def fused_attention(context: OpContext) -> OpFacts:
     if sides is None:
         return freeze(context, f"{describe(context.node)} has heads whose sizes are not known", macs=0)
     macs = _macs(context, kernel, sides)
-    used = {side.position for side in sides}
+    used = {side.position for side in sides} | set(kernel.past)
     parameters = [place for place, labels in enumerate(context.labels) if labels is not None and place not in used]
     if parameters:
         return freeze(context, f"{describe(context.node)} takes the channels of a layer as a parameter", macs=macs)
@@ -73,7 +73,12 @@ def _widths(
     q, k, v = sides
     why = f"{describe(context.node)} multiplies its channels by some {MUST_STAY}"
     first = q.labels if (q.labels >= 0).all() else k.labels
-    ties = (*_alike(first[:1], q.labels, why), *_alike(first[:1], k.labels, why), *_alike(v.labels[:1], v.labels, why))
+    ties = (
+        *_alike(first[:1], q.labels, why),
+        *_alike(first[:1], k.labels, why),
+        *_alike(v.labels[:1], v.labels, why),
+        *_caches(context, kernel, (k, v)),
+    )
     groups = q.labels.reshape(1, k.heads, -1, 1, q.width)
     a, b = np.broadcast_arrays(groups, k.labels.reshape(1, k.heads, 1, 1, k.width))
     product = Bilinear((q.position, k.position), _orders(context, q, k), a, b, (q.part, k.part))
@@ -108,6 +113,7 @@ def _heads(
         lead = next((side[:, :1] for side in (q.labels[:: q.heads // k.heads], k.labels, v.labels) if side.min() >= 0),
                     v.labels[:, :1])  # fmt: skip
         ties = [*_alike(lead[:, :, None], groups, why), *_alike(lead, k.labels, why), *_alike(lead, v.labels, why)]
+        ties += _caches(context, kernel, (k, v))
     else:
         ties = [*_alike(groups[:1, :, :1], groups, why)] if mode == "queries" else []
         staying = ((k, 0), (v, 1)) if mode == "queries" else ((q, 0), (k, 0), (v, 1))
@@ -133,6 +139,16 @@ def _heads(
         macs=macs,
         reason=why_held(context, 0) if mode == "held" else "",
     )
+
+
+def _caches(context: OpContext, kernel: AttentionOp, sides: tuple[Side, Side]) -> Iterator[Tie]:
+    """What lies in a cache that may get narrower goes with K and V, which come behind it."""
+    for place, side in zip(kernel.past, sides, strict=True):
+        labels = context.labels[place] if place < len(context.labels) else None
+        if labels is not None:
+            why = f"{describe(context.node)} puts its channels behind those of '{context.node.inputs[place]}'"
+            shape = (1, side.heads, 1, side.width)
+            yield Tie(np.array(np.broadcast_to(labels, shape)), side.labels.reshape(shape), why)
 
 
 def _alike(first: Labels, labels: Labels, why: str) -> Iterator[Tie]:

@@ -160,13 +160,16 @@ def _packed(context: OpContext, heads: int, served: int) -> list[Side | None]:
 
 
 def cache_of(context: OpContext, node: Node) -> str:
-    """The cache that holds K's and V's widths, as reasons name it; '' where there is none."""
+    """The cache that holds K's and V's widths, as reasons name it; '' where there is none, or it may get narrower."""
     kernel = kernel_of(node)
     if kernel is None:
         return ""
     past = [node.inputs[place] for place in kernel.past if place < len(node.inputs) and node.inputs[place]]
+    closed = [name for name in past if context.carried(name) is None]
+    if closed:
+        return closed[0]
     if past:
-        return past[0]
+        return ""
     present = [node.outputs[place] for place in kernel.present if place < len(node.outputs) and node.outputs[place]]
     return next((name for name in present if context.leaves(name)), "")
 

@@ -99,7 +99,8 @@ class CellRefinement:
 
     def __call__(self, data: CellSequences, start: CellWeights) -> tuple[CellWeights, Refined] | None:
         """Better weights, never worse on the samples kept aside; None where there is no way back."""
-        if not self.steps or not is_differentiable(data.node):
+        keeps_meaning = bool(self.dependencies.writes(data.layer).states)  # of what a caller carries along
+        if not self.steps or keeps_meaning or not is_differentiable(data.node):
             return None
         known = Moments(data.layer.width, 0, np)
         for _, whole in data.batches:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -48,16 +50,38 @@ def test_only_states_of_zeros_are_taken_for_zeros(kind: str, is_raw: bool) -> No
     assert relative(output(empty, x), output(result.model, x)) < 1e-5
 
 
-def test_a_stored_state_of_every_sample_is_no_input_of_the_model() -> None:
+@pytest.mark.parametrize("written", ["ones", "sizes"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_stored_state_that_is_repeated_for_every_sample_goes_along(direction: str, written: str) -> None:
+    directions = 2 if direction == "bidirectional" else 1
+    ends = ("directions", "units") if written == "sizes" else ("one", "one")
     nodes = [
         helper.make_node("Shape", ["t"], ["count"], start=1, end=2),
         helper.make_node("Constant", [], ["one"], value_ints=[1]),
-        helper.make_node("Concat", ["one", "count", "one"], ["dims"], axis=0),
+        helper.make_node("Constant", [], ["units"], value_ints=[12]),
+        helper.make_node("Constant", [], ["directions"], value_ints=[directions]),
+        helper.make_node("Concat", [ends[0], "count", ends[1]], ["dims"], axis=0),
         helper.make_node("Expand", ["learned", "dims"], ["s0"]),
+        helper.make_node("Expand", ["other", "dims"], ["c0"]),
     ]
-    cell = CellModel("LSTM", ends="last", more=nodes, extra={5: "s0"}, stored={"learned": drawn(3, 1, 1, 12)})
-    reasons = {layer.name: layer.reason for layer in inspect(cell.build()).layers}
-    assert reasons["cell"] == "LSTM 'cell' starts from 'learned', which is stored and repeated for every sample"
+    state = drawn(3, directions, 1, 12)
+    for side in range(directions):  # as CellModel plants its copies
+        for at in range(3):
+            state[side, 0, (5 + 4 * side + at) % 12] = state[side, 0, (3 * side + at) % 12]
+    cell = CellModel(
+        "LSTM",
+        direction,
+        ends="last",
+        planted=3,
+        more=nodes,
+        extra={5: "s0", 6: "c0"},
+        stored={"learned": state, "other": state * 2},
+    )
+    model, x = cell.build(), samples(cell, 200)
+    result = shrink(model, x, width=0.75, multiple="1", refine=0, threads=1)
+    assert [group.kept for group in result.report.groups] == [9 * directions]
+    fresh = samples(cell, 7, seed=4)
+    assert relative(output(model, fresh), output(result.model, fresh)) < 1e-4
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -79,3 +103,38 @@ def test_a_decoder_that_starts_from_an_encoders_states_goes_with_it(op: str, dir
     assert [group.kept for group in result.report.groups] == [18 if direction == "bidirectional" else 9]
     x = samples(cell, 5, seed=2)
     assert relative(output(model, x), output(result.model, x)) < 1e-5
+
+
+@pytest.mark.parametrize("reduce", ["ReduceSum", "ReduceMean", "ReduceMax"])
+def test_directions_that_are_reduced_keep_the_same_units(reduce: str) -> None:
+    cell = CellModel("GRU", "bidirectional", ends="steps")
+    model = cell.build()
+    weights = {name: array.copy() for name, array in cell.weights().items()}
+    for side in range(2):  # the last three units of both directions do what the first three do
+        for gate in range(6):
+            for at in range(3):
+                source, target = 12 * gate + at, 12 * gate + 9 + at
+                weights["B"][side, target] = weights["B"][side, source]
+                if gate < 3:
+                    weights["W"][side, target] = weights["W"][side, source]
+                    weights["R"][side, target] = weights["R"][side, source]
+    kept = [node for node in model.graph.node if node.op_type in ("Transpose", "GRU") and "u" not in node.output]
+    del model.graph.node[:]
+    attribute: dict[str, Any] = {"axes": [1]} if reduce != "ReduceSum" else {}
+    inputs = ["Y"] if attribute else ["Y", "axes"]
+    model.graph.node.extend(
+        [
+            *kept,
+            helper.make_node(reduce, inputs, ["s"], keepdims=0, **attribute),
+            helper.make_node("Transpose", ["s"], ["v"], perm=[1, 0, 2]),
+            helper.make_node("MatMul", ["v", "V"], ["y"], name="head"),
+        ]
+    )
+    weights |= {"V": drawn(3, 12, 3), "axes": np.array([1])}
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    onnx.checker.check_model(model, full_check=True)
+    result = shrink(model, samples(cell, 200), width=0.75, multiple="1", refine=0, threads=1)
+    assert [(group.width, group.kept) for group in result.report.groups] == [(12, 9)]
+    fresh = samples(cell, 7, seed=4)
+    assert relative(output(model, fresh), output(result.model, fresh)) < 1e-4
