@@ -71,8 +71,8 @@ def heal(
     """
     folder = ModelFolder.of(model)
     if folder is not None and output is not None:
-        with folder.brought_along(output) as target:
-            return heal(folder.model, original, data, target, progress=progress, **choices)
+        with folder.brought_along(output) as place:
+            return heal(folder.model, original, data, place.target, progress=progress, **choices)
     options = Options.of(**choices)
     require_torch()
     outputs = options.outputs

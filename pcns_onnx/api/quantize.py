@@ -58,8 +58,8 @@ def quantize(
     """
     folder = ModelFolder.of(model)
     if folder is not None and output is not None:
-        with folder.brought_along(output) as target:
-            return quantize(folder.model, data, target, progress=progress, **choices)
+        with folder.brought_along(output) as place:
+            return quantize(folder.model, data, place.target, progress=progress, **choices)
     options = Options.of(**choices)
     outputs, kind = options.outputs, "fp16" if options.outputs.fp16 else "int8"
     check_targets((model, data, options.data.eval), output, outputs.report, outputs.html)

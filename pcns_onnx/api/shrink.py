@@ -35,6 +35,7 @@ from pcns_onnx.planning.plan import SKETCH, FrontierPoint, Plan, SkippedLayer, f
 from pcns_onnx.planning.prepare import kept_whole, problem_for, selected
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
+from pcns_onnx.report.genai_config import NAME as GENAI_CONFIG
 from pcns_onnx.report.genai_config import Contract, contract_of
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
@@ -86,8 +87,11 @@ def shrink(
     """
     folder = ModelFolder.of(model)
     if folder is not None and output is not None:
-        with folder.brought_along(output) as target:
-            return shrink(folder.model, data, target, progress=progress, **choices)
+        with folder.brought_along(output) as place:
+            result = shrink(folder.model, data, place.target, progress=progress, **choices)
+            if result.report.contract:
+                place.untrue.add(GENAI_CONFIG)  # it was written anew, or it is not true any more
+            return result
     options = Options.of(**choices)
     options.goal.chosen_way()
     if options.healing.heal is not None:

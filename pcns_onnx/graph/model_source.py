@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -127,6 +127,14 @@ _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a new model is to be written, and the files beside the old one that are not true of it."""
+
+    target: Path
+    untrue: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
 class ModelFolder:
     """A folder, and the model in it."""
 
@@ -173,26 +181,27 @@ class ModelFolder:
         return f"the model and what lay around it{names}"
 
     @contextmanager
-    def brought_along(self, output: str | os.PathLike[str]) -> Iterator[Path]:
+    def brought_along(self, output: str | os.PathLike[str]) -> Iterator[Place]:
         """Where to write the new model. Once that is done, what lies around the old one is copied.
 
         A new folder is gone again where nothing was written into it.
         """
         target, folder = self.target(output), Path(output)
-        is_new, before = not folder.exists(), _marks(folder)
+        place, is_new, before = Place(target), not folder.exists(), _marks(folder)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write {folder}: {error.strerror or error}") from None
         try:
-            yield target
+            yield place
         except BaseException:
             if is_new and not _marks(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         written = {path for path, mark in _marks(folder).items() if before.get(path) != mark}
+        untrue = {(self.model.parent / name).relative_to(self.root) for name in place.untrue}
         for path in self._around():
-            if path not in written and not _is_weights(path):
+            if path not in written | untrue and not _is_weights(path):
                 _copy(self.root / path, folder / path)
 
     def _around(self) -> list[Path]:

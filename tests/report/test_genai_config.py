@@ -27,6 +27,7 @@ DECODER = {
     "num_hidden_layers": 2,
     "num_key_value_heads": 4,
 }
+SHRUNK: dict[str, Any] = {"width": 0.5, "caches": "narrow", "decode": 4}
 PROMPTS = {"input_ids": np.random.default_rng(2).integers(0, 40, (20, 4))}
 
 
@@ -42,7 +43,7 @@ def shrunk(
     (folder / "genai_config.json").write_text(json.dumps({"model": {"decoder": decoder, "type": "gpt2"}, "search": {}}))
     output = folder / target
     output.parent.mkdir(exist_ok=True)
-    choices = {"width": 0.5, "caches": "narrow", "decode": 4, **choices}
+    choices = SHRUNK | choices
     result = shrink(folder / "model.onnx", PROMPTS, output, threads=1, refine=0, **choices)
     path = output.parent / "genai_config.json"
     written = json.loads(path.read_text()) if path.exists() and output.parent != folder else None
@@ -96,3 +97,20 @@ def test_another_models_file_stays(tmp_path: Path) -> None:
     written, lines, _ = shrunk(tmp_path, DECODER)
     assert written == other
     assert "is there already, for 'other.onnx'" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("decoder", "caches", "width"),
+    [(DECODER, "narrow", 8), ({**DECODER, "head_size": 64}, "narrow", None), (DECODER, "keep", 16)],
+)
+def test_a_folder_gets_it_where_it_is_true(
+    tmp_path: Path, decoder: dict[str, Any], caches: str, width: int | None
+) -> None:
+    source = tmp_path / "decoder"
+    source.mkdir()
+    shrunk(source, decoder)
+    shrink(source, PROMPTS, tmp_path / "small", threads=1, refine=0, **SHRUNK | {"caches": caches})
+    path = tmp_path / "small" / "genai_config.json"
+    assert path.exists() == (width is not None)
+    if width is not None:
+        assert json.loads(path.read_text())["model"]["decoder"] == {**decoder, "head_size": width}

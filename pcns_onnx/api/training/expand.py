@@ -82,9 +82,9 @@ def expand(
     """
     folder = ModelFolder.of(model)
     if folder is not None and output is not None:
-        with folder.brought_along(output) as target:
+        with folder.brought_along(output) as place:
             return expand(
-                folder.model, target, layer=layer, by=by, method=method, data=data, progress=progress, **running
+                folder.model, place.target, layer=layer, by=by, method=method, data=data, progress=progress, **running
             )
     options, kind = Options.of(**running), expansion_named(method)
     if isinstance(by, bool) or not isinstance(by, int | float) or not 1 < by < 1e4:
