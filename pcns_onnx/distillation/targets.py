@@ -25,13 +25,12 @@ from pcns_onnx.distillation.options import LossChoice
 from pcns_onnx.evaluation.batch_axis import with_samples_first
 from pcns_onnx.evaluation.original import counted_fronts
 from pcns_onnx.graph import Graph, Node
+from pcns_onnx.numerics.arrays import has_unit_rows
 
 Loss = Literal["kl", "binary", "mse", "cosine"]
 
 TEMPERATURE = 4.0
 LEAST_CLASSES = 3
-_UNIT = 1e-3
-"""How far the length of a unit row may be from 1."""
 _STILL = 1e-5
 """How much rows of scores vary by rounding alone, beside the largest of them."""
 _SAME_VALUES = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"})
@@ -129,7 +128,7 @@ def _target(
         return replace(plain, loss="kl") if values.ndim > 1 and values.shape[-1] > 1 else plain
     if choice != "auto":
         return replace(plain, loss=choice)
-    if _is_unit(values):
+    if has_unit_rows(values):
         return replace(plain, loss="cosine")
     is_scores = (
         not decided
@@ -138,13 +137,6 @@ def _target(
         and _maker(original, name).op not in _NO_SCORES
     )
     return replace(plain, loss="kl") if is_scores else plain
-
-
-def _is_unit(values: NDArray[np.float32]) -> bool:
-    """Whether the last axis holds vectors of length 1, which are more than one number."""
-    if values.ndim < 2 or values.shape[-1] < 2 or not values.size:
-        return False
-    return bool(np.all(np.abs(np.linalg.norm(values, axis=-1) - 1) < _UNIT) and (values < 0).any())
 
 
 def _maker(graph: Graph, name: str) -> Node:

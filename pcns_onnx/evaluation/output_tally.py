@@ -17,7 +17,7 @@ from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.batch_axis import by_sample, with_samples_first
 from pcns_onnx.evaluation.counts import Counts, CountTally
 from pcns_onnx.evaluation.decisions import DecisionRule, DecisionTally, Kind
-from pcns_onnx.numerics.arrays import without_common_infinities
+from pcns_onnx.numerics.arrays import has_unit_rows, without_common_infinities
 from pcns_onnx.numerics.confidence import LEAST, quantile_bound, share_bound
 
 _WORST = 8
@@ -132,7 +132,8 @@ class OutputTally:
         self.errors.append(np.sqrt(self.scale.per_sample(missed)))
         self._add_cosines(a, b, len(proving))
         by_row = self.axis == 0 or len(proving) == 1
-        self.classes = by_row and a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f"
+        is_scores = a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f" and not has_unit_rows(a)
+        self.classes = by_row and is_scores  # the largest of an embedding is no class
         if self.classes:
             same = a.argmax(axis=1) == b.argmax(axis=1)
             self.rows, self.same = self.rows + len(same), self.same + int(same.sum())

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from pcns_onnx.errors import UnsupportedError
 
 Array = Any  # a NumPy, CuPy or array-api-strict array
+_UNIT = 1e-3
+"""How far the length of a unit row may be from 1."""
 
 
 def array_module(device: str) -> Any:
@@ -90,3 +92,10 @@ def without_common_infinities(a: Array, b: Array) -> tuple[Array, Array]:
         return a, b
     common = ~finite & ((a == b) | (xp.isnan(a) & xp.isnan(b)))
     return xp.where(common, xp.zeros_like(a), a), xp.where(common, xp.zeros_like(b), b)
+
+
+def has_unit_rows(values: NDArray[Any]) -> bool:
+    """Whether the last axis holds directions: vectors of length 1, of more than one number and with signs."""
+    if values.ndim < 2 or values.shape[-1] < 2 or not values.size:
+        return False
+    return bool(np.all(np.abs(np.linalg.norm(values, axis=-1) - 1) < _UNIT) and (values < 0).any())

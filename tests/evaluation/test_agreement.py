@@ -147,6 +147,16 @@ def test_outputs_of_half_precision_are_classes_too() -> None:
     assert found.outputs[0].argmax_agreement == 1
 
 
+def test_the_largest_number_of_an_embedding_is_no_class() -> None:
+    def embedding(weight: Array) -> Graph:
+        return model(("y", weight, [helper.make_node("LpNormalization", ["y0"], ["y"])], TensorProto.FLOAT))
+
+    (output,) = compared(embedding(scores(1)), embedding(scores(1) + 0.4 * scores(2))).outputs
+    assert output.argmax_agreement is None and output.flips is None
+    left, right = (X @ w for w in (scores(1), scores(1) + 0.4 * scores(2)))
+    assert output.cosine == pytest.approx(cosines(left, right).mean(), rel=1e-4)
+
+
 def test_outputs_of_text_are_compared_by_equality() -> None:
     a, b = (converted(np.round(scores(seed)), TensorProto.STRING) for seed in (1, 2))
     same, other = compared(a, a).outputs[0], compared(a, b).outputs[0]
