@@ -51,6 +51,12 @@ class PrecisionError(PcnsError):
     exit_code: ClassVar[int] = 5
 
 
+class RoundError(PcnsError):
+    """A later one of several rounds failed; the model of the rounds before is written. Raised by the command alone."""
+
+    exit_code: ClassVar[int] = 5
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, its type's name if it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -22,7 +22,7 @@ from pcns_onnx.cost.latency_model import seconds_within
 from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.dataset import split
 from pcns_onnx.data.sources import DataSource
-from pcns_onnx.distillation.schedule import Schedule
+from pcns_onnx.distillation.schedule import suitable
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.metric import Metric, load_metric
 from pcns_onnx.evaluation.provenance import library_versions
@@ -143,9 +143,10 @@ def _judged(running: Run, check: Check, trial: Trial | None) -> tuple[Samples, M
 def _filled(running: Run, runner: TrialRunner, command: partial[str]) -> CandidateTable:
     """The table with all rows."""
     size = model_size(runner.original, runner.problem.whole_dependencies)
+    learnt = runner.problem.calibration.samples.count
 
     def shown(share: float) -> int:
-        return Schedule.of(None, None, round(share * size.macs), size.macs, unknown=bool(size.unknown)).updates
+        return suitable(round(share * size.macs), size.macs, learnt, unknown=bool(size.unknown))
 
     looked = sum(seconds for name, seconds in running.progress.seconds.items() if name != "latency")
     table = CandidateTable(

@@ -19,7 +19,7 @@ from pcns_onnx.data.dataset import Dataset, split
 from pcns_onnx.data.fingerprints import Hashes
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
-from pcns_onnx.evaluation.agreement import UNCHECKED, Agreement, own_score, time_both, verify
+from pcns_onnx.evaluation.agreement import UNCHECKED, Agreement, has_classes, own_score, time_both, verify
 from pcns_onnx.evaluation.gates import Gate, gates_of, quality_gates
 from pcns_onnx.evaluation.metric import Metric
 from pcns_onnx.evaluation.precisions import Quantization, quantize
@@ -199,10 +199,10 @@ def check_on(
     train, held_out = fed.train, fed.held_out
     options = running.options
     needs_score = options.gates.max_drop is not None or any(b.resource == "drop" for b in options.goal.qualities)
-    if needs_score and metric is None and not (held_out or train).has_labels:
-        limit = "--max-drop" if options.gates.max_drop is not None else "budget drop"
-        raise InputError(f"{limit} needs labels in the data it is checked on, or --metric")
     check = Check(running, fed.form, train, held_out, metric, data is not None, solves, plan)
+    if needs_score and metric is None and not has_classes(check.samples):
+        limit = "--max-drop" if options.gates.max_drop is not None else "budget drop"
+        raise InputError(f"{limit} needs labels, one per sample, in the data it is checked on, or --metric")
     if metric is not None:
         own_score(running.engine, fed.form.original, check.samples, metric)  # a metric that does not fit fails here
     return _halved(check) if check.searches and held_out is not None else check

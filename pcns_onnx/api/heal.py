@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +24,7 @@ from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.distillation.acceptance import aside_share
 from pcns_onnx.distillation.checkpoint import checkpoint_path
 from pcns_onnx.errors import InputError, UnsupportedError
-from pcns_onnx.evaluation.agreement import own_score, time_both, verify
+from pcns_onnx.evaluation.agreement import has_classes, own_score, time_both, unused_labels, verify
 from pcns_onnx.evaluation.gates import gates_of
 from pcns_onnx.evaluation.metric import Metric, load_metric
 from pcns_onnx.evaluation.provenance import healed_note, library_versions, made_on, provenance_of
@@ -33,7 +35,7 @@ from pcns_onnx.graph.model_source import ModelFolder
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
-from pcns_onnx.report.warnings import all_alike, put_right
+from pcns_onnx.report.warnings import all_alike, put_right, unique
 from pcns_onnx.report.writer import finish
 from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.runtime.samples import Samples
@@ -81,7 +83,7 @@ def heal(
     check_targets(sources, output, outputs.report, outputs.html, checkpoint)
     check_page(outputs.html)
     metric = load_metric(options.gates.metric)
-    with run(options, progress) as running:
+    with run(options, progress) as running, _going_on(checkpoint, resume=options.healing.resume):
         forms = load_pair(running, original, model)
         files = (*forms[0].original.files, *forms[1].original.files)
         check_targets(files, output, outputs.report, outputs.html, checkpoint)
@@ -120,13 +122,18 @@ def heal_samples(
     sizes: tuple[ModelSize, ModelSize],
     metric: Metric | None,
     output: str | os.PathLike[str] | None = None,
+    share: float = 1.0,
 ) -> Healed:
-    """`small` healed on samples to learn from, judged by others kept `aside`; `sizes`: of it, and of the original."""
+    """`small` healed on samples to learn from, judged by others kept `aside`; `sizes`: of it, and of the original;
+    `share`: of the samples shown that this healing makes up."""
     from pcns_onnx.distillation.healing import Subject, heal_model
 
     options = running.options
     if aside is None:
         raise InputError("healing needs samples to learn from and others to be judged by: give more data")
+    unused = unused_labels(running.samples(aside, original)) if metric is None else None
+    if unused is not None:
+        running.say(unused)
     known = not (sizes[0].unknown or sizes[1].unknown) and sizes[0].macs > 0
     subject = Subject(
         running.engine,
@@ -142,6 +149,7 @@ def heal_samples(
         metric,
         running.progress,
         checkpoint_path(output),
+        share,
     )
     healed = heal_model(subject, options.healing)
     if healed.record.verdict.accepted:
@@ -173,8 +181,8 @@ class _Task:
         original, small = (form.original for form in self.forms)
         options = self.running.options
         check = self.check
-        if options.gates.max_drop is not None and self.metric is None and not check.data.has_labels:
-            raise InputError("--max-drop needs labels in the data it is checked on, or --metric")
+        if options.gates.max_drop is not None and self.metric is None and not has_classes(check):
+            raise InputError("--max-drop needs labels, one per sample, in the data it is checked on, or --metric")
         if self.metric is not None:
             own_score(self.running.engine, original, check, self.metric)
         before, after = self.sizes(small)
@@ -227,7 +235,7 @@ class _Task:
             left_alone=[],
             folded=[],
             stages={},
-            warnings=[
+            warnings=unique(
                 *put_right(*graphs.values()),
                 *running.notes,
                 *not_accepted(healed.record),
@@ -235,7 +243,7 @@ class _Task:
                 *warnings,
                 *counted.notes,
                 *unsteady(latency),
-            ],
+            ),
             versions=library_versions() | healed.record.versions,
             origin=provenance_of(
                 options.outputs.command,
@@ -268,6 +276,23 @@ class _Task:
         if made_on(self.forms[1].original, check.summary.hashes):
             why_not = "these are samples that the small model was made on"
         return unseen(check.summary, [learnt.summary.hashes], what="healing has seen").without_bound(why_not)
+
+
+@contextmanager
+def _going_on(checkpoint: Path | None, *, resume: bool) -> Iterator[None]:
+    """Say of an interrupt inside that it leaves a checkpoint of this run, and how to go on from it."""
+    before = _written(checkpoint)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if _written(checkpoint) is not None and (resume or _written(checkpoint) != before):
+            interrupt.add_note(f"'{checkpoint}' is left: the same command with --resume goes on from there")
+        raise
+
+
+def _written(checkpoint: Path | None) -> int | None:
+    """When a checkpoint was written, None where there is none."""
+    return None if checkpoint is None or not checkpoint.exists() else checkpoint.stat().st_mtime_ns
 
 
 def _left(checkpoint: Path | None) -> str:

@@ -234,6 +234,7 @@ class Choices(Running, total=False):
     heal_loss: str
     heal_augment: str
     heal_accept: str
+    rounds: int
     freeze: str | Sequence[str]
     heal_curve: bool
     resume: bool

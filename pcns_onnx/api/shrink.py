@@ -1,4 +1,7 @@
-"""`shrink`, step by step: open, canonicalise, prepare, decide, solve, emit, heal, evaluate, report, write."""
+"""`shrink`, step by step: open, canonicalise, prepare, decide, solve, emit, heal, evaluate, report, write.
+
+From preparing to healing it is a step (`shrinking.step`), of which there may be several (`shrinking.rounds`).
+"""
 
 from __future__ import annotations
 
@@ -6,46 +9,32 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
-
 from pcns_onnx.api.check import Check, Evaluation, check_on
-from pcns_onnx.api.heal import heal_samples, kept_aside_from, not_accepted, require_torch
-from pcns_onnx.api.inputs import Run, run
+from pcns_onnx.api.heal import kept_aside_from, require_torch
+from pcns_onnx.api.inputs import run
 from pcns_onnx.api.options import Choices, Options
-from pcns_onnx.cost.model import model_size
-from pcns_onnx.data.dataset import Dataset
-from pcns_onnx.data.fingerprints import sketch
+from pcns_onnx.api.shrinking.rounds import Rounds, take_all
+from pcns_onnx.api.shrinking.step import Narrowed, size_of
 from pcns_onnx.data.sources import DataSource
-from pcns_onnx.errors import InputError, NothingToShrinkError, PcnsError
-from pcns_onnx.evaluation.healing import Healing
+from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.metric import load_metric
 from pcns_onnx.evaluation.precisions import check_precisions, precision_path
-from pcns_onnx.evaluation.provenance import library_versions, provenance_note, provenance_of
+from pcns_onnx.evaluation.provenance import library_versions, provenance_of
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import Graph, ModelSource
 from pcns_onnx.graph.model_source import ModelFolder, translator
-from pcns_onnx.methods.pcns.assessment import eigenvalue_shares
 from pcns_onnx.methods.registry import method_named
-from pcns_onnx.methods.strategy import Request, Solution, Strategy, strategy_for
-from pcns_onnx.planning.decision import Decision
-from pcns_onnx.planning.frontier import point_of
-from pcns_onnx.planning.grids import INT8_LEAST, GridRules
-from pcns_onnx.planning.plan import SCHEMA as PLAN_SCHEMA
-from pcns_onnx.planning.plan import SKETCH, FrontierPoint, Plan, SkippedLayer, fingerprint, load_plan, pairs, write_plan
-from pcns_onnx.planning.prepare import kept_whole, problem_for, selected
-from pcns_onnx.planning.problem import Problem
+from pcns_onnx.methods.strategy import Request, Strategy, strategy_for
+from pcns_onnx.planning.plan import Plan, load_plan, write_plan
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.genai_config import NAME as GENAI_CONFIG
 from pcns_onnx.report.genai_config import Contract, contract_of
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
-from pcns_onnx.report.summary import group_infos
-from pcns_onnx.report.warnings import apart, grown, of_samples, put_right, starved, still
+from pcns_onnx.report.warnings import apart, grown, put_right, unique
 from pcns_onnx.report.writer import finish, stages_of
-from pcns_onnx.rewrite.canonical import Canonical, emit
-from pcns_onnx.rewrite.contract import as_narrowed, close_states
-from pcns_onnx.rewrite.explicit_bias import explicit_biases
-from pcns_onnx.rewrite.patch import Patch
+from pcns_onnx.rewrite.canonical import Canonical
+from pcns_onnx.rewrite.contract import close_states
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -83,7 +72,8 @@ def shrink(
     `choices` are the fields of the records in `api.options`. Raises `InputError` (bad input, nothing written),
     `NothingToShrinkError` (with the reasons), or `GateError` (a limit was exceeded: the report
     is written, the model is not). An `int8` or `fp16` that fails raises nothing: the model is written, and the
-    report says which failed and why (`failed_precisions`).
+    report says which failed and why (`failed_precisions`); nor does a later one of several `rounds`: the model is that
+    of the rounds before (`failed_round`).
     """
     folder = ModelFolder.of(model)
     if folder is not None and output is not None:
@@ -104,50 +94,18 @@ def shrink(
         _check_files(tuple(form.original.files), output, options)
         check_precisions(form.original, options.outputs.precisions)
         request, strategy = _accepted(form, options, has_data=data is not None)
+        if request.plan is not None and request.plan.rounds > 1:
+            origin = f"the plan was made in {request.plan.rounds} rounds with healing between them"
+            running.say(f"{origin}: its widths and channels are replayed in one step, the weights will be others")
         check = _keeping_aside(check_on(running, form, data, metric, request.plan, solves=strategy.solves))
         form = check.form
-        problem, skipped = _prepare(running, form, check.train, strategy, request)
-        check = replace(check, layout=problem.layout)
-        decision = strategy.decide(problem, check.keeps_limits)
-        skipped += kept_whole(problem, decision)
-        if not decision.narrowed:
-            raise NothingToShrinkError("nothing was shrunk: every layer needs its full width here", pairs(skipped))
-        frontier = strategy.frontier(problem) if options.outputs.html is not None else []
-        problem, decision = strategy.settle(problem, decision)
-        forecast = check.forecast(problem, lambda trial: strategy.outline(trial, decision))
-        if forecast is not None:
-            running.say(forecast)
-        solution = strategy.solve(problem, decision)
-        groups = decision.planned()
-        hashes = np.concatenate([np.zeros(0, np.uint64), *check.used])
-        chosen_on = sketch(hashes, SKETCH) if request.plan is None else request.plan.samples
-        model_hash, ratio = fingerprint(form.original), strategy.rank_ratio
-        plan = Plan(PLAN_SCHEMA, model_hash, request.method.name, groups, ratio, chosen_on)
-        small = _emit(form, solution.patch, provenance_note(plan, options.data.seed, hashes))
-        small, healing, notes = _healed(check, problem, small)
-        evaluation = check.evaluate(small, problem.calibration.samples, [*starved(solution, problem), *still(solution)])
-        contract = contract_of(form.original, small, model, output)
-        notes += contract.notes
-        shrunk = Shrunk(strategy, problem, decision, solution, plan, small, frontier, skipped, healing, notes, contract)
-    report = _report(running, shrunk, check, evaluation, {"model": (model, form.original)}, data)
-    return _write(shrunk, report, evaluation, output, options)
-
-
-@dataclass(frozen=True)
-class Shrunk:
-    """What was decided, solved and emitted."""
-
-    strategy: Strategy
-    problem: Problem
-    decision: Decision
-    solution: Solution
-    plan: Plan
-    small: Graph
-    frontier: list[FrontierPoint]
-    skipped: list[SkippedLayer]
-    healing: Healing | None
-    notes: list[str]
-    contract: Contract
+        rounds = take_all(check, request, strategy)
+        last = rounds.last
+        check = last.check
+        evaluation = check.evaluate(last.small, running.samples(check.train, form.twin), rounds.weak)
+        contract = contract_of(form.original, last.small, model, output)
+    report = _report(rounds, contract, evaluation, {"model": (model, form.original)}, data)
+    return _write(last, contract, report, evaluation, output, options)
 
 
 # -- open --------------------------------------------------------------------------------------
@@ -172,7 +130,14 @@ def _accepted(form: Canonical, options: Options, *, has_data: bool) -> tuple[Req
         raise InputError(refusal)
     unread = options.healing.unread
     if unread is not None:
-        raise InputError(f"--{unread.replace('_', '-')} says how --heal learns: give --heal, too, or leave it out")
+        why = "heals between its steps" if unread == "rounds" else "says how --heal learns"
+        raise InputError(f"--{unread.replace('_', '-')} {why}: give --heal, too, or leave it out")
+    if (options.healing.rounds or 1) > 1 and (undivided := goal.undivided) is not None:
+        raise InputError(f"--rounds divides a budget on costs, or --width: {undivided} is met in one step")
+    if (options.healing.rounds or 1) > 1 and "narrow" in (options.scope.states, options.scope.caches):
+        raise InputError("--rounds leaves states and caches alone: leave it out where --states or --caches is narrow")
+    if options.healing.resume:
+        raise InputError("--resume goes on from a checkpoint of `heal`: `shrink` leaves none, begin again")
     if options.healing.heal is not None and not has_data:
         raise InputError("--heal learns from the original on samples: give them with --data")
     weights = {name for node in form.original.nodes for name in node.inputs if form.original.is_constant(name)}
@@ -188,48 +153,6 @@ def _accepted(form: Canonical, options: Options, *, has_data: bool) -> tuple[Req
     return request, strategy
 
 
-# -- prepare -----------------------------------------------------------------------------------
-
-
-def _prepare(
-    running: Run, form: Canonical, train: Dataset, strategy: Strategy, request: Request
-) -> tuple[Problem, list[SkippedLayer]]:
-    """The problem with the groups that are to be narrowed, and every other layer with its reason."""
-    options, goal = running.options, request.goal
-    problem = problem_for(
-        form,
-        running.calibration(train, form.twin),
-        options.scope,
-        batch_latency=options.runtime.batch_latency,
-        plan=request.plan,
-        times=goal.needs_times,
-        weights=options.gates.weights([spec.name for spec in form.original.outputs]),
-    )
-    problem = replace(problem, rules=_grid_rules(options, request))
-    problem, skipped = selected(problem, options.scope, strategy.refuses)
-    if not problem.groups:
-        why = "every layer has a reason to stay" if skipped else "the model has no layer with stored weights"
-        raise NothingToShrinkError(f"nothing can be shrunk: {why}", pairs(skipped))
-    return problem, skipped
-
-
-def _grid_rules(options: Options, request: Request) -> GridRules:
-    multiple = str(options.goal.multiple)
-    least = INT8_LEAST if options.outputs.int8 and multiple == "auto" else 1
-    return GridRules(multiple, least, drops=options.scope.depth and request.method.drops_blocks)
-
-
-# -- emit --------------------------------------------------------------------------------------
-
-
-def _emit(form: Canonical, patch: Patch, provenance: str) -> Graph:
-    """The shrunk model, its states still open, checked by onnx, with a note of where it comes from."""
-    small = emit(form, patch)
-    small.set_metadata("pcns_onnx", provenance)
-    close_states(small).check(full=form.original.passes_check(full=True))
-    return small
-
-
 # -- heal --------------------------------------------------------------------------------------
 
 
@@ -241,68 +164,45 @@ def _keeping_aside(check: Check) -> Check:
     return replace(check, train=train, aside=aside)
 
 
-def _healed(check: Check, problem: Problem, small: Graph) -> tuple[Graph, Healing | None, list[str]]:
-    """The shrunk model after it has learnt from the original, if it is to, and what is said of it; whatever fails here
-    leaves the shrunk model as it is."""
-    running, original = check.running, check.form.original
-    if running.options.healing.heal is None:
-        return small, None, []
-    try:
-        before = model_size(original, problem.whole_dependencies)
-        after = model_size(small, running.dependencies(explicit_biases(small)[0].as_float32(), check.train))
-        teacher, sizes = as_narrowed(original, small), (after, before)
-        healed = heal_samples(running, teacher, small, check.train, check.aside, problem.layout, sizes, check.metric)
-    except PcnsError as error:
-        return small, None, [f"not healed, the shrunk model is as it was: {error}"]
-    return healed.graph, healed.record, not_accepted(healed.record)
-
-
 # -- report ------------------------------------------------------------------------------------
 
 
 def _report(
-    running: Run,
-    shrunk: Shrunk,
-    check: Check,
+    rounds: Rounds,
+    contract: Contract,
     evaluation: Evaluation,
     models: dict[str, tuple[ModelSource, Graph]],
     data: DataSource | None,
 ) -> Report:
-    options, problem, small = running.options, shrunk.problem, shrunk.small
-    is_drawn = options.outputs.html is not None
-    infos = group_infos(
-        problem.groups,
-        shrunk.decision,
-        shrunk.solution,
-        shrunk.strategy.curves if is_drawn else {},
-        eigenvalue_shares(problem) if is_drawn and data is not None else {},
-    )
-    after = running.dependencies(explicit_biases(small)[0].as_float32(), check.train)
-    samples = problem.calibration.samples
-    before = model_size(check.form.original, problem.whole_dependencies)
-    size = model_size(shrunk.contract.closed, after)
+    last, check = rounds.last, rounds.last.check
+    running, options = check.running, check.running.options
+    before, groups = rounds.steps[0].before, rounds.groups
+    after = size_of(check, last.small, contract.closed)
     return Report(
-        options=options.described() | {"method": shrunk.plan.method},
+        options=options.described() | {"method": last.plan.method},
         before=before,
-        after=size,
+        after=after,
         agreement=evaluation.agreement,
         latency=evaluation.latency,
         gates=evaluation.gates + evaluation.quantized.gates,
-        groups=infos,
-        left_alone=shrunk.skipped,
+        groups=groups,
+        left_alone=rounds.skipped,
         folded=list(check.form.folded),
-        stages=stages_of(running.engine, check.form.twin, samples, running.progress),
-        warnings=[
+        stages=stages_of(
+            running.engine, check.form.twin, running.samples(check.train, check.form.twin), running.progress
+        ),
+        warnings=unique(
             *put_right(check.form.original),
             *running.notes,
-            *(of_samples(problem, shrunk.solution) if shrunk.strategy.solves else []),
-            *shrunk.notes,
+            *rounds.of_samples,
+            *rounds.notes,
+            *contract.notes,
             *evaluation.warnings,
-            *grown(before, size),
-            *apart(infos),
+            *grown(before, after),
+            *apart(groups),
             *evaluation.quantized.warnings,
-        ],
-        versions=library_versions() | ({} if shrunk.healing is None else shrunk.healing.versions),
+        ),
+        versions=library_versions() | ({} if last.healing is None else last.healing.versions),
         origin=provenance_of(
             options.outputs.command,
             options.runtime.device,
@@ -310,14 +210,16 @@ def _report(
             running.engine,
             models,
             {"data": data, "eval": options.data.eval},
-            shrunk.plan,
+            last.plan,
         ),
-        frontier=shrunk.frontier,
-        chosen=point_of(problem, shrunk.decision) if shrunk.frontier else None,
+        frontier=last.frontier,
+        chosen=last.chosen if last.frontier else None,
         precisions=[quantized.precision for quantized in evaluation.quantized.models],
         failed_precisions=evaluation.quantized.failed,
-        healing=shrunk.healing,
-        contract=shrunk.contract.states,
+        healing=last.healing,
+        rounds=list(rounds.records),
+        failed_round=rounds.failed,
+        contract=contract.states,
     )
 
 
@@ -325,18 +227,23 @@ def _report(
 
 
 def _write(
-    shrunk: Shrunk, report: Report, evaluation: Evaluation, output: str | os.PathLike[str] | None, options: Options
+    last: Narrowed,
+    contract: Contract,
+    report: Report,
+    evaluation: Evaluation,
+    output: str | os.PathLike[str] | None,
+    options: Options,
 ) -> ShrinkResult:
     """Plan, report and page; the models, if all limits hold (`GateError`)."""
     if options.outputs.plan_out is not None:
-        write_plan(shrunk.plan, options.outputs.plan_out)
+        write_plan(last.plan, options.outputs.plan_out)
     finish(report, options.outputs.report, options.outputs.html, "; no model was written")
-    states = shrunk.small.layout.states
+    states = last.small.layout.states
     if output is not None:
-        shrunk.contract.save(output)
+        contract.save(output)
     for quantized in evaluation.quantized.models:
         path = precision_path(output, quantized.precision.kind)
         if path is not None:
             close_states(quantized.graph, states).save(path)
     by_kind = {model.precision.kind: close_states(model.graph, states).proto for model in evaluation.quantized.models}
-    return ShrinkResult(shrunk.contract.closed.proto, shrunk.plan, report, by_kind)
+    return ShrinkResult(contract.closed.proto, last.plan, report, by_kind)

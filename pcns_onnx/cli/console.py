@@ -22,7 +22,7 @@ Command = Callable[..., None]
 
 EXIT_CODES = (
     "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed, 5 int8 or fp16 failed and the "
-    "float32 model is written."
+    "float32 model is written, or a later round and that of the rounds before is."
 )
 
 
@@ -115,7 +115,9 @@ def with_console(command: Command) -> Command:
         console = Console(quiet, verbose, as_json)
         try:
             command(console=console, **options)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
+            for note in getattr(interrupt, "__notes__", ()):
+                click.echo(note, err=True)
             raise click.Abort from None  # for the interrupt itself click has a line of its own
         console.require_heard()
 

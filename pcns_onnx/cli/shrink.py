@@ -8,7 +8,7 @@ import click
 
 from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
 from pcns_onnx.cli.options import DATA_HELP, api_keywords, as_json, config_option, epilog, record_options
-from pcns_onnx.errors import PrecisionError
+from pcns_onnx.errors import PrecisionError, RoundError
 from pcns_onnx.graph.model_source import ModelFolder
 from pcns_onnx.methods.registry import METHODS
 
@@ -29,8 +29,11 @@ def shrink(model: str, data: str | None, output: str, console: Console, **choice
     with console.gate(), console.bars() as progress:
         result = run(model, data, output, progress=progress, **api_keywords(choices))
     failed = [str(precision) for precision in result.report.failed_precisions]
-    console.report(result.report, without=[*failed, *progress.notices])
+    round_failed = [] if result.report.failed_round is None else [result.report.failed_round]
+    console.report(result.report, without=[*failed, *round_failed, *progress.notices])
     console.wrote_model(output, model, "".join(f" and its {kind}" for kind in result.lowered))
+    if round_failed:
+        raise RoundError(f"{'; '.join([*round_failed, *failed])} ({output} is written)")
     if failed:
         folder = ModelFolder.of(model)
         target = output if folder is None else folder.target(output)

@@ -24,8 +24,8 @@ from pcns_onnx.distillation.learning_curve import SHARES, extrapolated
 from pcns_onnx.distillation.losses import DistillationLoss
 from pcns_onnx.distillation.options import HealOptions
 from pcns_onnx.distillation.pool import Pool
-from pcns_onnx.distillation.schedule import Schedule, peak_rates
-from pcns_onnx.distillation.student import Student, deterministic, torch_version
+from pcns_onnx.distillation.schedule import Schedule, peak_rates, suitable
+from pcns_onnx.distillation.student import Student, deterministic, raised_by_pytorch, torch_version
 from pcns_onnx.distillation.targets import Measure, Spreads, targets_of, taught_tensors
 from pcns_onnx.distillation.teacher import Outputs, Teacher
 from pcns_onnx.distillation.training import Training
@@ -46,7 +46,8 @@ class Subject:
     """What is healed, on what, and with what at hand.
 
     `learnt` and `aside` are samples as both models take them; `macs` are multiply-adds per sample of the student and of
-    the original, None where they are not known; `room` bytes of samples are kept in memory.
+    the original, None where they are not known; `room` bytes of samples are kept in memory; `share`
+    is what this healing makes up of all samples that are shown.
     """
 
     engine: Engine
@@ -62,6 +63,7 @@ class Subject:
     metric: Metric | None
     progress: Progress
     checkpoint: Path | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ def heal_model(subject: Subject, options: HealOptions) -> Healed:
     try:
         with deterministic(subject.threads, subject.seed), subject.progress.stage("healing"):
             return _healed(subject, options, start)
-    except (PcnsError, MemoryError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # what operators of the interop raise is of any kind
+    except Exception as error:
+        if isinstance(error, PcnsError) or not raised_by_pytorch(error):
+            raise
         raise UnsupportedError(f"PyTorch cannot train this model: {first_line(error)}") from error
 
 
@@ -95,9 +97,9 @@ def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
     first = lesson.watched[0][0]
     _check_shapes(lesson, student(first, exact=True))
     augmentation = augmentation_of(options.heal_augment, subject.original, [first])
-    own, other = subject.macs or (0, 0)
     pool = Pool(subject.learnt, subject.room, subject.seed)
-    schedule = Schedule.of(options.shown, options.heal_batch, own, other, unknown=subject.macs is None)
+    shown = options.shown or suitable(*(subject.macs or (0, 0)), subject.learnt.count, unknown=subject.macs is None)
+    schedule = Schedule.of(max(1, round(shown * subject.share)), options.heal_batch)
     schedule = replace(schedule, batch=pool.step(schedule.batch))
     rates = peak_rates({name: float(np.sqrt(np.mean(v**2))) for name, v in student.state().items() if v.size})
     loss = DistillationLoss(lesson.measures, device)

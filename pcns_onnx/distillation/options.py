@@ -19,8 +19,9 @@ class HealOptions:
     """Healing: the small model learns from its original.
 
     `heal` (of `shrink`) and `updates` (of the command `heal`): so many samples are shown to the student, in steps of
-    `heal_batch`; 0, or None in `updates`: as many as suit the model (`distillation.schedule`). `freeze`: layers and
-    initializers, as globs, whose weights stay. `resume`: go on where a killed run wrote its last checkpoint.
+    `heal_batch`; 0, or None in `updates`: as many as suit the model (`distillation.schedule`). `rounds` (of `shrink`):
+    in how many steps it shrinks, with healing after each. `freeze`: layers and initializers, as globs, whose weights
+    stay. `resume`: go on where a killed run wrote its last checkpoint.
     """
 
     heal: int | None = field(
@@ -39,7 +40,8 @@ class HealOptions:
             "commands": "heal",
             "metavar": "N",
             "least": 0,
-            "help": "Samples shown in all, each time counted; by itself 8,000 to 240,000, by the model's cost.",
+            "help": "Samples shown in all, each time counted; by itself up to 240,000, by the model's cost, and none "
+            "over 100 times.",
         },
     )
     heal_batch: int | None = field(
@@ -76,6 +78,16 @@ class HealOptions:
             "the original, or only if the loss falls, too.",
         },
     )
+    rounds: int | None = field(
+        default=None,
+        metadata={
+            "commands": "shrink",
+            "metavar": "K",
+            "least": 1,
+            "help": "Shrink in K steps and heal after each: the budget is divided over them; most of N is "
+            "for the last.",
+        },
+    )
     freeze: str | Sequence[str] = field(
         default=(),
         metadata={"commands": _BOTH, "metavar": "GLOB", "help": "Layers or initializers that healing leaves alone."},
@@ -101,7 +113,7 @@ class HealOptions:
         """An option that is given, though `shrink` is not to heal: nothing would come of it."""
         if self.heal is not None:
             return None
-        own = [item for item in fields(self) if item.metadata["commands"] == _BOTH]
+        own = [item for item in fields(self) if item.metadata["commands"] == _BOTH or item.name == "rounds"]
         return next((item.name for item in own if getattr(self, item.name) != item.default), None)
 
     def matching_none(self, names: Collection[str]) -> str | None:

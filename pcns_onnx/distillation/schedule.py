@@ -2,8 +2,8 @@
 
 Length is counted in samples shown, since that is what a run costs. By itself a run costs `EFFORT` multiply-adds, of
 the student (forwards and backwards: three times its own) and of the original, within `LEAST` and `MOST` samples: 24,000
-samples for a ResNet-20 of 20 million, 240,000 for a small perceptron. Steps count more than samples per step, so
-short runs take smaller steps.
+samples for a ResNet-20 of 20 million, 240,000 for a small perceptron; and each sample is shown `TURNS` times at most.
+Steps count more than samples per step, so short runs take smaller steps.
 
 The rate of each tensor is `RATE` times its root mean square, at least `FLOOR` times the median of all tensors' (a bias
 of zeros has to move, too): absolute rates that are right for one network destroy the next one whose folded norms leave
@@ -22,6 +22,8 @@ import numpy as np
 
 EFFORT = 2.5e12
 LEAST, MOST = 8_000, 240_000
+TURNS = 100
+"""How often each sample is shown at most, unless more is asked for: the largest that was of use was 67, by LeNet."""
 UNKNOWN = 24_000
 """Samples shown where the multiply-adds are not known."""
 BATCH = 64
@@ -40,6 +42,14 @@ RETRIES = 3
 SLOWER = 0.25
 
 
+def suitable(student: int, original: int, samples: int, *, unknown: bool) -> int:
+    """How many samples to show where nobody says it: by the multiply-adds per sample of both models (`unknown`: these
+    are not known), and by how many there are."""
+    cost = 3 * student + original
+    updates = UNKNOWN if unknown or not cost else 100 * round(min(max(EFFORT / cost, LEAST), MOST) / 100)
+    return min(updates, TURNS * max(samples, 1))
+
+
 @dataclass(frozen=True)
 class Schedule:
     """`updates` samples shown, `batch` at a step."""
@@ -48,11 +58,8 @@ class Schedule:
     batch: int
 
     @classmethod
-    def of(cls, updates: int | None, batch: int | None, student: int, original: int, *, unknown: bool) -> Schedule:
-        """As asked for; what is None follows from the multiply-adds per sample of both models."""
-        if updates is None:
-            cost = 3 * student + original
-            updates = UNKNOWN if unknown or not cost else 100 * round(min(max(EFFORT / cost, LEAST), MOST) / 100)
+    def of(cls, updates: int, batch: int | None) -> Schedule:
+        """Steps of `batch` samples; of fewer than usual where a short run would have few, if None."""
         return cls(updates, batch or min(max(updates // _STEPS, _SMALLEST), BATCH))
 
     @property

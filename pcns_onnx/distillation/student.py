@@ -51,6 +51,22 @@ def torch_version() -> dict[str, str]:
     return {"torch": str(torch.__version__)}
 
 
+def raised_by_pytorch(error: BaseException) -> bool:
+    """Whether an error is PyTorch's, and no fault of ours: raised in one of its modules, or by its compiled part.
+
+    That leaves no frame of its own: its errors are RuntimeErrors, and where an operator of the interop calls it, what
+    it says of arguments, too.
+    """
+    place, innermost = error.__traceback__, ""
+    while place is not None:
+        innermost, place = str(place.tb_frame.f_globals.get("__name__", "")), place.tb_next
+    if innermost.partition(".")[0] == "torch":
+        return True
+    if isinstance(error, TypeError | ValueError | IndexError):
+        return innermost.startswith("pcns_onnx.autograd.operators.")
+    return isinstance(error, RuntimeError) and not isinstance(error, RecursionError)
+
+
 def multiplies_bfloat16(device: str) -> bool:
     """Whether the processor has instructions for products of bfloat16."""
     if device == "cuda":

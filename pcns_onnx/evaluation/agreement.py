@@ -138,10 +138,26 @@ def verify(
     warnings = []
     if "bfloat16" in (a.storage, b.storage):
         warnings.append("onnxruntime has no bfloat16 kernels on CPU: outputs and latency are of float32 twins")
+    unused = unused_labels(samples) if metric is None else None
+    warnings += [] if unused is None else [unused]
     agreement = compare_outputs(engine, _runnable(a), _runnable(b), samples, metric, progress, proving, layout)
     if agreement.drop is not None and isnan(agreement.drop):
         warnings.append("the metric is no number: the original decides nothing on these samples that it could count")
     return agreement, warnings + _differing(agreement) + _apart(agreement)
+
+
+def unused_labels(samples: Samples) -> str | None:
+    """Why accuracy cannot be taken by the labels of these samples; None where it can, or there are none."""
+    batch = next(iter(samples), None)
+    if batch is None or batch.labels is None or batch.labels.size == batch.size:
+        return None
+    shape = ", ".join(map(str, ("N", *batch.labels.shape[1:])))
+    return f"labels of shape ({shape}) are not used: accuracy takes one class per sample, --metric takes what it likes"
+
+
+def has_classes(samples: Samples) -> bool:
+    """Whether samples have labels that accuracy can be taken by."""
+    return samples.data.has_labels and unused_labels(samples) is None
 
 
 def own_score(engine: Engine, graph: Graph, samples: Samples, metric: Metric) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pcns_onnx.cost.resources import QUALITIES, RESOURCES, Resource
@@ -173,6 +173,34 @@ class Goal:
     def needs_times(self) -> bool:
         """Whether layers have to be timed: a budget is on what is timed, or the fastest model is sought."""
         return any(b.kind.is_timed for b in self.costs) or bool(self.qualities)
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """The budgets and the width in short."""
+        width = () if self.width is None else (f"width={self.width:.4g}",)
+        return (*(f"{b.resource}={b.limit:.4g}" for b in map(Budget.parse, self.budgets)), *width)
+
+    @property
+    def undivided(self) -> str | None:
+        """What it asks for that cannot be divided over several steps."""
+        ways = {"--plan": self.plan, "--variance": self.variance, "--budget error or drop": self.qualities or None}
+        return next((name for name, value in ways.items() if value is not None), None)
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether the whole model meets it."""
+        return self.width in (None, 1.0) and all(b.limit >= 1.0 for b in map(Budget.parse, self.budgets))
+
+    def step(self, left: Mapping[str, float], share: float) -> Goal:
+        """The goal of one of several steps, in fractions of a model that has `left` of the original's costs (and of
+        its 'width'): `share` of the way from there, in logarithms."""
+
+        def fraction(limit: float, name: str) -> float:
+            return float(min(1.0, (limit / left.get(name, 1.0)) ** share))
+
+        budgets = tuple(f"{b.resource}={fraction(b.limit, b.resource)!r}" for b in self.costs)
+        width = None if self.width is None else fraction(self.width, "width")
+        return replace(self, budget=budgets, width=width, stats=None if left else self.stats)
 
     def chosen_way(self) -> str:
         """Which of the four ways says how small; raises `InputError` unless exactly one does."""

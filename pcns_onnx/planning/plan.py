@@ -38,7 +38,8 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Widths for one model, as saved by --plan-out and replayed by --plan; `rank_ratio` is eigenremove's.
 
     `samples`: a sketch of those that it was chosen on (`data.fingerprints`), which prove nothing of it; empty where
-    there were none, None where that is not known.
+    there were none, None where that is not known. `rounds`: in how many steps the model was made, with healing between
+    them, of which a replay makes one.
     """
 
     schema: int
@@ -47,6 +48,7 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     groups: dict[str, GroupPlan]
     rank_ratio: float | None = None
     samples: str | None = None
+    rounds: int = 1
 
     def was_chosen_on(self, hashes: Hashes) -> NDArray[np.bool_]:
         """Which of these samples it was chosen on, as far as the sketch holds them."""
@@ -85,6 +87,23 @@ class FrontierPoint(msgspec.Struct, frozen=True):
 
     costs: dict[str, float]
     error: float
+
+
+def chained(plans: Sequence[Plan]) -> Plan:
+    """Plans of steps that follow on one another, as one that leads from the first one's model to the last one's."""
+    groups = dict(plans[0].groups)
+    for plan in plans[1:]:
+        for name, entry in plan.groups.items():
+            groups[name] = _behind(groups[name], entry) if name in groups else entry
+    return msgspec.structs.replace(plans[0], groups=groups, rounds=len(plans))
+
+
+def _behind(first: GroupPlan, entry: GroupPlan) -> GroupPlan:
+    """A group narrowed twice: the errors of both add up, and the channels of the second are among the first one's."""
+    keep = entry.keep
+    if keep is not None and first.keep is not None:
+        keep = [first.keep[at] for at in keep] if entry.of == len(first.keep) else None
+    return GroupPlan(entry.width, first.of, first.error + entry.error, keep)
 
 
 def fingerprint(graph: Graph) -> str:

@@ -124,12 +124,28 @@ class Stage(msgspec.Struct, frozen=True):
     passes: float
 
 
+class Round(msgspec.Struct, frozen=True):
+    """One of several steps: the goal in fractions of the model before, what it came to, and how it was healed.
+
+    `size` and `agreement` (on the samples of the check) are to be held against the original's.
+    """
+
+    number: int
+    goal: list[str]
+    size: ModelSize
+    agreement: Agreement
+    healing: Healing | None
+    notes: list[str]
+
+
 class Report(msgspec.Struct, frozen=True):
     """Everything about one `shrink` or `compare`.
 
     `frontier` and the point `chosen` on it are for the page (`html`), where a budget was spread over the layers.
     `failed_precisions` are those that were asked for and are not written; the warnings name them, too. `healing`: how
     the result has learnt from the original, where it was to. `contract`: the states whose shape a caller must change.
+    `rounds`: each of several steps, where there were some; `failed_round`: why the last one of these is not that which
+    was asked for.
     """
 
     options: dict[str, str]
@@ -151,6 +167,8 @@ class Report(msgspec.Struct, frozen=True):
     failed_precisions: list[FailedPrecision] = []
     healing: Healing | None = None
     contract: list[NarrowedState] = []
+    rounds: list[Round] = []
+    failed_round: str | None = None
     schema: int = SCHEMA
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -25,6 +25,11 @@ NOTE = 1024
 """Bytes that the note of provenance may take."""
 
 
+def unique(*texts: str) -> list[str]:
+    """What is to be said, each text once."""
+    return list(dict.fromkeys(texts))
+
+
 def grown(before: ModelSize, after: ModelSize) -> list[str]:
     """What of a result is larger than it was, but for the note of where it comes from."""
     sizes = {"parameters": (before.parameters, after.parameters), "bytes": (before.bytes + NOTE, after.bytes)}

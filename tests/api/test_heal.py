@@ -43,10 +43,10 @@ def test_healing_needs_samples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("freeze", "*"), ("heal_batch", 8), ("heal_loss", "mse"), ("heal_curve", True)]
+    ("option", "value"), [("freeze", "*"), ("heal_batch", 8), ("heal_loss", "mse"), ("heal_curve", True), ("rounds", 2)]
 )
 def test_what_says_how_to_heal_is_refused_where_nothing_heals(option: str, value: Any) -> None:
-    with pytest.raises(InputError, match=f"--{option.replace('_', '-')} says how --heal learns"):
+    with pytest.raises(InputError, match=f"--{option.replace('_', '-')} .*: give --heal, too"):
         shrink(mlp(), {"x": rows(40)}, width=0.5, **{option: value})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -163,6 +164,87 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(after: int, tmp_path: 
     assert not out.exists() and left.exists() is (after > 30)
     heal(*sources, out, resume=True, **FAST)
     assert out.read_bytes() == whole.read_bytes() and not left.exists()
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+    sources, out = files(tmp_path), tmp_path / "out.onnx"
+    with pytest.raises(KeyboardInterrupt) as early:
+        heal(*sources, out, progress=Stopped(5), **FAST)
+    assert not hasattr(early.value, "__notes__")  # there is no checkpoint yet
+    with pytest.raises(KeyboardInterrupt) as late:
+        heal(*sources, out, progress=Stopped(100), **FAST)
+    note = f"'{out}.healing' is left: the same command with --resume goes on from there"
+    assert late.value.__notes__ == [note]
+    with pytest.raises(KeyboardInterrupt) as other:  # what an earlier run has left is not its own
+        heal(*sources, out, progress=Stopped(5), **FAST)
+    assert not hasattr(other.value, "__notes__")
+    with pytest.raises(KeyboardInterrupt) as again:
+        heal(*sources, out, resume=True, progress=Stopped(1), **FAST)
+    assert again.value.__notes__ == [note]
+
+
+def test_the_command_says_it_in_a_line_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, model, data = files(tmp_path)
+
+    @contextmanager
+    def stopped(**choices: Any) -> Iterator[Progress]:
+        yield Stopped(100)
+
+    monkeypatch.setattr("pcns_onnx.cli.console.bars", stopped)
+    out = tmp_path / "out.onnx"
+    words = ["heal", str(small), "--original", str(model), "--data", str(data), "-o", str(out), "--threads", "1"]
+    assert main([*words, "--updates", "6000"]) == 130
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2:] == [
+        f"'{out}.healing' is left: the same command with --resume goes on from there",
+        "pcns-onnx: error: interrupted",
+    ]
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("ours"), ValueError("ours"), AssertionError("ours"), AttributeError("ours"), InputError("ours")]
+)
+def test_faults_of_ours_are_not_said_to_be_those_of_pytorch(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("pcns_onnx.distillation.healing.augmentation_of", failing)
+    with pytest.raises(type(error), match="ours"):
+        heal(disturbed(mlp()), mlp(), {"x": rows()}, **FAST)
+    report = shrink(mlp(), {"x": rows()}, width=0.5, heal=64, refine=0, threads=1).report
+    assert any("not healed" in warning and "ours" in warning for warning in report.warnings)
+    assert not any("PyTorch cannot train" in warning for warning in report.warnings)
+
+
+def test_what_pytorch_raises_is_said_to_be_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        return torch.zeros(2) @ torch.zeros(3)
+
+    monkeypatch.setattr("pcns_onnx.distillation.healing.augmentation_of", failing)
+    with pytest.raises(UnsupportedError, match="PyTorch cannot train this model: "):
+        heal(disturbed(mlp()), mlp(), {"x": rows()}, **FAST)
+
+
+def test_labels_that_are_no_classes_are_said_and_decide_nothing() -> None:
+    x = rows()
+    labels = np.stack([np.argmax(x[:, :3], axis=1), np.arange(len(x)) % 3], axis=1)
+    result = heal(disturbed(mlp()), mlp(), {"x": x, "labels": labels}, **{**FAST, "heal_accept": "auto"})
+    healing = result.report.healing
+    assert healing is not None and healing.verdict.by == "agreement"
+    assert len([text for text in result.report.warnings if "labels of shape (N, 2) are not used" in text]) == 1
+    with pytest.raises(InputError, match="--max-drop needs labels, one per sample"):
+        heal(disturbed(mlp()), mlp(), {"x": x, "labels": labels}, max_drop=1, **FAST)
+    with pytest.raises(InputError, match="--max-drop needs labels, one per sample"):
+        shrink(mlp(), {"x": x, "labels": labels}, max_drop=1, width=0.5, threads=1)
+    compared = compare(mlp(), disturbed(mlp()), {"x": x, "labels": labels}, threads=1)
+    assert any("labels of shape (N, 2) are not used" in text for text in compared.warnings)
+
+
+def test_few_samples_are_shown_no_more_often_than_helps() -> None:
+    healing = heal(disturbed(mlp()), mlp(), {"x": rows(60)}, threads=1, updates=0).report.healing
+    assert healing is not None and healing.updates <= schedule.TURNS * healing.learnt + healing.batch
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

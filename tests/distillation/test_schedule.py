@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import pytest
 
-from pcns_onnx.distillation.schedule import LEAST, MOST, POINTS, Schedule, is_lost, peak_rates
+from pcns_onnx.distillation.schedule import LEAST, MOST, POINTS, TURNS, Schedule, is_lost, peak_rates, suitable
 
 
 def test_small_models_are_shown_more_and_large_ones_less() -> None:
-    lengths = [Schedule.of(None, None, macs // 2, macs, unknown=False).updates for macs in (10**5, 4 * 10**7, 10**10)]
+    lengths = [suitable(macs // 2, macs, 10**6, unknown=False) for macs in (10**5, 4 * 10**7, 10**10)]
     assert lengths == [MOST, 25000, LEAST]
-    assert Schedule.of(None, None, 0, 0, unknown=True).updates == 24_000
+    assert suitable(0, 0, 10**6, unknown=True) == 24_000
+
+
+@pytest.mark.parametrize("samples", [1, 7, 50])
+def test_few_samples_are_not_shown_for_ever(samples: int) -> None:
+    assert suitable(1000, 2000, samples, unknown=False) == suitable(0, 0, samples, unknown=True) == TURNS * samples
 
 
 def test_short_runs_take_smaller_steps() -> None:
-    assert [Schedule.of(n, None, 1, 1, unknown=False).batch for n in (100, 6_000, 240_000)] == [16, 30, 64]
-    assert Schedule.of(100, 128, 1, 1, unknown=False).batch == 128
+    assert [Schedule.of(n, None).batch for n in (100, 6_000, 240_000)] == [16, 30, 64]
+    assert Schedule.of(100, 128).batch == 128
 
 
 @pytest.mark.parametrize("updates", [1, 16, 700, 24_000])
 def test_the_rate_rises_then_falls_to_nothing(updates: int) -> None:
-    plan = Schedule.of(updates, None, 1, 1, unknown=False)
+    plan = Schedule.of(updates, None)
     factors = [plan.factor(step) for step in range(plan.steps)]
     assert all(0 < factor <= 1 for factor in factors)
     if plan.steps > 100:

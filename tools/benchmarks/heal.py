@@ -15,10 +15,12 @@ target of the issue.
 from __future__ import annotations
 
 import argparse
+import io
+import itertools
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ Arrays = dict[str, NDArray[Any]]
 class Row:
     """A classifier: `solve` and `learn` are how many samples the two steps get; `unseen`: from the test set.
 
-    `inside`: both get the same ones (`shrink --heal`).
+    `inside`: both get the same ones (`shrink --heal`). `train`: learnt from are all images that the original was
+    trained on (`data/*_train_jpeg.npz`; Pillow decodes them). `rounds`: beside one step, in so many (`inside`).
     """
 
     model: str
@@ -57,26 +60,49 @@ class Row:
     unseen: bool = False
     raw: bool = False
     inside: bool = False
+    train: bool = False
+    rounds: int | None = None
+    updates: int = 0
 
 
 INNER: Mapping[str, Any] = {"width": 0.5, "coupled": False}
 
 
 def resnet20(target: str, choices: Mapping[str, Any] = INNER, **more: Any) -> Row:
-    return Row("resnet20_cifar10", "cifar10", choices, target, 1024, normalize=RESNET, **more)
+    return Row("resnet20_cifar10", "cifar10", choices, target, more.pop("solve", 1024), normalize=RESNET, **more)
 
+
+def in_rounds(name: str, row: Row, updates: int, budgets: Sequence[float]) -> dict[str, Row]:
+    """One step, two and three of them, with as many samples shown in all."""
+    return {
+        f"{name}-{budget:g}-rounds-{count}": replace(
+            row, choices={"budget": f"macs={budget:g}"}, rounds=count, updates=updates, inside=True
+        )
+        for budget in budgets
+        for count in (1, 2, 3)
+    }
+
+
+LENET = Row("mnist_lenet300_relu", "mnist", {}, "", inside=True)
+RESNET8 = Row("resnet8_mlperftiny", "cifar10", {}, "", raw=True)
 
 ROWS: Mapping[str, Row] = {
     "resnet20-1024": resnet20("78.0", learn=1138),
     "resnet20-4096": resnet20("", learn=4096),
     "resnet20-unseen-2500": resnet20("78.4", unseen=True),
     "resnet20-0.5": resnet20("80.2 (50,000)", {"budget": "macs=0.5"}, learn=4096),
-    "resnet20-0.35": resnet20("77.5 (50,000)", {"budget": "macs=0.35"}, learn=4096),
-    "resnet8-0.5": Row("resnet8_mlperftiny", "cifar10", {"budget": "macs=0.5"}, "72", 2048, raw=True),
-    "lenet-0.09": Row("mnist_lenet300_relu", "mnist", {"budget": "macs=0.09"}, "97.5", inside=True),
-    "lenet-0.229": Row("mnist_lenet300_relu", "mnist", {"budget": "macs=0.229"}, "98.2", inside=True),
+    "resnet20-0.35": resnet20("", {"budget": "macs=0.35"}, learn=4096),
+    "resnet20-0.35-50000": resnet20("77.5", {"budget": "macs=0.35"}, solve=4096, train=True),
+    "resnet8-0.5": replace(RESNET8, choices={"budget": "macs=0.5"}, target="72", solve=2048),
+    "lenet-0.09": replace(LENET, choices={"budget": "macs=0.09"}, target="97.5"),
+    "lenet-0.229": replace(LENET, choices={"budget": "macs=0.229"}, target="98.2"),
+    "vgg16-0.345": Row("vgg16bn_cifar10", "cifar10", {"budget": ["macs=0.345", "params=0.129"]}, "84.4", 2048,
+                       normalize=VGG),
     "vgg16-0.147": Row("vgg16bn_cifar10", "cifar10", {"budget": ["macs=0.147", "params=0.075"]}, "83.5", 2048,
                        normalize=VGG),
+    **in_rounds("resnet20", resnet20(""), 24_500, (0.35, 0.25)),
+    **in_rounds("resnet8", RESNET8, 80_700, (0.35, 0.25)),
+    **in_rounds("lenet", LENET, 240_000, (0.09, 0.04)),
 }  # fmt: skip
 
 
@@ -86,14 +112,26 @@ def loaded(shared: Path, name: str, row: Row) -> Arrays:
         return {"input": values.astype(np.float32) if row.raw else values, "labels": archive["labels"]}
 
 
+def trained_on(shared: Path, name: str) -> NDArray[np.uint8]:
+    """All images that the original was trained on, (N, 3, height, width)."""
+    from PIL import Image
+
+    with np.load(shared / "data" / f"{name}_train_jpeg.npz") as archive:
+        jpeg, offsets = archive["jpeg"].tobytes(), archive["offsets"]
+    pieces = (jpeg[start:end] for start, end in itertools.pairwise(offsets))
+    return np.stack([np.asarray(Image.open(io.BytesIO(piece))).transpose(2, 0, 1) for piece in pieces])
+
+
 def classified(name: str, row: Row, shared: Path, work: Path, seed: int) -> list[str]:
     """One row of a classifier."""
-    model, start = shared / "models" / f"{row.model}.onnx", work / f"{name}.onnx"
+    model, start = shared / "models" / f"{row.model}.onnx", work / f"{name.partition('-rounds')[0]}.onnx"
     calib, test = (loaded(shared, f"{row.data}_{part}", row) for part in ("calib", "test"))
     pool = {"input": calib["input"]}
     if row.unseen:
         half = len(test["input"]) // 2
         pool, test = {"input": test["input"][:half]}, {key: value[half:] for key, value in test.items()}
+    if row.train:
+        pool = {"input": trained_on(shared, row.data)}
     given: dict[str, Any] = {"threads": 1, "eval": test}
     if row.normalize is not None:
         given["normalize"] = row.normalize
@@ -103,13 +141,15 @@ def classified(name: str, row: Row, shared: Path, work: Path, seed: int) -> list
     learnt: dict[str, Any] = {"samples": row.learn} if row.learn else {}
     started = time.process_time()
     if row.inside:
-        report = shrink(model, pool, work / f"{name}-healed.onnx", **given, **row.choices, heal=0, seed=seed).report
+        rounds: dict[str, Any] = {} if row.rounds is None else {"rounds": row.rounds}
+        choices = {**given, **row.choices, **rounds, "heal": row.updates}
+        report = shrink(model, pool, work / f"{name}-healed.onnx", **choices, seed=seed).report
     else:
         report = heal(start, model, pool, work / f"{name}-healed.onnx", **given, **learnt, seed=seed).report
     healing, agreement = report.healing, report.agreement
     assert healing is not None
     before = judged(start, model, test, given)
-    shown = f"{healing.updates:,}"
+    shown = f"{sum(item.healing.updates for item in report.rounds if item.healing) or healing.updates:,}"
     return [
         name, f"{agreement.score_a:.2f}", f"{before:.2f}", f"{agreement.score_b:.2f}",
         f"{healing.learnt:,} {'unseen' if row.unseen else 'seen'}", shown, f"{time.process_time() - started:.0f}",

@@ -1,17 +1,32 @@
-"""What healing did, for a terminal."""
+"""What healing did, and the rounds that it went in, for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pcns_onnx.cost.model import ModelSize
 from pcns_onnx.evaluation.healing import Healing, Verdict
-from pcns_onnx.report.schema import Report
+from pcns_onnx.report.schema import Report, Round
 
 
 def healing_lines(report: Report) -> Iterator[str]:
-    """Some lines, where there was a healing."""
+    """Some lines, where there was a healing, and one for each of several rounds."""
+    if report.rounds:
+        yield "\n".join(_round(item, report.before) for item in report.rounds)
     if report.healing is not None:
         yield "\n".join(_lines(report.healing))
+
+
+def _round(item: Round, original: ModelSize) -> str:
+    """What a round asked of the model before it, and what there was of the original after it."""
+    agreement, healing = item.agreement, item.healing
+    score = "" if agreement.score_b is None else f", {agreement.score} {agreement.score_b:.4g}"
+    how = "not healed" if healing is None else f"{healing.updates:,} samples shown"
+    taken = "" if healing is None or healing.verdict.accepted else ", not accepted"
+    return (
+        f"round {item.number}: {', '.join(item.goal)}; MACs {original.macs_ratio(item.size)}, "
+        f"relative error {agreement.error:.3g}{score}; {how}{taken}"
+    )
 
 
 def _lines(healing: Healing) -> Iterator[str]:

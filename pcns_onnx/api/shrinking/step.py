@@ -1,0 +1,205 @@
+"""One step from a model to a narrower one: prepare, decide, solve, emit, heal.
+
+The model is the original, or what an earlier step has made of it; teacher and judge is the original in any case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pcns_onnx.api.check import Check
+from pcns_onnx.api.heal import heal_samples, not_accepted
+from pcns_onnx.api.options import Options
+from pcns_onnx.cost.model import ModelSize, model_size
+from pcns_onnx.data.fingerprints import sketch
+from pcns_onnx.errors import NothingToShrinkError, PcnsError, first_line
+from pcns_onnx.evaluation.healing import Healing
+from pcns_onnx.evaluation.provenance import provenance_note
+from pcns_onnx.graph import Graph
+from pcns_onnx.methods.pcns.assessment import eigenvalue_shares
+from pcns_onnx.methods.strategy import Request, Strategy
+from pcns_onnx.planning.decision import Decision
+from pcns_onnx.planning.frontier import point_of
+from pcns_onnx.planning.grids import INT8_LEAST, GridRules
+from pcns_onnx.planning.plan import SCHEMA, SKETCH, FrontierPoint, Plan, SkippedLayer, chained, fingerprint, pairs
+from pcns_onnx.planning.prepare import kept_whole, problem_for, selected
+from pcns_onnx.planning.problem import Problem
+from pcns_onnx.report.schema import GroupInfo
+from pcns_onnx.report.summary import group_infos
+from pcns_onnx.report.warnings import of_samples, starved, still
+from pcns_onnx.rewrite.canonical import Canonical, emit
+from pcns_onnx.rewrite.contract import as_narrowed, close_states
+from pcns_onnx.rewrite.explicit_bias import explicit_biases
+from pcns_onnx.rewrite.patch import Patch
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is narrowed, and as what: the `number`th of `count` steps.
+
+    `plans` are those of the steps before; `teacher`: the original's size, None where it is what is narrowed; `share`:
+    of the samples shown in healing.
+    """
+
+    check: Check
+    form: Canonical
+    request: Request
+    strategy: Strategy
+    number: int = 1
+    count: int = 1
+    plans: tuple[Plan, ...] = ()
+    teacher: ModelSize | None = None
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """What came of a step. `plan` leads from the original to `small`, `own` from the model that was narrowed.
+
+    `weak` and `of_samples` are what must be known of its samples; `check` knows where the outputs have their channels.
+    """
+
+    check: Check
+    small: Graph
+    plan: Plan
+    own: Plan
+    groups: list[GroupInfo]
+    skipped: list[SkippedLayer]
+    chosen: FrontierPoint
+    frontier: list[FrontierPoint]
+    healing: Healing | None
+    notes: list[str]
+    weak: list[str]
+    of_samples: list[str]
+    before: ModelSize
+    after: ModelSize
+
+
+def take(step: Step) -> Narrowed:
+    """Narrow, solve and heal; raises `NothingToShrinkError` where every layer needs its full width."""
+    check, strategy, running = step.check, step.strategy, step.check.running
+    problem, skipped = _prepare(step)
+    if step.number == 1:
+        check = replace(check, layout=problem.layout)
+    decision = strategy.decide(problem, check.keeps_limits)
+    skipped += kept_whole(problem, decision)
+    if not decision.narrowed:
+        raise NothingToShrinkError("nothing was shrunk: every layer needs its full width here", pairs(skipped))
+    is_drawn = running.options.outputs.html is not None and step.count == 1
+    frontier = strategy.frontier(problem) if is_drawn else []
+    problem, decision = strategy.settle(problem, decision)
+    if step.count == 1:  # it knows nothing of steps, nor of healing between them
+        forecast = check.forecast(problem, lambda trial: strategy.outline(trial, decision))
+        if forecast is not None:
+            running.say(forecast)
+    solution = strategy.solve(problem, decision)
+    own = _plan(step, decision)
+    plan = chained((*step.plans, own))
+    small = _emit(step, solution.patch, provenance_note(plan, running.options.data.seed, _hashes(check)))
+    before = model_size(step.form.original, problem.whole_dependencies)
+    small, healing, notes = _healed(replace(step, check=check, teacher=step.teacher or before), small)
+    groups = group_infos(
+        problem.groups,
+        decision,
+        solution,
+        strategy.curves if is_drawn else {},
+        eigenvalue_shares(problem) if is_drawn and check.has_data else {},
+    )
+    return Narrowed(
+        check, small, plan, own, groups, skipped, point_of(problem, decision), frontier, healing, notes,
+        [*starved(solution, problem), *still(solution)], of_samples(problem, solution) if strategy.solves else [],
+        before, size_of(check, small),
+    )  # fmt: skip
+
+
+def size_of(check: Check, small: Graph, written: Graph | None = None) -> ModelSize:
+    """What a narrowed model costs, in the form in which it is `written`."""
+    dependencies = check.running.dependencies(explicit_biases(small)[0].as_float32(), check.train)
+    return model_size(close_states(small) if written is None else written, dependencies)
+
+
+# -- prepare -----------------------------------------------------------------------------------
+
+
+def _prepare(step: Step) -> tuple[Problem, list[SkippedLayer]]:
+    """The problem with the groups that are to be narrowed, and every other layer with its reason."""
+    running, form, request = step.check.running, step.form, step.request
+    options, goal = running.options, request.goal
+    problem = problem_for(
+        form,
+        running.calibration(step.check.train, form.twin),
+        options.scope,
+        batch_latency=options.runtime.batch_latency,
+        plan=request.plan,
+        times=goal.needs_times,
+        weights=options.gates.weights([spec.name for spec in form.original.outputs]),
+    )
+    problem = replace(problem, rules=_grid_rules(options, request))
+    problem, skipped = selected(problem, options.scope, step.strategy.refuses)
+    if not problem.groups:
+        why = "every layer has a reason to stay" if skipped else "the model has no layer with stored weights"
+        raise NothingToShrinkError(f"nothing can be shrunk: {why}", pairs(skipped))
+    return problem, skipped
+
+
+def _grid_rules(options: Options, request: Request) -> GridRules:
+    multiple = str(options.goal.multiple)
+    least = INT8_LEAST if options.outputs.int8 and multiple == "auto" else 1
+    return GridRules(multiple, least, drops=options.scope.depth and request.method.drops_blocks)
+
+
+# -- emit --------------------------------------------------------------------------------------
+
+
+def _hashes(check: Check) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    return np.concatenate([np.zeros(0, np.uint64), *check.used])
+
+
+def _plan(step: Step, decision: Decision) -> Plan:
+    """What was decided, as the plan of the model that is narrowed."""
+    request, form = step.request, step.form
+    chosen_on = sketch(_hashes(step.check), SKETCH) if request.plan is None else request.plan.samples
+    return Plan(
+        SCHEMA, fingerprint(form.original), request.method.name, decision.planned(), step.strategy.rank_ratio, chosen_on
+    )
+
+
+def _emit(step: Step, patch: Patch, provenance: str) -> Graph:
+    """The shrunk model, its states still open, checked by onnx, with a note of where it comes from."""
+    small = emit(step.form, patch)
+    small.set_metadata("pcns_onnx", provenance)
+    close_states(small).check(full=step.form.original.passes_check(full=True))
+    return small
+
+
+# -- heal --------------------------------------------------------------------------------------
+
+
+def _healed(step: Step, small: Graph) -> tuple[Graph, Healing | None, list[str]]:
+    """The shrunk model after it has learnt from the original, if it is to, and what is said of it; whatever fails here
+    leaves the shrunk model as it is."""
+    check, running = step.check, step.check.running
+    options = running.options
+    if options.healing.heal is None or step.teacher is None:
+        return small, None, []
+    if step.number < step.count and options.healing.heal_curve:  # what more samples would bring is asked of the last
+        running = replace(running, options=replace(options, healing=replace(options.healing, heal_curve=False)))
+    try:
+        healed = heal_samples(
+            running,
+            as_narrowed(check.form.original, small),
+            small,
+            check.train,
+            check.aside,
+            check.layout,
+            (size_of(check, small), step.teacher),
+            check.metric,
+            share=step.share,
+        )
+    except PcnsError as error:
+        return small, None, [f"not healed, the shrunk model is as it was: {error}"]
+    except Exception as error:  # a fault of ours, or a lack of memory: what is solved is not lost by it
+        return small, None, [f"not healed, the shrunk model is as it was: {type(error).__name__}: {first_line(error)}"]
+    return healed.graph, healed.record, not_accepted(healed.record)
