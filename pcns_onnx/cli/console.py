@@ -12,7 +12,6 @@ import click
 
 from pcns_onnx.cli.terminal import bars, console, lost_output
 from pcns_onnx.errors import GateError, InputError
-from pcns_onnx.graph.model_source import ModelFolder
 
 if TYPE_CHECKING:
     from pcns_onnx.progress import Progress
@@ -51,6 +50,8 @@ class Console:
 
     def wrote_model(self, output: str, source: str, beside: str = "") -> None:
         """A model was written, or a folder, where it came out of one."""
+        from pcns_onnx.graph.model_source import ModelFolder
+
         folder = ModelFolder.of(source)
         self.wrote(output + ("" if folder is None else f": {folder}") + beside)
 

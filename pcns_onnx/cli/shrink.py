@@ -9,7 +9,6 @@ import click
 from pcns_onnx.cli.console import EXIT_CODES, Console, with_console
 from pcns_onnx.cli.options import DATA_HELP, api_keywords, as_json, config_option, epilog, record_options
 from pcns_onnx.errors import PrecisionError, RoundError
-from pcns_onnx.graph.model_source import ModelFolder
 from pcns_onnx.methods.registry import METHODS
 
 
@@ -25,6 +24,7 @@ def shrink(model: str, data: str | None, output: str, console: Console, **choice
     """Write a narrower MODEL to OUT, checked on samples held out. Inputs and outputs stay what they are."""
     from pcns_onnx.api.shrink import shrink as run
     from pcns_onnx.evaluation.precisions import precision_path
+    from pcns_onnx.graph.model_source import ModelFolder
 
     with console.gate(), console.bars() as progress:
         result = run(model, data, output, progress=progress, **api_keywords(choices))

@@ -55,7 +55,7 @@ class Causes:
         """The option by which a state gets narrower."""
         if state is None:
             return ""
-        return f" (--{'caches' if state.is_cache else 'states'} narrow: it may get narrower, with '{state.output}')"
+        return f" (--{'caches' if state.is_cache else 'states'} narrow: both ends get narrower, '{state.output}' too)"
 
     def _fixed_input(self, node: Node) -> str | None:
         """The first input that carries no channels; else the first that carries some beside others that stay."""
