@@ -23,6 +23,7 @@ from pcns_onnx.data.columns import LABELS, Array, Column, Part
 from pcns_onnx.data.conform import Normalize, check_classes, convert, is_floating, match
 from pcns_onnx.data.fingerprints import SampleSummary
 from pcns_onnx.data.formats.preprocess import Preprocess
+from pcns_onnx.data.padding import Padding
 from pcns_onnx.data.placement import Placement, unrolled
 from pcns_onnx.data.sources import DataSource, find_source
 from pcns_onnx.errors import InputError
@@ -39,7 +40,7 @@ class Dataset:
     says whether batches carry labels, and `ignored` names the arrays that are no input of the model. `layout` tells
     where the samples lie in the model's inputs (None: along their first axes), and `is_single` that they are to be
     run one by one. `settings` are the inputs that are meant to be the same in every run, `notes` what
-    the user should know.
+    the user should know. `padding`: what of the samples does not count, where that is known.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Dataset:
         is_single: bool = False,
         settings: frozenset[str] = frozenset(),
         notes: tuple[str, ...] = (),
+        padding: Padding | None = None,
     ) -> None:
         """Wrap `stream(size)`, which starts a pass in runs of any length, preferably `size`."""
         self.stream = stream
@@ -62,12 +64,20 @@ class Dataset:
         self.layout = layout
         self.is_single = is_single or (layout is not None and layout.whole)
         self.settings = settings
+        self.padding = padding
+        self.lengths: Array | None = None
         self.summaries: dict[int | None, SampleSummary] = {}
         self.notes = notes
 
     def one_by_one(self) -> Dataset:
         """The same samples, of which no two are run at once."""
         return self.streaming(self.stream, is_single=True)
+
+    def padded(self, padding: Padding | None) -> Dataset:
+        """The same samples, of which it is known what is padding."""
+        dataset = self.streaming(self.stream)
+        dataset.padding = padding
+        return dataset
 
     def streaming(self, stream: Stream, *, is_single: bool = False) -> Dataset:
         """The same samples in another form."""
@@ -79,6 +89,7 @@ class Dataset:
             layout=self.layout,
             is_single=self.is_single or is_single,
             settings=self.settings,
+            padding=self.padding,
         )
 
     def batches(self, size: int) -> Iterator[Batch]:
