@@ -35,6 +35,7 @@ from pcns_onnx.runtime.dask_executor import executor_for
 from pcns_onnx.runtime.decoding import empty_caches, with_decoding
 from pcns_onnx.runtime.engine import Engine, choose_engine
 from pcns_onnx.runtime.executor import Executor
+from pcns_onnx.runtime.padding import find_padding, shared_padding
 from pcns_onnx.runtime.samples import Samples, at_latency_batch, fixed_batch, samples_of
 
 
@@ -79,7 +80,28 @@ class Run:
                     f"{next(iter(feeding.layout.axes))}=0 where they are samples"
                 )
                 dataset = whole
-        return form.laid_out(dataset.layout), self._batched(dataset, verdict)
+        form, dataset = form.laid_out(dataset.layout), self._batched(dataset, verdict)
+        return form, self._padded(form, dataset)
+
+    def _padded(self, form: Canonical, dataset: Dataset) -> Dataset:
+        """The samples, of which it is known what is padding where the model shows that it does not count."""
+        if self.options.inputs.carries():
+            if self.options.inputs.mask is not None:
+                raise InputError("--mask says what is padding, which sequences of --carry have none of: leave one out")
+            return dataset
+        found = find_padding(self.engine, form.twin, dataset, self.options.inputs.mask)
+        if found.note is not None:
+            self.say(found.note)
+        return dataset.padded(found.padding)
+
+    def padded_for(self, form: Canonical, dataset: Dataset) -> Dataset:
+        """The samples with what is padding for another model, too."""
+        if dataset.padding is None:
+            return dataset
+        found = shared_padding(self.engine, form.twin, dataset.padding)
+        if found.note is not None:
+            self.say(found.note)
+        return dataset.padded(found.padding)
 
     def noise(self, form: Canonical) -> Dataset:
         """One batch of noise in the shape of the model's inputs."""
@@ -156,7 +178,7 @@ class Run:
         """What every pass over `dataset` needs to know."""
         return Calibration(
             self.engine,
-            self.samples(dataset, graph),
+            self.samples(dataset, graph).formed("sorted"),
             self.options.data.seed,
             self.progress,
             self.options.runtime.budget,

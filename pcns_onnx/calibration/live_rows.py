@@ -2,9 +2,9 @@
 
     moments = sum over t with w_t = 1 of x_t x_t' / sum of w_t
 
-Positions are followed by how they react to other values in the padding (`runtime.padding`), so that (samples, positions,
-...), (samples, heads, positions, width) and (samples times positions, ...) are all understood. A Conv's row counts where
-its output position does. Where nothing is known, every row counts.
+Positions are followed by how they react to other values in the padding (`runtime.padding`), so that (samples,
+positions, ...), (samples, heads, positions, width) and (samples times positions, ...) are all understood. A Conv's row
+counts where its output position does. Where nothing is known, every row counts.
 """
 
 from __future__ import annotations
@@ -45,6 +45,13 @@ class LivePlaces:
         if not self.mask or place is None or not place.fits(tuple(shape), live := self.live(tensors)):
             return None
         return place.spread(live, len(shape))
+
+    def only(self, name: str, tensors: Mapping[str, Any], *values: Array) -> tuple[Array, ...]:
+        """What counts of some tensors that are all in the place of `name`: themselves where everything does."""
+        if self.spread(name, values[0].shape, tensors) is None or any(v.shape != values[0].shape for v in values):
+            return values
+        place, live = self.places[name], self.live(tensors)
+        return values if place is None else tuple(place.only(each, live) for each in values)
 
     def rows(
         self, name: str, op: LinearOp, x_shape: Sequence[int], at: NDArray[np.int64] | None, tensors: Mapping[str, Any]

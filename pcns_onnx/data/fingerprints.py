@@ -1,9 +1,10 @@
 """What tells samples apart, and what says nothing about them: a hash of each, and inputs that never change.
 
-A sample's hash is BLAKE2b, 64 bits, over name, dtype, shape and bytes of all that the model is fed with it, so that
-the same image in two files is the same sample; padding that may be cut off is no part of it. A sketch of a set of samples is the `k` smallest of their hashes
-("bottom-k", Cohen and Kaplan 2007): hashes are as good as random, so a sketch of k says of any share of the samples
-whether it overlaps, but for a chance of (1 - share)^k; a set of up to k samples is kept whole.
+A sample's hash is BLAKE2b, 64 bits, over name, dtype, shape and bytes of all that the model is fed with it, so that the
+same image in two files is the same sample; padding that may be cut off is no part of it. A sketch of a set of samples
+is the `k` smallest of their hashes ("bottom-k", Cohen and Kaplan 2007): hashes are as good as random, so a sketch of k
+says of any share of the samples whether it overlaps, but for a chance of (1 - share)^k; a set of up to k samples is
+kept whole.
 """
 
 from __future__ import annotations

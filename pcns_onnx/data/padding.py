@@ -57,15 +57,19 @@ class Place:
         """What counts of a tensor: samples become (sample, position) pairs along their axis, positions one."""
         xp, chosen = namespace_of(values), np.flatnonzero(live)
         if self.positions is None:
-            return xp.take(values, xp.asarray(chosen), axis=self.samples)
+            taken: Array = xp.take(values, xp.asarray(chosen), axis=self.samples)
+            return taken
         moved = xp.moveaxis(values, (self.samples, self.positions), (0, 1))
         flat = xp.reshape(moved, (live.size, 1, *moved.shape[2:]))
-        return xp.moveaxis(xp.take(flat, xp.asarray(chosen), axis=0), (0, 1), (self.samples, self.positions))
+        only: Array = xp.moveaxis(xp.take(flat, xp.asarray(chosen), axis=0), (0, 1), (self.samples, self.positions))
+        return only
 
-    def filled(self, values: Array, live: Live, fill: float = 0) -> Array:
-        """The tensor with `fill` where nothing counts."""
+    def filled(self, values: Array, live: Live) -> Array:
+        """The tensor with zeros where nothing counts."""
         xp = namespace_of(values)
-        return xp.where(xp.asarray(self.spread(live, values.ndim)), values, xp.asarray(fill, dtype=values.dtype))
+        counts, blank = xp.asarray(self.spread(live, values.ndim)), xp.asarray(0, dtype=values.dtype)
+        filled: Array = xp.where(counts, values, blank)
+        return filled
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +113,9 @@ class Padding:
         start, stop = int(first.min()), int(last.max())
         if (start, stop) == (0, batch.feeds[self.mask].shape[1]):
             return batch
-        return replace(batch, feeds={name: self._taken(name, array, start, stop) for name, array in batch.feeds.items()})
+        return replace(
+            batch, feeds={name: self._taken(name, array, start, stop) for name, array in batch.feeds.items()}
+        )
 
     def _taken(self, name: str, array: Array, start: int, stop: int) -> Array:
         index = [slice(None)] * array.ndim

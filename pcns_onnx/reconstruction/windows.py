@@ -134,8 +134,8 @@ class Piece:
             return self
         xp = namespace_of(self.x)
         x = xp.take(self.x, xp.asarray(self.taps[:, 0]), axis=1)
-        flat = (xp.reshape(side, (-1, 1, int(side.shape[2]))) for side in (x, self.y))
-        return Piece(*flat, peaks=None, taps=np.zeros((1, 1), dtype=np.int64), stacked=True)
+        x, y = (xp.reshape(side, (-1, 1, int(side.shape[2]))) for side in (x, self.y))
+        return Piece(x, y, None, np.zeros((1, 1), dtype=np.int64), stacked=True)
 
     def in_units(self, scale: NDArray[np.float64]) -> Piece:
         """The targets in units (K,) of their own."""

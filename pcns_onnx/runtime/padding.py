@@ -69,18 +69,17 @@ def find_padding(engine: Engine, graph: Graph, dataset: Dataset, named: str | No
         return Found(None, f"padding counts like all else, since {counts}")
 
 
-def bears_out(engine: Engine, graph: Graph, padding: Padding) -> bool:
-    """Whether another model of the same inputs is indifferent to the same padding, in the same way."""
+def shared_padding(engine: Engine, graph: Graph, padding: Padding) -> Found:
+    """What another model of the same inputs and outputs has in common with the one that `padding` was found of."""
     try:
         found = _proven(engine.session(graph.program()), replace(padding, left=False, right=False, places={}))
-    except (_CountsError, InputError):
-        return False
-    proven = found.padding
-    return proven is not None and (proven.left, proven.right, proven.places) == (
-        padding.left,
-        padding.right,
-        {name: padding.places.get(name) for name in proven.places},
-    )
+    except _CountsError as counts:
+        return Found(None, f"padding counts like all else, since in the second model {counts}")
+    own = found.padding
+    assert own is not None, "what is proven is there"
+    if any(padding.places.get(name) != place for name, place in own.places.items()):
+        return Found(None, "padding counts like all else, since outputs of the two models have it in other places")
+    return Found(replace(own, left=own.left and padding.left, right=own.right and padding.right))
 
 
 def find_places(engine: Engine, graph: Graph, padding: Padding, names: Iterable[str]) -> None:

@@ -91,7 +91,7 @@ class Samples:
 class Positions:
     """Which output positions of a layer are sampled in each batch: seeded, the same for any run.
 
-    `per_sample` positions are drawn anew for every batch, out of as many as its samples have. Where `lengths` (samples,)
+    As many per sample are drawn anew for every batch, out of those that its samples have. Where `lengths` (samples,)
     say how many of these count, `of_live` are drawn of them, which comes to as many rows in all.
     """
 
@@ -122,7 +122,8 @@ def _filling(wanted: int, lengths: NDArray[np.int64]) -> int:
     """The fewest positions of every sample, as far as it has them, that come to `wanted` rows; else all."""
     counts = np.bincount(np.asarray(lengths, dtype=np.int64))
     longer = np.cumsum(counts[::-1])[::-1][1:]  # how many samples have a first, a second, ... position
-    return int(min(np.searchsorted(np.cumsum(longer), wanted) + 1, max(len(longer), 1)))
+    enough = int(np.searchsorted(np.cumsum(longer), wanted)) + 1
+    return min(enough, max(len(longer), 1))
 
 
 def fixed_batch(*graphs: Graph) -> int | None:
