@@ -107,7 +107,7 @@ class Padding:
 
     def cut(self, batch: Batch) -> Batch:
         """The batch without what is padding in all of its samples, at the ends where that may be cut off."""
-        if not self.cuts:
+        if not self.cuts or self.mask not in self.axes:
             return batch
         first, last = self.extents(batch)
         start, stop = int(first.min()), int(last.max())
