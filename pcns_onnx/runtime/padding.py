@@ -33,6 +33,7 @@ TRIED = 6
 """Padded samples that are tried, of as different lengths as there are."""
 _SAME = 1e-4
 """Largest difference, of the largest value, by which kernels of other shapes may round."""
+_MISSHAPEN = "--mask '{}' is not of shape (samples, positions): name an input that is"
 _TENSORS = 12
 """Inner tensors that are looked at in one run."""
 
@@ -51,7 +52,11 @@ def find_padding(engine: Engine, graph: Graph, dataset: Dataset, named: str | No
     Raises `InputError` where the `named` one is no such input, or what it masks counts.
     """
     spec = _mask_of(graph, named)
-    if spec is None or dataset.layout is None or dataset.layout.whole or dataset.layout.axes.get(spec.name) != 0:
+    if spec is None:
+        return Found(None)
+    if dataset.layout is None or dataset.layout.whole or dataset.layout.axes.get(spec.name) != 0:
+        if named is not None:
+            raise InputError(_MISSHAPEN.format(named))
         return Found(None)
     tried = _tried(dataset, spec.name, graph.layout.fixed)
     if tried is None and named:
@@ -112,7 +117,7 @@ def _mask_of(graph: Graph, named: str | None) -> TensorSpec | None:
         if spec is None:
             raise InputError(f"--mask names '{named}', which is no input: the model has {names_of(graph)}")
         if len(spec.shape) != 2 or spec.dtype.kind not in "biuf":
-            raise InputError(f"--mask '{named}' is not of shape (samples, positions): name an input that is")
+            raise InputError(_MISSHAPEN.format(named))
         return spec
     called = [spec for spec in graph.inputs if "mask" in spec.name.lower()]
     return called[0] if len(called) == 1 and len(called[0].shape) == 2 and called[0].dtype.kind in "biuf" else None

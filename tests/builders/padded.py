@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from builders.chains import ints, node
 from builders.fed import FLOAT, INT64, assembled
@@ -20,7 +20,9 @@ class Encoder:
     """What a text encoder is like.
 
     `positions`: the name of the open sequence, or its fixed size. `attends` to what is masked, too; `places` are added
-    to the tokens, counted from the left; the embedding is a mean over `all` positions; `outputs` as listed.
+    to the tokens, counted from the left; the embedding is a mean over `all` positions. `flat`: the FFN has rows of
+    (batch times sequence); `kernel`: a Conv stands in front of it; `loop`: something is added for every position, whoever
+    it is of; `table`: an input (sequence, C) is the same for all samples. `outputs` as listed.
     """
 
     positions: str | int = "sequence"
@@ -30,6 +32,8 @@ class Encoder:
     all: bool = False
     flat: bool = False
     kernel: bool = False
+    loop: bool = False
+    table: bool = False
     outputs: tuple[str, ...] = ("states", "embedding")
     name: str = "attention_mask"
 
@@ -45,20 +49,36 @@ class Encoder:
         constants = {name: value.astype(np.float32) for name, value in stored.items()}
         constants |= {"one": np.float32(1), "low": np.float32(-1e9), "scale": np.float32((C // HEADS) ** -0.5)}
         constants |= {"heads": ints(0, 0, HEADS, C // HEADS), "joined": ints(0, 0, C), "i0": ints(0), "i1": ints(1)}
+        constants |= {"tenth": np.float32([0.1]), "zero": np.float32([0])}
         constants |= {"inner": ints(1, 2), "rows": ints(-1, C), "last": ints(-1)}
         dims = ("batch", self.positions)
         inputs = {"input_ids": (INT64, dims), self.name: (self.dtype, dims)}
         sizes = {"states": (FLOAT, (*dims, C)), "embedding": (FLOAT, ("batch", C))}
         sizes["tokens"] = (FLOAT, (None, C))
+        if self.table:
+            inputs["table_of_places"] = (FLOAT, (self.positions, C))
         nodes = [*self._embedded(), *self._attention(), *self._ffn(), *self._pooled()]
         return assembled(nodes, inputs, {name: sizes[name] for name in self.outputs}, constants)
 
     def _embedded(self) -> list[onnx.NodeProto]:
         nodes = [node("Gather", "table input_ids", "e0"), node("Cast", self.name, "m", to=TensorProto.FLOAT)]
-        if not self.places:
-            return [*nodes, node("Identity", "e0", "e")]
-        count = [node("Shape", "input_ids", "size"), node("Gather", "size i1", "length")]
-        return [*nodes, *count, node("Slice", "at i0 length i0", "here"), node("Add", "e0 here", "e")]
+        nodes += [node("Shape", "input_ids", "size"), node("Gather", "size i1", "length")]
+        added = "e0"
+        if self.places:
+            nodes += [node("Slice", "at i0 length i0", "here"), node("Add", f"{added} here", "e1")]
+            added = "e1"
+        if self.table:
+            nodes += [node("Add", f"{added} table_of_places", "e2")]
+            added = "e2"
+        if self.loop:
+            value = helper.make_tensor_value_info
+            states = [value("n", INT64, []), value("go", TensorProto.BOOL, []), value("had", FLOAT, [1])]
+            made = [value("on", TensorProto.BOOL, []), value("has", FLOAT, [1])]
+            body = helper.make_graph([node("Identity", "go", "on"), node("Add", "had tenth", "has")], "b", states, made)
+            nodes += [node("Squeeze", "length", "steps"), node("Loop", "steps - zero", "counted", body=body)]
+            nodes += [node("Add", f"{added} counted", "e3")]
+            added = "e3"
+        return [*nodes, node("Identity", added, "e")]
 
     def _attention(self) -> list[onnx.NodeProto]:
         nodes = [node("MatMul", f"e {n}", f"{n}0", name=n) for n in "qkv"]
