@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from builders.chains import ints, node
-from builders.fed import FLOAT, INT64, assembled
+from builders.fed import FLOAT, INT64, Dims, assembled
 from builders.models import Array
 
 VOCABULARY, C, HEADS, WIDE, LONGEST = 40, 16, 2, 48, 256
@@ -21,8 +21,8 @@ class Encoder:
 
     `positions`: the name of the open sequence, or its fixed size. `attends` to what is masked, too; `places` are added
     to the tokens, counted from the left; the embedding is a mean over `all` positions. `flat`: the FFN has rows of
-    (batch times sequence); `kernel`: a Conv stands in front of it; `loop`: something is added for every position, whoever
-    it is of; `table`: an input (sequence, C) is the same for all samples. `outputs` as listed.
+    (batch times sequence); `kernel`: a Conv stands in front of it; `loop`: something is added for every position,
+    padding or not; `table`: an input (sequence, C) is the same for all samples. `outputs` as listed.
     """
 
     positions: str | int = "sequence"
@@ -46,14 +46,14 @@ class Encoder:
             stored[name] = rng.standard_normal((rows, columns)) / rows**0.5
         stored["up.b"] = 0.3 * rng.standard_normal(WIDE)
         stored["conv.w"], stored["conv.b"] = rng.standard_normal((C, C, 3)) / 7, rng.standard_normal(C)
-        constants = {name: value.astype(np.float32) for name, value in stored.items()}
-        constants |= {"one": np.float32(1), "low": np.float32(-1e9), "scale": np.float32((C // HEADS) ** -0.5)}
+        stored |= {"one": np.array(1), "low": np.array(-1e9), "scale": np.array((C // HEADS) ** -0.5)}
+        stored |= {"tenth": np.array([0.1]), "zero": np.array([0])}
+        constants: dict[str, Array] = {name: value.astype(np.float32) for name, value in stored.items()}
         constants |= {"heads": ints(0, 0, HEADS, C // HEADS), "joined": ints(0, 0, C), "i0": ints(0), "i1": ints(1)}
-        constants |= {"tenth": np.float32([0.1]), "zero": np.float32([0])}
         constants |= {"inner": ints(1, 2), "rows": ints(-1, C), "last": ints(-1)}
-        dims = ("batch", self.positions)
-        inputs = {"input_ids": (INT64, dims), self.name: (self.dtype, dims)}
-        sizes = {"states": (FLOAT, (*dims, C)), "embedding": (FLOAT, ("batch", C))}
+        dims: tuple[int | str, ...] = ("batch", self.positions)
+        inputs: dict[str, tuple[int, Dims]] = {"input_ids": (INT64, dims), self.name: (self.dtype, dims)}
+        sizes: dict[str, tuple[int, Dims]] = {"states": (FLOAT, (*dims, C)), "embedding": (FLOAT, ("batch", C))}
         sizes["tokens"] = (FLOAT, (None, C))
         if self.table:
             inputs["table_of_places"] = (FLOAT, (self.positions, C))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -44,7 +46,7 @@ def test_every_sample_comes_once_with_all_that_counts(count: int, size: int, lef
     assert sum(piece.size == size for piece in out) == count // size
     lengths = [sorted(len(before[i]) for i in order) for order in orders]
     lengths.sort()
-    assert all(a[-1] <= b[0] for a, b in zip(lengths, lengths[1:], strict=False))
+    assert all(a[-1] <= b[0] for a, b in pairwise(lengths))
 
 
 def test_what_has_nothing_that_counts_is_left_whole() -> None:
