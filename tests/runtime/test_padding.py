@@ -53,9 +53,8 @@ def test_of_a_fixed_length_nothing_is_cut_off() -> None:
 def test_masked_tokens_that_matter_count(encoder: Encoder, output: str) -> None:
     result = found(encoder)
     assert result.padding is None
-    assert (
-        result.note == f"padding counts like all else, since output '{output}' changes with what 'attention_mask' masks"
-    )
+    counts = f"output '{output}' changes with what 'attention_mask' masks"
+    assert result.note == f"padding counts like all else, since {counts}"
     with pytest.raises(InputError, match=r"^--mask 'attention_mask' cannot be used: output '.*' changes with what"):
         found(encoder, named="attention_mask")
 
