@@ -89,19 +89,19 @@ class Run:
             if self.options.inputs.mask is not None:
                 raise InputError("--mask says what is padding, which sequences of --carry have none of: leave one out")
             return dataset
-        found = find_padding(self.engine, form.twin, dataset, self.options.inputs.mask)
-        if found.note is not None:
-            self.say(found.note)
-        return dataset.padded(found.padding)
+        proof = find_padding(self.engine, form.twin, dataset, self.options.inputs.mask)
+        if proof.note is not None:
+            self.say(proof.note)
+        return dataset.padded(proof.padding)
 
     def padded_for(self, form: Canonical, dataset: Dataset) -> Dataset:
         """The samples with what is padding for another model, too."""
         if dataset.padding is None:
             return dataset
-        found = shared_padding(self.engine, form.twin, dataset.padding)
-        if found.note is not None:
-            self.say(found.note)
-        return dataset.padded(found.padding)
+        proof = shared_padding(self.engine, form.twin, dataset.padding)
+        if proof.note is not None:
+            self.say(proof.note)
+        return dataset.padded(proof.padding)
 
     def noise(self, form: Canonical) -> Dataset:
         """One batch of noise in the shape of the model's inputs."""

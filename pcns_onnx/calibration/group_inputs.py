@@ -86,8 +86,8 @@ class GroupObserver:
     ) -> None:
         layers = [layer for layer in dependencies.layers if any(layer.name in group.readers for group in groups)]
         multiplied = [name for group in groups for product in group.products for name in product.names]
-        seen = [name for layer in layers for name in (layer.source, layer.output)]
-        self._places = places = calibration.live_places(graph, [*seen, *multiplied])
+        tensors = [name for layer in layers for name in (layer.source, layer.output)]
+        self._places = places = calibration.live_places(graph, [*tensors, *multiplied])
         self._layers = [(layer, calibration.row_choice(dependencies, layer, 0, places)) for layer in layers]
         self._last = {
             (layer.first_use, block): rows[layer.name][part.rows]

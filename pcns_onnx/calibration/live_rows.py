@@ -65,10 +65,10 @@ class LivePlaces:
             shape[op.axis] = 1
         else:
             shape = [shape[0], 1, *op.grid(tuple(shape))]
-        seen = self.spread(name, shape, tensors)
-        if seen is None:
+        live = self.spread(name, shape, tensors)
+        if live is None:
             return None
-        whole = np.broadcast_to(seen, shape)
+        whole = np.broadcast_to(live, shape)
         return np.asarray((op.inputs if op.axis < 0 else op.outputs)(whole, at)[:, 0])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -93,6 +93,27 @@ def joined(batches: Sequence[Batch]) -> Batch:
         np.concatenate(begins) if begins else None,
         np.concatenate(order) if order else None,
     )
+
+
+def recut(runs: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """The same samples in batches of `size`; shorter at the end and where samples cannot be run at once."""
+    pieces: list[Batch] = []
+    missing = size
+    for run in runs:
+        if pieces and not pieces[0].goes_with(run):
+            yield joined(pieces)
+            pieces, missing = [], size
+        start = 0
+        while start < run.size:
+            piece = run.rows(slice(start, start + missing)) if start or run.size > missing else run
+            pieces.append(piece)
+            start += piece.size
+            missing -= piece.size
+            if not missing:
+                yield joined(pieces)
+                pieces, missing = [], size
+    if pieces:
+        yield joined(pieces)
 
 
 def _taken(array: Array, rows: slice | Array, axis: int | None) -> Array:

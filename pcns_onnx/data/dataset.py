@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain, islice, takewhile
@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from pcns_onnx.data.batch import Batch, joined
+from pcns_onnx.data.batch import Batch, recut
 from pcns_onnx.data.columns import LABELS, Array, Column, Part
 from pcns_onnx.data.conform import Normalize, check_classes, convert, is_floating, match
 from pcns_onnx.data.fingerprints import SampleSummary
@@ -101,7 +101,7 @@ class Dataset:
         """
         if size < 1:
             raise InputError(f"a batch of {size} samples is impossible: give a batch size of at least 1")
-        return self._counted(_recut(self.stream(size), size))
+        return self._counted(recut(self.stream(size), size))
 
     def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         count = 0
@@ -341,24 +341,3 @@ def _converted(
             begins | ((numbers == 0) & (placement.count > 1)) if feeding.carried else None,
         )
         first += rows
-
-
-def _recut(runs: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The same samples in batches of `size`; shorter at the end and where samples cannot be run at once."""
-    pieces: list[Batch] = []
-    missing = size
-    for run in runs:
-        if pieces and not pieces[0].goes_with(run):
-            yield joined(pieces)
-            pieces, missing = [], size
-        start = 0
-        while start < run.size:
-            piece = run.rows(slice(start, start + missing)) if start or run.size > missing else run
-            pieces.append(piece)
-            start += piece.size
-            missing -= piece.size
-            if not missing:
-                yield joined(pieces)
-                pieces, missing = [], size
-    if pieces:
-        yield joined(pieces)

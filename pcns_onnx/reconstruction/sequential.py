@@ -125,8 +125,8 @@ class _SequentialSolve:
         self._units: dict[str, Unit] = {unit[0].name: unit for unit in units}
         self.layers = sorted((unit[0] for unit in self._units.values()), key=lambda layer: order[layer.key])
         self._goals = {layer.name: self._goal(layer) for layer in layers}
-        seen = [name for layer in layers for name in (layer.source, layer.output)]
-        self._places = calibration.live_places(self._original, seen)
+        tensors = (name for layer in layers for name in (layer.source, layer.output))
+        self._places = calibration.live_places(self._original, tensors)
         self.fits: dict[str, Fit] = {}
         self.refined: dict[str, Refined] = {}
         self._begin_circles()
@@ -194,7 +194,7 @@ class _SequentialSolve:
             patch = tuple(
                 change
                 for use, whole in zip(unit, fits, strict=True)
-                for change in set_layer(self._shrunk, use, to_numpy(whole.matrix), _quiet(whole))
+                for change in set_layer(self._shrunk, use, to_numpy(whole.matrix), to_numpy(whole.quiet_bias))
             )
         self.fits |= {use.name: whole for use, whole in zip(unit, fits, strict=True)}
         self._ridge = fits[0].ridge
@@ -233,7 +233,7 @@ class _SequentialSolve:
             fits = [fit(e, prior, self._ridge) for e, prior in zip(gathered.evidence, self._priors(layer), strict=True)]
             self.fits[layer.name] = whole = Fit.joined(fits)
             self._ridge = whole.ridge
-            matrix, bias = whole.matrix, _quiet(whole)
+            matrix, bias = whole.matrix, to_numpy(whole.quiet_bias)
         else:
             matrix, bias = self._priors(layer)[0], stored_bias(self._original, layer)[self._outputs(layer)]
         if windows is not None and windows.pieces and way is not None:
@@ -332,10 +332,3 @@ class _SequentialSolve:
         with self._calibration.progress.stage("refine"):
             self.refined[way.layer.name] = refined = refine(pieces, start, activation, self._steps, seed)
         return refined.weights.w, to_numpy(refined.weights.b).astype(np.float64)
-
-
-def _quiet(solved: Fit) -> NDArray[np.float64]:
-    """The bias, zero where it is only rounding: a layer without one should not get one for that."""
-    bias = to_numpy(solved.bias)
-    loud = np.abs(bias).max(initial=0.0) > 1e-6 * solved.scale
-    return bias if loud else np.zeros_like(bias)

@@ -39,30 +39,30 @@ _TENSORS = 12
 
 
 @dataclass(frozen=True)
-class Found:
+class PaddingProof:
     """What is known of padding, None where nothing is; and what is to be said of it, if anything."""
 
     padding: Padding | None
     note: str | None = None
 
 
-def find_padding(engine: Engine, graph: Graph, dataset: Dataset, named: str | None = None) -> Found:
+def find_padding(engine: Engine, graph: Graph, dataset: Dataset, named: str | None = None) -> PaddingProof:
     """What of the samples is padding for `graph`, as an input of 0 and 1 has it that is `named` or called a mask.
 
     Raises `InputError` where the `named` one is no such input, or what it masks counts.
     """
     spec = _mask_of(graph, named)
     if spec is None:
-        return Found(None)
+        return PaddingProof(None)
     if dataset.layout is None or dataset.layout.whole or dataset.layout.axes.get(spec.name) != 0:
         if named is not None:
             raise InputError(_MISSHAPEN.format(named))
-        return Found(None)
+        return PaddingProof(None)
     tried = _tried(dataset, spec.name, graph.layout.fixed)
     if tried is None and named:
         raise InputError(f"--mask '{named}' holds other values than 0 and 1: name an input that says what counts")
     if tried is None or not tried.size:
-        return Found(None)
+        return PaddingProof(None)
     padding = Padding(spec.name, _shared_axes(graph, spec), False, False, (tried, tried))
     try:
         session = engine.session(graph.program())
@@ -71,20 +71,22 @@ def find_padding(engine: Engine, graph: Graph, dataset: Dataset, named: str | No
     except _CountsError as counts:
         if named:
             raise InputError(f"--mask '{named}' cannot be used: {counts}") from None
-        return Found(None, f"padding counts like all else, since {counts}")
+        return PaddingProof(None, f"padding counts like all else, since {counts}")
 
 
-def shared_padding(engine: Engine, graph: Graph, padding: Padding) -> Found:
+def shared_padding(engine: Engine, graph: Graph, padding: Padding) -> PaddingProof:
     """What another model of the same inputs and outputs has in common with the one that `padding` was found of."""
     try:
-        found = _proven(engine.session(graph.program()), replace(padding, left=False, right=False, places={}))
+        proof = _proven(engine.session(graph.program()), replace(padding, left=False, right=False, places={}))
     except _CountsError as counts:
-        return Found(None, f"padding counts like all else, since in the second model {counts}")
-    own = found.padding
+        return PaddingProof(None, f"padding counts like all else, since in the second model {counts}")
+    own = proof.padding
     assert own is not None, "what is proven is there"
     if any(padding.places.get(name) != place for name, place in own.places.items()):
-        return Found(None, "padding counts like all else, since outputs of the two models have it in other places")
-    return Found(replace(own, left=own.left and padding.left, right=own.right and padding.right))
+        return PaddingProof(
+            None, "padding counts like all else, since outputs of the two models have it in other places"
+        )
+    return PaddingProof(replace(own, left=own.left and padding.left, right=own.right and padding.right))
 
 
 def find_places(engine: Engine, graph: Graph, padding: Padding, names: Iterable[str]) -> None:
@@ -134,19 +136,19 @@ def _shared_axes(graph: Graph, mask: TensorSpec) -> dict[str, tuple[int, ...]]:
 
 def _tried(dataset: Dataset, mask: str, fixed: int | None) -> Batch | None:
     """Some padded samples, as many as can be run at once; none (size 0) without padding, None for other values."""
-    seen = 0
+    scanned = 0
     for batch in dataset.batches(fixed or (1 if dataset.is_single else 64)):
         values = np.asarray(batch.feeds[mask])
         if not ((values == 0) | (values == 1)).all():
             return None
-        counts, seen = (values != 0).sum(axis=1), seen + batch.size
+        counts, scanned = (values != 0).sum(axis=1), scanned + batch.size
         padded = np.flatnonzero((counts < values.shape[1]) & (counts > 0))
         if len(padded) and (fixed is None or batch.size == fixed):
             if fixed is not None or dataset.is_single:
                 return batch
             order = padded[np.argsort(counts[padded], kind="stable")]
             return batch.rows(np.unique(order[np.linspace(0, len(order) - 1, TRIED).round().astype(int)]))
-        if seen >= SCANNED:
+        if scanned >= SCANNED:
             break
     return batch.rows(slice(0, 0))
 
@@ -171,7 +173,7 @@ def _changed(batch: Batch, padding: Padding) -> Batch:
     return replace(batch, feeds=feeds)
 
 
-def _proven(session: Session, padding: Padding) -> Found:
+def _proven(session: Session, padding: Padding) -> PaddingProof:
     """What two runs say, and two more with the padding cut off; raises `_CountsError`."""
     batch, changed = padding.pair
     live = padding.live(batch.feeds)
@@ -187,11 +189,11 @@ def _proven(session: Session, padding: Padding) -> Found:
     padding = replace(padding, places=places)
     ends = [_is_same_cut(session, end, whole) for end in (replace(padding, left=True), replace(padding, right=True))]
     proven = replace(padding, left=ends[0] is None, right=ends[1] is None)
-    said = f"what '{padding.mask}' masks does not count"
+    note = f"what '{padding.mask}' masks does not count: "
     if proven.cuts:
-        return Found(proven, f"{said}: batches are cut to their longest sample, and errors on padding are none")
-    why = next((end for end in ends if end), None)
-    return Found(proven, f"{said}: errors on padding are none" + (f"; it is not cut off, since {why}" if why else ""))
+        return PaddingProof(proven, note + "batches are cut to their longest sample, and errors on padding are none")
+    why = next((f"; it is not cut off, since {end}" for end in ends if end), "")
+    return PaddingProof(proven, f"{note}errors on padding are none{why}")
 
 
 def _is_same_cut(session: Session, padding: Padding, whole: Tensors) -> str | None:

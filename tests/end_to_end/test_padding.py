@@ -157,6 +157,6 @@ def test_refinement_sees_sentences_of_all_lengths() -> None:
 
 def test_workers_leave_the_same_out() -> None:
     pytest.importorskip("distributed")
-    model, choices = Encoder().model, {**CHOICES, "batch": 8}
-    here, there = (shrink(model, sentences(COUNT, 16), **choices, workers=n).model for n in (None, 2))
+    model, more = Encoder().model, [dict[str, Any](batch=8), dict[str, Any](batch=8, workers=2)]
+    here, there = (shrink(model, sentences(COUNT, 16), **CHOICES, **own).model for own in more)
     assert missed(model, there) == pytest.approx(missed(model, here), rel=0.05)

@@ -15,7 +15,7 @@ from pcns_onnx.data.padding import Place
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.runtime.engine import Engine
-from pcns_onnx.runtime.padding import Found, find_padding, find_places, shared_padding
+from pcns_onnx.runtime.padding import PaddingProof, find_padding, find_places, shared_padding
 
 ENGINE = Engine(threads=1)
 
@@ -25,7 +25,7 @@ def opened(encoder: Encoder, data: Any) -> tuple[Graph, Dataset]:
     return graph, open_data(data, graph.inputs, feeding=Feeding(graph.layout))
 
 
-def found(encoder: Encoder, *, left: bool = False, named: str | None = None, width: int = 20) -> Found:
+def found(encoder: Encoder, *, left: bool = False, named: str | None = None, width: int = 20) -> PaddingProof:
     data = sentences(40, width, encoder.dtype, left=left, name=encoder.name)
     if encoder.table:
         data["table_of_places"] = np.random.default_rng(0).standard_normal((width, C)).astype(np.float32)
@@ -110,13 +110,13 @@ def test_what_is_no_mask_is_refused_by_name(named: str, says: str) -> None:
 def test_without_padding_there_is_nothing_to_say() -> None:
     data = sentences(40, 20)
     data["attention_mask"][:] = 1
-    assert find_padding(ENGINE, *opened(Encoder(), data)) == Found(None)
+    assert find_padding(ENGINE, *opened(Encoder(), data)) == PaddingProof(None)
 
 
 def test_masks_of_other_values_are_none() -> None:
     data = sentences(40, 20)
     data["attention_mask"] *= 2
-    assert find_padding(ENGINE, *opened(Encoder(), data)) == Found(None)
+    assert find_padding(ENGINE, *opened(Encoder(), data)) == PaddingProof(None)
 
 
 def test_a_second_model_has_its_own_say() -> None:

@@ -83,9 +83,9 @@ def _errors(problem: Problem, samples: Samples, models: Iterable[Graph], count: 
     names, engine = judged_tensors(problem.graph), problem.calibration.engine
     places = problem.calibration.live_places(problem.graph, names)
     errors = OutputError(names, problem.layout, count, places=places)
-    expected, seen = ActivationCache(problem.calibration.shares.stream), [*names, *places.wanted]
+    expected, wanted = ActivationCache(problem.calibration.shares.stream), [*names, *places.wanted]
     with closing(expected):
-        for index, outputs in enumerate(run_batches(engine, problem.graph, samples, seen, finite=False)):
+        for index, outputs in enumerate(run_batches(engine, problem.graph, samples, wanted, finite=False)):
             errors.expect(outputs, outputs)
             expected.write(index, outputs)
         for at, model in enumerate(models):
