@@ -66,8 +66,11 @@ def find_padding(engine: Engine, graph: Graph, dataset: Dataset, named: str | No
     padding = Padding(spec.name, _shared_axes(graph, spec), False, False, (tried, tried))
     try:
         session = engine.session(graph.program())
-        changed = _changed(tried, padding)
-        return _proven(session, replace(padding, pair=(tried, changed)))
+        session.run(tried.feeds)
+    except InputError:
+        return PaddingProof(None)  # the error comes up where the model is needed
+    try:
+        return _proven(session, replace(padding, pair=(tried, _changed(tried, padding))))
     except _CountsError as counts:
         if named:
             raise InputError(f"--mask '{named}' cannot be used: {counts}") from None
@@ -177,7 +180,11 @@ def _proven(session: Session, padding: Padding) -> PaddingProof:
     """What two runs say, and two more with the padding cut off; raises `_CountsError`."""
     batch, changed = padding.pair
     live = padding.live(batch.feeds)
-    whole, other = session.run(batch.feeds), session.run(changed.feeds)
+    whole = session.run(batch.feeds)
+    try:
+        other = session.run(changed.feeds)
+    except InputError:
+        raise _CountsError(f"the model does not run with other values under '{padding.mask}'") from None
     places = dict[str, Place | None]()
     for name, values in whole.items():
         if not _is_array(values) or values.shape != other[name].shape:

@@ -127,3 +127,13 @@ def test_a_second_model_has_its_own_say() -> None:
     assert alike is not None and alike.right and alike.places == padding.places
     loops = shared_padding(ENGINE, Graph.load(Encoder(loop=True).model), padding).padding
     assert loops is not None and not loops.cuts
+
+
+def test_samples_that_cannot_be_run_are_no_matter_of_padding() -> None:
+    """The error comes up where the model is needed."""
+    data = sentences(40, 20)
+    graph, dataset = opened(Encoder(), data)
+    broken = {name: array.copy() for name, array in data.items()}
+    broken["input_ids"][:] = 10**6
+    assert find_padding(ENGINE, graph, opened(Encoder(), broken)[1]) == PaddingProof(None)
+    assert find_padding(ENGINE, graph, dataset).padding is not None
