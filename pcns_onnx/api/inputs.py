@@ -85,11 +85,14 @@ class Run:
 
     def _padded(self, form: Canonical, dataset: Dataset) -> Dataset:
         """The samples, of which it is known what is padding where the model shows that it does not count."""
-        if self.options.inputs.carries():
-            if self.options.inputs.mask is not None:
-                raise InputError("--mask says what is padding, which sequences of --carry have none of: leave one out")
+        inputs = self.options.inputs
+        if inputs.carries() or inputs.decode is not None:
+            if inputs.mask is not None:
+                raise InputError(
+                    "--mask is for whole samples, not for the steps of --carry and --decode: leave one out"
+                )
             return dataset
-        proof = find_padding(self.engine, form.twin, dataset, self.options.inputs.mask)
+        proof = find_padding(self.engine, form.twin, dataset, inputs.mask)
         if proof.note is not None:
             self.say(proof.note)
         return dataset.padded(proof.padding)
