@@ -88,9 +88,7 @@ class Run:
         inputs = self.options.inputs
         if inputs.carries() or inputs.decode is not None:
             if inputs.mask is not None:
-                raise InputError(
-                    "--mask is for whole samples, not for the steps of --carry and --decode: leave one out"
-                )
+                raise InputError("--mask is for whole samples, not for steps of --carry and --decode: leave one out")
             return dataset
         proof = find_padding(self.engine, form.twin, dataset, inputs.mask)
         if proof.note is not None:

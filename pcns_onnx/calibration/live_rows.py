@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.data.padding import Live, Place
+from pcns_onnx.data.padding import Live, PositionAxes
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.ops import LinearOp
@@ -28,7 +28,7 @@ class LivePlaces:
     """Where tensors have their positions (`places`), of which the input `mask` says whether they count; '' for none."""
 
     mask: str = ""
-    places: Mapping[str, Place | None] = field(default_factory=dict)
+    places: Mapping[str, PositionAxes | None] = field(default_factory=dict)
 
     @property
     def wanted(self) -> list[str]:

@@ -5,7 +5,7 @@
 What nobody counts is cut off where the model allows it: columns that are padding in all samples of a batch, on either
 end. So that few are left, samples of like length are put together (bucketing): within windows of some megabytes they
 are sorted by length and cut into batches; batches, and the samples in them, stay in the order of the data as far as
-that goes. What remains is left out row by row (`Place`). That both are right is found out by runs of the model
+that goes. What remains is left out row by row (`PositionAxes`). That both are right is found out by runs of the model
 (`runtime.padding`).
 """
 
@@ -30,7 +30,7 @@ Live = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Place:
+class PositionAxes:
     """Where a tensor has samples and their positions: along two axes, or sample by sample along one (None)."""
 
     samples: int
@@ -86,7 +86,7 @@ class Padding:
     left: bool
     right: bool
     pair: tuple[Batch, Batch]
-    places: dict[str, Place | None] = field(default_factory=dict)
+    places: dict[str, PositionAxes | None] = field(default_factory=dict)
 
     @property
     def cuts(self) -> bool:

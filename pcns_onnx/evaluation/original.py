@@ -5,7 +5,7 @@ from __future__ import annotations
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.calibration.output_scale import OutputScale, SpreadTally
 from pcns_onnx.data.batch import Batch
-from pcns_onnx.data.padding import Live, Place
+from pcns_onnx.data.padding import Live, PositionAxes
 from pcns_onnx.dependency.data_dependence import DataDependence
 from pcns_onnx.evaluation.batch_axis import batch_axes, with_samples_first
 from pcns_onnx.evaluation.counts import on_host
@@ -75,7 +75,7 @@ class Original:
         """Which positions of a batch count, None for all."""
         return None if self.padding is None else self.padding.live(batch.feeds)
 
-    def _place(self, name: str) -> Place | None:
+    def _place(self, name: str) -> PositionAxes | None:
         return None if self.padding is None else self.padding.places.get(name)
 
     def outputs(self, index: int, batch: Batch) -> Tensors:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.calibration.output_scale import OutputScale
-from pcns_onnx.data.padding import Live, Place
+from pcns_onnx.data.padding import Live, PositionAxes
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.batch_axis import by_sample, with_samples_first
 from pcns_onnx.evaluation.counts import Counts, CountTally
@@ -105,7 +105,7 @@ class OutputTally:
         *,
         is_counted: bool = False,
         stands_for: str | None = None,
-        place: Place | None = None,
+        place: PositionAxes | None = None,
     ) -> None:
         self.name, self.axis, self.scale, self.stands_for, self.place = name, axis, scale, stands_for, place
         self.counted = CountTally() if is_counted else None

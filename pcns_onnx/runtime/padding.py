@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.data.batch import Batch
 from pcns_onnx.data.dataset import Dataset
-from pcns_onnx.data.padding import Live, Padding, Place
+from pcns_onnx.data.padding import Live, Padding, PositionAxes
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph, TensorSpec
 from pcns_onnx.graph.queries import names_of
@@ -185,7 +185,7 @@ def _proven(session: Session, padding: Padding) -> PaddingProof:
         other = session.run(changed.feeds)
     except InputError:
         raise _CountsError(f"the model does not run with other values under '{padding.mask}'") from None
-    places = dict[str, Place | None]()
+    places = dict[str, PositionAxes | None]()
     for name, values in whole.items():
         if not _is_array(values) or values.shape != other[name].shape:
             raise _CountsError(f"output '{name}' has not the same size with other values under '{padding.mask}'")
@@ -230,7 +230,7 @@ def _is_same_cut(session: Session, padding: Padding, whole: Tensors) -> str | No
 
 
 def _cut_as(
-    full: NDArray[np.generic], part: NDArray[np.generic], place: Place | None, live: Live, columns: slice
+    full: NDArray[np.generic], part: NDArray[np.generic], place: PositionAxes | None, live: Live, columns: slice
 ) -> NDArray[np.generic] | None:
     """An output of all positions (those of `live`) at `columns` of them; None where it has not the size of `part`."""
     if full.ndim != part.ndim:
@@ -261,7 +261,7 @@ def _moved(a: Array, b: Array) -> NDArray[np.bool_]:
     return np.asarray(~(close | (first == second) | (np.isnan(first) & np.isnan(second))))
 
 
-def _place_of(moved: NDArray[np.bool_], live: Live) -> Place | None:
+def _place_of(moved: NDArray[np.bool_], live: Live) -> PositionAxes | None:
     """The place by which something moves where nothing counts, and nothing elsewhere."""
     if not moved.any():
         return None
@@ -271,7 +271,9 @@ def _place_of(moved: NDArray[np.bool_], live: Live) -> Place | None:
     return None
 
 
-def _places(rank: int) -> Iterator[Place]:
+def _places(rank: int) -> Iterator[PositionAxes]:
     axes: Sequence[int] = range(rank)
-    yield from (Place(*pair) for pair in sorted(permutations(axes, 2), key=lambda pair: (pair[0] > pair[1], pair)))
-    yield from (Place(axis, None) for axis in axes)
+    yield from (
+        PositionAxes(*pair) for pair in sorted(permutations(axes, 2), key=lambda pair: (pair[0] > pair[1], pair))
+    )
+    yield from (PositionAxes(axis, None) for axis in axes)

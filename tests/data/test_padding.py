@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from builders.padded import sentences
 from pcns_onnx.data.batch import Batch
-from pcns_onnx.data.padding import Padding, Place, arranged
+from pcns_onnx.data.padding import Padding, PositionAxes, arranged
 
 AXES = {"input_ids": (1,), "attention_mask": (1,)}
 
@@ -68,12 +68,12 @@ def test_only_the_ends_are_cut_that_may_be(left: bool, right: bool) -> None:
 def test_tensors_of_any_layout_give_what_counts() -> None:
     live = np.array([[1, 1, 0], [1, 0, 0]], dtype=bool)
     values = np.arange(2 * 4 * 3 * 5, dtype=np.float32).reshape(2, 4, 3, 5)
-    only = Place(0, 2).only(values, live)
+    only = PositionAxes(0, 2).only(values, live)
     np.testing.assert_array_equal(only, np.stack([values[0, :, :1], values[0, :, 1:2], values[1, :, :1]]))
-    swapped = Place(2, 0).only(np.moveaxis(values, (0, 2), (2, 0)), live)
+    swapped = PositionAxes(2, 0).only(np.moveaxis(values, (0, 2), (2, 0)), live)
     np.testing.assert_array_equal(np.moveaxis(swapped, (2, 0), (0, 2)), only)
     flat = np.arange(12.0).reshape(6, 2)
-    np.testing.assert_array_equal(Place(0, None).only(flat, live), flat[[0, 1, 3]])
-    filled = Place(0, 2).filled(values, live)
+    np.testing.assert_array_equal(PositionAxes(0, None).only(flat, live), flat[[0, 1, 3]])
+    filled = PositionAxes(0, 2).filled(values, live)
     assert filled[0, :, 2].max() == filled[1, :, 1:].max() == 0
     np.testing.assert_array_equal(filled[0, :, :2], values[0, :, :2])

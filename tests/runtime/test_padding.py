@@ -11,7 +11,7 @@ from onnx import TensorProto
 from builders.fed import INT64
 from builders.padded import C, Encoder, sentences
 from pcns_onnx.data.dataset import Dataset, Feeding, open_data
-from pcns_onnx.data.padding import Place
+from pcns_onnx.data.padding import PositionAxes
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph
 from pcns_onnx.runtime.engine import Engine
@@ -37,7 +37,7 @@ def found(encoder: Encoder, *, left: bool = False, named: str | None = None, wid
 def test_padding_on_either_side_is_cut_off(kind: int, left: bool) -> None:
     padding = found(Encoder(dtype=kind), left=left).padding
     assert padding is not None and (padding.left, padding.right) == (left, not left)
-    assert padding.places == {"states": Place(0, 1), "embedding": None}
+    assert padding.places == {"states": PositionAxes(0, 1), "embedding": None}
 
 
 def test_of_a_fixed_length_nothing_is_cut_off() -> None:
@@ -80,10 +80,17 @@ def test_rows_behind_a_reshape_are_followed() -> None:
     encoder = Encoder(flat=True, outputs=("tokens", "embedding"))
     graph, dataset = opened(encoder, sentences(40, 20))
     padding = find_padding(ENGINE, graph, dataset).padding
-    assert padding is not None and padding.places["tokens"] == Place(0, None)
+    assert padding is not None and padding.places["tokens"] == PositionAxes(0, None)
     find_places(ENGINE, graph, padding, ["e", "q2", "k2", "u2", "c", "table"])
     places = [padding.places[name] for name in ("e", "q2", "k2", "u2", "c", "table")]
-    assert places == [Place(0, 1), Place(0, 2), Place(0, 3), Place(0, None), Place(0, 1), None]
+    assert places == [
+        PositionAxes(0, 1),
+        PositionAxes(0, 2),
+        PositionAxes(0, 3),
+        PositionAxes(0, None),
+        PositionAxes(0, 1),
+        None,
+    ]
 
 
 @pytest.mark.parametrize("encoder", [Encoder(name="what_counts"), Encoder(name="not_a_Mask")])
