@@ -21,6 +21,8 @@ from pcns_onnx.runtime.samples import Positions, Samples
 
 ROWS_PER_COLUMN = (40, 20)
 """Rows sampled per column of a layer: up to, and beyond, a thousand columns."""
+LIVE_ROWS_PER_COLUMN = 80
+"""The same where it is known which positions count: they are fewer, and tokens beside each other say different things."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,11 @@ class Calibration:
         """Sampled output positions of a layer, drawn anew for each stage; layers with one weight share the rows."""
         columns = len(layer.linear.reads) // layer.linear.op.conv_groups * layer.linear.op.taps
         columns = min(columns, COLUMNS) if stage == 0 else columns
-        rows = -(-columns * ROWS_PER_COLUMN[columns > 1024] // len(dependencies.uses(layer)))
+        lengths = self.samples.lengths
+        per_column = ROWS_PER_COLUMN[columns > 1024] if lengths is None else LIVE_ROWS_PER_COLUMN
+        rows = -(-columns * per_column // len(dependencies.uses(layer)))
         seed = (self.seed, stage, dependencies.layers.index(layer))
-        return Positions(rows, self.samples.count, seed, self.samples.lengths)
+        return Positions(rows, self.samples.count, seed, lengths)
 
     def live_places(self, graph: Graph, names: Iterable[str]) -> LivePlaces:
         """Where these tensors of `graph` have their positions, if any of them are padding."""
