@@ -22,7 +22,7 @@ from pcns_onnx.runtime.samples import Positions, Samples
 ROWS_PER_COLUMN = (40, 20)
 """Rows sampled per column of a layer: up to, and beyond, a thousand columns."""
 LIVE_ROWS_PER_COLUMN = 80
-"""The same where it is known which positions count: they are fewer, and tokens beside each other say different things."""
+"""The same where it is known which positions count: there are fewer of them, and tokens are less alike than pixels."""
 
 
 @dataclass(frozen=True)
