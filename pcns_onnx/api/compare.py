@@ -57,7 +57,7 @@ def compare(
         forms[0], opened = running.opened(forms[0], data)
         forms[1] = forms[1].laid_out(same_axes(opened, forms[1]))
         first, second = (form.original for form in forms)
-        dataset = running.all_of(running.batched_for(forms[1], opened))
+        dataset = running.all_of(running.padded_for(forms[1], running.batched_for(forms[1], opened)))
         if options.gates.max_drop is not None and metric is None and not dataset.has_labels:
             raise InputError("--max-drop needs labels in the data, or --metric")
         samples = running.samples(dataset, first, second)

@@ -35,6 +35,7 @@ from pcns_onnx.runtime.dask_executor import executor_for
 from pcns_onnx.runtime.decoding import empty_caches, with_decoding
 from pcns_onnx.runtime.engine import Engine, choose_engine
 from pcns_onnx.runtime.executor import Executor
+from pcns_onnx.runtime.padding import find_padding, shared_padding
 from pcns_onnx.runtime.samples import Samples, at_latency_batch, fixed_batch, samples_of
 
 
@@ -79,7 +80,29 @@ class Run:
                     f"{next(iter(feeding.layout.axes))}=0 where they are samples"
                 )
                 dataset = whole
-        return form.laid_out(dataset.layout), self._batched(dataset, verdict)
+        form, dataset = form.laid_out(dataset.layout), self._batched(dataset, verdict)
+        return form, self._padded(form, dataset)
+
+    def _padded(self, form: Canonical, dataset: Dataset) -> Dataset:
+        """The samples, of which it is known what is padding where the model shows that it does not count."""
+        inputs = self.options.inputs
+        if inputs.carries() or inputs.decode is not None:
+            if inputs.mask is not None:
+                raise InputError("--mask is for whole samples, not for steps of --carry and --decode: leave one out")
+            return dataset
+        proof = find_padding(self.engine, form.twin, dataset, inputs.mask)
+        if proof.note is not None:
+            self.say(proof.note)
+        return dataset.padded(proof.padding)
+
+    def padded_for(self, form: Canonical, dataset: Dataset) -> Dataset:
+        """The samples with what is padding for another model, too."""
+        if dataset.padding is None:
+            return dataset
+        proof = shared_padding(self.engine, form.twin, dataset.padding)
+        if proof.note is not None:
+            self.say(proof.note)
+        return dataset.padded(proof.padding)
 
     def noise(self, form: Canonical) -> Dataset:
         """One batch of noise in the shape of the model's inputs."""
@@ -156,7 +179,7 @@ class Run:
         """What every pass over `dataset` needs to know."""
         return Calibration(
             self.engine,
-            self.samples(dataset, graph),
+            self.samples(dataset, graph).formed("sorted"),
             self.options.data.seed,
             self.progress,
             self.options.runtime.budget,

@@ -164,7 +164,7 @@ def _checked(option: Field[Any], value: Any) -> Any:
         raise InputError(f"{name} {value!r} is not understood: it must be a whole number")
     if kind is float and not isinstance(value, Real):
         raise InputError(f"{name} {value!r} is not understood: it must be a number")
-    if option.name in ("preprocess", "scheduler") and not isinstance(value, str):
+    if option.name in ("preprocess", "scheduler", "mask") and not isinstance(value, str):
         raise InputError(f"{name} {value!r} is not understood: give a text")
     if "choices" in facts and value not in facts["choices"]:
         choices = facts["choices"]
@@ -205,6 +205,7 @@ class Running(TypedDict, total=False):
     batch_axis: str | Sequence[str]
     carry: str | Sequence[str]
     decode: int
+    mask: str
     seed: int
     device: str
     threads: int

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
 from pcns_onnx.calibration.columns import COLUMNS
+from pcns_onnx.calibration.live_rows import LivePlaces, RowChoice
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
@@ -15,10 +16,13 @@ from pcns_onnx.runtime.activations import Cut, run_batches
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.executor import ActivationStreams, Executor, G, LocalExecutor
 from pcns_onnx.runtime.memory import MemoryBudget
+from pcns_onnx.runtime.padding import find_places
 from pcns_onnx.runtime.samples import Positions, Samples
 
 ROWS_PER_COLUMN = (40, 20)
 """Rows sampled per column of a layer: up to, and beyond, a thousand columns."""
+LIVE_ROWS_PER_COLUMN = 80
+"""The same where it is known which positions count: there are fewer of them, and tokens are less alike than pixels."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,31 @@ class Calibration:
 
     def scattered(self, columns: int) -> Positions:
         """Sampled positions of a tensor that no layer reads."""
-        return Positions(columns * ROWS_PER_COLUMN[0], self.samples.count, (self.seed, 5))
+        return Positions(columns * ROWS_PER_COLUMN[0], self.samples.count, (self.seed, 5), self.samples.lengths)
 
     def positions(self, dependencies: DependencyGraph, layer: Layer, stage: int) -> Positions:
         """Sampled output positions of a layer, drawn anew for each stage; layers with one weight share the rows."""
         columns = len(layer.linear.reads) // layer.linear.op.conv_groups * layer.linear.op.taps
         columns = min(columns, COLUMNS) if stage == 0 else columns
-        rows = -(-columns * ROWS_PER_COLUMN[columns > 1024] // len(dependencies.uses(layer)))
+        lengths = self.samples.lengths
+        per_column = ROWS_PER_COLUMN[columns > 1024] if lengths is None else LIVE_ROWS_PER_COLUMN
+        rows = -(-columns * per_column // len(dependencies.uses(layer)))
         seed = (self.seed, stage, dependencies.layers.index(layer))
-        return Positions(rows, self.samples.count, seed)
+        return Positions(rows, self.samples.count, seed, lengths)
+
+    def live_places(self, graph: Graph, names: Iterable[str]) -> LivePlaces:
+        """Where these tensors of `graph` have their positions, if any of them are padding."""
+        padding = self.samples.data.padding
+        if padding is None:
+            return LivePlaces()
+        find_places(self.engine, graph, padding, names)
+        return LivePlaces(padding.mask, padding.places)
+
+    def row_choice(
+        self, dependencies: DependencyGraph, layer: Layer, stage: int, places: LivePlaces | None = None
+    ) -> RowChoice:
+        """The rows of a layer that are looked at: at sampled positions, and no padding."""
+        return RowChoice.of(self.positions(dependencies, layer, stage), layer, places or LivePlaces())
 
 
 def is_same(calibration: Calibration, a: Graph, b: Graph, names: Sequence[str]) -> bool:

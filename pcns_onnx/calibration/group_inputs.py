@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.columns import COLUMNS, BlockKey, ChannelCovariance, Columns
 from pcns_onnx.calibration.layer_inputs import InputObserver
 from pcns_onnx.calibration.output_scale import channel_scales
-from pcns_onnx.calibration.product_inputs import ProductObserver
+from pcns_onnx.calibration.product_inputs import PositionChoice, ProductObserver
 from pcns_onnx.calibration.ranking import ReaderStats
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
@@ -86,7 +85,10 @@ class GroupObserver:
         rows: Mapping[str, NDArray[np.float64]],
     ) -> None:
         layers = [layer for layer in dependencies.layers if any(layer.name in group.readers for group in groups)]
-        self._layers = [(layer, calibration.positions(dependencies, layer, 0)) for layer in layers]
+        multiplied = [name for group in groups for product in group.products for name in product.names]
+        tensors = [name for layer in layers for name in (layer.source, layer.output)]
+        self._places = places = calibration.live_places(graph, [*tensors, *multiplied])
+        self._layers = [(layer, calibration.row_choice(dependencies, layer, 0, places)) for layer in layers]
         self._last = {
             (layer.first_use, block): rows[layer.name][part.rows]
             for layer in layers
@@ -114,7 +116,8 @@ class GroupObserver:
     def wanted(self) -> list[str]:
         """The tensors that are observed."""
         sources = [name for layer, _ in self._layers for name in layer.sources]
-        return list(dict.fromkeys(sources + [name for names, _, _ in self._products.values() for name in names]))
+        products = [name for names, _, _ in self._products.values() for name in names]
+        return list(dict.fromkeys([*sources, *products, *self._places.wanted]))
 
     def begin(self, sides: Sides) -> None:
         """Settle how taps are compressed."""
@@ -128,7 +131,8 @@ class GroupObserver:
         for observer, rows, apart in self._rows(index, tensors):
             observer.update(rows, apart=apart)
         for (q, k), positions, product in self._products.values():
-            product.update(tensors[q], tensors[k], partial(positions.draw, index))
+            live = tuple(self._places.spread(name, tensors[name].shape, tensors) for name in (q, k))
+            product.update(tensors[q], tensors[k], PositionChoice(positions, index), live)
 
     def merge(self, other: GroupObserver) -> None:
         """Add what was seen of later batches."""
@@ -151,14 +155,13 @@ class GroupObserver:
 
     def _rows(self, index: int, tensors: Tensors) -> Iterator[tuple[InputObserver, Array, bool]]:
         """The observers with their blocks' input rows in a batch, and whether a sample is a single row."""
-        for layer, positions in self._layers:
+        for layer, choice in self._layers:
             x = layer.rows_from(tensors)
-            available = layer.linear.op.positions(x.shape)
-            at = positions.draw(index, available)
+            drawn, is_apart = choice.draw(index, x.shape, tensors), layer.linear.op.positions(x.shape) == 1
             for block, part in enumerate(layer.parts):
-                rows = part.op.inputs(x, at)
+                rows = drawn.inputs(part.op, x)
                 for observer in self._observers[layer.first_use, block].values():
-                    yield observer, rows, available == 1
+                    yield observer, rows, is_apart
 
 
 def read_groups(

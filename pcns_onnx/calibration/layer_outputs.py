@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.eigenbasis import Basis
+from pcns_onnx.calibration.live_rows import LivePlaces
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.graph import Graph
@@ -24,6 +25,7 @@ from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.ops import LinearOp
 from pcns_onnx.rewrite.layer_weights import stored_weight
 from pcns_onnx.runtime.activations import Cut
+from pcns_onnx.runtime.engine import Tensors
 from pcns_onnx.runtime.executor import Sides
 from pcns_onnx.runtime.samples import Positions
 
@@ -92,13 +94,18 @@ class _Side:
     positions: Positions
     is_input: bool = False
 
-    def rows(self, index: int, tensor: Array) -> Array:
+    def rows(self, index: int, tensors: Tensors, places: LivePlaces) -> Array:
         """The rows that are sampled in batch number `index`."""
-        if self.is_input:
-            rows: Array = self.op.inputs(tensor, self.positions.draw(index, self.op.positions(tensor.shape)))
-        else:
-            rows = self.op.outputs(tensor, self.positions.draw(index, self.op.positions_of(tensor.shape)))
-        return rows
+        tensor, shape = tensors[self.tensor], tuple(tensors[self.tensor].shape)
+        take = self.op.inputs if self.is_input else self.op.outputs
+        available = self.op.positions(shape) if self.is_input else self.op.positions_of(shape)
+        live = places.spread(self.tensor, shape, tensors)
+        if live is None:
+            return take(tensor, self.positions.draw(index, available))
+        flat = np.flatnonzero(take(np.broadcast_to(live, shape), None)[:, 0])
+        chosen = self.positions.choose(index, flat, self.positions.of_live * len(places.live(tensors)))
+        rows = take(tensor, None)
+        return namespace_of(rows).take(rows, namespace_of(rows).asarray(chosen), axis=0)
 
 
 def _outputs(calibration: Calibration, dependencies: DependencyGraph, group: Group) -> _Side:
@@ -116,13 +123,16 @@ def _inputs(calibration: Calibration, dependencies: DependencyGraph, group: Grou
 def _gathered(calibration: Calibration, graph: Graph, sides: Sequence[_Side]) -> dict[str, Moments]:
     """The moments of each side, by group; one pass over the data."""
     names = list(dict.fromkeys(side.tensor for side in sides))
-    return calibration.gather([Cut(graph, names)], RowsObserver(calibration, sides), "eigenvalues").moments
+    places = calibration.live_places(graph, names)
+    observer = RowsObserver(calibration, sides, places)
+    return calibration.gather([Cut(graph, [*names, *places.wanted])], observer, "eigenvalues").moments
 
 
 class RowsObserver:
     """Moments of rows of tensors; by group."""
 
-    def __init__(self, calibration: Calibration, sides: Sequence[_Side]) -> None:
+    def __init__(self, calibration: Calibration, sides: Sequence[_Side], places: LivePlaces) -> None:
+        self._places = places
         self.moments = {side.group: Moments(side.columns, 0, calibration.engine.xp) for side in sides}
         self._sides = sides
 
@@ -132,7 +142,7 @@ class RowsObserver:
     def update(self, index: int, sides: Sides) -> None:
         """Take a batch in."""
         for side in self._sides:
-            self.moments[side.group].update(side.rows(index, sides[0][side.tensor]))
+            self.moments[side.group].update(side.rows(index, sides[0], self._places))
 
     def merge(self, other: RowsObserver) -> None:
         """Add what was seen of later batches."""

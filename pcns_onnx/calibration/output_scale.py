@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.calibration.live_rows import LivePlaces
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy, without_common_infinities
 from pcns_onnx.ops import Labels
@@ -168,29 +169,50 @@ class SpreadTally:
 class OutputError:
     """The errors of some models beside the original at outputs, gathered over batches.
 
-    `names` are those that may differ, out of `among` that count (None: all of them do).
+    `names` are those that may differ, out of `among` that count (None: all of them do). `places`: where padding is,
+    which counts for nothing.
     """
 
-    def __init__(self, names: Sequence[str], layout: OutputLayout, models: int, among: int | None = None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        layout: OutputLayout,
+        models: int,
+        among: int | None = None,
+        places: LivePlaces | None = None,
+    ) -> None:
+        self._places = places or LivePlaces()
         self._others = (among or len(names)) - len(names)
         self._spreads = {name: SpreadTally(name, layout) for name in names}
         self._missed: dict[tuple[str, int], NDArray[np.float64]] = {}
         self._samples = dict.fromkeys(names, 0)
         self._models = models
 
-    def expect(self, expected: Mapping[str, Array]) -> None:
-        """Take a batch of the original in."""
+    def expect(self, expected: Mapping[str, Array], tensors: Mapping[str, Array] | None = None) -> None:
+        """Take a batch of the original in; `tensors`: what says which positions count, by name."""
         for name, tally in self._spreads.items():
-            tally.update(expected[name])
-            self._samples[name] += int(expected[name].shape[0]) if expected[name].ndim else 1
+            values = expected[name]
+            samples = int(values.shape[0]) if values.ndim else 1
+            (counting,) = self._places.only(name, tensors or {}, values)
+            if counting is not values:
+                samples = len(self._places.live(tensors or {}))
+            tally.update(counting, samples=samples)
+            self._samples[name] += samples
 
-    def update(self, expected: Mapping[str, Array], actual: Mapping[str, Array], model: int) -> None:
+    def update(
+        self,
+        expected: Mapping[str, Array],
+        actual: Mapping[str, Array],
+        model: int,
+        tensors: Mapping[str, Array] | None = None,
+    ) -> None:
         """Take a batch of one of the models in."""
         for name, tally in self._spreads.items():
-            if not expected[name].size:
+            a, b = self._places.only(name, tensors or {}, expected[name], actual[name])
+            if not a.size:
                 continue
-            ids, _ = tally.channels(tuple(expected[name].shape) or (1,))
-            missed = _missed(expected[name], actual[name], ids).sum(axis=0)
+            ids, _ = tally.channels(tuple(a.shape) or (1,))
+            missed = _missed(a, b, ids).sum(axis=0)
             known = self._missed.get((name, model), np.zeros(len(missed)))
             self._missed[name, model] = known + missed if len(known) == len(missed) else known
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,23 @@ from pcns_onnx.dependency.groups import Group, Product
 from pcns_onnx.numerics.arrays import Array, namespace_of
 from pcns_onnx.numerics.linalg import eigh_descending
 from pcns_onnx.numerics.moments import Moments
+from pcns_onnx.runtime.samples import Positions
+
+
+@dataclass(frozen=True)
+class PositionChoice:
+    """The positions that are looked at in batch number `index`."""
+
+    positions: Positions
+    index: int
+
+    def draw(self, available: int) -> NDArray[np.int64] | None:
+        """Out of as many of every sample; None for all."""
+        return self.positions.draw(self.index, available)
+
+    def live(self, places: NDArray[np.int64], samples: int) -> NDArray[np.int64]:
+        """Out of the places that count, of so many samples."""
+        return self.positions.choose(self.index, places, self.positions.of_live * samples)
 
 
 class ProductObserver:
@@ -29,19 +47,40 @@ class ProductObserver:
         self._product = product
         self._sides = tuple([Moments(channels, 0, xp) for _ in range(int(own.max()) + 1)] for own in product.heads)
 
-    def update(self, q: Array, k: Array, at: Callable[[int], NDArray[np.int64] | None]) -> None:
-        """Take a batch of both tensors in, at some positions of each."""
-        sides = zip((q, k), self._product.parts, self._product.orders, self._sides, strict=True)
-        for whole, part, order, by_head in sides:
-            tensor = whole if part is None else part.of(whole)
-            xp = namespace_of(tensor)
-            rows = xp.permute_dims(tensor, tuple(axis for axis in order if axis is not None))
-            positions_count = 1 if order[-2] is None else int(rows.shape[-2])
-            rows = xp.reshape(rows, (-1, len(by_head), positions_count, int(rows.shape[-1])))
-            positions = at(int(rows.shape[2]))
-            rows = rows if positions is None else xp.take(rows, xp.asarray(positions), axis=2)
-            for head, moments in enumerate(by_head):
-                moments.update(xp.reshape(rows[:, head], (-1, int(rows.shape[-1]))))
+    def update(
+        self,
+        q: Array,
+        k: Array,
+        choice: PositionChoice,
+        live: Sequence[NDArray[np.bool_] | None] = (None, None),
+    ) -> None:
+        """Take a batch of both tensors in, at some positions of each; `live`: which of their places count."""
+        for side, (whole, own) in enumerate(zip((q, k), live, strict=True)):
+            rows = self._rows(side, whole)
+            if own is None:
+                positions = choice.draw(int(rows.shape[2]))
+                xp = namespace_of(rows)
+                rows = rows if positions is None else xp.take(rows, xp.asarray(positions), axis=2)
+                chosen = None
+            else:
+                counts = self._rows(side, np.broadcast_to(own, whole.shape))[:, 0, :, 0].reshape(-1)
+                chosen = choice.live(np.flatnonzero(counts), int(rows.shape[0]))
+            self._take(self._sides[side], rows, chosen)
+
+    def _rows(self, side: int, whole: Array) -> Array:
+        """(samples, heads, positions, channels) of a tensor."""
+        part, order = self._product.parts[side], self._product.orders[side]
+        tensor = whole if part is None else part.of(whole)
+        xp = namespace_of(tensor)
+        rows = xp.permute_dims(tensor, tuple(axis for axis in order if axis is not None))
+        positions_count = 1 if order[-2] is None else int(rows.shape[-2])
+        return xp.reshape(rows, (-1, len(self._sides[side]), positions_count, int(rows.shape[-1])))
+
+    def _take(self, by_head: Sequence[Moments], rows: Array, chosen: NDArray[np.int64] | None) -> None:
+        xp = namespace_of(rows)
+        for head, moments in enumerate(by_head):
+            flat = xp.reshape(rows[:, head], (-1, int(rows.shape[-1])))
+            moments.update(flat if chosen is None else xp.take(flat, xp.asarray(chosen), axis=0))
 
     def merge(self, other: ProductObserver) -> None:
         """Add what another observer has seen."""

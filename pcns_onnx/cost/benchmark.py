@@ -121,7 +121,7 @@ def _ratio(times_a: Sequence[float], times_b: Sequence[float]) -> float:
 
 def _first_batch(samples: Samples) -> tuple[dict[str, NDArray[Any]], int]:
     """The first batch, filled up with itself where the samples are too few, and its size."""
-    first = next(iter(samples))
+    first = next(iter(samples.formed("given")))
     batch = min(samples.batch, max(first.size, _REPEATED))
     return first.repeated(batch), batch
 

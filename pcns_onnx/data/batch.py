@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -21,7 +21,8 @@ class Batch:
 
     `labels` is an integer or bool array (size, ...) or None. Arrays may be read-only views of the source.
     `index` (size,) are the samples' numbers in the data as it was opened, from 0; `begins` (size,) tells those
-    with which a sequence begins, where the data has any.
+    with which a sequence begins, where the data has any. `order` (size,) are their numbers among all that come, from 0,
+    where these do not come in the order of the data.
     """
 
     feeds: Feeds
@@ -30,12 +31,15 @@ class Batch:
     index: Array | None = None
     axes: Axes = field(default_factory=dict)
     begins: Array | None = None
+    order: Array | None = None
 
     def rows(self, rows: slice | Array) -> Batch:
         """Some of the samples."""
         feeds = {name: _taken(array, rows, self.axes.get(name, 0)) for name, array in self.feeds.items()}
-        labels, index, begins = (None if a is None else a[rows] for a in (self.labels, self.index, self.begins))
-        return Batch(feeds, labels, len(np.arange(self.size)[rows]), index, self.axes, begins)
+        labels, index, begins, order = (
+            None if a is None else a[rows] for a in (self.labels, self.index, self.begins, self.order)
+        )
+        return Batch(feeds, labels, len(np.arange(self.size)[rows]), index, self.axes, begins, order)
 
     def repeated(self, size: int) -> Feeds:
         """Feeds of `size` samples: these ones, over and over."""
@@ -79,6 +83,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
     labels = [batch.labels for batch in batches if batch.labels is not None]
     index = [batch.index for batch in batches if batch.index is not None]
     begins = [batch.begins for batch in batches if batch.begins is not None]
+    order = [batch.order for batch in batches if batch.order is not None]
     return Batch(
         feeds,
         np.concatenate(labels) if labels else None,
@@ -86,7 +91,29 @@ def joined(batches: Sequence[Batch]) -> Batch:
         np.concatenate(index) if index else None,
         first.axes,
         np.concatenate(begins) if begins else None,
+        np.concatenate(order) if order else None,
     )
+
+
+def recut(runs: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """The same samples in batches of `size`; shorter at the end and where samples cannot be run at once."""
+    pieces: list[Batch] = []
+    missing = size
+    for run in runs:
+        if pieces and not pieces[0].goes_with(run):
+            yield joined(pieces)
+            pieces, missing = [], size
+        start = 0
+        while start < run.size:
+            piece = run.rows(slice(start, start + missing)) if start or run.size > missing else run
+            pieces.append(piece)
+            start += piece.size
+            missing -= piece.size
+            if not missing:
+                yield joined(pieces)
+                pieces, missing = [], size
+    if pieces:
+        yield joined(pieces)
 
 
 def _taken(array: Array, rows: slice | Array, axis: int | None) -> Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain, islice, takewhile
@@ -18,11 +18,12 @@ from typing import TypeAlias
 
 import numpy as np
 
-from pcns_onnx.data.batch import Batch, joined
+from pcns_onnx.data.batch import Batch, recut
 from pcns_onnx.data.columns import LABELS, Array, Column, Part
 from pcns_onnx.data.conform import Normalize, check_classes, convert, is_floating, match
 from pcns_onnx.data.fingerprints import SampleSummary
 from pcns_onnx.data.formats.preprocess import Preprocess
+from pcns_onnx.data.padding import Padding
 from pcns_onnx.data.placement import Placement, unrolled
 from pcns_onnx.data.sources import DataSource, find_source
 from pcns_onnx.errors import InputError
@@ -39,7 +40,7 @@ class Dataset:
     says whether batches carry labels, and `ignored` names the arrays that are no input of the model. `layout` tells
     where the samples lie in the model's inputs (None: along their first axes), and `is_single` that they are to be
     run one by one. `settings` are the inputs that are meant to be the same in every run, `notes` what
-    the user should know.
+    the user should know. `padding`: what of the samples does not count, where that is known.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Dataset:
         is_single: bool = False,
         settings: frozenset[str] = frozenset(),
         notes: tuple[str, ...] = (),
+        padding: Padding | None = None,
     ) -> None:
         """Wrap `stream(size)`, which starts a pass in runs of any length, preferably `size`."""
         self.stream = stream
@@ -62,12 +64,20 @@ class Dataset:
         self.layout = layout
         self.is_single = is_single or (layout is not None and layout.whole)
         self.settings = settings
+        self.padding = padding
+        self.lengths: Array | None = None
         self.summaries: dict[int | None, SampleSummary] = {}
         self.notes = notes
 
     def one_by_one(self) -> Dataset:
         """The same samples, of which no two are run at once."""
         return self.streaming(self.stream, is_single=True)
+
+    def padded(self, padding: Padding | None) -> Dataset:
+        """The same samples, of which it is known what is padding."""
+        dataset = self.streaming(self.stream)
+        dataset.padding = padding
+        return dataset
 
     def streaming(self, stream: Stream, *, is_single: bool = False) -> Dataset:
         """The same samples in another form."""
@@ -79,6 +89,7 @@ class Dataset:
             layout=self.layout,
             is_single=self.is_single or is_single,
             settings=self.settings,
+            padding=self.padding,
         )
 
     def batches(self, size: int) -> Iterator[Batch]:
@@ -90,7 +101,7 @@ class Dataset:
         """
         if size < 1:
             raise InputError(f"a batch of {size} samples is impossible: give a batch size of at least 1")
-        return self._counted(_recut(self.stream(size), size))
+        return self._counted(recut(self.stream(size), size))
 
     def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         count = 0
@@ -330,24 +341,3 @@ def _converted(
             begins | ((numbers == 0) & (placement.count > 1)) if feeding.carried else None,
         )
         first += rows
-
-
-def _recut(runs: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The same samples in batches of `size`; shorter at the end and where samples cannot be run at once."""
-    pieces: list[Batch] = []
-    missing = size
-    for run in runs:
-        if pieces and not pieces[0].goes_with(run):
-            yield joined(pieces)
-            pieces, missing = [], size
-        start = 0
-        while start < run.size:
-            piece = run.rows(slice(start, start + missing)) if start or run.size > missing else run
-            pieces.append(piece)
-            start += piece.size
-            missing -= piece.size
-            if not missing:
-                yield joined(pieces)
-                pieces, missing = [], size
-    if pieces:
-        yield joined(pieces)

@@ -1,9 +1,10 @@
 """What tells samples apart, and what says nothing about them: a hash of each, and inputs that never change.
 
-A sample's hash is BLAKE2b, 64 bits, over name, dtype, shape and bytes of all that the model is fed with it, so that
-the same image in two files is the same sample. A sketch of a set of samples is the `k` smallest of their hashes
-("bottom-k", Cohen and Kaplan 2007): hashes are as good as random, so a sketch of k says of any share of the samples
-whether it overlaps, but for a chance of (1 - share)^k; a set of up to k samples is kept whole.
+A sample's hash is BLAKE2b, 64 bits, over name, dtype, shape and bytes of all that the model is fed with it, so that the
+same image in two files is the same sample; padding that may be cut off is no part of it. A sketch of a set of samples
+is the `k` smallest of their hashes ("bottom-k", Cohen and Kaplan 2007): hashes are as good as random, so a sketch of k
+says of any share of the samples whether it overlaps, but for a chance of (1 - share)^k; a set of up to k samples is
+kept whole.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from pcns_onnx.data.batch import Batch
 from pcns_onnx.data.columns import Array
 from pcns_onnx.data.conform import is_floating
+from pcns_onnx.data.padding import Padding
 
 Hashes = NDArray[np.uint64]
 
@@ -48,13 +50,15 @@ class SampleSummary:
         return hashlib.sha256(self.hashes.astype("<u8").tobytes()).hexdigest()[:32]
 
 
-def summarize(batches: Iterable[Batch], settings: Collection[str] = ()) -> SampleSummary:
+def summarize(
+    batches: Iterable[Batch], settings: Collection[str] = (), padding: Padding | None = None
+) -> SampleSummary:
     """One pass over samples. `settings` are inputs that are meant to be the same in all: they say nothing of these."""
     hashes: list[Hashes] = []
     first, constant, zero = dict[str, Array](), dict[str, bool](), dict[str, bool]()
     inputs = 0
     for batch in batches:
-        hashes.append(_hashes(batch))
+        hashes.append(_hashes(batch) if padding is None or not padding.cuts else _hashes_of_live(batch, padding))
         varying = [name for name in batch.feeds if name not in settings]
         inputs = len(varying)
         for name in varying:
@@ -102,6 +106,10 @@ def _hashes(batch: Batch) -> Hashes:
             hasher.update(head)
             hasher.update(whole if rows is None else _bytes(rows[at]))
     return np.array([int.from_bytes(hasher.digest(), "little") for hasher in hashers], dtype=np.uint64)
+
+
+def _hashes_of_live(batch: Batch, padding: Padding) -> Hashes:
+    return np.concatenate([_hashes(padding.cut(batch.rows(slice(at, at + 1)))) for at in range(batch.size)])
 
 
 def _bytes(values: Array) -> bytes:

@@ -107,6 +107,8 @@ class InputOptions:
     `carry` ('stateN=state'): within a sequence an output is fed back as the next step's input; consecutive samples of
     a file or a source are one sequence, or the second axis of arrays that have one more than the input. `decode`: each
     sample is a prompt, from which a decoder goes on by so many tokens of its own.
+    `mask` names the input (samples, positions) of 0 and 1 that says what is no padding (None: the only one that is
+    called a mask).
     """
 
     constant: str | Sequence[str] | Mapping[str, Any] = field(
@@ -139,6 +141,14 @@ class InputOptions:
             "commands": _ALL,
             "least": 1,
             "help": "Samples are prompts: the original goes on from each by N tokens, greedily, behind its own cache.",
+        },
+    )
+    mask: str | None = field(
+        default=None,
+        metadata={
+            "commands": _ALL,
+            "metavar": "NAME",
+            "help": "The input of 0 and 1 by which padding counts for nothing (the one called a mask).",
         },
     )
 

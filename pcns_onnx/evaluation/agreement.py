@@ -10,6 +10,7 @@ sample, the accuracy of both on the first such output. Of outputs that decide so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isnan
 from typing import Any
 
@@ -28,7 +29,7 @@ from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime.engine import Engine
-from pcns_onnx.runtime.samples import Samples
+from pcns_onnx.runtime.samples import Form, Samples
 
 
 class Agreement(msgspec.Struct, frozen=True):
@@ -84,16 +85,19 @@ def compare_outputs(
     names = [spec.name for spec in a.outputs]
     if names != [spec.name for spec in b.outputs]:
         raise InputError(f"the models have different outputs: {names} and {[s.name for s in b.outputs]}")
-    original = Original(engine, a, b, samples, layout or OutputLayout())
+    samples = samples.formed(_form(samples, names, metric))
+    original = Original(engine, a, b, samples, layout or OutputLayout(), leaves_out=True)
     second = engine.session((b.exposing(original.fronts) if original.fronts else b).program())
     tallies = original.tallies()
     scores, count, scored = [0.0, 0.0], 0, False
     judged = [] if metric is None else [Score(metric), Score(metric)]
     for index, batch in enumerate(progress.track(samples, "verify", samples.batches)):
         left, right = original.outputs(index, batch), second.run(batch.feeds)
-        proves = np.zeros(batch.size, np.bool_) if proving is None else proving[count : count + batch.size]
+        numbers = np.arange(count, count + batch.size) if batch.order is None else batch.order
+        proves = np.zeros(batch.size, np.bool_) if proving is None else proving[numbers]
         for tally in tallies:
-            tally.update(on_host(left[tally.name]), on_host(right[tally.name]), proves)
+            sides = on_host(left[tally.name]), on_host(right[tally.name])
+            tally.update(*sides, proves, numbers, original.live(batch))
         left, right = ({name: _on_host(side[name]) for name in names} for side in (left, right))
         count += batch.size
         whole = [tally for tally in tallies if tally.classes and tally.stands_for is None]
@@ -114,6 +118,15 @@ def compare_outputs(
     results = [tally.result() for tally in tallies]
     results = [item for item, tally in zip(results, tallies, strict=True) if not (tally.stands_for and item.counts)]
     return Agreement(count, results, kind, a_score, b_score, counting)
+
+
+def _form(samples: Samples, outputs: Sequence[str], metric: Metric | None) -> Form:
+    """How padded samples come: what labels and metrics are told of keeps its order, and its size."""
+    padding = samples.data.padding
+    has_positions = padding is not None and any(padding.places.get(name) is not None for name in outputs)
+    if metric is None and not (samples.data.has_labels and has_positions):
+        return "sorted"
+    return "given" if has_positions else "cut"
 
 
 def _on_host(value: Any) -> Any:
@@ -162,7 +175,7 @@ def has_classes(samples: Samples) -> bool:
 
 def own_score(engine: Engine, graph: Graph, samples: Samples, metric: Metric) -> float:
     """What the metric says of a model against itself on one batch; raises `InputError` where it does not fit."""
-    batch = next(iter(samples), None)
+    batch = next(iter(samples.formed(_form(samples, [spec.name for spec in graph.outputs], metric))), None)
     if batch is None:
         return float("nan")
     outputs = {k: _on_host(v) for k, v in engine.session(_runnable(graph).program()).run(batch.feeds).items()}

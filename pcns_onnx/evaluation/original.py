@@ -5,6 +5,7 @@ from __future__ import annotations
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.calibration.output_scale import OutputScale, SpreadTally
 from pcns_onnx.data.batch import Batch
+from pcns_onnx.data.padding import Live, PositionAxes
 from pcns_onnx.dependency.data_dependence import DataDependence
 from pcns_onnx.evaluation.batch_axis import batch_axes, with_samples_first
 from pcns_onnx.evaluation.counts import on_host
@@ -12,6 +13,7 @@ from pcns_onnx.evaluation.decisions import decision_rules
 from pcns_onnx.evaluation.output_tally import OutputTally
 from pcns_onnx.graph import Graph
 from pcns_onnx.runtime.engine import Engine, Tensors
+from pcns_onnx.runtime.padding import find_places
 from pcns_onnx.runtime.samples import Samples
 
 ROOM = 1 << 27
@@ -22,16 +24,29 @@ class Original:
     """What a model's outputs are, and what errors of `other` at them are measured by.
 
     `fronts`: what stands in front of outputs whose size depends on what is found, with the output that each stands for.
+    With `leaves_out` errors on padding are none, where it is known which positions are.
     """
 
-    def __init__(self, engine: Engine, model: Graph, other: Graph, samples: Samples, layout: OutputLayout) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        model: Graph,
+        other: Graph,
+        samples: Samples,
+        layout: OutputLayout,
+        *,
+        leaves_out: bool = False,
+    ) -> None:
         self._model, self._layout = model, layout
+        self.padding = samples.data.padding if leaves_out else None
         dependence = DataDependence(model)
         self.fronts = counted_fronts(model, other, dependence)
         self._counted = dependence.counted | dependence.strange | model.containers
         self._names = [spec.name for spec in model.outputs]
         self._session = engine.session((model.exposing(self.fronts) if self.fronts else model).program())
         self._axes: dict[str, int | None] = {}
+        if self.padding is not None:
+            find_places(engine, model, self.padding, self.fronts)
         self._kept: list[Tensors] = []
         self._scales = self._seen(samples)
 
@@ -43,14 +58,25 @@ class Original:
             arrays = {name: on_host(outputs[name]) for name in spreads}
             if not self._axes:
                 self._axes = batch_axes(self._session, self._model, batch, arrays, fixed=samples.fixed)
+                self._axes |= {name: place.samples for name in names if (place := self._place(name)) is not None}
             for name, spread in spreads.items():
                 rows = with_samples_first(arrays[name], self._axes[name])
                 count = batch.size if len(rows) % batch.size == 0 else 1
+                place, live = self._place(name), self.live(batch)
+                if place is not None and live is not None and place.fits(arrays[name].shape, live):
+                    rows, count = with_samples_first(place.only(arrays[name], live), place.samples), batch.size
                 spread.update(rows, self._axes[name], count)
             room -= sum(array.nbytes for array in arrays.values())
             if room > 0 and index == len(self._kept):
                 self._kept.append(outputs)
         return {name: spread.scale() for name, spread in spreads.items()}
+
+    def live(self, batch: Batch) -> Live | None:
+        """Which positions of a batch count, None for all."""
+        return None if self.padding is None else self.padding.live(batch.feeds)
+
+    def _place(self, name: str) -> PositionAxes | None:
+        return None if self.padding is None else self.padding.places.get(name)
 
     def outputs(self, index: int, batch: Batch) -> Tensors:
         """The outputs for batch number `index`."""
@@ -61,12 +87,25 @@ class Original:
         rules = decision_rules(self._model)
         outputs = [
             OutputTally(
-                name, self._axes.get(name), rules.get(name), self._scales[name], is_counted=name in self._counted
+                name,
+                self._axes.get(name),
+                rules.get(name),
+                self._scales[name],
+                is_counted=name in self._counted,
+                place=self._place(name),
             )
             for name in self._names
         ]
         return outputs + [
-            OutputTally(name, self._axes.get(name), None, self._scales[name], is_counted=True, stands_for=output)
+            OutputTally(
+                name,
+                self._axes.get(name),
+                None,
+                self._scales[name],
+                is_counted=True,
+                stands_for=output,
+                place=self._place(name),
+            )
             for name, output in self.fronts.items()
         ]
 

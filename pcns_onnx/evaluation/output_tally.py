@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.calibration.output_scale import OutputScale
+from pcns_onnx.data.padding import Live, PositionAxes
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.batch_axis import by_sample, with_samples_first
 from pcns_onnx.evaluation.counts import Counts, CountTally
@@ -20,6 +21,7 @@ from pcns_onnx.evaluation.decisions import DecisionRule, DecisionTally, Kind
 from pcns_onnx.numerics.arrays import has_unit_rows, without_common_infinities
 from pcns_onnx.numerics.confidence import LEAST, quantile_bound, share_bound
 
+Values = NDArray[Any]
 _WORST = 8
 """How many of the samples with the largest errors are named."""
 _CHANNELS = 3
@@ -91,6 +93,7 @@ class OutputTally:
 
     `axis` counts samples (None where none does), `rule` is what the output decides, `scale` what errors are measured
     by. `is_counted`: the output's size may differ. `stands_for`: the output that this tensor is compared instead of.
+    `place`: where it has positions that may be padding.
     """
 
     def __init__(
@@ -102,8 +105,9 @@ class OutputTally:
         *,
         is_counted: bool = False,
         stands_for: str | None = None,
+        place: PositionAxes | None = None,
     ) -> None:
-        self.name, self.axis, self.scale, self.stands_for = name, axis, scale, stands_for
+        self.name, self.axis, self.scale, self.stands_for, self.place = name, axis, scale, stands_for, place
         self.counted = CountTally() if is_counted else None
         self.decisions = None if rule is None else DecisionTally(rule)
         self.cosine = 0.0
@@ -113,9 +117,21 @@ class OutputTally:
         self.errors: list[NDArray[np.float64]] = []
         self.differs: list[NDArray[np.bool_]] = []
         self.proving: list[NDArray[np.bool_]] = []
+        self.numbers: list[NDArray[np.int64]] = []
 
-    def update(self, a: NDArray[Any], b: NDArray[Any], proving: NDArray[np.bool_]) -> None:
-        """Add a batch; `proving` (samples,) says which of its samples count for bounds."""
+    def update(
+        self,
+        a: NDArray[Any],
+        b: NDArray[Any],
+        proving: NDArray[np.bool_],
+        numbers: NDArray[np.int64] | None = None,
+        live: Live | None = None,
+    ) -> None:
+        """Add a batch; `proving` (samples,) says which of its samples count for bounds.
+
+        `numbers` (samples,) are theirs in the order of the data, where they do not come in that; `live` which of their
+        positions count.
+        """
         if self.counted is not None:
             self.counted.update(a.shape, b.shape)
         if a.shape != b.shape:
@@ -124,8 +140,10 @@ class OutputTally:
             raise InputError(f"output '{self.name}' has shape {a.shape} in one model and {b.shape} in the other")
         if not a.size:
             return
-        flips = None if self.decisions is None else self.decisions.update(a, b)
+        (first, second), (a, b) = self._counting(a, b, live)
+        flips = None if self.decisions is None else self.decisions.update(first, second)
         missed = self._missed(a, b, len(proving))
+        self._number(len(missed), numbers)
         self.by_feed |= len(missed) != len(proving)
         proving = proving if len(missed) == len(proving) else np.array([proving.all()])
         self.missed += missed.sum(axis=0)
@@ -135,12 +153,26 @@ class OutputTally:
         is_scores = a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f" and not has_unit_rows(a)
         self.classes = by_row and is_scores  # the largest of an embedding is no class
         if self.classes:
+            if self.place is not None and self.place.positions is None:
+                a, b = first, second  # a row of classes for every position
             same = a.argmax(axis=1) == b.argmax(axis=1)
             self.rows, self.same = self.rows + len(same), self.same + int(same.sum())
             flips = ~same
         if flips is not None and len(flips) == len(missed):
             self.differs.append(flips)
         self.proving.append(proving)
+
+    def _counting(self, a: Values, b: Values, live: Live | None) -> tuple[tuple[Values, Values], tuple[Values, Values]]:
+        """Both outputs with what counts alone, and with zeros where nothing does."""
+        place = self.place
+        if place is None or live is None or not place.fits(a.shape, live):
+            return (a, b), (a, b)
+        return (place.only(a, live), place.only(b, live)), (place.filled(a, live), place.filled(b, live))
+
+    def _number(self, rows: int, numbers: NDArray[np.int64] | None) -> None:
+        done = sum(map(len, self.numbers))
+        fits = numbers is not None and len(numbers) == rows
+        self.numbers.append(numbers if numbers is not None and fits else np.arange(done, done + rows))
 
     def _missed(self, a: NDArray[Any], b: NDArray[Any], size: int) -> NDArray[np.float64]:
         """(samples, channels); one row where the samples cannot be told apart."""
@@ -204,9 +236,9 @@ class OutputTally:
     def _worst(self) -> list[WorstSample]:
         if not self.errors:
             return []
-        errors = np.concatenate(self.errors)
-        worst = [int(i) for i in np.argsort(-errors, kind="stable")[:_WORST]]
-        return [WorstSample(i, float(errors[i]) if np.isfinite(errors[i]) else None) for i in worst]
+        errors, numbers = np.concatenate(self.errors), np.concatenate(self.numbers)
+        worst = np.lexsort((numbers, -errors))[:_WORST]
+        return [WorstSample(int(numbers[i]), float(errors[i]) if np.isfinite(errors[i]) else None) for i in worst]
 
     def _worst_channels(self) -> list[WorstChannel]:
         if len(self.missed) < 2 or not self.scale.whole:

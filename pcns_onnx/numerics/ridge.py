@@ -72,6 +72,13 @@ class Fit:
             scale=float(np.mean([fit.scale for fit in blocks])),
         )
 
+    @property
+    def quiet_bias(self) -> Array:
+        """The bias, zero where it is only rounding: a layer without one should not get one for that."""
+        xp = namespace_of(self.bias)
+        loudest = float(xp.max(xp.abs(self.bias))) if self.bias.size else 0.0
+        return self.bias if loudest > 1e-6 * self.scale else xp.zeros_like(self.bias)
+
 
 def _mean_of_known(errors: Sequence[float]) -> float:
     known = [error for error in errors if error == error]

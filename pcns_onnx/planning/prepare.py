@@ -68,7 +68,7 @@ def _real_feeds(graph: Graph, calibration: Calibration, batch: int) -> Mapping[s
     """Samples to time the whole model on where noise will not do: a sampling rate chooses what is run."""
     if all(axis == 0 for axis in graph.layout.axes.values()):
         return None
-    return next(iter(calibration.samples)).repeated(batch)
+    return next(iter(calibration.samples.formed("given"))).repeated(batch)
 
 
 def selected(problem: Problem, scope: Scope, refuses: Refusal) -> tuple[Problem, list[SkippedLayer]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.columns import ChannelCovariance, mixed_prior
 from pcns_onnx.calibration.group_inputs import GroupStats
+from pcns_onnx.calibration.live_rows import RowChoice
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.calibration.output_scale import OutputError
 from pcns_onnx.calibration.ranking import Ranking
@@ -35,7 +36,7 @@ from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weigh
 from pcns_onnx.rewrite.patch import Patch, apply
 from pcns_onnx.runtime.activations import ActivationStream, Cut, inputs_of
 from pcns_onnx.runtime.engine import Session, Tensors
-from pcns_onnx.runtime.samples import Samples
+from pcns_onnx.runtime.samples import Positions, Samples
 
 LEVELS = (0.003, 0.03, 0.3)
 """Shares of the readers' output variance at whose widths a group is probed."""
@@ -96,8 +97,10 @@ class Prober:
         later = [*outputs, *inputs]
         live = inputs if read.group.states else self._stream.live(graph, first.key, later)
         sessions: list[tuple[Graph, Session]] = []
-        errors = OutputError(outputs, self._layout, len(widths) + (block is not None), len(self._outputs))
-        stop = Cut(graph, live, first.key, later, finite=False)
+        places = self._calibration.live_places(graph, self._outputs)
+        models = len(widths) + (block is not None)
+        errors = OutputError(outputs, self._layout, models, len(self._outputs), places)
+        stop = Cut(graph, list(dict.fromkeys([*live, *places.wanted])), first.key, later, finite=False)
         missing = [name for name in outputs if not self._expected or name not in self._expected[0]]
         full = self._session(base, live, missing) if missing else None
         for index, cut in enumerate(self._stream.advance(stop)):
@@ -108,9 +111,10 @@ class Prober:
                 graphs = list(self._narrowed(base, read, ranking, widths, means, absorptions))
                 graphs += [] if block is None else [self._without(base, block, means)]
                 sessions = [(g, self._session(g, live, outputs)) for g in graphs]
-            errors.expect(self._expected[index])
+            errors.expect(self._expected[index], cut)
             for at, (small, session) in enumerate(sessions):
-                errors.update(self._expected[index], filled(small, self._expected[index], session.run(cut)), at)
+                actual = filled(small, self._expected[index], session.run(cut))
+                errors.update(self._expected[index], actual, at, cut)
         loss = errors.shares()
         applied = [_applied(read, ranking.keep(width)) for width in widths]
         for at, width in enumerate(widths):
@@ -140,11 +144,13 @@ class Prober:
             self._calibration.engine.session(base.extract(live, computed).program()).run(cut) if computed else {}
         )
         xp, means = self._calibration.engine.xp, {}
+        places = self._calibration.live_places(base, [n for layer in layers for n in (layer.source, layer.output)])
         for layer in layers:
             x = layer.rows_from({n: xp.asarray(computed_sources.get(n, cut.get(n))) for n in layer.sources})
+            drawn = RowChoice.of(Positions(x.size, 1, ()), layer, places).draw(0, x.shape, cut)
             for block, part in enumerate(layer.parts):
                 if (layer.first_use, block) in read.layers:
-                    means[layer.name, block] = xp.mean(part.op.inputs(x, None), axis=0, dtype=xp.float64)
+                    means[layer.name, block] = xp.mean(drawn.inputs(part.op, x), axis=0, dtype=xp.float64)
         return means
 
     def _narrowed(

@@ -223,7 +223,7 @@ def _worthwhile(steps: int, error: float, problem: float) -> int:
 
 def rows_of_step(piece: Piece) -> int:
     """Rows of the target that a step on such pieces should see at least."""
-    return _ROWS[piece.taps.shape[0] > 1]
+    return _ROWS[piece.stacked or piece.taps.shape[0] > 1]
 
 
 def in_steps(pieces: Sequence[Piece]) -> list[Piece]:

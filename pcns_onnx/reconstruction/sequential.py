@@ -125,6 +125,8 @@ class _SequentialSolve:
         self._units: dict[str, Unit] = {unit[0].name: unit for unit in units}
         self.layers = sorted((unit[0] for unit in self._units.values()), key=lambda layer: order[layer.key])
         self._goals = {layer.name: self._goal(layer) for layer in layers}
+        tensors = (name for layer in layers for name in (layer.source, layer.output))
+        self._places = calibration.live_places(self._original, tensors)
         self.fits: dict[str, Fit] = {}
         self.refined: dict[str, Refined] = {}
         self._begin_circles()
@@ -183,6 +185,7 @@ class _SequentialSolve:
             observer = JointObserver(members, bias_numbers(self._original, unit))
             sources, outputs = [use.source for use in unit], [use.output for use in unit]
             if is_circular:
+                sources += self._places.wanted
                 cuts = [Cut(self._original if is_start else self._shrunk, sources), Cut(self._original, outputs)]
                 self._calibration.gather(cuts, observer)
             else:
@@ -191,7 +194,7 @@ class _SequentialSolve:
             patch = tuple(
                 change
                 for use, whole in zip(unit, fits, strict=True)
-                for change in set_layer(self._shrunk, use, to_numpy(whole.matrix), _quiet(whole))
+                for change in set_layer(self._shrunk, use, to_numpy(whole.matrix), to_numpy(whole.quiet_bias))
             )
         self.fits |= {use.name: whole for use, whole in zip(unit, fits, strict=True)}
         self._ridge = fits[0].ridge
@@ -200,9 +203,9 @@ class _SequentialSolve:
     def _observer(self, layer: Layer, goal: RegressionTarget, *, from_original: bool = False) -> TargetObserver:
         rows = [np.flatnonzero(self._kept[part.writes]) for part in layer.parts]
         columns = [np.flatnonzero(self._kept[part.op.owners(part.reads)]) for part in layer.parts]
-        positions = self._calibration.positions(self._dependencies, layer, 1)
+        choice = self._calibration.row_choice(self._dependencies, layer, 1, self._places)
         kept = columns if from_original else None
-        return TargetObserver(layer.parts, rows, positions, layer.source, goal.tensor, goal.already, kept)
+        return TargetObserver(layer.parts, rows, choice, layer.source, goal.tensor, goal.already, kept)
 
     def solve(self, at: int, layer: Layer) -> Patch:
         """Solve layer number `at`, all before it being done: the edits."""
@@ -220,7 +223,9 @@ class _SequentialSolve:
         if way is not None and aim is not None:
             seed = (self._calibration.seed, 2, self._dependencies.layers.index(layer))
             outputs, room = self._outputs(way.reader), self._calibration.shares.windows
-            windows = Windows(way, self._dependencies, outputs, self._calibration.samples.count, seed, room)
+            windows = Windows(
+                way, self._dependencies, outputs, self._calibration.samples.count, seed, room, self._places
+            )
         if layer.name in self._solved:
             gathered = self._observer(layer, goal)
         self._advance(at, from_shrunk, wanted, LayerObserver(gathered, windows, layer.source, aim))
@@ -228,7 +233,7 @@ class _SequentialSolve:
             fits = [fit(e, prior, self._ridge) for e, prior in zip(gathered.evidence, self._priors(layer), strict=True)]
             self.fits[layer.name] = whole = Fit.joined(fits)
             self._ridge = whole.ridge
-            matrix, bias = whole.matrix, _quiet(whole)
+            matrix, bias = whole.matrix, to_numpy(whole.quiet_bias)
         else:
             matrix, bias = self._priors(layer)[0], stored_bias(self._original, layer)[self._outputs(layer)]
         if windows is not None and windows.pieces and way is not None:
@@ -249,13 +254,13 @@ class _SequentialSolve:
         """Tensors of the shrunk model that these layers are solved from."""
         uses = [use for item in layers for use in self._units[item.name]]
         sources = [name for use in uses if use.name not in self._gone for name in fed_by(self._shrunk, use)]
-        return sources + [self._goals[use.name].already for use in uses]
+        return sources + [self._goals[use.name].already for use in uses] + self._places.wanted
 
     def _leave_out(self, at: int, block: ResidualBlock) -> Patch:
         """Instead of a block, the mean of what the sum lacks without it."""
         layer, goal = block.layer, self._goals[block.layer.name]
         rows = self._outputs(layer)
-        lacks = MissingMeanObserver(layer.linear.op, rows, goal, np.zeros(len(rows)))
+        lacks = MissingMeanObserver(layer, rows, goal, np.zeros(len(rows)), self._places)
         sums = self._advance(at, [goal.already], [goal.tensor], lacks, finite=False)
         return (constant_for(block, self._dependencies, sums.total / max(sums.count, 1)),)
 
@@ -268,7 +273,7 @@ class _SequentialSolve:
         uses = [use for item in later for use in self._units[item.name]]
         aims = [self._goals[use.name].tensor for use in uses]
         aims += [name for use in uses if use.cell is not None for name in fed_by(self._original, use)]
-        inputs = Cut(self._shrunk, from_shrunk, layer.key, needed, finite)
+        inputs = Cut(self._shrunk, [*from_shrunk, *self._places.wanted], layer.key, needed, finite)
         return self._streams.advance([inputs, Cut(self._original, wanted, layer.key, aims, finite)], into)
 
     def _aim(self, reader: Layer, unsolved: Sequence[Layer]) -> RegressionTarget:
@@ -327,10 +332,3 @@ class _SequentialSolve:
         with self._calibration.progress.stage("refine"):
             self.refined[way.layer.name] = refined = refine(pieces, start, activation, self._steps, seed)
         return refined.weights.w, to_numpy(refined.weights.b).astype(np.float64)
-
-
-def _quiet(solved: Fit) -> NDArray[np.float64]:
-    """The bias, zero where it is only rounding: a layer without one should not get one for that."""
-    bias = to_numpy(solved.bias)
-    loud = np.abs(bias).max(initial=0.0) > 1e-6 * solved.scale
-    return bias if loud else np.zeros_like(bias)

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pcns_onnx.dependency.layers import ConvGroup
+from pcns_onnx.calibration.live_rows import DrawnRows, LivePlaces, RowChoice
+from pcns_onnx.dependency.layers import ConvGroup, Layer
 from pcns_onnx.dependency.residual import RegressionTarget
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.numerics.ridge import VALID, AnyEvidence, evidence_for
-from pcns_onnx.ops import LinearOp
 from pcns_onnx.reconstruction.windows import Windows
 from pcns_onnx.runtime.executor import Sides
-from pcns_onnx.runtime.samples import Positions
 
 
 class TargetObserver:
@@ -30,43 +29,43 @@ class TargetObserver:
         self,
         parts: Sequence[ConvGroup],
         rows: Sequence[NDArray[np.int64]],
-        positions: Positions,
+        choice: RowChoice,
         source: str,
         target: str,
         already: str = "",
         columns: Sequence[NDArray[np.int64]] | None = None,
     ) -> None:
         self._columns = columns
-        self._parts, self._rows, self._positions = parts, rows, positions
+        self._parts, self._rows, self._choice = parts, rows, choice
         self._source, self._target, self._already = source, target, already
         self.evidence: list[AnyEvidence] = []
 
     def begin(self, sides: Sides, expected: int | None = None) -> None:
         """Choose what to keep, by how many rows are `expected`: where that is not said, as many as it sees itself."""
-        x = sides[0][self._source]
+        x, drawn = sides[0][self._source], self._drawn(0, sides)
         count = self.expected_rows(sides) if expected is None else expected
         for block, rows in enumerate(self._rows):
-            rows_x = self._inputs(block, x, self._drawn(0, x))
+            rows_x = self._inputs(block, x, drawn)
             self.evidence.append(evidence_for(count, int(rows_x.shape[1]), len(rows), namespace_of(rows_x)))
 
     def expected_rows(self, sides: Sides) -> int:
         """How many rows all samples will give, as the first ones do."""
         x = sides[0][self._source]
-        rows = self._parts[0].op.inputs(x, self._drawn(0, x)).shape[0]
-        return int(rows) * self._positions.samples // int(x.shape[0])
+        rows = self._drawn(0, sides).inputs(self._parts[0].op, x).shape[0]
+        return int(rows) * self._choice.positions.samples // int(x.shape[0])
 
     def update(self, index: int, sides: Sides) -> None:
         """Take a batch in."""
         shrunk, original = sides
         x, y, already = shrunk[self._source], original[self._target], shrunk.get(self._already)
-        at = self._drawn(index, x)
+        drawn = self._drawn(index, sides)
         for block, (part, rows, evidence) in enumerate(zip(self._parts, self._rows, self.evidence, strict=True)):
-            rows_x, rows_y = self._inputs(block, x, at), part.op.outputs(y, at)
+            rows_x, rows_y = self._inputs(block, x, drawn), drawn.outputs(part.op, y)
             xp = namespace_of(rows_x)
             rows_y = xp.take(rows_y, xp.asarray(rows), axis=1)
             if already is not None:
-                rows_y = rows_y - part.op.outputs(already, at)
-            _split(evidence, rows_x, rows_y, int(x.shape[0]), index)
+                rows_y = rows_y - drawn.outputs(part.op, already)
+            _split(evidence, rows_x, rows_y, int(x.shape[0]), index, drawn)
 
     def merge(self, other: TargetObserver) -> None:
         """Add what was gathered of later batches."""
@@ -76,22 +75,21 @@ class TargetObserver:
         for own, others in zip(self.evidence, other.evidence, strict=True):
             own.merge(others)
 
-    def _inputs(self, block: int, x: Array, at: NDArray[np.int64] | None) -> Array:
-        rows = self._parts[block].op.inputs(x, at)
+    def _inputs(self, block: int, x: Array, drawn: DrawnRows) -> Array:
+        rows = drawn.inputs(self._parts[block].op, x)
         if self._columns is None:
             return rows
         xp = namespace_of(rows)
         return xp.take(rows, xp.asarray(self._columns[block]), axis=1)
 
-    def _drawn(self, index: int, x: Array) -> NDArray[np.int64] | None:
-        return self._positions.draw(index, self._parts[0].op.positions(x.shape))
+    def _drawn(self, index: int, sides: Sides) -> DrawnRows:
+        return self._choice.draw(index, sides[0][self._source].shape, sides[0])
 
 
-def _split(evidence: AnyEvidence, x: Array, y: Array, samples: int, index: int) -> None:
+def _split(evidence: AnyEvidence, x: Array, y: Array, samples: int, index: int, drawn: DrawnRows) -> None:
     """One sample in `VALID` is kept aside; of batches of fewer, every `VALID`th."""
-    per_sample = int(x.shape[0]) // samples
-    aside = (samples // VALID) * per_sample
-    if not aside and index % VALID == VALID - 1:
+    aside = drawn.aside(int(x.shape[0]), samples, VALID)
+    if samples < VALID and index % VALID == VALID - 1:
         evidence.valid.update(x, y)
         return
     evidence.valid.update(x[:aside], y[:aside])
@@ -116,7 +114,8 @@ class LayerObserver:
         """Take a batch in."""
         if self.windows is not None and self.aim is not None:
             aim, (shrunk, original) = self.aim, sides
-            self.windows.update(index, shrunk[self.source], original[aim.tensor], shrunk.get(aim.already))
+            already = shrunk.get(aim.already)
+            self.windows.update(index, shrunk[self.source], original[aim.tensor], already, shrunk)
         if self.gathered is not None:
             self.gathered.update(index, sides)
 
@@ -130,12 +129,13 @@ class LayerObserver:
 
 @dataclass
 class MissingMeanObserver:
-    """The sum over all rows of what a goal lacks without a layer: outputs `rows` of `op`."""
+    """The sum over all rows that count of what a goal lacks without a layer: outputs `rows` of it."""
 
-    op: LinearOp
+    layer: Layer
     rows: NDArray[np.int64]
     goal: RegressionTarget
     total: NDArray[np.float64]
+    places: LivePlaces
     count: int = 0
 
     def begin(self, sides: Sides) -> None:
@@ -144,10 +144,14 @@ class MissingMeanObserver:
     def update(self, index: int, sides: Sides) -> None:
         """Take a batch in."""
         shrunk, original = sides
-        y = original[self.goal.tensor]
+        y, op = original[self.goal.tensor], self.layer.linear.op
         xp = namespace_of(y)
-        lacks = xp.take(self.op.outputs(y, None), xp.asarray(self.rows), axis=1)
-        lacks = lacks - self.op.outputs(shrunk[self.goal.already], None)
+        lacks = xp.take(op.outputs(y, None), xp.asarray(self.rows), axis=1)
+        lacks = lacks - op.outputs(shrunk[self.goal.already], None)
+        live = self.places.spread(self.layer.output, y.shape, shrunk)
+        if live is not None:
+            counts = op.outputs(np.broadcast_to(live, tuple(y.shape)), None)[:, 0]
+            lacks = xp.take(lacks, xp.asarray(np.flatnonzero(counts)), axis=0)
         self.total = self.total + to_numpy(xp.sum(lacks, axis=0, dtype=xp.float64))
         self.count += int(lacks.shape[0])
 

@@ -5,17 +5,21 @@ piece of V's output needs the positions of s(W x) under V's kernel, and these th
 under W's. `Windows` gathers these patches from neighbouring positions, drawn anew for every
 batch, together with the original's output there: from then on V s(W x + b) + c is a few matrix
 products, whatever the layers are. Where a MaxPool lies between, its positions are one step more.
+
+Where neither layer has a kernel (Gemm, MatMul), a position sees itself only: rows of samples of all lengths, without
+their padding, are put together as if each were a sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.calibration.live_rows import LivePlaces
 from pcns_onnx.calibration.output_scale import channel_scales
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
@@ -97,19 +101,20 @@ class Piece:
     `x` (N, P, n) float32 are the layer's patches at the hidden positions, `y` (N, Q, K) float32
     the reader's targets. `peaks` (S, k) are the hidden positions that each pooled one has the
     largest of, None without a pool; `taps` (Q, t) the (pooled) positions under the reader's
-    kernel. P (or S) stands for a row of zeros.
+    kernel. P (or S) stands for a row of zeros. `stacked`: the N are rows, of samples of any length.
     """
 
     x: Array
     y: Array
     peaks: NDArray[np.int64] | None
     taps: NDArray[np.int64]
+    stacked: bool = False
 
     def split(self, count: int) -> tuple[Piece, Piece]:
         """The first `count` samples, and the others."""
         return (
-            Piece(self.x[:count, ...], self.y[:count, ...], self.peaks, self.taps),
-            Piece(self.x[count:, ...], self.y[count:, ...], self.peaks, self.taps),
+            replace(self, x=self.x[:count, ...], y=self.y[:count, ...]),
+            replace(self, x=self.x[count:, ...], y=self.y[count:, ...]),
         )
 
     def fits(self, other: Piece) -> bool:
@@ -122,6 +127,15 @@ class Piece:
     def rows(self) -> int:
         """Rows of the reader's output."""
         return int(self.x.shape[0]) * int(self.taps.shape[0])
+
+    def as_rows(self) -> Piece:
+        """The same rows, each as a sample of its own; of layers without a kernel."""
+        if self.stacked:
+            return self
+        xp = namespace_of(self.x)
+        x = xp.take(self.x, xp.asarray(self.taps[:, 0]), axis=1)
+        x, y = (xp.reshape(side, (-1, 1, int(side.shape[2]))) for side in (x, self.y))
+        return Piece(x, y, None, np.zeros((1, 1), dtype=np.int64), stacked=True)
 
     def in_units(self, scale: NDArray[np.float64]) -> Piece:
         """The targets in units (K,) of their own."""
@@ -139,7 +153,7 @@ def own_scale(pieces: Sequence[Piece]) -> NDArray[np.float64]:
 class Windows:
     """Pieces of a layer and its reader, over all samples.
 
-    `rows` are the reader's outputs that stay, `samples` how many samples there are.
+    `rows` are the reader's outputs that stay, `samples` how many samples there are, `places` where padding is.
     """
 
     def __init__(
@@ -150,19 +164,38 @@ class Windows:
         samples: int,
         seed: tuple[int, ...],
         room: int = MemoryBudget.windows,
+        places: LivePlaces | None = None,
     ):
         self._route, self._rows, self._seed, self._room = route, rows, seed, room
         self._hidden = tuple(d or 1 for d in dependencies.shapes[route.layer.output])
         self._read = tuple(d or 1 for d in dependencies.shapes[route.reader.source])
         self._samples = samples
+        self._places = places or LivePlaces()
         self._used = 0
-        self.pieces: list[Piece] = []
+        self._pieces: list[Piece] = []
 
-    def update(self, index: int, x: Array, y: Array, already: Array | None) -> None:
-        """Take a batch in: the layer's input in the shrunk model, the reader's target, what it has already."""
+    @property
+    def pieces(self) -> list[Piece]:
+        """What was gathered; rows, as soon as there are samples of other lengths, or padding."""
+        if any(piece.stacked for piece in self._pieces):
+            return [piece.as_rows() for piece in self._pieces]
+        return self._pieces
+
+    def update(
+        self, index: int, x: Array, y: Array, already: Array | None, tensors: Mapping[str, Array] | None = None
+    ) -> None:
+        """Take a batch in: the layer's input in the shrunk model, the reader's target, what it has already.
+
+        `tensors`: what says which positions count, by name.
+        """
         first, second = self._route.layer.linear.op, self._route.reader.linear.op
-        if first.positions(tuple(x.shape)) != self._positions(self._hidden):
-            return  # a batch of another size than the one that shapes are known of
+        has_rows = self._route.largest is None and all(op.axis < 0 and not op.mixed for op in (first, second))
+        live = self._places.rows(self._route.layer.source, first, x.shape, None, tensors or {}) if has_rows else None
+        is_known = first.positions(tuple(x.shape)) == self._positions(self._hidden)
+        if has_rows and (live is not None or not is_known):
+            self._add_rows(index, x, y, already, live)
+        if live is not None or not is_known:
+            return  # under a kernel, a batch of another size than the one that shapes are known of
         for at in self._draws(index, second.positions(self._read)):
             self._add(at, x, y, already)
 
@@ -181,7 +214,7 @@ class Windows:
         targets = xp.take(second.outputs(y, at), xp.asarray(self._rows), axis=1)
         if already is not None:
             targets = targets - second.outputs(already, at)
-        self.pieces.append(
+        self._pieces.append(
             Piece(
                 xp.astype(xp.reshape(patches, (count, len(positions), -1)), xp.float32),
                 xp.astype(xp.reshape(targets, (count, len(at), -1)), xp.float32),
@@ -190,9 +223,28 @@ class Windows:
             )
         )
 
+    def _add_rows(self, index: int, x: Array, y: Array, already: Array | None, live: NDArray[np.bool_] | None) -> None:
+        """Rows of a batch, of those that count, if there is room."""
+        first, second = self._route.layer.linear.op, self._route.reader.linear.op
+        xp, rows = namespace_of(x), first.inputs(x, None)
+        targets = second.outputs(y, None)
+        if int(targets.shape[0]) != int(rows.shape[0]):
+            return
+        places = np.arange(int(rows.shape[0])) if live is None else np.flatnonzero(live)
+        count = self._wanted * (int(rows.shape[0]) // first.positions(tuple(x.shape)))
+        if count < len(places):
+            places = np.sort(np.random.default_rng([*self._seed, index]).choice(places, count, replace=False))
+        if not len(places) or not self._takes(len(places) * int(rows.shape[1]) * 4):
+            return
+        at = xp.asarray(places)
+        targets = targets if already is None else targets - second.outputs(already, None)
+        targets = xp.take(xp.take(targets, at, axis=0), xp.asarray(self._rows), axis=1)
+        x, y = (xp.astype(side, xp.float32)[:, None, :] for side in (xp.take(rows, at, axis=0), targets))
+        self._pieces.append(Piece(x, y, None, np.zeros((1, 1), dtype=np.int64), stacked=True))
+
     def merge(self, other: Windows) -> None:
         """Add the pieces of later batches, as far as there is room."""
-        self.pieces += [piece for piece in other.pieces if self._takes(prod(piece.x.shape) * 4)]
+        self._pieces += [piece for piece in other._pieces if self._takes(prod(piece.x.shape) * 4)]
 
     def _takes(self, size: int) -> bool:
         """Whether there is room for so many bytes, which are taken then; the first always fits."""
@@ -204,10 +256,15 @@ class Windows:
     def _positions(self, shape: tuple[int, ...]) -> int:
         return prod(shape) // shape[0] // self._route.layer.width
 
+    @property
+    def _wanted(self) -> int:
+        """Rows of every sample."""
+        columns = len(self._route.layer.linear.reads) * self._route.layer.linear.op.taps
+        return max(1, min(ROWS, self._room // (4 * columns)) // self._samples)
+
     def _draws(self, index: int, available: int) -> Iterator[NDArray[np.int64]]:
         """Output positions of the reader: boxes of neighbours, each at a place of its own in every batch."""
-        columns = len(self._route.layer.linear.reads) * self._route.layer.linear.op.taps
-        wanted = max(1, min(ROWS, self._room // (4 * columns)) // self._samples)
+        wanted = self._wanted
         generator = np.random.default_rng([*self._seed, index])
         if wanted >= available and available <= BOX:
             yield np.arange(available)

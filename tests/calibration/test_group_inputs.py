@@ -16,6 +16,7 @@ from pcns_onnx.calibration import calibration
 from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.columns import ChannelCovariance, Columns, mixed_prior
 from pcns_onnx.calibration.group_inputs import read_groups
+from pcns_onnx.calibration.live_rows import RowChoice
 from pcns_onnx.calibration.ranking import mixing
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
@@ -188,7 +189,8 @@ def evidence_of(blocks: int, had: bool, rows: list[Array]) -> tuple[list[Array],
         target[:, stays] += there
     sides: list[dict[str, Array]] = [{"x": x} if there is None else {"x": x, "had": there}, {"y": target}]
     batches = [[{name: a[i : i + 50] for name, a in side.items()} for side in sides] for i in (0, 50, 100)]
-    gathered = TargetObserver(parts, [np.asarray(r) for r in rows], Positions(10**6, 150, (0,)), "x", "y", "had")
+    choice = RowChoice(Positions(10**6, 150, (0,)), parts[0].op)
+    gathered = TargetObserver(parts, [np.asarray(r) for r in rows], choice, "x", "y", "had")
     for index, batch in enumerate(batches):
         if index == 0:
             gathered.begin(batch)

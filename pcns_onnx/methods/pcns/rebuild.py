@@ -128,14 +128,15 @@ def rows(
 ) -> tuple[Array, Array]:
     """Inputs x of the writer in `current` and outputs t of the group in `original`, row by row."""
     writer = dependencies.layer(group.name)
-    op, positions = writer.linear.op, calibration.positions(dependencies, writer, 3)
+    op, places = writer.linear.op, calibration.live_places(original, [writer.source, writer.output])
+    choice = calibration.row_choice(dependencies, writer, 3, places)
     xs, ts, size = list[Array](), list[Array](), 0
-    left = run_batches(calibration.engine, current, calibration.samples, [writer.source])
+    left = run_batches(calibration.engine, current, calibration.samples, [writer.source, *places.wanted])
     right = run_batches(calibration.engine, original, calibration.samples, [group.activation])
     for index, (a, b) in enumerate(zip(left, right, strict=True)):
-        at = positions.draw(index, op.positions(a[writer.source].shape))
-        xs.append(op.inputs(a[writer.source], at))
-        ts.append(op.outputs(b[group.activation], at))
+        drawn = choice.draw(index, a[writer.source].shape, a)
+        xs.append(drawn.inputs(op, a[writer.source]))
+        ts.append(drawn.outputs(op, b[group.activation]))
         size += int(xs[-1].shape[0]) * (int(xs[-1].shape[1]) + int(ts[-1].shape[1]))
         if size > _ROWS:
             break
@@ -184,9 +185,10 @@ def _refit_reader(
     prior: Array,
 ) -> Fit:
     """Least squares from the new activations to what the reader puts out in `reference`."""
-    rows, positions = [np.arange(int(prior.shape[0]))], calibration.positions(dependencies, reader, 4)
-    cuts = [Cut(following, [reader.source]), Cut(reference, [reader.output])]
+    rows, places = [np.arange(int(prior.shape[0]))], calibration.live_places(reference, [reader.source, reader.output])
+    choice = calibration.row_choice(dependencies, reader, 4, places)
+    cuts = [Cut(following, [reader.source, *places.wanted]), Cut(reference, [reader.output])]
     (evidence,) = calibration.gather(
-        cuts, TargetObserver(reader.parts, rows, positions, reader.source, reader.output)
+        cuts, TargetObserver(reader.parts, rows, choice, reader.source, reader.output)
     ).evidence
     return fit(evidence, prior)

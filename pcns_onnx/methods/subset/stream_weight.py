@@ -81,14 +81,17 @@ def _errors(problem: Problem, samples: Samples, models: Iterable[Graph], count: 
     The original runs once; the models are made one by one.
     """
     names, engine = judged_tensors(problem.graph), problem.calibration.engine
-    errors, expected = OutputError(names, problem.layout, count), ActivationCache(problem.calibration.shares.stream)
+    places = problem.calibration.live_places(problem.graph, names)
+    errors = OutputError(names, problem.layout, count, places=places)
+    expected, wanted = ActivationCache(problem.calibration.shares.stream), [*names, *places.wanted]
     with closing(expected):
-        for index, outputs in enumerate(run_batches(engine, problem.graph, samples, names, finite=False)):
-            errors.expect(outputs)
+        for index, outputs in enumerate(run_batches(engine, problem.graph, samples, wanted, finite=False)):
+            errors.expect(outputs, outputs)
             expected.write(index, outputs)
         for at, model in enumerate(models):
             runs = run_batches(engine, model, samples, names, finite=False)
             for outputs, actual in zip(expected.read(), runs, strict=True):
-                beside = {name: namespace_of(actual[name]).asarray(value) for name, value in outputs.items()}
-                errors.update(beside, filled(model, beside, actual), at)  # what was on disk comes back on the host
+                beside = {name: namespace_of(actual[name]).asarray(outputs[name]) for name in names}
+                # what was on disk comes back on the host
+                errors.update(beside, filled(model, beside, actual), at, outputs)
     return [math.inf if math.isnan(error) else float(error) for error in errors.shares()]
