@@ -1,0 +1,70 @@
+// What worker.py does, for onnxruntime-web: the same in Node and on a page. Everything goes over HTTP to whoever asked.
+
+const LEAST = 4; // milliseconds that one reading takes at least
+
+const median = (values) => {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+};
+
+const ARRAYS = { float32: Float32Array, int64: BigInt64Array, int32: Int32Array, uint8: Uint8Array };
+
+async function compared(runs, seconds) {
+  const often = [];
+  for (const run of runs) {
+    await run();
+    const start = performance.now();
+    for (let n = 0; n < 3; n++) await run();
+    often.push(Math.max(1, Math.round(LEAST / Math.max((performance.now() - start) / 3, 1e-3))));
+  }
+  const read = [];
+  const end = performance.now() + 1000 * seconds;
+  while (read.length < 5 || performance.now() < end) {
+    const row = [];
+    for (const [place, run] of runs.entries()) {
+      const start = performance.now();
+      for (let n = 0; n < often[place]; n++) await run();
+      row.push((performance.now() - start) / often[place]);
+    }
+    read.push(row);
+  }
+  const ms = runs.map((_, place) => median(read.map((row) => row[place])));
+  return { ms, ratio: median(read.map((row) => row.at(-1) / row[0])), readings: read.length };
+}
+
+export async function measure(ort, base) {
+  const bytes = async (place) => await (await fetch(`${base}/file?${encodeURIComponent(place)}`)).arrayBuffer();
+  const send = (place, body) => fetch(`${base}/${place}`, { method: "POST", body });
+  const job = await (await fetch(`${base}/job`)).json();
+  ort.env.wasm.numThreads = 1;
+  ort.env.logLevel = "fatal";
+  const feeds = {};
+  for (const spec of job.inputs) {
+    feeds[spec.name] = new ort.Tensor(spec.dtype, new ARRAYS[spec.dtype](await bytes(spec.file)), spec.shape);
+  }
+  const files = [];
+  const runs = [];
+  for (const [number, file] of job.files.entries()) {
+    let stage = "open";
+    try {
+      const session = await ort.InferenceSession.create(new Uint8Array(await bytes(file)), {
+        executionProviders: ["wasm"],
+      });
+      stage = "run";
+      const made = await session.run(feeds, job.outputs);
+      const outputs = [];
+      for (const [index, name] of job.outputs.entries()) {
+        const value = made[name];
+        await send(`output-${number}-${index}.bin`, value.data.slice());
+        outputs.push({ file: `output-${number}-${index}.bin`, dtype: value.type, shape: value.dims });
+      }
+      files.push({ outputs });
+      runs.push(() => session.run(feeds, job.outputs));
+    } catch (error) {
+      files.push({ stage, why: `${error}` });
+    }
+  }
+  const timed = runs.length === job.files.length ? await compared(runs, job.seconds) : {};
+  await send("outcome.json", JSON.stringify({ files, ...timed }));
+}

@@ -1,0 +1,240 @@
+"""Do shrunk models run where people deploy them, do they compute the same there, and are they faster?
+
+    pip install ".[cpu,images,text]"
+    python tools/benchmarks/runtimes.py --work DIR [--shared ../shared] [--only digits_cnn] [--in openvino] [--out DIR]
+    python tools/benchmarks/runtimes.py --work DIR --widths [--in openvino]
+
+Every runtime of `runtime_cases/runtimes.py` is installed in a folder of its own under DIR, at the versions that stand
+there; each pair of files (original and shrunk, in float32 and in int8) is opened in a process of its own. What a file
+computes is compared with what onnxruntime computes of the same file: the largest difference over all outputs, as a
+share of the largest value. Times are those of a batch of one on one thread: both files are read in turns, and the
+median of the ratios is what the table says. `--widths` times a 3 x 3 Conv of n channels to n channels instead.
+FOLDER gets `runtimes.md` and `runtimes.json`, or `widths.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import platformdirs
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+# A script sees its own folder only; what it shares with others is named from `tools`.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.public_cases.tables import heads
+from benchmarks.runtime_cases.models import Pair, networks, pairs
+from benchmarks.runtime_cases.runtimes import RUNTIMES, Runtime
+from benchmarks.runtime_cases.web import is_here, run_job
+
+REFERENCE = RUNTIMES[0]
+WORKER = Path(__file__).parent / "runtime_cases" / "worker.py"
+JOB_PATIENCE = 400
+WIDTHS = (8, 12, 15, 16, 17, 20, 24, 28, 31, 32, 33, 40, 48, 56, 63, 64)
+SIDE = 28
+"""Pixels of the pictures on which widths are timed."""
+
+
+def installed(runtime: Runtime, work: Path) -> Path:
+    """The runtime's folder, installed there unless it is; raises CalledProcessError."""
+    folder = work / "runtimes" / ("web" if runtime.browser else runtime.name)
+    if (folder / "done").exists():
+        return folder
+    if runtime.browser:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "install", "--silent", "--ignore-scripts", "--prefix", str(folder), *runtime.pins]
+    else:
+        venv.create(folder, with_pip=True)
+        command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *runtime.pins]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    (folder / "done").touch()
+    return folder
+
+
+def outcome(runtime: Runtime, pair: Pair, work: Path, seconds: float) -> dict[str, Any]:
+    """What came of both files of the pair: `files` (outputs, or stage and why), and times where both ran."""
+    scratch = work / "jobs" / f"{pair.name}-{pair.precision}-{runtime.name}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    inputs = []
+    for place, (name, value) in enumerate(pair.sample.items()):
+        file = scratch / f"input-{place}.bin"
+        value.tofile(file)
+        inputs.append({"name": name, "file": str(file), "dtype": str(value.dtype), "shape": value.shape})
+    job = scratch / "job.json"
+    told = {"runtime": runtime.name, "files": [str(file) for file in pair.files], "inputs": inputs}
+    job.write_text(json.dumps(told | {"outputs": pair.outputs, "seconds": seconds}))
+    answer = job.with_name("outcome.json")
+    answer.unlink(missing_ok=True)
+    why = ""
+    try:
+        folder = installed(runtime, work)
+        if runtime.browser:
+            run_job(runtime.browser, folder, job, JOB_PATIENCE)
+        else:
+            command = [str(folder / "bin" / "python"), str(WORKER), str(job)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=JOB_PATIENCE, cwd=scratch)
+    except subprocess.CalledProcessError as error:
+        why = (error.stderr.strip().splitlines() or [f"it ended with {error.returncode}"])[-1]
+    except subprocess.TimeoutExpired:
+        why = f"not done after {JOB_PATIENCE} s"
+    found = json.loads(answer.read_text()) if answer.exists() else {"files": []}
+    found["files"] += [{"stage": "run", "why": why}] * (len(pair.files) - len(found["files"]))
+    return dict(found)
+
+
+def outputs_of(found: dict[str, Any], scratch: Path) -> list[NDArray[Any]]:
+    """What a file computed."""
+    return [
+        np.fromfile(scratch / each["file"], each["dtype"]).reshape(each["shape"]) for each in found["outputs"]
+    ]
+
+
+def difference(there: Sequence[NDArray[Any]], here: Sequence[NDArray[Any]]) -> float:
+    """The largest difference of any output, of its largest value here; infinite where the sizes differ."""
+    worst = 0.0
+    for left, right in zip(there, here, strict=True):
+        if left.size != right.size:
+            return float("inf")
+        left = left.reshape(right.shape) if left.shape != right.shape else left
+        gap = np.max(np.abs(left.astype(np.float64) - right), initial=0)
+        worst = max(worst, float(gap / max(np.max(np.abs(right), initial=0), 1e-30)))
+    return worst
+
+
+def record(runtime: Runtime, pair: Pair, work: Path, seconds: float) -> dict[str, Any]:
+    """What the table says of a pair in a runtime."""
+    said: dict[str, Any] = {"pair": pair.title, "runtime": runtime.name}
+    if pair.why:
+        return said | {"files": [{"stage": "made", "why": pair.why}] * 2}
+    found = outcome(runtime, pair, work, seconds)
+    scratch = work / "jobs" / f"{pair.name}-{pair.precision}-{runtime.name}"
+    known = work / "jobs" / f"{pair.name}-{pair.precision}-{REFERENCE.name}"
+    references = json.loads((known / "outcome.json").read_text())["files"]
+    files = []
+    for mine, reference in zip(found.pop("files"), references, strict=True):
+        if "why" not in mine and "why" not in reference:
+            mine = {"difference": difference(outputs_of(mine, scratch), outputs_of(reference, known))}
+        files.append(mine)
+    return said | {"files": files} | found
+
+
+def cell(row: dict[str, Any]) -> str:
+    """`0.48 (3e-7)`: shrunk ÷ original, and the largest difference of both files; or what does not go."""
+    failed = [(title, file) for title, file in zip(("original", "shrunk"), row["files"], strict=True) if "why" in file]
+    if failed:
+        which = "both" if len(failed) == 2 else failed[0][0]
+        return f"{failed[0][1]['stage']}: {which}"
+    worst = max(file.get("difference", 0.0) for file in row["files"])
+    text = f"{worst:.0e}".replace("e-0", "e-")
+    return f"{row['ratio']:.2f} ({text})"
+
+
+def table(rows: Sequence[dict[str, Any]], runtimes: Sequence[Runtime]) -> str:
+    """A line per pair, a column per runtime; then the reasons."""
+    lines = [heads(("model", *(runtime.title for runtime in runtimes)))]
+    for title in dict.fromkeys(row["pair"] for row in rows):
+        cells = {row["runtime"]: cell(row) for row in rows if row["pair"] == title}
+        lines.append(f"| {title} | " + " | ".join(cells.get(runtime.name, "") for runtime in runtimes) + " |")
+    lines += ["", heads(("model", "runtime", "file", "where", "why"))]
+    titles = {runtime.name: runtime.title for runtime in runtimes}
+    for row in rows:
+        for which, file in zip(("original", "shrunk"), row["files"], strict=True):
+            if "why" in file:
+                why = " ".join(file["why"].split())[:160].replace("|", "/")
+                lines.append(f"| {row['pair']} | {titles[row['runtime']]} | {which} | {file['stage']} | `{why}` |")
+    return "\n".join(lines) + "\n"
+
+
+def convolutions(folder: Path) -> Iterator[Pair]:
+    """A 3 x 3 Conv and a Relu from n channels to n, for every width."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for width in WIDTHS:
+        values = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width, SIDE, SIDE]) for name in ("x", "y")
+        ]
+        nodes = [
+            helper.make_node("Conv", ["x" if not n else f"r{n - 1}", f"w{n}"], [f"c{n}"], pads=[1] * 4)
+            for n in range(4)
+        ]
+        relus = [helper.make_node("Relu", [f"c{n}"], ["y" if n == 3 else f"r{n}"]) for n in range(4)]
+        scale = np.sqrt(2 / (9 * width))
+        weights = [
+            numpy_helper.from_array((scale * rng.standard_normal((width, width, 3, 3))).astype(np.float32), f"w{n}")
+            for n in range(4)
+        ]
+        ordered = [node for both in zip(nodes, relus, strict=True) for node in both]
+        graph = helper.make_graph(ordered, "widths", values[:1], values[1:], weights)
+        file = folder / f"conv{width}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+        sample = {"x": rng.standard_normal((1, width, SIDE, SIDE)).astype(np.float32)}
+        yield Pair(f"conv{width}", "float32", (file, file), sample, ("y",))
+
+
+def widths(runtimes: Sequence[Runtime], work: Path, seconds: float) -> str:
+    """Microseconds of one layer at every width, and per multiply-add those of width 64 as 1."""
+    lines = [heads(("width", *(runtime.title for runtime in runtimes)))]
+    found: dict[str, dict[int, float]] = {runtime.name: {} for runtime in runtimes}
+    for pair in convolutions(work / "widths"):
+        for runtime in runtimes:
+            times = outcome(runtime, pair, work, seconds).get("ms")
+            if times:
+                found[runtime.name][int(pair.name.removeprefix("conv"))] = min(times) / 4
+    for width in WIDTHS:
+        cells = []
+        for runtime in runtimes:
+            ms, whole = found[runtime.name].get(width), found[runtime.name].get(WIDTHS[-1])
+            waste = 0.0 if ms is None or whole is None else (ms / width**2) / (whole / WIDTHS[-1] ** 2)
+            cells.append("" if ms is None else f"{1e3 * ms:.0f} ({waste:.1f})")
+        lines.append(f"| {width} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run what is asked for and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="environments, models and jobs")
+    parser.add_argument("--shared", type=Path, metavar="FOLDER", help="models and data beside the repository")
+    parser.add_argument("--only", default="", help="models whose name contains this")
+    parser.add_argument("--in", dest="within", nargs="+", default=[], help="these runtimes, beside onnxruntime")
+    parser.add_argument("--seconds", type=float, default=2.0, help="that a pair is timed")
+    parser.add_argument("--widths", action="store_true")
+    parser.add_argument("--cache", type=Path, default=platformdirs.user_cache_path("pcns-onnx") / "public")
+    parser.add_argument("--out", type=Path, metavar="FOLDER")
+    args = parser.parse_args()
+    work, cache = args.work.resolve(), args.cache.resolve()
+    wanted = [each for each in RUNTIMES if each is REFERENCE or not args.within or each.name in args.within]
+    runtimes = [each for each in wanted if not each.browser or is_here(each.browser)]
+    rows: list[dict[str, Any]] = []
+    if args.widths:
+        text = widths(runtimes, work, args.seconds)
+    else:
+        for network in networks(work, cache, args.shared, args.only):
+            for pair in pairs(network, work / "models"):
+                for runtime in runtimes:
+                    start = time.perf_counter()
+                    rows.append(record(runtime, pair, work, args.seconds))
+                    took = time.perf_counter() - start
+                    print(f"{pair.title}, {runtime.title}: {cell(rows[-1])}; {took:.0f} s", file=sys.stderr, flush=True)
+        text = table(rows, runtimes)
+    print(text)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / ("widths.md" if args.widths else "runtimes.md")).write_text(text, encoding="utf-8")
+        if rows:
+            (args.out / "runtimes.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
