@@ -226,8 +226,14 @@ class Graph(EditedInterface):
         self._changed()
 
     def read_same(self, key: str, position: int, name: str) -> None:
-        """Let input `position` of node `key` be the constant `name`."""
-        self._proto(key).input[position] = name
+        """Let input `position` of node `key` be the constant `name`, or none; no empty names are left at the end.
+
+        ONNX allows them there, but OpenCV's importer takes each for an input.
+        """
+        inputs = self._proto(key).input
+        inputs[position] = name
+        while not name and inputs and not inputs[-1]:
+            inputs.pop()
         self._changed()
 
     def append(self, key: str, op: str, value: Array, ends: tuple[str, str], layer: str = "") -> str:

@@ -9,7 +9,7 @@ there; each pair of files (original and shrunk, in float32 and in int8) is opene
 computes is compared with what onnxruntime computes of the same file: the largest difference over all outputs, as a
 share of the largest value. Times are those of a batch of one on one thread: both files are read in turns, and the
 median of the ratios is what the table says. `--widths` times a 3 x 3 Conv of n channels to n channels instead.
-FOLDER gets `runtimes.md` and `runtimes.json`, or `widths.md`.
+FOLDER gets `runtimes.md` and `runtimes.json` (rows that are there and not run again stay), or `widths.md`.
 """
 
 from __future__ import annotations
@@ -216,7 +216,8 @@ def main() -> None:
     work, cache = args.work.resolve(), args.cache.resolve()
     wanted = [each for each in RUNTIMES if each is REFERENCE or not args.within or each.name in args.within]
     runtimes = [each for each in wanted if not each.browser or is_here(each.browser)]
-    rows: list[dict[str, Any]] = []
+    kept = args.out / "runtimes.json" if args.out else None
+    rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept and kept.exists() else []
     if args.widths:
         text = widths(runtimes, work, args.seconds)
     else:
@@ -224,16 +225,20 @@ def main() -> None:
             for pair in pairs(network, work / "models"):
                 for runtime in runtimes:
                     start = time.perf_counter()
+                    same = [row for row in rows if (row["pair"], row["runtime"]) == (pair.title, runtime.name)]
+                    rows = [row for row in rows if row not in same]
                     rows.append(record(runtime, pair, work, args.seconds))
                     took = time.perf_counter() - start
                     print(f"{pair.title}, {runtime.title}: {cell(rows[-1])}; {took:.0f} s", file=sys.stderr, flush=True)
-        text = table(rows, runtimes)
+                    if kept:
+                        kept.parent.mkdir(parents=True, exist_ok=True)
+                        kept.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        shown = {row["runtime"] for row in rows}
+        text = table(rows, [runtime for runtime in RUNTIMES if runtime.name in shown])
     print(text)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / ("widths.md" if args.widths else "runtimes.md")).write_text(text, encoding="utf-8")
-        if rows:
-            (args.out / "runtimes.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

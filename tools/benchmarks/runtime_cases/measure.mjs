@@ -10,23 +10,23 @@ const median = (values) => {
 
 const ARRAYS = { float32: Float32Array, int64: BigInt64Array, int32: Int32Array, uint8: Uint8Array };
 
+async function milliseconds(run, count) {
+  const start = performance.now();
+  for (let n = 0; n < count; n++) await run();
+  return (performance.now() - start) / count;
+}
+
 async function compared(runs, seconds) {
-  const often = [];
+  let quickest = Infinity;
   for (const run of runs) {
-    await run();
-    const start = performance.now();
-    for (let n = 0; n < 3; n++) await run();
-    often.push(Math.max(1, Math.round(LEAST / Math.max((performance.now() - start) / 3, 1e-3))));
+    for (let n = 0; n < 8; n++) quickest = Math.min(quickest, await milliseconds(run, 2));
   }
+  const count = Math.max(1, Math.round(LEAST / Math.max(quickest, 1e-3)));
   const read = [];
   const end = performance.now() + 1000 * seconds;
   while (read.length < 5 || performance.now() < end) {
     const row = [];
-    for (const [place, run] of runs.entries()) {
-      const start = performance.now();
-      for (let n = 0; n < often[place]; n++) await run();
-      row.push((performance.now() - start) / often[place]);
-    }
+    for (const run of runs) row.push(await milliseconds(run, count));
     read.push(row);
   }
   const ms = runs.map((_, place) => median(read.map((row) => row[place])));

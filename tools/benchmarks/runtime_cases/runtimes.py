@@ -53,10 +53,13 @@ def openvino(file: Path, sample: Sample, outputs: Sequence[str], scratch: Path) 
 
 
 def opencv(file: Path, sample: Sample, outputs: Sequence[str], scratch: Path) -> Run:
-    """OpenCV's `dnn`."""
+    """OpenCV's `dnn`; what its new engine refuses goes to the one before it."""
     cv2 = import_module("cv2")
     cv2.setNumThreads(1)
-    network = cv2.dnn.readNetFromONNX(str(file))
+    try:
+        network = cv2.dnn.readNetFromONNX(str(file))
+    except cv2.error:
+        network = cv2.dnn.readNetFromONNX(str(file), cv2.dnn.ENGINE_CLASSIC)
 
     def run() -> list[NDArray[Any]]:
         for name, value in sample.items():
@@ -67,17 +70,29 @@ def opencv(file: Path, sample: Sample, outputs: Sequence[str], scratch: Path) ->
 
 
 def tract(file: Path, sample: Sample, outputs: Sequence[str], scratch: Path) -> Run:
-    """Rust."""
+    """Rust. Where stored shapes name a batch, it has to be bound behind the analysis; else inputs say it."""
     library = import_module("tract")
-    model = library.onnx().load(str(file))
     kinds = {"float32": "f32", "int64": "i64", "int32": "i32", "uint8": "u8"}
+    model = library.onnx().load(str(file))
     order = [model.input_name(place) for place in range(model.input_count())]
     for place, name in enumerate(order):
         value = sample[name]
         model.set_input_fact(place, ",".join([*map(str, value.shape), kinds[str(value.dtype)]]))
-    for place in range(model.output_count()):  # as the file states them they may name a batch that is now a number
+    for place in range(model.output_count()):
         model.set_output_fact(place, None)
-    runnable = model.into_model().into_runnable()
+    try:
+        typed = model.into_model()
+    except library.TractError:
+        typed = library.onnx().load(str(file)).into_model()
+        stated = [str(typed.input_fact(place)).split(",")[:-1] for place in range(len(order))]
+        bound = {
+            symbol: size
+            for name, sizes in zip(order, stated, strict=True)
+            for symbol, size in zip(sizes, sample[name].shape, strict=True)
+            if not symbol.isdigit()
+        }
+        typed.transform(library.SetSymbols(bound))
+    runnable = typed.into_runnable()
     inputs = [sample[name] for name in order]
     return lambda: [tensor.to_numpy() for tensor in runnable.run(inputs)]
 
@@ -86,7 +101,6 @@ def mnn(file: Path, sample: Sample, outputs: Sequence[str], scratch: Path) -> Ru
     """Alibaba's; converted by `mnnconvert`."""
     made = scratch / f"{file.stem}.mnn"
     _converted([Path(sys.executable).parent / "mnnconvert", "-f", "ONNX", "--modelFile", file, "--MNNModel", made], made)
-    library = import_module("MNN")
     layers, numeric = import_module("MNN.nn"), import_module("MNN.numpy")
     expressions = import_module("MNN.expr")
     runtime = layers.create_runtime_manager(({"backend": 0, "numThread": 1, "precision": "high"},))
@@ -99,7 +113,6 @@ def mnn(file: Path, sample: Sample, outputs: Sequence[str], scratch: Path) -> Ru
         held = expressions.placeholder(list(value.shape), expressions.NCHW, kinds[str(value.dtype)])
         held.write(value.astype(np.int32) if value.dtype == np.int64 else value)
         inputs.append(held)
-    del library
 
     def run() -> list[NDArray[Any]]:
         return [
@@ -176,7 +189,7 @@ def _converted(command: Sequence[object], made: Path) -> None:
     if not made.exists():
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         telling = [line for line in lines if "rror" in line or "upport" in line] or lines or ["it said nothing"]
-        raise RuntimeError(f"converter: exit code {done.returncode}: {telling[-1].strip()}")
+        raise RuntimeError(f"{Path(str(command[0])).name}: exit code {done.returncode}: {telling[-1].strip()}")
 
 
 @dataclass(frozen=True)
@@ -201,7 +214,7 @@ RUNTIMES = (
     Runtime("tract", "tract 0.23", (_NUMPY, "tract==0.23.9"), tract),
     Runtime("mnn", "MNN 3.6", (_NUMPY, "MNN==3.6.1"), mnn),
     Runtime("ncnn", "ncnn 1.0 (pnnx)", (_NUMPY, "ncnn==1.0.20261020", "pnnx==20261020"), ncnn),
-    Runtime("litert", "LiteRT 2.3 (onnx2tf)", ("onnx2tf==1.29.24", "ai-edge-litert==2.3.0"), litert),
+    Runtime("litert", "LiteRT 2.1 (onnx2tf)", ("onnx2tf==1.29.24", "ai-edge-litert==2.1.0"), litert),
     Runtime("node", "onnxruntime-web 1.30, Node", _WEB, browser="node"),
     Runtime("chromium", "onnxruntime-web 1.30, Chromium", _WEB, browser="chromium"),
 )

@@ -58,23 +58,22 @@ def main() -> None:
 
 def compared(runs: list[Run], seconds: float) -> dict[str, Any]:
     """Milliseconds of each and, of two, the median of the ratios of neighbours."""
-    often = []
-    for run in runs:
-        run()
-        start = time.perf_counter()
-        run()
-        often.append(max(1, round(LEAST / max(time.perf_counter() - start, 1e-7))))
+    quickest = min(min(_seconds(run, 1) for _ in range(8)) for run in runs)
+    count = max(1, round(LEAST / max(quickest, 1e-7)))  # the same for both, or a busy machine weighs one down
     read: list[list[float]] = []
     end = time.perf_counter() + seconds
     while len(read) < 5 or time.perf_counter() < end:
-        read.append([])
-        for run, count in zip(runs, often, strict=True):
-            start = time.perf_counter()
-            for _ in range(count):
-                run()
-            read[-1].append((time.perf_counter() - start) / count)
+        read.append([_seconds(run, count) for run in runs])
     times = [statistics.median(each) * 1e3 for each in zip(*read, strict=True)]
     return {"ms": times, "ratio": statistics.median(row[-1] / row[0] for row in read), "readings": len(read)}
+
+
+def _seconds(run: Run, count: int) -> float:
+    """Of one run, over so many."""
+    start = time.perf_counter()
+    for _ in range(count):
+        run()
+    return (time.perf_counter() - start) / count
 
 
 if __name__ == "__main__":
