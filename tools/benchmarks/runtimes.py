@@ -8,7 +8,7 @@ Every runtime of `runtime_cases/runtimes.py` is installed in a folder of its own
 there; each pair of files (original and shrunk, in float32 and in int8) is opened in a process of its own. What a file
 computes is compared with what onnxruntime computes of the same file: the largest difference over all outputs, as a
 share of the largest value. Times are those of a batch of one on one thread: both files are read in turns, and the
-median of the ratios is what the table says. `--widths` times a 3 x 3 Conv of n channels to n channels instead.
+median of the ratios is what the table says. `--widths` times four 3 x 3 Convs of n channels to n instead.
 FOLDER gets `runtimes.md` and `runtimes.json` (rows that are there and not run again stay), or `widths.md`.
 """
 
@@ -95,9 +95,7 @@ def outcome(runtime: Runtime, pair: Pair, work: Path, seconds: float) -> dict[st
 
 def outputs_of(found: dict[str, Any], scratch: Path) -> list[NDArray[Any]]:
     """What a file computed."""
-    return [
-        np.fromfile(scratch / each["file"], each["dtype"]).reshape(each["shape"]) for each in found["outputs"]
-    ]
+    return [np.fromfile(scratch / each["file"], each["dtype"]).reshape(each["shape"]) for each in found["outputs"]]
 
 
 def difference(there: Sequence[NDArray[Any]], here: Sequence[NDArray[Any]]) -> float:
@@ -161,9 +159,7 @@ def convolutions(folder: Path) -> Iterator[Pair]:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for width in WIDTHS:
-        values = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width, SIDE, SIDE]) for name in ("x", "y")
-        ]
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width, SIDE, SIDE]) for name in ("x", "y")]
         nodes = [
             helper.make_node("Conv", ["x" if not n else f"r{n - 1}", f"w{n}"], [f"c{n}"], pads=[1] * 4)
             for n in range(4)
@@ -183,12 +179,14 @@ def convolutions(folder: Path) -> Iterator[Pair]:
 
 
 def widths(runtimes: Sequence[Runtime], work: Path, seconds: float) -> str:
-    """Microseconds of one layer at every width, and per multiply-add those of width 64 as 1."""
+    """Microseconds of one layer at every width (the least of all readings: others work on the machine, too), and per
+    multiply-add those of width 64 as 1.
+    """
     lines = [heads(("width", *(runtime.title for runtime in runtimes)))]
     found: dict[str, dict[int, float]] = {runtime.name: {} for runtime in runtimes}
     for pair in convolutions(work / "widths"):
         for runtime in runtimes:
-            times = outcome(runtime, pair, work, seconds).get("ms")
+            times = outcome(runtime, pair, work, seconds).get("least")
             if times:
                 found[runtime.name][int(pair.name.removeprefix("conv"))] = min(times) / 4
     for width in WIDTHS:

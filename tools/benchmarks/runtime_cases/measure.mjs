@@ -30,7 +30,8 @@ async function compared(runs, seconds) {
     read.push(row);
   }
   const ms = runs.map((_, place) => median(read.map((row) => row[place])));
-  return { ms, ratio: median(read.map((row) => row.at(-1) / row[0])), readings: read.length };
+  const least = runs.map((_, place) => Math.min(...read.map((row) => row[place])));
+  return { ms, least, ratio: median(read.map((row) => row.at(-1) / row[0])), readings: read.length };
 }
 
 export async function measure(ort, base) {

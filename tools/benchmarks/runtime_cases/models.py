@@ -96,6 +96,8 @@ def _sample(network: Network) -> dict[str, NDArray[Any]]:
         sample = {spec.name: data[spec.name][:1] for spec in Graph.load(network.model).inputs}
     if "--normalize" in words:
         at = words.index("--normalize")
-        mean, std = (np.float32(text.split(",")).reshape(1, -1, 1, 1) for text in words[at + 1 : at + 3])
+        mean, std = (
+            np.array(text.split(","), dtype=np.float32).reshape(1, -1, 1, 1) for text in words[at + 1 : at + 3]
+        )
         sample = {name: (value.astype(np.float32) / 255 - mean) / std for name, value in sample.items()}
     return {name: np.ascontiguousarray(value) for name, value in sample.items()}

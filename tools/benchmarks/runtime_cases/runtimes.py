@@ -100,7 +100,9 @@ def tract(file: Path, sample: Sample, outputs: Sequence[str], scratch: Path) -> 
 def mnn(file: Path, sample: Sample, outputs: Sequence[str], scratch: Path) -> Run:
     """Alibaba's; converted by `mnnconvert`."""
     made = scratch / f"{file.stem}.mnn"
-    _converted([Path(sys.executable).parent / "mnnconvert", "-f", "ONNX", "--modelFile", file, "--MNNModel", made], made)
+    _converted(
+        [Path(sys.executable).parent / "mnnconvert", "-f", "ONNX", "--modelFile", file, "--MNNModel", made], made
+    )
     layers, numeric = import_module("MNN.nn"), import_module("MNN.numpy")
     expressions = import_module("MNN.expr")
     runtime = layers.create_runtime_manager(({"backend": 0, "numThread": 1, "precision": "high"},))

@@ -1,4 +1,4 @@
-"""onnxruntime-web in Node and in headless Chromium: a small server gives out the files of a job and takes what comes."""
+"""onnxruntime-web in Node and in headless Chromium: a small server gives a job its files and takes what comes."""
 
 from __future__ import annotations
 
