@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -52,14 +53,16 @@ def pairs(network: Network, folder: Path) -> Iterator[Pair]:
     """Both precisions of one network; what is in `folder` already is not made again."""
     folder = folder / network.name
     folder.mkdir(parents=True, exist_ok=True)
+    original = folder / "original.onnx"
+    shutil.copy(network.model, original)  # some converters write over what they are given
     budget = BUDGETS.get(network.name, "macs=0.5")
     small, words = folder / "small.onnx", _without_eval(network.words)
     sample = _sample(network)
     outputs = tuple(spec.name for spec in Graph.load(network.model).outputs)
-    why = _made(network, small, ["shrink", network.model, *words, "--budget", budget, "--effort", "low"])
-    yield Pair(network.name, "float32", (network.model, small), sample, outputs, why)
+    why = _made(network, small, ["shrink", original, *words, "--budget", budget, "--effort", "low"])
+    yield Pair(network.name, "float32", (original, small), sample, outputs, why)
     files = []
-    for source, name in ((network.model, "original.int8.onnx"), (small, "small.int8.onnx")):
+    for source, name in ((original, "original.int8.onnx"), (small, "small.int8.onnx")):
         why = why or _made(network, folder / name, ["quantize", source, *words, "--max-error", "9"])
         files.append(folder / name)
     yield Pair(network.name, "int8", (files[0], files[1]), sample, outputs, why)
