@@ -19,7 +19,7 @@ from pcns_onnx.cli.options import DATA_HELP, api_keywords, as_json, config_optio
 @config_option
 @with_console
 def advise(model: str, data: str, target: str, console: Console, **choices: Any) -> None:
-    """Say what to do with MODEL: int8, shrink (how far?), both, or nothing. Writes no model."""
+    """Say what to do with MODEL: int8, shrink, both, or nothing. No model is written."""
     from pcns_onnx.api.advise import advise as run
     from pcns_onnx.cli.tables.advice import advice_tables
 

@@ -21,7 +21,7 @@ Command = Callable[..., None]
 
 EXIT_CODES = (
     "Exit codes: 0 done, 2 bad input or usage, 3 nothing could be shrunk, 4 gate failed, 5 int8 or fp16 failed and the "
-    "float32 model is written, or a later round and that of the rounds before is."
+    "float32 model is written, or a later round failed and the model of those before is written."
 )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @config_option
 @with_console
 def diff(a: str, b: str, everything: bool, console: Console, **choices: Any) -> None:
-    """Say what changed from model A to model B, layer by layer. Nothing is run."""
+    """Say what changed from model A to B, layer by layer. Nothing is run."""
     from pcns_onnx.api.diff import diff as run
 
     difference = run(a, b, **api_keywords(choices))

@@ -1,8 +1,8 @@
 """The command line: argv to options and results to a terminal, nothing else.
 
 Every failure is one line on stderr. Exit codes: 0 done, 2 bad input or usage, 3 nothing could
-be shrunk, 4 a gate failed, 5 int8 or fp16 failed and the float32 model is written, or a later round and that of the
-rounds before is.
+be shrunk, 4 a gate failed, 5 int8 or fp16 failed and the float32 model is written, or a later round failed and the
+model of those before is written.
 """
 
 from __future__ import annotations

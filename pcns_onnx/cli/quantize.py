@@ -19,7 +19,7 @@ from pcns_onnx.cli.options import DATA_HELP, api_keywords, as_json, config_optio
 @config_option
 @with_console
 def quantize(model: str, data: str, output: str, console: Console, **choices: Any) -> None:
-    """Write MODEL in int8 (or float16) to OUT, no narrower, checked on samples held out."""
+    """Write MODEL in int8 or float16 to OUT. It gets no narrower, and is checked on samples held out."""
     from pcns_onnx.api.quantize import quantize as run
 
     with console.gate(), console.bars() as progress:

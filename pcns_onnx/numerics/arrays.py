@@ -98,4 +98,6 @@ def has_unit_rows(values: NDArray[Any]) -> bool:
     """Whether the last axis holds directions: vectors of length 1, of more than one number and with signs."""
     if values.ndim < 2 or values.shape[-1] < 2 or not values.size:
         return False
-    return bool(np.all(np.abs(np.linalg.norm(values, axis=-1) - 1) < _UNIT) and (values < 0).any())
+    with np.errstate(all="ignore"):  # a damaged model gives any number
+        lengths = np.linalg.norm(values.astype(np.float64), axis=-1)
+        return bool(np.all(np.abs(lengths - 1) < _UNIT) and (values < 0).any())

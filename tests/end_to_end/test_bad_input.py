@@ -233,7 +233,7 @@ MODELS = {
     "no such file": ("absent.onnx", "no such model file: 'absent.onnx'"),
     "no such folder": ("absent/model.onnx", "no such model file: 'absent/model.onnx'"),
     "below a file": ("data.npz/model.onnx", "cannot read 'data.npz/model.onnx': Not a directory"),
-    "a folder": ("folder.onnx", "cannot read 'folder.onnx': Is a directory"),
+    "a folder": ("folder.onnx", r"the folder folder\.onnx holds no \.onnx file: name the model"),
     "a graph that does not check": ("invalid.onnx", "'invalid.onnx' is not a valid ONNX model: .*nowhere"),
     "a model without a graph": ("no-inputs.onnx", "'no-inputs.onnx' is not an ONNX model: it holds no graph"),
     "a weight of too few bytes": ("damaged.onnx", "'damaged.onnx'.*w1"),
