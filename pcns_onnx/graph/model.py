@@ -228,9 +228,11 @@ class Graph(EditedInterface):
     def read_same(self, key: str, position: int, name: str) -> None:
         """Let input `position` of node `key` be the constant `name`, or none; no empty names are left at the end.
 
-        ONNX allows them there, but OpenCV's importer takes each for an input.
+        ONNX allows them there, but OpenCV's importer takes each for an input. So a position behind the end is one that
+        names nothing.
         """
         inputs = self._proto(key).input
+        inputs.extend([""] * (position + 1 - len(inputs)))
         inputs[position] = name
         while not name and inputs and not inputs[-1]:
             inputs.pop()

@@ -21,12 +21,12 @@ NEEDS = {
     "papers/pcns/mnist.py": "torch",
 }
 """What scripts import that is no dependency of the package."""
-PARTS = TOOLS / "benchmarks" / "frontier_cases"
+PARTS = {TOOLS / "benchmarks" / name for name in ("frontier_cases", "runtime_cases")}
 """Processes that a benchmark starts: no commands for people."""
 SCRIPTS = sorted(
     str(path.relative_to(TOOLS))
     for path in TOOLS.rglob("*.py")
-    if PARTS not in path.parents and 'if __name__ == "__main__":' in path.read_text()
+    if PARTS.isdisjoint(path.parents) and 'if __name__ == "__main__":' in path.read_text()
 )
 
 
