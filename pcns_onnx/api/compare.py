@@ -19,7 +19,7 @@ from pcns_onnx.evaluation.metric import load_metric
 from pcns_onnx.evaluation.provenance import library_versions, made_on, provenance_of
 from pcns_onnx.evaluation.unseen import Unseen, unseen
 from pcns_onnx.files import check_targets
-from pcns_onnx.graph import Graph, Layout, ModelSource
+from pcns_onnx.graph import Graph, Layout, ModelSource, TensorSpec
 from pcns_onnx.graph.queries import names_of
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
@@ -103,8 +103,23 @@ def load_pair(running: Run, a: ModelSource, b: ModelSource) -> list[Canonical]:
     check_targets((*first.files, *second.files), running.options.outputs.report, running.options.outputs.html)
     if [s.name for s in first.inputs] != [s.name for s in second.inputs]:
         raise InputError(f"the models have different inputs: {names_of(first)} and {names_of(second)}")
+    pairs = zip(first.inputs, second.inputs, strict=True)
+    for one, other in ((a, b) for a, b in pairs if not _take_the_same(a, b, first.layout)):
+        sizes = (" x ".join("?" if size is None else str(size) for size in spec.shape) for spec in (one, other))
+        raise InputError(
+            f"input '{one.name}' is {' in one model and '.join(sizes)} in the other: no samples fit both. "
+            "Where --states or --caches has made it narrower, the check of `shrink` has compared them"
+        )
     stored = first.layout.stored | second.layout.stored
     return [form.laid_out(replace(form.original.layout, stored=stored)) if stored else form for form in forms]
+
+
+def _take_the_same(one: TensorSpec, other: TensorSpec, layout: Layout) -> bool:
+    """Whether a sample of one input fits the other: all sizes that both fix are equal, but those of batches."""
+    if len(one.shape) != len(other.shape):
+        return False
+    pairs = enumerate(zip(one.shape, other.shape, strict=True))
+    return all(at == layout.axes.get(one.name, 0) or a == b or not (a and b) for at, (a, b) in pairs)
 
 
 def _unseen(samples: Samples, *models: Graph) -> Unseen:

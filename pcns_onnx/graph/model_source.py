@@ -166,6 +166,9 @@ class ModelFolder:
         inner, outer = folder.resolve(), self.root.resolve()
         if inner == outer or outer in inner.parents or inner in outer.parents:
             raise InputError(f"{folder} and {self.root} lie in each other: name another folder for the result")
+        taken = [path for path in self._around() if (folder / path).is_dir() or (folder / path.parent).is_file()]
+        if taken:
+            raise InputError(f"{folder / taken[0]} is in the way of a file that goes along: name another folder")
         return folder / self.model.relative_to(self.root)
 
     @property

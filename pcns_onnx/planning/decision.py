@@ -167,7 +167,10 @@ def _planned(problem: Problem, plan: Plan, least: Mapping[str, int]) -> dict[str
     full = {g.name: g.width for g in problem.groups}
     for name, entry in plan.groups.items():
         if name not in full:
-            raise InputError(f"the plan narrows '{name}', which cannot be narrowed here")
+            raise InputError(
+                f"the plan narrows '{name}', which cannot be narrowed here: give --states, --caches, --heads and the "
+                "like as when it was made"
+            )
         if entry.width == 0 and name in problem.residual_blocks:
             continue
         if entry.of != full[name] or not 1 <= entry.width <= entry.of:

@@ -70,7 +70,9 @@ def with_states(
                 pieces.append(piece)
             yield joined(pieces)
 
-    return dataset.streaming(stream)
+    steps = dataset.streaming(stream)
+    steps.settings |= frozenset(carries)  # a state that is zero wherever a sequence begins is nobody's oversight
+    return steps
 
 
 def _numbers(run: Batch) -> Array:

@@ -12,7 +12,7 @@ import pytest
 
 from builders import states
 from builders.models import Array
-from pcns_onnx import InputError, shrink
+from pcns_onnx import InputError, PcnsError, compare, shrink
 from pcns_onnx.cli.main import main
 from robustness.transformers import row
 
@@ -142,6 +142,25 @@ def test_the_contract_is_kept_unless_told_otherwise(choices: dict[str, Any]) -> 
     assert result.report.contract == []
     reasons = [skipped.reason for skipped in result.report.left_alone]
     assert any("--caches narrow" in reason and "present.layer0.attention.k" in reason for reason in reasons)
+
+
+def test_models_of_two_contracts_cannot_be_fed_alike_and_that_is_said(tmp_path: Path) -> None:
+    model, plan = states.streaming("GRU"), tmp_path / "plan.json"
+    choices: dict[str, Any] = {"carry": "hN=h", "threads": 1}
+    small = shrink(model, feeds((4, 1, 5)), width=0.6, refine=0, states="narrow", plan_out=plan, **choices).model
+    with pytest.raises(InputError, match=r"input 'h' is 1 x .* in the other: no samples fit both\. Where --states"):
+        compare(model, small, feeds((4, 1, 5)), **choices)
+    with pytest.raises(PcnsError):
+        shrink(model, feeds((4, 1, 5)), plan=plan, refine=0, **choices)
+
+
+def test_a_state_that_every_sequence_begins_with_is_no_lack_of_samples() -> None:
+    model = states.streaming("GRU")
+    first = np.zeros([size if isinstance(size, int) else 1 for size in states.shapes(model)["h"]], dtype=np.float32)
+    sequences = [{**feed, "h": first} for feed in feeds((4, 1, 5))]
+    choices: dict[str, Any] = {"states": "narrow", "carry": "hN=h"}
+    warnings = shrink(model, sequences, width=0.6, threads=1, refine=0, **choices).report.warnings
+    assert not any("all alike" in warning or "is the same" in warning for warning in warnings)
 
 
 def test_int8_and_float16_have_the_same_contract() -> None:

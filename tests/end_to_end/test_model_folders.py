@@ -116,6 +116,14 @@ def test_folders_that_cannot_be_written(tmp_path: Path, output: str, said: str) 
     assert files(tmp_path) == before
 
 
+def test_what_is_in_the_way_is_said_before_the_run(tmp_path: Path) -> None:
+    folder, out = laid_out(tmp_path / "in", "onnx/model.onnx"), tmp_path / "out"
+    (out / "config.json").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"config\.json is in the way"):
+        shrink(folder, IMAGES, out, width=0.5, refine=0)
+    assert files(out) == set()
+
+
 def test_a_folder_of_no_model_and_of_several(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match=r"holds no \.onnx file"):

@@ -95,7 +95,7 @@ class Rounds:
         if not self.records:
             return self.last.notes
         notes = [f"round {record.number}: {note}" for record in self.records for note in record.notes]
-        if len(self.steps) > 1:
+        if len(self.steps) > 1 and self.last.check.running.options.outputs.plan_out is not None:
             notes.append("the plan leads to these widths and channels in one step: it does not replay the rounds")
         return notes if self.failed is None else [self.failed, *notes]
 
