@@ -106,9 +106,10 @@ def load_pair(running: Run, a: ModelSource, b: ModelSource) -> list[Canonical]:
     pairs = zip(first.inputs, second.inputs, strict=True)
     for one, other in ((a, b) for a, b in pairs if not _take_the_same(a, b, first.layout)):
         sizes = (" x ".join("?" if size is None else str(size) for size in spec.shape) for spec in (one, other))
+        narrowed = ". Where --states or --caches has made it narrower, the check of `shrink` has compared them"
         raise InputError(
-            f"input '{one.name}' is {' in one model and '.join(sizes)} in the other: no samples fit both. "
-            "Where --states or --caches has made it narrower, the check of `shrink` has compared them"
+            f"input '{one.name}' is {' in one model and '.join(sizes)} in the other: no samples fit both"
+            + (narrowed if len(one.shape) == len(other.shape) else "")
         )
     stored = first.layout.stored | second.layout.stored
     return [form.laid_out(replace(form.original.layout, stored=stored)) if stored else form for form in forms]
