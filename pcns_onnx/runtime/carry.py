@@ -12,11 +12,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from tempfile import SpooledTemporaryFile
 
 import numpy as np
 
-from pcns_onnx.data.batch import Batch, Feeds, joined
+from pcns_onnx.data.batch import Batch, Feeds, recut
 from pcns_onnx.data.columns import Array
 from pcns_onnx.data.dataset import Dataset
 from pcns_onnx.data.placement import fits
@@ -58,17 +59,13 @@ def with_states(
     start = {name: first[name] if name in first else _zeros(specs[name], layout.axes[name]) for name in carries}
     states = _States(dataset, engine, graph, carries, start)
 
+    def with_state(run: Batch) -> Iterator[Batch]:
+        for row, number in enumerate(_numbers(run)):
+            sample = run.rows(slice(row, row + 1))
+            yield replace(sample, feeds=sample.feeds | states.at(int(number)))
+
     def stream(size: int) -> Iterator[Batch]:
-        for run in dataset.stream(size):
-            pieces = list[Batch]()
-            for row in range(run.size):
-                sample = run.rows(slice(row, row + 1))
-                piece = replace(sample, feeds=sample.feeds | states.at(int(_numbers(run)[row])))
-                if pieces and not pieces[-1].goes_with(piece):
-                    yield joined(pieces)
-                    pieces = []
-                pieces.append(piece)
-            yield joined(pieces)
+        return recut(chain.from_iterable(map(with_state, dataset.stream(size))), size)
 
     steps = dataset.streaming(stream)
     steps.settings |= frozenset(carries)  # a state that is zero wherever a sequence begins is nobody's oversight

@@ -13,11 +13,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from tempfile import SpooledTemporaryFile
 
 import numpy as np
 
-from pcns_onnx.data.batch import Batch, Feeds, joined
+from pcns_onnx.data.batch import Batch, Feeds, recut
 from pcns_onnx.data.columns import Array
 from pcns_onnx.data.dataset import Dataset
 from pcns_onnx.errors import InputError
@@ -74,21 +75,16 @@ def with_decoding(dataset: Dataset, engine: Engine, graph: Graph, carries: Mappi
     """The prompts of `dataset`, each followed by `tokens` greedy steps of `graph`, as samples of their own."""
     decoded = _Decoded(dataset, engine, graph, carries, tokens)
 
+    def steps(run: Batch) -> Iterator[Batch]:
+        numbers = run.index if run.index is not None else np.arange(run.size)
+        for row, prompt in enumerate(map(int, numbers)):
+            sample = replace(run.rows(slice(row, row + 1)), labels=None)
+            for step in range(tokens + 1):
+                feeds = {**sample.feeds, **decoded.at(prompt, step)}
+                yield replace(sample, feeds=feeds, index=np.array([prompt * (tokens + 1) + step]))
+
     def stream(size: int) -> Iterator[Batch]:
-        for run in dataset.stream(size):
-            numbers = run.index if run.index is not None else np.arange(run.size)
-            pieces = list[Batch]()
-            for row in range(run.size):
-                sample = replace(run.rows(slice(row, row + 1)), labels=None)
-                for step in range(tokens + 1):
-                    number = int(numbers[row]) * (tokens + 1) + step
-                    feeds = decoded.at(int(numbers[row]), step)
-                    piece = replace(sample, feeds={**sample.feeds, **feeds}, index=np.array([number]))
-                    if pieces and not pieces[-1].goes_with(piece):
-                        yield joined(pieces)
-                        pieces = []
-                    pieces.append(piece)
-            yield joined(pieces)
+        return recut(chain.from_iterable(map(steps, dataset.stream(size))), size)
 
     result = dataset.streaming(stream)
     result.has_labels = False
