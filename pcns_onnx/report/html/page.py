@@ -65,9 +65,13 @@ def rendered(template: str, drawn: Iterable[Picture], **values: object) -> str:
     jinja2: Any = importlib.import_module("jinja2")
     markup: Any = importlib.import_module("markupsafe").Markup
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    text = environment.from_string((folder / template).read_text("utf-8")).render(
+    text = environment.get_template(template).render(
         style=markup((folder / "style.css").read_text("utf-8")),
         pictures=[(title, words, markup(svg)) for title, words, svg in drawn],
         **values,
