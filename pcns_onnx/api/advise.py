@@ -133,9 +133,7 @@ def _runner(running: Run, check: Check) -> tuple[TrialRunner, list[SkippedLayer]
 def _judged(running: Run, check: Check, trial: Trial | None) -> tuple[Samples, Metric | None]:
     """What candidates are judged on, and by: samples of `eval`, not too many of them, else what a trial leaves."""
     if trial is not None and running.options.data.eval is None:
-        # labels, where only the samples of the check have them, are what the metric goes by
-        fits = trial.judged.data.has_labels or not check.samples.data.has_labels
-        return running.samples(trial.judged.data, check.form.original), check.metric if fits else None
+        return check.judging_of(trial)
     data, _ = split(check.samples.data, holdout=0.0, seed=running.options.data.seed, samples=JUDGED)
     return running.samples(data, check.form.original), check.metric
 

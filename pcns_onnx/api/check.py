@@ -19,7 +19,7 @@ from pcns_onnx.data.dataset import Dataset, split
 from pcns_onnx.data.fingerprints import Hashes
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
-from pcns_onnx.evaluation.agreement import UNCHECKED, Agreement, has_classes, own_score, time_both, verify
+from pcns_onnx.evaluation.agreement import UNCHECKED, Agreement, own_score, require_classes, time_both, verify
 from pcns_onnx.evaluation.gates import Gate, gates_of, quality_gates
 from pcns_onnx.evaluation.metric import Metric
 from pcns_onnx.evaluation.precisions import Quantization, quantize
@@ -28,7 +28,7 @@ from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.confidence import ENOUGH
 from pcns_onnx.planning.plan import Plan
 from pcns_onnx.planning.problem import Problem
-from pcns_onnx.planning.trial import trial_of
+from pcns_onnx.planning.trial import Trial, trial_of
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.decisions_lost import decisions_lost
 from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, all_alike
@@ -138,6 +138,12 @@ class Check:
             return "what was held out of so few samples proves nothing, give more or --eval"
         return None
 
+    def judging_of(self, trial: Trial) -> tuple[Samples, Metric | None]:
+        """The samples that a trial is judged on, and the metric, if it can be taken on these."""
+        # labels, where only the samples of the check have them, are what the metric goes by
+        fits = trial.judged.data.has_labels or not self.samples.data.has_labels
+        return self.running.samples(trial.judged.data, self.form.original), self.metric if fits else None
+
     def forecast(self, problem: Problem, outline: Callable[[Problem], Patch | None]) -> str | None:
         """What the plan will cost in decisions, where that is much: a trial on a few samples, without refinement."""
         if not (self.has_data and self.solves) or self.plan is not None or self.searches:
@@ -150,10 +156,7 @@ class Check:
             patch = outline(trial.problem)
             if patch is None:
                 return None
-            samples, small = self.running.samples(trial.judged.data, original), emit(self.form, patch)
-            # labels, where only the samples of the check have them, are what the metric goes by
-            fits = trial.judged.data.has_labels or not self.samples.data.has_labels
-            metric = self.metric if fits else None
+            (samples, metric), small = self.judging_of(trial), emit(self.form, patch)
             narrowed = as_narrowed(original, small)
             agreement, _ = verify(engine, narrowed, small, samples, metric, Progress(), layout=self.layout)
         lost = decisions_lost(agreement)
@@ -200,9 +203,8 @@ def check_on(
     options = running.options
     needs_score = options.gates.max_drop is not None or any(b.resource == "drop" for b in options.goal.qualities)
     check = Check(running, fed.form, train, held_out, metric, data is not None, solves, plan)
-    if needs_score and metric is None and not has_classes(check.samples):
-        limit = "--max-drop" if options.gates.max_drop is not None else "budget drop"
-        raise InputError(f"{limit} needs labels, one per sample, in the data it is checked on, or --metric")
+    if needs_score and metric is None:
+        require_classes(check.samples, "--max-drop" if options.gates.max_drop is not None else "budget drop")
     if metric is not None:
         own_score(running.engine, fed.form.original, check.samples, metric)  # a metric that does not fit fails here
     return _halved(check) if check.searches and held_out is not None else check

@@ -24,7 +24,7 @@ from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.distillation.acceptance import aside_share
 from pcns_onnx.distillation.checkpoint import checkpoint_path
 from pcns_onnx.errors import InputError, UnsupportedError
-from pcns_onnx.evaluation.agreement import has_classes, own_score, time_both, unused_labels, verify
+from pcns_onnx.evaluation.agreement import own_score, require_classes, time_both, unused_labels, verify
 from pcns_onnx.evaluation.gates import gates_of
 from pcns_onnx.evaluation.metric import Metric, load_metric
 from pcns_onnx.evaluation.provenance import healed_note, library_versions, made_on, provenance_of
@@ -181,8 +181,8 @@ class _Task:
         original, small = (form.original for form in self.forms)
         options = self.running.options
         check = self.check
-        if options.gates.max_drop is not None and self.metric is None and not has_classes(check):
-            raise InputError("--max-drop needs labels, one per sample, in the data it is checked on, or --metric")
+        if options.gates.max_drop is not None and self.metric is None:
+            require_classes(check, "--max-drop")
         if self.metric is not None:
             own_score(self.running.engine, original, check, self.metric)
         before, after = self.sizes(small)

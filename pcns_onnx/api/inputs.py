@@ -35,7 +35,7 @@ from pcns_onnx.runtime.dask_executor import executor_for
 from pcns_onnx.runtime.decoding import empty_caches, with_decoding
 from pcns_onnx.runtime.engine import Engine, choose_engine
 from pcns_onnx.runtime.executor import Executor
-from pcns_onnx.runtime.padding import find_padding, shared_padding
+from pcns_onnx.runtime.padding import PaddingProof, find_padding, shared_padding
 from pcns_onnx.runtime.samples import Samples, at_latency_batch, fixed_batch, samples_of
 
 
@@ -54,16 +54,20 @@ class Run:
 
     def load(self, model: ModelSource) -> Graph:
         """A model, with what was said about its inputs."""
-        if isinstance(model, str | os.PathLike):
-            folder = ModelFolder.of(model)
-            here = Path(model if folder is None else folder.model).absolute().parent
-            self.folders.extend([here, here.parent])
+        self.look_near(model)
         return load_model(model, self.options)
 
     def form(self, model: ModelSource) -> Canonical:
         """The forms of a model, whose states are open as far as they may get narrower."""
-        graph = self.load(model)
-        return Canonical.of(graph, states=narrowing_states(graph, self.options))
+        self.look_near(model)
+        return form_of(model, self.options)
+
+    def look_near(self, model: ModelSource) -> None:
+        """Remember where the files of a model lie, if it is one of files."""
+        if isinstance(model, str | os.PathLike):
+            folder = ModelFolder.of(model)
+            here = Path(model if folder is None else folder.model).absolute().parent
+            self.folders.extend([here, here.parent])
 
     def opened(self, form: Canonical, data: DataSource) -> tuple[Canonical, Dataset]:
         """The samples of a source, conformed to the model's inputs; and the model with what is known of them now."""
@@ -90,16 +94,15 @@ class Run:
             if inputs.mask is not None:
                 raise InputError("--mask is for whole samples, not for steps of --carry and --decode: leave one out")
             return dataset
-        proof = find_padding(self.engine, form.twin, dataset, inputs.mask)
-        if proof.note is not None:
-            self.say(proof.note)
-        return dataset.padded(proof.padding)
+        return self._as_proven(dataset, find_padding(self.engine, form.twin, dataset, inputs.mask))
 
     def padded_for(self, form: Canonical, dataset: Dataset) -> Dataset:
         """The samples with what is padding for another model, too."""
         if dataset.padding is None:
             return dataset
-        proof = shared_padding(self.engine, form.twin, dataset.padding)
+        return self._as_proven(dataset, shared_padding(self.engine, form.twin, dataset.padding))
+
+    def _as_proven(self, dataset: Dataset, proof: PaddingProof) -> Dataset:
         if proof.note is not None:
             self.say(proof.note)
         return dataset.padded(proof.padding)
@@ -215,7 +218,13 @@ def matched_inputs(graph: Graph, options: Options) -> InputOptions:
     return options.inputs.matching([spec.name for spec in graph.inputs], [spec.name for spec in graph.outputs])
 
 
-def narrowing_states(graph: Graph, options: Options) -> tuple[CarriedState, ...]:
+def form_of(model: ModelSource, options: Options) -> Canonical:
+    """The forms of a model, whose states are open as far as they may get narrower; raises `InputError`."""
+    graph = load_model(model, options)
+    return Canonical.of(graph, states=_narrowing_states(graph, options))
+
+
+def _narrowing_states(graph: Graph, options: Options) -> tuple[CarriedState, ...]:
     """The states that may get narrower at both ends; raises `InputError` where there is none that was asked for."""
     scope, carries = options.scope, matched_inputs(graph, options).carries()
     if "narrow" not in (scope.states, scope.caches):

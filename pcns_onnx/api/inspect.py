@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Unpack
 
-from pcns_onnx.api.inputs import load_model, narrowing_states, run
+from pcns_onnx.api.inputs import form_of, run
 from pcns_onnx.api.options import Choices, Options
 from pcns_onnx.calibration.shapes import stated_shapes
 from pcns_onnx.data.sources import DataSource
@@ -17,7 +17,6 @@ from pcns_onnx.progress import Progress
 from pcns_onnx.report.inspection import group_rows, layer_rows, shrinkable_share
 from pcns_onnx.report.schema import Inspection
 from pcns_onnx.report.warnings import degenerate, few_samples, put_right, samples_per_neuron
-from pcns_onnx.rewrite.canonical import Canonical
 
 
 def inspect(
@@ -29,14 +28,14 @@ def inspect(
 ) -> Inspection:
     """Every linear layer of `model`: its cost, whether it can shrink and, with data, what it uses."""
     options = Options.of(**choices)
-    loaded = load_model(model, options)
-    form = Canonical.of(loaded, states=narrowing_states(loaded, options))
+    form = form_of(model, options)
     stated = stated_shapes(form.twin, options.scope)
     dependencies = build_dependency_graph(form.twin, stated, heads=options.scope.heads)
     dimensions, per_neuron, warnings = dict[str, dict[str, int]](), dict[str, float](), put_right(form.original)
     assessments = list[PcnsAssessment]()
     if data is not None:
         with run(options, progress) as running:
+            running.look_near(model)
             form, opened = running.opened(form, data)
             everything = running.all_of(opened)
             problem = problem_for(form, running.calibration(everything, form.twin), options.scope)

@@ -168,9 +168,10 @@ def unused_labels(samples: Samples) -> str | None:
     return f"labels of shape ({shape}) are not used: accuracy takes one class per sample, --metric takes what it likes"
 
 
-def has_classes(samples: Samples) -> bool:
-    """Whether samples have labels that accuracy can be taken by."""
-    return samples.data.has_labels and unused_labels(samples) is None
+def require_classes(samples: Samples, limit: str) -> None:
+    """Raise `InputError` where a `limit` on accuracy has no labels that accuracy can be taken by."""
+    if not samples.data.has_labels or unused_labels(samples) is not None:
+        raise InputError(f"{limit} needs labels, one per sample, in the data it is checked on, or --metric")
 
 
 def own_score(engine: Engine, graph: Graph, samples: Samples, metric: Metric) -> float:

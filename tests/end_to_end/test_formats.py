@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from builders.models import MODELS, Array
-from pcns_onnx import InputError
+from pcns_onnx import InputError, inspect
 from pcns_onnx.cli.main import main
 from pcns_onnx.data.dataset import open_data
 from pcns_onnx.data.formats.preprocess import Preprocess
@@ -229,6 +231,35 @@ def test_a_tokenizer_near_the_model_is_found(tokenizer: Path, tmp_path: Path) ->
     assert data.notes == (f"texts are tokenised by {tokenizer}",)
     with pytest.raises(InputError, match=r"there is none in .*nothing"):
         open_data(tmp_path / "texts.txt", TOKENS, preprocess=Preprocess(near=near[:1]))
+
+
+def test_inspect_looks_near_the_model_as_well(tokenizer: Path, tmp_path: Path) -> None:
+    weights = {
+        "table": np.eye(6, 4, dtype=np.float32),
+        "w": np.ones((4, 4), np.float32),
+        "v": np.ones((4, 2), np.float32),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["e"]),
+        helper.make_node("MatMul", ["e", "w"], ["h"]),
+        helper.make_node("MatMul", ["h", "v"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "words",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["N", "S"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", "S", 2])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    (tmp_path / "texts.txt").write_text("the cat sat\n" * 4)
+    found = inspect(tmp_path / "m.onnx", tmp_path / "texts.txt", preprocess="length=auto")
+    assert f"texts are tokenised by {tokenizer}" in found.warnings
+
+
+def test_preprocessing_of_arrays_is_refused_whatever_it_says(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--preprocess is for files"):
+        open_data(np.zeros((2, 3, 8, 8), np.float32), IMAGES, preprocess=Preprocess.parse("layout=NCHW"))
 
 
 def test_paragraphs_are_texts_too(tokenizer: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class Preprocess:
     BGR or L (grey). `tokenizer`: a tokenizer.json (None: the one in a folder of `near`); `length`: tokens per text
     (None: the model's, or the tokenizer's own, or 128; `AUTO`: those of the longest text); `text`: the column that
     holds the texts (None: the only one of texts); `split`: what one text is in a file of texts.
+    `is_stated`: anything was asked for.
     """
 
     resize: int | Size | None = None
@@ -43,11 +44,7 @@ class Preprocess:
     text: str | None = None
     split: str = SPLITS[0]
     near: Sequence[Path] = ()
-
-    @property
-    def is_stated(self) -> bool:
-        """Whether anything was asked for."""
-        return self != Preprocess(near=self.near)
+    is_stated: bool = False
 
     @classmethod
     def parse(cls, option: str) -> Preprocess:
@@ -75,10 +72,13 @@ class Preprocess:
             _length(values["length"]) if "length" in values else None,
             values.get("text"),
             _one_of("split", values.get("split", SPLITS[0]).lower(), SPLITS),
+            is_stated=True,
         )
 
 
-_KEYS = ("mean", "std", *(field.name for field in fields(Preprocess) if field.name not in ("normalize", "near")))
+_OTHER = ("normalize", "near", "is_stated")
+"""Fields that are no keys."""
+_KEYS = ("mean", "std", *(field.name for field in fields(Preprocess) if field.name not in _OTHER))
 
 
 def _length(text: str) -> int:
