@@ -21,6 +21,8 @@ RATE = 0.1
 closer the start, the smaller the steps."""
 CHECKS = 20
 """How often the samples kept aside are looked at."""
+PATIENCE = 8
+"""So many looks without a better point end the descent: what samples kept aside do not gain from is learnt by heart."""
 _TRIES = 4
 
 
@@ -63,7 +65,7 @@ def descend(
     best = weights = start
     least, adam, rate, order = first, Adam(), RATE * min(first, 1.0) ** 0.5, list[int]()
     generator = np.random.default_rng(seed)
-    every, failed, done = max(1, steps // CHECKS), 0, 0
+    every, failed, stale, done = max(1, steps // CHECKS), 0, 0, 0
     for step in range(steps):
         count, total = 0, list[Array]()
         while count < rows:
@@ -80,11 +82,11 @@ def descend(
             now - (pace * size) * direction for now, size, direction in zip(weights, sizes, directions, strict=True)
         ]
         if (step + 1) % every == 0 or step + 1 == steps:
-            now_missed, done = error(weights), step + 1
+            now_missed, done, stale = error(weights), step + 1, stale + 1
             if now_missed < least:
-                best, least, failed = weights, now_missed, 0
+                best, least, failed, stale = weights, now_missed, 0, 0
             elif not now_missed < 1.05 * least:
                 weights, adam, rate, failed = best, Adam(), rate / 4, failed + 1
-                if failed == _TRIES:
-                    break
+            if failed == _TRIES or stale == PATIENCE:
+                break
     return Descended(best, least, done)

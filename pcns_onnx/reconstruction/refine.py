@@ -6,8 +6,9 @@ x' are the layer's inputs in the shrunk model, y the reader's outputs in the ori
 and nothing beyond the two layers. Least squares has solved each layer for what the original makes
 at the same place; here W may make something else, if only V gets y from it. Adam (Kingma and Ba
 2015) with a cosine schedule, on windows (`windows.Piece`), so that a step is a few matrix
-products. Rates are relative to the weights' size. One sample in `VALID` is kept aside: steps that
-worsen what it sees are taken back at a quarter of the rate, and its best point is the answer.
+products. Both matrices are moved in coordinates in which what they read is nearly white (`whitening`), with rates
+relative to their size there. One sample in `VALID` is kept aside: steps that worsen what it sees are taken back at a
+quarter of the rate, and its best point is the answer.
 
 What onnxruntime computes between the two layers is what is differentiated, whatever it is (`nonlinearity`).
 """
@@ -26,6 +27,7 @@ from pcns_onnx.numerics.ridge import VALID
 from pcns_onnx.reconstruction.descent import descend
 from pcns_onnx.reconstruction.nonlinearity import Nonlinearity
 from pcns_onnx.reconstruction.options import STEPS
+from pcns_onnx.reconstruction.whitening import Coordinates, whitening
 from pcns_onnx.reconstruction.windows import Piece
 
 WORK = 5e11
@@ -178,19 +180,23 @@ def refine(
     first = pair.error(start, valid) / scale
     if first < ENOUGH:
         return Refined(start, first, first)
+    w = whitening(namespace_of(piece.x).reshape(piece.x, (-1, int(piece.x.shape[2]))) for piece in train)
+    coordinates = Coordinates((w, None, whitening(pair.read(start, piece) for piece in train), None))
+    moved = coordinates.into(start.all)
     descended = descend(
-        start.all,
+        moved,
         first,
-        lambda weights, piece: pair.gradient(Weights(*weights), piece),
-        lambda weights: pair.error(Weights(*weights), valid) / scale,
-        _sizes(start),
+        lambda moved, piece: coordinates.slopes(pair.gradient(Weights(*coordinates.back(moved)), piece)),
+        lambda moved: pair.error(Weights(*coordinates.back(moved)), valid) / scale,
+        _sizes(Weights(*moved)),
         train,
         rows_of_step(train[0]),
         _worthwhile(steps, first, _problem(start, train)),
         seed,
     )
     rows = sum(piece.rows for piece in train)
-    return Refined(Weights(*descended.weights), first, descended.error, descended.steps, rows)
+    best = Weights(*coordinates.back(descended.weights)) if descended.error < first else start
+    return Refined(best, first, descended.error, descended.steps, rows)
 
 
 def _sizes(start: Weights) -> list[float]:

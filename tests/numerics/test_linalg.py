@@ -19,6 +19,7 @@ from pcns_onnx.numerics.linalg import (
     dimensions_for,
     eigh_descending,
     inverse_spd,
+    leading_eigenvectors,
     majorize,
     mean_diagonal,
     pivoted_cholesky,
@@ -250,3 +251,14 @@ def test_one_step_of_majorisation_is_least_squares_when_the_targets_stand_still(
     start = xp.zeros((5, 3), dtype=xp.float64)
     found, _ = majorize(xp.asarray(x), start, lambda s: xp.asarray(targets), 1e-12, 1)
     np.testing.assert_allclose(to_numpy(found), np.linalg.lstsq(x, targets, rcond=None)[0], rtol=1e-8)
+
+
+@BACKENDS
+@pytest.mark.parametrize("size", [6, 90])
+def test_leading_eigenvectors_are_those_of_the_whole(xp: Array, size: int) -> None:
+    basis = np.linalg.qr(normal(3, size, size))[0]
+    matrix = (basis * np.geomspace(1.0, 1e-6, size)) @ basis.T
+    eigenvalues, vectors = (to_numpy(side) for side in leading_eigenvectors(xp.asarray(matrix), 5))
+    np.testing.assert_allclose(eigenvalues, np.linalg.eigvalsh(matrix)[::-1][:5], rtol=1e-2)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(5), atol=1e-10)
+    np.testing.assert_allclose(np.sum((matrix @ vectors) * vectors, axis=0), eigenvalues, rtol=1e-8)

@@ -4,9 +4,9 @@
 
 h are the original's states, h' those of the shrunk cell running free, L what the layers behind make of h: all their
 weights, each in the scale of its output, as a root of the sum of their squares (K, D*H). The shrunk cell's states may
-become others than the original's, if only L h can be read off them. As in `refine`: Adam with a cosine schedule, rates
-relative to the weights' size, samples kept aside that steps are judged by. Gradients go back in time
-(`gradient`); a cell with functions of its own, peepholes or a clip is left as it was solved.
+become others than the original's, if only L h can be read off them. As in `refine`: Adam with a cosine schedule in
+whitened coordinates, rates relative to the weights' size, samples kept aside that steps are judged by. Gradients go
+back in time (`gradient`); a cell with functions of its own, peepholes or a clip is left as it was solved.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pcns_onnx.reconstruction.descent import descend
 from pcns_onnx.reconstruction.recurrent.gradient import CellGradient, DirectionWeights, Sequences, is_differentiable
 from pcns_onnx.reconstruction.recurrent.targets import CellSequences
 from pcns_onnx.reconstruction.refine import ENOUGH, Refined, Weights
+from pcns_onnx.reconstruction.whitening import Coordinates, Whitening, whitening
 from pcns_onnx.rewrite.layer_weights import stored_weight
 from pcns_onnx.rewrite.recurrent_cells import CellWeights, cell_of
 
@@ -120,18 +121,19 @@ class CellRefinement:
         first = problem.error(weights, valid) / scale
         per_step = max(_ROWS, max(piece.rows for piece in train))
         steps = min(self.steps, int(_WORK / max(problem.cost(weights, per_step), 1))) if first >= ENOUGH else 0
+        coordinates = problem.coordinates(weights, train)
         descended = descend(
-            weights,
+            moved := coordinates.into(weights),
             first,
-            problem.slopes,
-            lambda moved: problem.error(moved, valid) / scale,
-            problem.sizes(weights),
+            lambda moved, piece: coordinates.slopes(problem.slopes(coordinates.back(moved), piece)),
+            lambda moved: problem.error(coordinates.back(moved), valid) / scale,
+            problem.sizes(moved),
             train,
             _ROWS,
             steps,
             (self.seed, 3, number),
         )
-        best = descended.weights
+        best = coordinates.back(descended.weights) if descended.error < first else weights
         cell = problem.cell(best, start)
         flat = Weights(cell.matrix.reshape(-1, cell.matrix.shape[2]), (cell.wb + cell.rb).reshape(-1), *best[-2:])
         return cell, Refined(flat, first, descended.error, descended.steps, sum(piece.rows for piece in train))
@@ -181,6 +183,17 @@ class _Problem:
         u = solve_spd(add_ridge(known.covariance, 1e-5), known.cross.T).T
         mean_x, mean_y = known.mean_x, known.mean_y
         return [*weights, u.astype(np.float32), (mean_y - u @ mean_x).astype(np.float32)]
+
+    def coordinates(self, weights: Parameters, train: Sequence[SequencePiece]) -> Coordinates:
+        """Those of W by the inputs, of R and U by the states that the cell makes as it is."""
+        x = whitening(piece.sequences.x[piece.sequences.mask] for piece in train)
+        sides = self.sides(weights)
+        read = [self.gradient.run(sides, piece.sequences)[0][piece.sequences.mask] for piece in train]
+        size, by_array = int(weights[1].shape[1]), list[Whitening | None]()
+        for d in range(len(sides)):
+            h = whitening(states[:, d * size : (d + 1) * size] for states in read)
+            by_array += [x, h, None, None]
+        return Coordinates([*by_array, whitening(read), None])
 
     def sides(self, weights: Parameters) -> list[DirectionWeights]:
         """The directions."""
