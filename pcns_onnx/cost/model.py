@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -54,6 +55,27 @@ def counted_text(macs: int, unknown: int) -> str:
     return f"at least {macs:,}" if unknown else f"{macs:,}"
 
 
+@dataclass(frozen=True)
+class _Last:
+    """The fractions asked for last, as bytes: what all costs there, and the shares that every layer reads and writes."""
+
+    key: bytes = b""
+    costs: Costed = field(default_factory=lambda: np.zeros(0))
+    read: Costed = field(default_factory=lambda: np.zeros(0))
+    written: Costed = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass(frozen=True)
+class _Touched:
+    """The layers that a group touches, with the shares of it that they read and write, and what they cost."""
+
+    rows: NDArray[np.int64]
+    reads: Costed
+    writes: Costed
+    weights: Costed
+    biases: Costed
+
+
 class Costs:
     """Cost of the model as a function of the widths of its groups; vectors are in the order of `resources`."""
 
@@ -89,9 +111,11 @@ class Costs:
         self._fixed = np.array([self._fixed_part(name, totals, between) for name in COUNTED])
         seconds = {name for group in dependencies.groups if group.name in between for name in group.readers}
         self._second = np.array([*(layer.name in seconds for layer in dependencies.layers), False], dtype=np.bool_)
+        self._has_second = bool(self._second.any())
         if latency_model is not None:
             self._timed = [self._shares(ends) for ends in latency_model.ends(dependencies)]
-        self._last: tuple[bytes, Costed] = b"", np.zeros(0)
+        self._last = _Last()
+        self._touched = [self._touching(at) for at in range(len(self._index))]
         self.total = self({}).copy()
         for name, value in original.items():
             self.total[COUNTED.index(name)] = value
@@ -118,36 +142,41 @@ class Costs:
         """The same without latency, which takes most of the time to work out."""
         costs = copy(self)
         counted = self.total[: len(COUNTED)]
-        costs.latency_model, costs.total, costs._last = None, counted, (b"", self.total)
+        costs.latency_model, costs.total, costs._last = None, counted, _Last()
         return costs
 
     def __call__(self, fractions: Mapping[str, float]) -> Costed:
         """Costs when each group keeps this fraction of its width, all of it where none is given."""
-        f = self._vector(fractions)
-        if self._last[0] != f.tobytes():
-            self._last = f.tobytes(), self._of(f)
-        return self._last[1]
+        return self._at(self._vector(fractions)).costs
 
-    def _of(self, f: Costed) -> Costed:
-        counted = self._counted(self._reads @ f, self._writes @ f)
-        return (
-            counted if self.latency_model is None else self._with_seconds(counted, *(ends @ f for ends in self._timed))
-        )
+    def _at(self, f: Costed) -> _Last:
+        """What all costs at the fractions `f`, worked out once as long as the same ones are asked for."""
+        if (key := f.tobytes()) != self._last.key:
+            read, written = self._reads @ f, self._writes @ f
+            costs = self._counted(read, written)
+            if self.latency_model is not None:
+                costs = self._with_seconds(costs, *(ends @ f for ends in self._timed))
+            self._last = _Last(key, costs, read, written)
+        return self._last
+
+    def _touching(self, at: int) -> _Touched:
+        rows = np.flatnonzero((self._reads[:, at] > 0) | (self._writes[:, at] > 0))
+        ends = self._reads[rows, at], self._writes[rows, at]
+        return _Touched(rows, *ends, self._weights[rows], self._biases[rows])
 
     def along(self, name: str, fractions: Mapping[str, float], shares: Costed) -> Costed:
         """(n, resources): costs as group `name` keeps each of these `shares` (n,), the others as in `fractions`."""
         f, at = self._vector(fractions), self._index[name]
         change = np.asarray(shares, dtype=np.float64) - f[at]
-        now = self(fractions)
-        read, written = self._reads @ f, self._writes @ f
-        rows = np.flatnonzero((self._reads[:, at] > 0) | (self._writes[:, at] > 0))
-        r = self._read(read[rows] + change[:, None] * self._reads[rows, at], rows)
-        w = written[rows] + change[:, None] * self._writes[rows, at]
-        more = (r * w - self._read(read[rows], rows) * written[rows]) @ self._weights[rows]
-        more += (w - written[rows]) @ self._biases[rows]
+        now, touched = self._at(f), self._touched[at]
+        rows, read, written = touched.rows, now.read[touched.rows], now.written[touched.rows]
+        r = self._read(read + change[:, None] * touched.reads, rows)
+        w = written + change[:, None] * touched.writes
+        more = (r * w - self._read(read, rows) * written) @ touched.weights
+        more += (w - written) @ touched.biases
         if self.latency_model is None:
-            return np.asarray(now + more, dtype=np.float64)
-        return np.asarray(now + np.column_stack([more, self._seconds_along(at, f, change)]), dtype=np.float64)
+            return np.asarray(now.costs + more, dtype=np.float64)
+        return np.asarray(now.costs + np.column_stack([more, self._seconds_along(at, f, change)]), dtype=np.float64)
 
     def _seconds_along(self, at: int, f: Costed, change: Costed) -> Costed:
         assert self.latency_model is not None, "asked for where there are timings only"
@@ -174,6 +203,8 @@ class Costs:
 
     def _read(self, read: Costed, at: NDArray[np.int64] | np.int64 | None = None) -> Costed:
         """Shares that rows `at` read, 0 where there is one layer still in the place of two."""
+        if not self._has_second:
+            return read
         rows = np.arange(len(read)) if at is None else at
         second = self._second[np.minimum(rows, len(self._second) - 1)]
         return np.where(second & (read > 1 - 1e-9), 0.0, read)

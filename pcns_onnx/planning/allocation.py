@@ -65,6 +65,7 @@ class _Allocation:
         self._full = {g.name: g.width for g in groups}
         self._curves, self._grids, self._costs = curves, grids, costs
         self._allowed = limits * (1 + 1e-12) * costs.total
+        self._limited = np.flatnonzero(np.isfinite(self._allowed))
         self.widths = dict(self._full)
 
     def fractions(self) -> dict[str, float]:
@@ -110,8 +111,7 @@ class _Allocation:
 
     def _shortage(self, spent: NDArray[np.float64]) -> NDArray[np.float64]:
         """Costs as one number: a soft maximum of the shares of what is allowed, so that all budgets count."""
-        limited = np.isfinite(self._allowed)
-        shares = spent[:, limited] / self._allowed[limited]
+        shares = spent[:, self._limited] / self._allowed[self._limited]
         return np.asarray(np.sum(shares**_SHARPNESS, axis=1) ** (1 / _SHARPNESS), dtype=np.float64)
 
     def price(self, widths: Mapping[str, int]) -> float:
