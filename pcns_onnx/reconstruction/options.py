@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-STEPS = 120
+STEPS = 150
 """Steps of refinement, unless others are asked for."""
 STEPS_OF = {"low": 0, "normal": STEPS, "high": 4 * STEPS}
 """By effort."""
@@ -39,7 +39,7 @@ class SolveOptions:
             "commands": "shrink",
             "metavar": "N",
             "least": 0,
-            "help": "Steps of refinement per layer after its re-fit (120; 0: none).",
+            "help": "Steps of refinement per layer after its re-fit (150; 0: none).",
         },
     )
     effort: Effort = field(
