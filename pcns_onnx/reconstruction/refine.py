@@ -30,7 +30,7 @@ from pcns_onnx.reconstruction.options import STEPS
 from pcns_onnx.reconstruction.whitening import Coordinates, whitening
 from pcns_onnx.reconstruction.windows import Piece
 
-WORK = 5e11
+WORK = 2e11
 """Multiply-adds that a pair of layers may take in `STEPS`, and as much more in more: of large ones, fewer are made."""
 MUCH = 0.02
 """Share of the targets' variance from which on a pair gets all steps; with less there is less to gain."""
