@@ -71,10 +71,11 @@ class Goal:
     method: str = field(
         default="auto",
         metadata={
-            "commands": "shrink plan",
-            "metavar": {"": "NAME", "plan": "obs|interpolative"},
+            "commands": "shrink plan explore",
+            "metavar": {"": "NAME", "plan": "obs|interpolative", "explore": "obs|interpolative"},
             "help": {
                 "": "How to choose and solve (auto: obs); see below.",
+                "explore": "How channels are chosen: obs (auto) or interpolative.",
                 "plan": "How channels are chosen: obs (auto) or interpolative.",
             },
         },
@@ -119,7 +120,7 @@ class Goal:
     multiple: str | int = field(
         default="auto",
         metadata={
-            "commands": "shrink plan advise",
+            "commands": "shrink plan advise explore",
             "metavar": "auto|N",
             "help": {
                 "": "Widths are multiples of N (auto: what onnxruntime's kernels like).",
@@ -140,7 +141,7 @@ class Goal:
     stats: str | Path | None = field(
         default=None,
         metadata={
-            "commands": "shrink plan",
+            "commands": "shrink plan explore",
             "metavar": "FILE",
             "help": "Keep what was seen of the data, for other budgets.",
             "described": False,

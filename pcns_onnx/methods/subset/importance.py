@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from pcns_onnx.methods.strategy import Request
 from pcns_onnx.methods.subset.score import score_channels
@@ -26,3 +27,8 @@ def importance_of(problem: Problem, request: Request, *, probes: bool) -> Import
     if stats is not None:
         save_stats(stats, importance, model, method, probed=True, seed=request.seed)
     return importance
+
+
+def weighed_for(problem: Problem, importance: Importance, request: Request) -> Importance:
+    """What another request's budget makes of the same look at the data: streams are weighed anew."""
+    return weigh_streams(problem, replace(importance, stream_weight=1.0, even=False), request)
