@@ -6,7 +6,7 @@ curves (`planning.sensitivity`); costs are shares of the original's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from pcns_onnx.errors import InputError
 from pcns_onnx.planning.budget import Budget, Goal
@@ -21,22 +21,19 @@ STEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
 
 def points(problem: Problem, importance: Importance, goal: Goal) -> Iterator[FrontierPoint]:
     """The frontier, from the largest model down to the narrowest that can be made."""
-    for _, _, decision in decisions(problem, lambda _: importance, goal):
+    for _, decision in decisions(problem, importance, goal):
         yield point_of(problem, decision)
 
 
-def decisions(
-    problem: Problem, importance: Callable[[Budget], Importance], goal: Goal
-) -> Iterator[tuple[Budget, Importance, Decision]]:
-    """What each budget of the frontier chooses, by the importance that holds for it."""
+def decisions(problem: Problem, importance: Importance, goal: Goal) -> Iterator[tuple[Budget, Decision]]:
+    """The budgets of the frontier, and what each chooses."""
     for share in STEPS:
         budget = Budget("macs", share)
-        weighed = importance(budget)
         try:
-            decision = choose(problem, weighed, goal, None, [budget])
+            decision = choose(problem, importance, goal, None, [budget])
         except InputError:
             return  # narrower than it can be made
-        yield budget, weighed, decision
+        yield budget, decision
 
 
 def point_of(problem: Problem, decision: Decision) -> FrontierPoint:

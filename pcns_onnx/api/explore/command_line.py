@@ -61,7 +61,7 @@ def _option_words(flag: str, value: Any, *, many: bool, default: Any) -> list[st
         yes, _, no = flag.partition("/")
         return [no if no and not value else yes]
     if type(value).__name__ == "Normalize":
-        return [flag, *(",".join(f"{number:g}" for number in side) for side in (value.mean, value.std))]
+        return [flag, *(",".join(repr(number) for number in side) for side in (value.mean, value.std))]
     if isinstance(value, Mapping):
         value = [f"{name}={text}" for name, text in value.items()]
     texts = list(value) if many and not isinstance(value, str) else [value]

@@ -1,9 +1,8 @@
 """`explore`: the whole frontier, with what every point of it does to every layer, and the command that makes it.
 
 One pass of the machinery of `plan`. Widths are chosen as `shrink --budget macs=F` chooses them, which knows no layer
-times; the times of the layers say what each choice would take. So the command of a point makes that point's plan. Where
-several blocks share channels, `shrink` tries how much these count for its own budget, and so does this, for every
-point; with `stats` both read the same answer.
+times; the times of the layers say what each choice would take. Where several blocks share channels, a trial says how
+much these count, and the commands state what it said. So the command of a point makes that point's plan.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from pcns_onnx.files import check_targets
 from pcns_onnx.graph import ModelSource
 from pcns_onnx.methods.registry import method_named, methods_with
 from pcns_onnx.methods.strategy import Request
-from pcns_onnx.methods.subset.importance import weighed_for
 from pcns_onnx.methods.subset.strategy import SubsetStrategy
+from pcns_onnx.methods.subset.stream_weight import statement_of
 from pcns_onnx.planning.budget import Budget, Goal
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.frontier import STEPS, decisions, point_of
@@ -54,10 +53,13 @@ class _Source:
     data: DataSource | None
     choices: Mapping[str, Any]
 
-    def command(self, budget: Budget) -> str:
-        """The line that makes a point, up to where it is written."""
+    def command(self, budget: Budget, streams: str | None) -> str:
+        """The line that makes a point, up to where it is written. `streams`: what was found by trial, if anything."""
         data = "DATA" if self.data is None else self.data
-        return shlex.join(command_words(self.model, data, self.choices, "shrink", "--budget", str(budget)))
+        choices = dict(self.choices)
+        if streams is not None and choices.get("stats") is None:
+            choices["streams"] = streams
+        return shlex.join(command_words(self.model, data, choices, "shrink", "--budget", str(budget)))
 
     @property
     def name(self) -> str:
@@ -96,13 +98,12 @@ def _explored(running: Run, source: _Source, strategy: SubsetStrategy) -> Explor
     problem, skipped = _problem(running, source, strategy)
     untimed = replace(problem, costs=problem.costs.untimed)
     importance = strategy.importance(untimed, probes=True)
-    choice = _Choice(problem, untimed, importance, strategy.request, source)
     seconds = float(problem.costs.total[problem.costs.resources.index("latency")])
     summary = SampleSummary(importance.samples)
     return Exploration(
         model=source.name,
         groups=[_group(problem, group) for group in problem.groups],
-        points=list(choice.points()),
+        points=list(_points(problem, importance, running.options.goal, source)),
         left_alone=skipped,
         drawing=drawing_of(problem, skipped),
         before=model_size(problem.form.original, problem.whole_dependencies),
@@ -172,46 +173,29 @@ def _group(problem: Problem, group: Group) -> ExploredGroup:
     )
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """How widths are chosen: on the `untimed` problem, with what the data says of it."""
-
-    problem: Problem
-    untimed: Problem
-    importance: Importance
-    request: Request
-    source: _Source
-
-    def points(self) -> Iterator[ExploredPoint]:
-        """The points, as far as each differs from the one before."""
-        before: Mapping[str, int] = {}
-        every = decisions(self.untimed, self._weighed, self.request.goal)
-        for budget, used, decision in self.problem.calibration.progress.track(every, "frontier", len(STEPS)):
-            if decision.widths != before:
-                yield self._point(budget, used, decision)
-            before = decision.widths
-
-    def _weighed(self, budget: Budget) -> Importance:
-        """The importance as `shrink` has it for this budget."""
-        if self.request.goal.stats is not None:
-            return self.importance
-        return weighed_for(self.untimed, self.importance, replace(self.request, goal=_with(self.request.goal, budget)))
-
-    def _point(self, budget: Budget, importance: Importance, decision: Decision) -> ExploredPoint:
-        names = [group.name for group in self.problem.groups]
-        place = point_of(self.problem, decision)
-        added = [float(importance.curves[name][decision.widths[name]]) for name in names]
-        return ExploredPoint(
-            budget=budget.limit,
-            costs=place.costs,
-            error=place.error,
-            widths=[int(decision.widths[name]) for name in names],
-            losses=[float(decision.errors[name]) for name in names],
-            shares=[value / max(sum(added), 1e-300) for value in added],
-            command=self.source.command(budget),
-            output=os.fspath(output_beside(self.source.model, f"{budget.limit:g}")),
-        )
+def _points(problem: Problem, importance: Importance, goal: Goal, source: _Source) -> Iterator[ExploredPoint]:
+    """The points, as far as each differs from the one before; widths are chosen without the layers' times."""
+    before: Mapping[str, int] = {}
+    every = decisions(replace(problem, costs=problem.costs.untimed), importance, goal)
+    for budget, decision in problem.calibration.progress.track(every, "frontier", len(STEPS)):
+        if decision.widths != before:
+            yield _point(problem, importance, decision, budget, source)
+        before = decision.widths
 
 
-def _with(goal: Goal, budget: Budget) -> Goal:
-    return replace(goal, budget=(str(budget),))
+def _point(
+    problem: Problem, importance: Importance, decision: Decision, budget: Budget, source: _Source
+) -> ExploredPoint:
+    names = [group.name for group in problem.groups]
+    place = point_of(problem, decision)
+    added = [float(importance.curves[name][decision.widths[name]]) for name in names]
+    return ExploredPoint(
+        budget=budget.limit,
+        costs=place.costs,
+        error=place.error,
+        widths=[int(decision.widths[name]) for name in names],
+        losses=[float(decision.errors[name]) for name in names],
+        shares=[value / max(sum(added), 1e-300) for value in added],
+        command=source.command(budget, statement_of(problem, importance)),
+        output=os.fspath(output_beside(source.model, f"{budget.limit:g}")),
+    )

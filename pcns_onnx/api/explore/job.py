@@ -8,6 +8,7 @@ half done. One that does not end by that is killed.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ class _Run:
 
     point: int
     path: str
+    command: str
     process: subprocess.Popen[str]
     start: float
     end: float | None = None
@@ -52,12 +54,12 @@ class Job:
         self._run: _Run | None = None
         self._threads: list[threading.Thread] = []
 
-    def start(self, words: Sequence[str], point: int, path: str) -> None:
-        """Run `pcns-onnx` with these words; raises `InputError` where one is running, or it cannot be started."""
+    def start(self, line: str, point: int, path: str) -> None:
+        """Run this command line, of a point and to a path; raises `InputError` where one is running, or it cannot be started."""
         with self._lock:
             if self._run is not None and self._run.end is None:
                 raise InputError("a run is going on: wait for it or cancel it")
-            command = [sys.executable, "-P", "-m", "pcns_onnx", *words]
+            command = [sys.executable, "-P", "-m", "pcns_onnx", *shlex.split(line)[1:]]
             try:
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -66,7 +68,7 @@ class Job:
                 )  # fmt: skip
             except (OSError, ValueError) as error:
                 raise InputError(f"the run cannot be started: {error}") from None
-            self._run = run = _Run(point, path, process, time.monotonic())
+            self._run = run = _Run(point, path, line, process, time.monotonic())
         readers = [threading.Thread(target=_read, args=pair, daemon=True) for pair in _streams(run)]
         self._threads = [*readers, threading.Thread(target=self._wait, args=(run, readers), daemon=True)]
         for thread in self._threads:
@@ -95,12 +97,13 @@ class Job:
         with self._lock:
             run = self._run
             if run is None:
-                return {"state": "idle", "point": 0, "path": "", "latest": "", "output": "", "seconds": 0.0, "code": None}
+                return {"state": "idle"}
             code = None if run.end is None else run.process.returncode
             return {
                 "state": _state(run, code),
                 "point": run.point,
                 "path": run.path,
+                "command": run.command,
                 "latest": run.said[-1] if run.said else "",
                 "output": "\n".join(run.shown),
                 "seconds": (run.end or time.monotonic()) - run.start,

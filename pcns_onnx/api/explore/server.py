@@ -3,7 +3,8 @@
 It listens on 127.0.0.1 only. A request is answered only if
 
 - its `Host` is this server, so that no name that an attacker's DNS leads here gets through (DNS rebinding);
-- its `Origin`, where there is one, is this server too, and so is what `Sec-Fetch-Site` says: no other page can ask;
+- its `Origin`, where there is one, is this server too, and so is what `Sec-Fetch-Site` says: no other page can ask, but
+  a link that leads here may be followed;
 - its path begins with the token, which no cookie carries: a page that is reloaded still has it, others never had.
 
 What runs is the command of a point of the frontier; a request names the point and where to write, never words of a
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import shlex
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
@@ -117,7 +117,8 @@ class PageServer:
         own = {b"http://" + host for host in hosts}
         if not own.issuperset(headers.get(b"origin", [])):
             return "another page may not ask"
-        if not {b"same-origin", b"none"}.issuperset(headers.get(b"sec-fetch-site", [])):
+        follows = scope["method"] == "GET" and headers.get(b"sec-fetch-mode") == [b"navigate"]
+        if not follows and not {b"same-origin", b"none"}.issuperset(headers.get(b"sec-fetch-site", [])):
             return "another page may not ask"
         first = scope["path"].removeprefix("/").partition("/")[0]
         if not secrets.compare_digest(first.encode("utf-8", "replace"), self.token.encode()):
@@ -147,7 +148,7 @@ class PageServer:
             if not self.runs:
                 raise InputError("it was explored without samples: give --data to run anything")
             line = command_of(self.exploration.points[index], output)
-            self.job.start(shlex.split(line)[1:], index, output)
+            self.job.start(line, index, output)
         except InputError as error:
             return _answer({"error": str(error)}, 400)
         return _answer(self.job.described())

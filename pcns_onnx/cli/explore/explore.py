@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import click
@@ -47,5 +47,5 @@ def explore(
     console.show((), exploration.warnings)
     console.address(server.address)
     # Ctrl-C is how one leaves: no failure.
-    with suppress(KeyboardInterrupt), interruptible():
+    with closing(server), suppress(KeyboardInterrupt), interruptible():
         server.serve()

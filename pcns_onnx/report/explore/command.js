@@ -12,12 +12,14 @@ function makeCommand(place, output, copy, copied) {
   const line = () => `${point().command} -o ${quoted(path())}`;
   const show = () => {
     if (output && !output.dataset.own) output.value = point().output;
-    place.textContent = line();
+    // An option is not broken at its hyphens; paths may be.
+    const words = line().split(' ').map(word => (word.startsWith('-') ? element('span', {}, word) : word));
+    place.replaceChildren(...words.flatMap((word, index) => (index ? [' ', word] : [word])));
   };
   if (output) {
     output.addEventListener('input', () => {
       output.dataset.own = output.value === '' ? '' : 'yes';  // emptied, it is the page's again
-      place.textContent = line();
+      show();
     });
   }
   copy.addEventListener('click', async () => {
@@ -33,5 +35,11 @@ function makeCommand(place, output, copy, copied) {
     copied.textContent = '';
     show();
   });
-  return path;
+  return {
+    get: path,
+    set(text) {
+      output.value = text;
+      output.dispatchEvent(new Event('input'));
+    },
+  };
 }

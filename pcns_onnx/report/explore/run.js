@@ -29,6 +29,13 @@ function makeRun(parts, path) {
     schedule(error instanceof TypeError);
   }
 
+  /** What runs, or ran, when the page is loaded: its point is the one that is shown. */
+  function foundAgain(job) {
+    choose({point: job.point});
+    path.set(job.path);
+    return job.state;
+  }
+
   function schedule(again) {
     clearTimeout(waiting);
     waiting = again ? setTimeout(() => act('status'), EVERY) : null;
@@ -39,27 +46,27 @@ function makeRun(parts, path) {
     parts.run.disabled = runs || !page.runs;
     parts.cancel.hidden = !runs;
     parts.job.hidden = job.state === 'idle';
+    if (known === null) known = job.state === 'idle' ? 'idle' : foundAgain(job);
+    if (job.state === 'idle') return;
+    parts.ran.textContent = job.command;
     parts.progress.hidden = !runs;
     parts.result.hidden = !job.output;
     parts.result.textContent = job.output;
     parts.state.className = job.state === 'done' ? 'good' : job.state === 'failed' ? 'bad' : '';
     const took = `${job.seconds.toFixed(0)} s`;
     parts.state.textContent = {
-      idle: '', running: `Running: ${job.latest || 'starting'}`, done: `Done in ${took}: ${job.path}`,
+      running: `Running: ${job.latest || 'starting'}`, done: `Done in ${took}: ${job.path}`,
       failed: `Failed after ${took} (exit code ${job.code}): ${job.latest}`, cancelled: `Cancelled after ${took}.`,
     }[job.state];
     const share = /(\d[\d,]*) of (\d[\d,]*)/.exec(job.latest || '');
     if (share) parts.progress.value = share[1].replaceAll(',', '') / share[2].replaceAll(',', '');
     else parts.progress.removeAttribute('value');
-    // Found again: the point that it is of is the one that is shown.
-    if (known === null && job.state !== 'idle') choose({point: job.point});
-    known = job.state;
     schedule(runs);
   }
 
   parts.run.addEventListener('click', () => {
     parts.run.disabled = true;
-    act('run', {point: chosen.point, output: path()});
+    act('run', {point: chosen.point, output: path.get()});
   });
   parts.cancel.addEventListener('click', () => act('cancel', {}));
   act('status');

@@ -11,6 +11,6 @@ if (exploration.points.length) {
   const half = exploration.points.findIndex(point => point.budget <= 0.5);
   choose({point: Math.max(half, 0)});
   if (page.served) {
-    makeRun(Object.fromEntries(['job', 'state', 'progress', 'result', 'run', 'cancel'].map(id => [id, part(id)])), path);
+    makeRun(Object.fromEntries(['job', 'state', 'ran', 'progress', 'result', 'run', 'cancel'].map(id => [id, part(id)])), path);
   }
 }
