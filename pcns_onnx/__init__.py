@@ -52,10 +52,10 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "Advice", "DesignResult", "Difference", "ExpandResult", "Exploration", "GateError", "HealResult", "InputError", "Inspection",
-    "Normalize", "NothingToShrinkError", "PcnsError", "PlanResult", "QuantizeResult", "Report", "ShrinkResult",
-    "UnsupportedError", "advise", "compare", "design", "diff", "expand", "explore", "heal", "inspect", "plan", "quantize",
-    "shrink", "ungrouped",
+    "Advice", "DesignResult", "Difference", "ExpandResult", "Exploration", "GateError", "HealResult", "InputError",
+    "Inspection", "Normalize", "NothingToShrinkError", "PcnsError", "PlanResult", "QuantizeResult", "Report",
+    "ShrinkResult", "UnsupportedError", "advise", "compare", "design", "diff", "expand", "explore", "heal", "inspect",
+    "plan", "quantize", "shrink", "ungrouped",
 ]  # fmt: skip
 
 

@@ -73,9 +73,9 @@ class Goal:
 
     Exactly one of `budget` ('macs=0.5', 'params=0.4' or a list: all must hold), `width` (fraction of every hidden
     width), `variance` (share of the activations' variance to keep) and `plan` (a file made by `plan_out`) says how
-    small. `streams`: how much more the error of channels that several blocks share counts where a budget is spent ('auto': found
-    by trial; 'even': they stay, all others keep about the same share). `rank_ratio` in (0, 1]: the share of each rank that 'eigenremove' keeps. `stats`: a file that keeps what was
-    seen of the data, for other budgets.
+    small. `rank_ratio` in (0, 1]: the share of each rank that 'eigenremove' keeps. `streams`: how much more the error
+    of channels that several blocks share counts where a budget is spent ('auto': found by trial; 'even': they stay, and
+    all others keep about the same share). `stats`: a file that keeps what was seen of the data, for other budgets.
     """
 
     method: str = field(

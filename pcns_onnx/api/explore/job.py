@@ -1,8 +1,8 @@
 """One run at a time of a command that a page shows, in a process of its own.
 
 The child is this interpreter with the words of the command, so that what runs is what the page shows. It is told by
-`PCNS_ONNX_PROGRESS` to say every second how far it is. To cancel it is to interrupt it, as Ctrl-C does: it leaves nothing
-half done. One that does not end by that is killed.
+`PCNS_ONNX_PROGRESS` to say every second how far it is. To cancel it is to interrupt it, as Ctrl-C does: it leaves
+nothing half done. One that does not end by that is killed.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class _Run:
     start: float
     end: float | None = None
     cancelled: bool = False
-    said: deque[str] = field(default_factory=lambda: deque(maxlen=_LINES))
-    shown: deque[str] = field(default_factory=lambda: deque(maxlen=_LINES))
+    messages: deque[str] = field(default_factory=lambda: deque(maxlen=_LINES))
+    results: deque[str] = field(default_factory=lambda: deque(maxlen=_LINES))
 
 
 class Job:
@@ -55,7 +55,7 @@ class Job:
         self._threads: list[threading.Thread] = []
 
     def start(self, line: str, point: int, path: str) -> None:
-        """Run this command line, of a point and to a path; raises `InputError` where one is running, or it cannot be started."""
+        """Run this command line, of a point and to a path; raises `InputError` where one runs, or this cannot start."""
         with self._lock:
             if self._run is not None and self._run.end is None:
                 raise InputError("a run is going on: wait for it or cancel it")
@@ -104,8 +104,8 @@ class Job:
                 "point": run.point,
                 "path": run.path,
                 "command": run.command,
-                "latest": run.said[-1] if run.said else "",
-                "output": "\n".join(run.shown),
+                "latest": run.messages[-1] if run.messages else "",
+                "output": "\n".join(run.results),
                 "seconds": (run.end or time.monotonic()) - run.start,
                 "code": code,
             }
@@ -128,7 +128,7 @@ def _state(run: _Run, code: int | None) -> State:
 
 def _streams(run: _Run) -> list[tuple[IO[str], deque[str]]]:
     assert run.process.stdout is not None and run.process.stderr is not None, "both are pipes"
-    return [(run.process.stdout, run.shown), (run.process.stderr, run.said)]
+    return [(run.process.stdout, run.results), (run.process.stderr, run.messages)]
 
 
 def _read(stream: IO[str], lines: deque[str]) -> None:

@@ -82,4 +82,3 @@ def _between(groups: Sequence[Group], writers: Mapping[str, int]) -> Iterator[tu
         for name in group.readers:
             if writers.get(name, at) != at:
                 yield at, writers[name]
-

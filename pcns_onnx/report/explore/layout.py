@@ -1,8 +1,8 @@
 """Where the boxes of a graph stand: rows by depth, and within a row near to what they come from.
 
 A box stands one row below the lowest of those that lead to it (the longest path from the inputs), so that edges lead
-down. Within a row boxes are sorted by the mean column of what leads to them, the barycentre of Sugiyama, Tagawa and Toda
-(1981), and the row is centred.
+down. Within a row boxes are sorted by the mean column of what leads to them, the barycentre of Sugiyama, Tagawa and
+Toda (1981), and the row is centred.
 """
 
 from __future__ import annotations
