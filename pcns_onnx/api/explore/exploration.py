@@ -58,7 +58,7 @@ class _Source:
         data = "DATA" if self.data is None else self.data
         choices = dict(self.choices)
         if streams is not None and choices.get("stats") is None:
-            choices["streams"] = streams
+            choices.setdefault("streams", streams)
         return shlex.join(command_words(self.model, data, choices, "shrink", "--budget", str(budget)))
 
     @property

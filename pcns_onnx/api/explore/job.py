@@ -52,7 +52,7 @@ class Job:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._run: _Run | None = None
-        self._threads: list[threading.Thread] = []
+        self.threads: list[threading.Thread] = []
 
     def start(self, line: str, point: int, path: str) -> None:
         """Run this command line, of a point and to a path; raises `InputError` where one runs, or this cannot start."""
@@ -70,8 +70,8 @@ class Job:
                 raise InputError(f"the run cannot be started: {error}") from None
             self._run = run = _Run(point, path, line, process, time.monotonic())
         readers = [threading.Thread(target=_read, args=pair, daemon=True) for pair in _streams(run)]
-        self._threads = [*readers, threading.Thread(target=self._wait, args=(run, readers), daemon=True)]
-        for thread in self._threads:
+        self.threads = [*readers, threading.Thread(target=self._wait, args=(run, readers), daemon=True)]
+        for thread in self.threads:
             thread.start()
 
     def cancel(self) -> None:
@@ -89,7 +89,7 @@ class Job:
     def close(self) -> None:
         """Cancel the run and wait until it is gone."""
         self.cancel()
-        for thread in self._threads:
+        for thread in self.threads:
             thread.join()
 
     def described(self) -> dict[str, Any]:

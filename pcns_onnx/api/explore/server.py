@@ -66,8 +66,8 @@ class PageServer:
     job: Job = field(default_factory=Job)
 
     def __post_init__(self) -> None:
-        self._socket = _listening(self.port)
-        self.port = self._socket.getsockname()[1]
+        self.socket = _listening(self.port)
+        self.port = self.socket.getsockname()[1]
         self._page = exploration_page(self.exploration, served=True, runs=self.runs).encode("utf-8", "replace")
 
     @property
@@ -79,12 +79,12 @@ class PageServer:
         """Answer until SIGINT or SIGTERM; a run that goes on is cancelled then."""
         uvicorn: Any = import_module("uvicorn")
         config = uvicorn.Config(self.app(), log_level="error", access_log=False, lifespan="on", ws="none")
-        uvicorn.Server(config).run(sockets=[self._socket])
+        uvicorn.Server(config).run(sockets=[self.socket])
 
     def close(self) -> None:
         """End a run, and listen no more."""
         self.job.close()
-        self._socket.close()
+        self.socket.close()
 
     # -- the application -----------------------------------------------------------------------
 
@@ -194,6 +194,7 @@ def _listening(port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((HOST, port))
+        listening.listen(128)  # before the address is printed: whoever is quick has to wait, and is not refused
     except (OSError, OverflowError) as error:
         listening.close()
         raise InputError(f"cannot listen on port {port}: {error}; leave --port out to take a free one") from None

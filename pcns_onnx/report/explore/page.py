@@ -68,4 +68,4 @@ def exploration_page(exploration: Exploration, *, served: bool = False, runs: bo
 
 def command_of(point: ExploredPoint, output: str | None = None) -> str:
     """The whole line that makes a point, at its own place or at `output`."""
-    return shlex.join([*shlex.split(point.command), "-o", point.output if output is None else output])
+    return f"{point.command} -o {shlex.quote(point.output if output is None else output)}"
