@@ -88,7 +88,9 @@ def test_whoever_has_the_address_gets_the_page(server: PageServer) -> None:
     assert told(server, "status") == {"state": "idle"}
 
 
-@pytest.mark.parametrize("path", ["/", "/status", "/{token}x/", "/x{token}/", "//{token}/", "/%00/", "/é/", "/favicon.ico"])
+@pytest.mark.parametrize(
+    "path", ["/", "/status", "/{token}x/", "/x{token}/", "//{token}/", "/%00/", "/é/", "/favicon.ico"]
+)
 def test_a_wrong_token_is_refused(path: str, server: PageServer) -> None:
     target = quote(path.format(token=server.token), safe="/%")
     for body in (None, {"point": 0, "output": "x.onnx"}):
@@ -131,9 +133,11 @@ def test_it_is_not_heard_outside_this_machine(server: PageServer) -> None:
 @pytest.mark.parametrize(
     ("body", "line"),
     [
-        ("{", "send JSON"), ([], "send the point"), ({}, "no such point"), ({"point": -1, "output": "x"}, "no such point"),
+        ("{", "send JSON"), ([], "send the point"), ({}, "no such point"),
+        ({"point": -1, "output": "x"}, "no such point"),
         ({"point": 999, "output": "x"}, "no such point"), ({"point": True, "output": "x"}, "no such point"),
-        ({"point": 0}, "say where"), ({"point": 0, "output": " "}, "say where"), ({"point": 0, "output": 3}, "say where"),
+        ({"point": 0}, "say where"), ({"point": 0, "output": " "}, "say where"),
+        ({"point": 0, "output": 3}, "say where"),
         ({"point": 0, "output": "a\0b"}, "cannot be started"), ({"point": 0, "output": "\ud800"}, "cannot be started"),
         ({"point": 0, "output": "x" * 70_000}, "too much"), ("[" * 60_000, "send JSON"),
     ],
@@ -227,6 +231,5 @@ def test_the_command_serves_until_it_is_ended(signum: int, code: int, folder: Pa
         assert connection.getresponse().status == 200
         connection.close()
         process.send_signal(signum)
-        out, err = process.communicate(timeout=60)
-        assert (process.returncode, err) == (code, "") and "Ctrl-C" in out
-
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (code, "")

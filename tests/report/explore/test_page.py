@@ -65,7 +65,15 @@ def test_scripts_never_take_a_text_for_markup() -> None:
     assert {path.name for path in FOLDER.glob("*.js")} == set(SCRIPTS)
     for name in SCRIPTS:
         text = (FOLDER / name).read_text()
-        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "</script"):
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "Function(",
+            "</script",
+        ):
             assert word not in text
 
 
