@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from pcns_onnx.dependency.groups import Group
-from pcns_onnx.graph import Node
+from pcns_onnx.graph import Graph, Node
 from pcns_onnx.planning.plan import SkippedLayer
 from pcns_onnx.planning.problem import Problem
-from pcns_onnx.report.explore.layout import placed
+from pcns_onnx.report.explore.layout import depths_of, placed
 from pcns_onnx.report.explore.record import Box, Drawing
 
 MOST = 150
@@ -65,7 +65,9 @@ def _of_groups(problem: Problem, reasons: Mapping[str, str]) -> Drawing:
     groups = sorted(dependencies.groups, key=lambda group: min(order[name] for name in group.writers))
     writers = {name: at for at, group in enumerate(groups) for name in group.writers}
     edges = list(dict.fromkeys(_between(groups, writers)))
-    places = placed(len(groups), edges)
+    depths = _depths(problem.whole)
+    keys = {layer.name: layer.key for layer in dependencies.layers}
+    places = placed(len(groups), edges, [min(depths[keys[name]] for name in group.writers) for group in groups])
     boxes = [
         Box(
             group.name, kinds[group.writers[0]], narrowed.get(group.name, -1), *place,
@@ -74,6 +76,16 @@ def _of_groups(problem: Problem, reasons: Mapping[str, str]) -> Drawing:
         for group, place in zip(groups, places, strict=True)
     ]  # fmt: skip
     return Drawing(boxes, edges, collapsed=True)
+
+
+def _depths(graph: Graph) -> dict[str, int]:
+    """By the key of a node how deep it stands."""
+    makers = {name: at for at, node in enumerate(graph.nodes) for name in node.outputs if name}
+    before = [
+        [makers[name] for name in (*node.inputs, *node.captures) if makers.get(name, at) < at]
+        for at, node in enumerate(graph.nodes)
+    ]
+    return {node.key: depth for node, depth in zip(graph.nodes, depths_of(before), strict=True)}
 
 
 def _between(groups: Sequence[Group], writers: Mapping[str, int]) -> Iterator[tuple[int, int]]:

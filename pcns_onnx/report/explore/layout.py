@@ -10,13 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 
-def placed(count: int, edges: Iterable[tuple[int, int]]) -> list[tuple[int, float]]:
-    """(row, column) of `count` boxes whose order is topological but for edges that lead back, which are passed over."""
+def placed(
+    count: int, edges: Iterable[tuple[int, int]], depths: Sequence[int] | None = None
+) -> list[tuple[int, float]]:
+    """(row, column) of `count` boxes whose order is topological but for edges that lead back, which are passed over.
+
+    Where `depths` are given, of a graph that the boxes stand for, rows are in their order.
+    """
     before: list[list[int]] = [[] for _ in range(count)]
     for first, second in edges:
         if first < second:
             before[second].append(first)
-    rows = _rows(before)
+    if depths is None:
+        rows = depths_of(before)
+    else:
+        row_of = {depth: row for row, depth in enumerate(sorted(set(depths)))}
+        rows = [row_of[depth] for depth in depths]
     columns = [0.0] * count
     by_row: list[list[int]] = [[] for _ in range(max(rows, default=-1) + 1)]
     for box, row in enumerate(rows):
@@ -30,11 +39,12 @@ def placed(count: int, edges: Iterable[tuple[int, int]]) -> list[tuple[int, floa
     return list(zip(rows, columns, strict=True))
 
 
-def _rows(before: Sequence[Sequence[int]]) -> list[int]:
-    rows: list[int] = []
+def depths_of(before: Sequence[Sequence[int]]) -> list[int]:
+    """How many boxes lead to each at most, by those that lead to it at once, all of which stand in front of it."""
+    depths: list[int] = []
     for sources in before:
-        rows.append(1 + max((rows[source] for source in sources), default=-1))
-    return rows
+        depths.append(1 + max((depths[source] for source in sources), default=-1))
+    return depths
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -39,3 +39,7 @@ def test_edges_lead_down_and_boxes_do_not_overlap(seed: int) -> None:
         by_row.setdefault(row, []).append(column)
     for columns in by_row.values():
         assert all(b - a >= 1 - 1e-9 for a, b in pairwise(sorted(columns)))
+
+
+def test_rows_are_those_of_depths_that_are_known() -> None:
+    assert [row for row, _ in placed(4, [(0, 1), (0, 2), (0, 3)], depths=[0, 5, 5, 9])] == [0, 1, 1, 2]
