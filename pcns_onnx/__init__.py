@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pcns_onnx.api.advise import advise
     from pcns_onnx.api.compare import compare
     from pcns_onnx.api.diff import Difference, diff
+    from pcns_onnx.api.explore.exploration import explore
     from pcns_onnx.api.heal import HealResult, heal
     from pcns_onnx.api.inspect import inspect
     from pcns_onnx.api.plan import PlanResult, plan
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pcns_onnx.data.conform import Normalize
     from pcns_onnx.errors import GateError, InputError, NothingToShrinkError, PcnsError, UnsupportedError
     from pcns_onnx.report.advice.record import Advice
+    from pcns_onnx.report.explore.record import Exploration
     from pcns_onnx.report.schema import Inspection, Report
 
 # OpenBLAS's idle threads spin for milliseconds after each product and take the cores from
@@ -39,6 +41,7 @@ _HOMES = {
     "design": "api.training.design", "ungrouped": "api.training.design", "DesignResult": "api.training.design",
     "plan": "api.plan", "PlanResult": "api.plan",
     "advise": "api.advise", "Advice": "report.advice.record",
+    "explore": "api.explore.exploration", "Exploration": "report.explore.record",
     "quantize": "api.quantize", "QuantizeResult": "api.quantize",
     "diff": "api.diff", "Difference": "api.diff",
     "expand": "api.training.expand", "ExpandResult": "api.training.expand",
@@ -49,10 +52,10 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "Advice", "DesignResult", "Difference", "ExpandResult", "GateError", "HealResult", "InputError", "Inspection",
-    "Normalize", "NothingToShrinkError", "PcnsError", "PlanResult", "QuantizeResult", "Report", "ShrinkResult",
-    "UnsupportedError", "advise", "compare", "design", "diff", "expand", "heal", "inspect", "plan", "quantize",
-    "shrink", "ungrouped",
+    "Advice", "DesignResult", "Difference", "ExpandResult", "Exploration", "GateError", "HealResult", "InputError",
+    "Inspection", "Normalize", "NothingToShrinkError", "PcnsError", "PlanResult", "QuantizeResult", "Report",
+    "ShrinkResult", "UnsupportedError", "advise", "compare", "design", "diff", "expand", "explore", "heal", "inspect",
+    "plan", "quantize", "shrink", "ungrouped",
 ]  # fmt: skip
 
 

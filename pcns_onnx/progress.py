@@ -14,6 +14,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+EVERY_VARIABLE = "PCNS_ONNX_PROGRESS"
+"""The environment's word on how often a line says how far a run is, in seconds, where there is no terminal."""
 WHOLE = "total"
 """The stage that the whole run is."""
 

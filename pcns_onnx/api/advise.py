@@ -6,18 +6,16 @@ on models of the right shapes (`report.advice.candidates`); the rule is in `repo
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Unpack
 
 from pcns_onnx.api.check import Check, check_on
+from pcns_onnx.api.explore.command_line import command_line
 from pcns_onnx.api.inputs import Run, run
-from pcns_onnx.api.options import FIELDS, Choices, Options, flag_of, takes_many
+from pcns_onnx.api.options import FIELDS, Choices, Options, flag_of
 from pcns_onnx.cost.latency_model import seconds_within
 from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.dataset import split
@@ -28,7 +26,6 @@ from pcns_onnx.evaluation.metric import Metric, load_metric
 from pcns_onnx.evaluation.provenance import library_versions
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import ModelSource
-from pcns_onnx.graph.model_source import ModelFolder
 from pcns_onnx.methods.registry import method_named
 from pcns_onnx.methods.strategy import Request
 from pcns_onnx.methods.subset.strategy import SubsetStrategy
@@ -82,7 +79,7 @@ def advise(
         check_targets(tuple(form.original.files), options.outputs.html)
         check = check_on(running, form, data, metric, None, solves=True)
         runner, skipped = _runner(running, check)
-        table = _filled(running, runner, partial(_command, model, data, chosen))
+        table = _filled(running, runner, partial(command_line, model, data, chosen))
         advice = _advice(running, runner, table, skipped)
     if options.outputs.html is not None:
         from pcns_onnx.report.advice.page import write_advice
@@ -192,40 +189,3 @@ def _advice(running: Run, runner: TrialRunner, table: CandidateTable, skipped: l
         warnings=[*put_right(runner.original), *running.notes],
         versions=library_versions(),
     )
-
-
-# -- command lines -----------------------------------------------------------------------------
-
-
-def _command(
-    model: ModelSource, data: DataSource, choices: Mapping[str, Any], command: str, ending: str, *words: str
-) -> str:
-    """The command line of a row, with all that was said that the command takes, too."""
-    line = ["pcns-onnx", command, _named(model, "MODEL.onnx"), "--data", _named(data, "DATA"), *words]
-    for name, value in choices.items():
-        option = FIELDS[name][1]
-        if name in ("html", "command", "budget") or command not in option.metadata["commands"].split():
-            continue
-        line += _option_words(flag_of(option), value, many=takes_many(option), default=option.default)
-    if isinstance(model, str | os.PathLike) and ModelFolder.of(model) is not None:
-        return shlex.join([*line, "-o", f"{Path(model).absolute().name}.{ending}"])  # a folder, too
-    return shlex.join([*line, "-o", f"{Path(_named(model, 'MODEL.onnx')).stem}.{ending}.onnx"])
-
-
-def _named(source: object, otherwise: str) -> str:
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else otherwise
-
-
-def _option_words(flag: str, value: Any, *, many: bool, default: Any) -> list[str]:
-    """An option as words; none where it says what is so by itself."""
-    if value is None or value == default:
-        return []
-    if isinstance(value, bool):
-        yes, _, no = flag.partition("/")
-        return [no if no and not value else yes]
-    if type(value).__name__ == "Normalize":
-        return [flag, *(",".join(f"{number:g}" for number in side) for side in (value.mean, value.std))]
-    if isinstance(value, Mapping):
-        value = [f"{name}={text}" for name, text in value.items()]
-    texts = list(value) if many and not isinstance(value, str) else [value]
-    return [word for text in texts for word in (flag, _named(text, str(text)))]

@@ -221,6 +221,7 @@ class Choices(Running, total=False):
     width: float
     variance: float
     plan: str | Path
+    streams: str | float
     include: str | Sequence[str]
     exclude: str | Sequence[str]
     multiple: str | int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,12 @@ class Console:
         """A line on stdout, where that is not taken by JSON."""
         if not (self.quiet or self.as_json):
             click.echo(text)
+
+    def address(self, url: str) -> None:
+        """Where a page is served: it is what was asked for, so quiet or not."""
+        click.echo(f"open {url}" if not self.quiet else url)
+        self.say("Ctrl-C ends it")
+        sys.stdout.flush()
 
     def wrote(self, text: str) -> None:
         """What was written, said last; it stands where stdout cannot be written, too."""

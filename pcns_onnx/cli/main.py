@@ -16,6 +16,7 @@ from pcns_onnx.cli.compare import compare
 from pcns_onnx.cli.console import EXIT_CODES
 from pcns_onnx.cli.diff import diff
 from pcns_onnx.cli.doctor import doctor
+from pcns_onnx.cli.explore.explore import explore
 from pcns_onnx.cli.heal import heal
 from pcns_onnx.cli.inspect import inspect
 from pcns_onnx.cli.plan import plan
@@ -32,7 +33,7 @@ def cli() -> None:
     """Make a trained ONNX model narrower and faster, with nothing but samples."""
 
 
-for _command in (inspect, advise, shrink, heal, quantize, plan, expand, compare, design, diff, doctor):
+for _command in (inspect, advise, shrink, heal, quantize, plan, explore, expand, compare, design, diff, doctor):
     cli.add_command(_command)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from pcns_onnx.progress import Progress, Watched
+from pcns_onnx.progress import EVERY_VARIABLE, Progress, Watched
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,7 @@ _WIDE = 1000
 """Columns where stdout is no terminal: nothing is folded, so that it can be searched."""
 
 MINUTE = 60.0
-"""Seconds between two lines that say how far a run is."""
+"""Seconds between two lines that say how far a run is, if the environment does not say so."""
 
 
 def console() -> Console:
@@ -181,7 +181,7 @@ def told(progress: _Minutes, wait: Callable[[float], bool] | None = None) -> Ite
     pause = over.wait if wait is None else wait
 
     def tell() -> None:
-        while not pause(MINUTE):
+        while not pause(_pause()):
             for line in progress.news():
                 print(f"pcns-onnx: {line}", file=sys.stderr, flush=True)
 
@@ -192,6 +192,15 @@ def told(progress: _Minutes, wait: Callable[[float], bool] | None = None) -> Ite
     finally:
         over.set()
         thread.join()
+
+
+def _pause() -> float:
+    """Seconds until the next line."""
+    try:
+        seconds = float(os.environ.get(EVERY_VARIABLE, MINUTE))
+    except ValueError:
+        return MINUTE
+    return seconds if 0.1 <= seconds <= threading.TIMEOUT_MAX else MINUTE
 
 
 def rate_of(count: float, seconds: float) -> str:

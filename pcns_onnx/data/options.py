@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pcns_onnx.data.sources import DataSource
     from pcns_onnx.graph import Layout, TensorSpec
 
-_ALL = "inspect shrink plan expand compare design heal advise quantize"
+_ALL = "inspect shrink plan expand compare design heal advise quantize explore"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class DataOptions:
     holdout: float = field(
         default=0.1,
         metadata={
-            "commands": "shrink plan heal advise quantize",
+            "commands": "shrink plan heal advise quantize explore",
             "interval": "[0, 0.5]",
             "help": "Share of the samples kept from the solve for the check (0.1).",
         },
@@ -68,7 +68,7 @@ class DataOptions:
     eval: DataSource | None = field(
         default=None,
         metadata={
-            "commands": "shrink heal advise quantize",
+            "commands": "shrink heal advise quantize explore",
             "metavar": "DATA",
             "help": {"": "Check on this data instead.", "advise": "Judge candidates on this data instead."},
             "described": False,

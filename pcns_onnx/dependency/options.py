@@ -31,7 +31,7 @@ class Scope:
     include: str | Sequence[str] = field(
         default=(),
         metadata={
-            "commands": "inspect shrink plan advise",
+            "commands": "inspect shrink plan advise explore",
             "metavar": "GLOB",
             "help": {"": "Only layers of these names.", "inspect": "Trials of layers of these names only."},
         },
@@ -39,7 +39,7 @@ class Scope:
     exclude: str | Sequence[str] = field(
         default=(),
         metadata={
-            "commands": "inspect shrink plan advise",
+            "commands": "inspect shrink plan advise explore",
             "metavar": "GLOB",
             "help": {"": "Leave layers of these names alone.", "inspect": "No trials of layers of these names."},
         },
@@ -47,14 +47,14 @@ class Scope:
     coupled: bool = field(
         default=True,
         metadata={
-            "commands": "shrink plan advise",
+            "commands": "shrink plan advise explore",
             "flag": "--no-coupled",
             "help": "Leave channels alone that several blocks share (residual streams, concatenations).",
         },
     )
     depth: bool = field(
         default=True,
-        metadata={"commands": "shrink advise", "flag": "--keep-blocks", "help": "Drop no residual block."},
+        metadata={"commands": "shrink advise explore", "flag": "--keep-blocks", "help": "Drop no residual block."},
     )
     low_rank: bool = field(
         default=False,
@@ -66,7 +66,7 @@ class Scope:
     heads: Heads = field(
         default="width",
         metadata={
-            "commands": "inspect shrink plan expand compare advise",
+            "commands": "inspect shrink plan expand compare advise explore",
             "metavar": "width|whole",
             "choices": ("width", "whole"),
             "help": "Attention: narrow every head (width) or take whole heads.",
@@ -75,7 +75,7 @@ class Scope:
     states: Contract = field(
         default="keep",
         metadata={
-            "commands": "inspect shrink plan",
+            "commands": "inspect shrink plan explore",
             "metavar": "keep|narrow",
             "choices": ("keep", "narrow"),
             "help": "States that are inputs and outputs: keep their shape, or narrow both ends (of recurrent layers, "
@@ -85,7 +85,7 @@ class Scope:
     caches: Contract = field(
         default="keep",
         metadata={
-            "commands": "inspect shrink plan",
+            "commands": "inspect shrink plan explore",
             "metavar": "keep|narrow",
             "choices": ("keep", "narrow"),
             "help": "Caches of K and V: keep their shape, or narrow past and present, all layers alike.",
@@ -94,7 +94,7 @@ class Scope:
     shape: str | Sequence[str] = field(
         default=(),
         metadata={
-            "commands": "inspect shrink plan expand compare design diff heal advise quantize",
+            "commands": "inspect shrink plan expand compare design diff heal advise quantize explore",
             "metavar": "NAME=1x3x224x224",
             "help": "Sizes of an input that the model leaves open.",
         },

@@ -59,7 +59,7 @@ class GateOptions:
     output_weight: str | Sequence[str] = field(
         default=(),
         metadata={
-            "commands": "shrink plan compare heal advise quantize",
+            "commands": "shrink plan compare heal advise quantize explore",
             "metavar": "NAME[3:8]=W",
             "help": "How much an output (or some of its channels) counts.",
         },

@@ -142,6 +142,7 @@ def only_subsets(request: Request) -> list[tuple[bool, str]]:
     name = request.method.name
     return [
         (request.scope.low_rank, f"--low-rank is for {methods_with('ranks')}, not '{name}'"),
+        (request.goal.streams != "auto", f"--streams is for {methods_with('plans')}, not '{name}'"),
         (
             bool(request.goal.qualities),
             f"budgets error and drop are for {methods_with('ranks')}, not '{name}'",

@@ -9,6 +9,8 @@ from pathlib import Path
 from pcns_onnx.cost.resources import QUALITIES, RESOURCES, Resource
 from pcns_onnx.errors import InputError
 
+EVEN = "even"
+"""What `--streams` says where shared channels stay, and all others get about the same share of their width."""
 _KINDS = {**RESOURCES, **QUALITIES}
 
 
@@ -54,6 +56,13 @@ class Budget:
         return f"{self.resource}={self.limit:g}"
 
 
+def _is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
+
+
 def _metavar(rows: dict[str, Resource], letter: str) -> str:
     return "|".join(f"{name}={letter}" for name in rows)
 
@@ -64,17 +73,19 @@ class Goal:
 
     Exactly one of `budget` ('macs=0.5', 'params=0.4' or a list: all must hold), `width` (fraction of every hidden
     width), `variance` (share of the activations' variance to keep) and `plan` (a file made by `plan_out`) says how
-    small. `rank_ratio` in (0, 1]: the share of each rank that 'eigenremove' keeps. `stats`: a file that keeps what was
-    seen of the data, for other budgets.
+    small. `rank_ratio` in (0, 1]: the share of each rank that 'eigenremove' keeps. `streams`: how much more the error
+    of channels that several blocks share counts where a budget is spent ('auto': found by trial; 'even': they stay, and
+    all others keep about the same share). `stats`: a file that keeps what was seen of the data, for other budgets.
     """
 
     method: str = field(
         default="auto",
         metadata={
-            "commands": "shrink plan",
-            "metavar": {"": "NAME", "plan": "obs|interpolative"},
+            "commands": "shrink plan explore",
+            "metavar": {"": "NAME", "plan": "obs|interpolative", "explore": "obs|interpolative"},
             "help": {
                 "": "How to choose and solve (auto: obs); see below.",
+                "explore": "How channels are chosen: obs (auto) or interpolative.",
                 "plan": "How channels are chosen: obs (auto) or interpolative.",
             },
         },
@@ -119,7 +130,7 @@ class Goal:
     multiple: str | int = field(
         default="auto",
         metadata={
-            "commands": "shrink plan advise",
+            "commands": "shrink plan advise explore",
             "metavar": "auto|N",
             "help": {
                 "": "Widths are multiples of N (auto: what onnxruntime's kernels like).",
@@ -137,10 +148,19 @@ class Goal:
             "with training to follow (about how often, the thesis says both).",
         },
     )
+    streams: str | float = field(
+        default="auto",
+        metadata={
+            "commands": "shrink plan explore",
+            "metavar": "auto|even|W",
+            "help": "With a budget: how much more the error of channels counts that several blocks share; even: they "
+            "stay, and all other layers get about the same share of their width (auto: found by trial).",
+        },
+    )
     stats: str | Path | None = field(
         default=None,
         metadata={
-            "commands": "shrink plan",
+            "commands": "shrink plan explore",
             "metavar": "FILE",
             "help": "Keep what was seen of the data, for other budgets.",
             "described": False,
@@ -151,6 +171,9 @@ class Goal:
         for text in self.budgets:
             Budget.parse(text)
         object.__setattr__(self, "multiple", str(self.multiple))
+        object.__setattr__(self, "streams", str(self.streams))
+        if self.streams not in ("auto", EVEN) and not _is_positive(str(self.streams)):
+            raise InputError(f"--streams {self.streams} is not understood: write auto, even or a number above 0")
         if self.multiple != "auto" and not (str(self.multiple).isdecimal() and int(self.multiple) > 0):
             raise InputError(f"--multiple {self.multiple} is not understood: write auto or a whole number from 1")
 

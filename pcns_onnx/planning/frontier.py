@@ -21,12 +21,19 @@ STEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
 
 def points(problem: Problem, importance: Importance, goal: Goal) -> Iterator[FrontierPoint]:
     """The frontier, from the largest model down to the narrowest that can be made."""
+    for _, decision in decisions(problem, importance, goal):
+        yield point_of(problem, decision)
+
+
+def decisions(problem: Problem, importance: Importance, goal: Goal) -> Iterator[tuple[Budget, Decision]]:
+    """The budgets of the frontier, and what each chooses."""
     for share in STEPS:
+        budget = Budget("macs", share)
         try:
-            decision = choose(problem, importance, goal, None, [Budget("macs", share)])
+            decision = choose(problem, importance, goal, None, [budget])
         except InputError:
             return  # narrower than it can be made
-        yield point_of(problem, decision)
+        yield budget, decision
 
 
 def point_of(problem: Problem, decision: Decision) -> FrontierPoint:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pcns_onnx.errors import InputError
 from pcns_onnx.runtime.memory import MemoryBudget, parse_bytes
 
-_ALL = "inspect shrink plan expand compare design heal advise quantize"
+_ALL = "inspect shrink plan expand compare design heal advise quantize explore"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class RuntimeOptions:
     batch_latency: int | None = field(
         default=None,
         metadata={
-            "commands": "shrink plan advise quantize",
+            "commands": "shrink plan advise quantize explore",
             "metavar": "N",
             "least": 1,
             "help": {

@@ -34,7 +34,8 @@ def test_a_field_says_what_is_known_of_it(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["inspect", "advise", "shrink", "plan", "expand", "compare", "design", "diff", "heal", "quantize"]
+    "command",
+    ["inspect", "advise", "shrink", "plan", "explore", "expand", "compare", "design", "diff", "heal", "quantize"],
 )
 def test_a_command_has_the_options_of_the_fields_that_name_it(command: str) -> None:
     shown = {name for one in cli.commands[command].params if isinstance(one, click.Option) for name in one.opts}

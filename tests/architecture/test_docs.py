@@ -19,7 +19,9 @@ DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = (README, *PAGES)
-COMMANDS = ("advise", "shrink", "heal", "quantize", "inspect", "compare", "plan", "expand", "design", "diff", "doctor")
+COMMANDS = (
+    "advise", "shrink", "heal", "quantize", "inspect", "compare", "plan", "explore", "expand", "design", "diff", "doctor",
+)  # fmt: skip
 
 README_LINES = 250
 """README is for a newcomer; it stays under so many lines."""

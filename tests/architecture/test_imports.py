@@ -36,6 +36,8 @@ DOORS = {
     "cupy": "numerics",  # arrays are asked for their namespace everywhere else
     "torch": "autograd distillation",  # never needed to shrink a model
     "click": "cli",  # the API has no command line
+    "starlette": "api",  # what serves a page is asked for where it is served
+    "uvicorn": "api",
     "dask": "runtime",  # who runs the batches is the runtime's affair
     "distributed": "runtime",
 }

@@ -347,3 +347,19 @@ def test_a_model_with_a_data_file_behind_a_link(same_folder: bool, tmp_path: Pat
         (kept,) = store.glob("*.data")
         assert mode(kept) == mode(real) == (0o644 if width == 0.5 else 0o600)
         real.chmod(0o600)
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("0.5", 0.5), ("", 60.0), ("often", 60.0), ("0", 60.0), ("nan", 60.0)])
+def test_the_environment_says_how_often_a_run_tells_how_far_it_is(
+    said: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PCNS_ONNX_PROGRESS", said)
+    pauses: list[float] = []
+
+    def wait(pause: float) -> bool:
+        pauses.append(pause)
+        return True
+
+    with terminal.told(terminal._Minutes(), wait):
+        pass
+    assert pauses == [seconds]

@@ -6,7 +6,7 @@ import os
 
 from pcns_onnx.methods.strategy import Request
 from pcns_onnx.methods.subset.score import score_channels
-from pcns_onnx.methods.subset.stream_weight import weigh_streams
+from pcns_onnx.methods.subset.stream_weight import as_stated, weigh_streams
 from pcns_onnx.planning.importance import Importance
 from pcns_onnx.planning.plan import fingerprint
 from pcns_onnx.planning.problem import Problem
@@ -18,11 +18,12 @@ def importance_of(problem: Problem, request: Request, *, probes: bool) -> Import
     """From --stats where that file is there, else from the data (and written to it)."""
     stats, model, method = request.goal.stats, fingerprint(problem.form.original), request.method.name
     if stats is not None and os.path.exists(stats):
-        return load_stats(stats, problem, model, method, seed=request.seed, has_data=request.has_data)
+        loaded = load_stats(stats, problem, model, method, seed=request.seed, has_data=request.has_data)
+        return as_stated(problem, loaded, request.goal)
     probes = probes or stats is not None
     importance = score_channels(problem, request.method, seed=request.seed, probes=probes)
-    if probes:
+    if probes and (request.goal.streams == "auto" or stats is not None):
         importance = weigh_streams(problem, importance, request)
     if stats is not None:
         save_stats(stats, importance, model, method, probed=True, seed=request.seed)
-    return importance
+    return as_stated(problem, importance, request.goal)

@@ -61,8 +61,19 @@ class SubsetStrategy:
             request.scope.low_rank and other_way is not None,
             f"--low-rank is a choice that a budget makes: give --budget and not --{other_way}",
         )
+        streams = (
+            request.goal.streams != "auto" and other_way is not None,
+            f"--streams is a choice that a budget makes: give --budget and not --{other_way}",
+        )
         return first_refusal(
-            [needs_data(request), only_pcns_orders(request), letter, ranks, only_eigenremove_has_ranks(request)]
+            [
+                needs_data(request),
+                only_pcns_orders(request),
+                letter,
+                ranks,
+                streams,
+                only_eigenremove_has_ranks(request),
+            ]
         )
 
     def refuses(self, graph: Graph, dependencies: DependencyGraph, group: Group) -> str | None:

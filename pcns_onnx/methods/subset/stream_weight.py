@@ -24,7 +24,7 @@ from pcns_onnx.graph import Graph
 from pcns_onnx.methods.strategy import Request
 from pcns_onnx.methods.subset.solve import solve
 from pcns_onnx.numerics.arrays import namespace_of
-from pcns_onnx.planning.budget import Budget
+from pcns_onnx.planning.budget import EVEN, Budget, Goal
 from pcns_onnx.planning.decision import Decision, choose
 from pcns_onnx.planning.importance import Importance
 from pcns_onnx.planning.problem import Problem
@@ -41,6 +41,21 @@ REFERENCE = Budget("macs", 0.6)
 """What is tried where no budget is given yet."""
 MARGIN = 0.85
 """By how much the squared error of a plan that narrows a stream must be lower than that of one that does not."""
+
+
+def as_stated(problem: Problem, importance: Importance, goal: Goal) -> Importance:
+    """The importance with the weight that `--streams` states, whatever was found by trial."""
+    if goal.streams == "auto" or not any(group.coupled for group in problem.groups):
+        return importance
+    even = goal.streams == EVEN
+    return replace(importance, stream_weight=STREAMS[-1] if even else float(goal.streams), even=even)
+
+
+def statement_of(problem: Problem, importance: Importance) -> str | None:
+    """What `--streams` has to state for the same weight; None where no channels are shared."""
+    if not any(group.coupled for group in problem.groups):
+        return None
+    return EVEN if importance.even else repr(importance.stream_weight).removesuffix(".0")
 
 
 def weigh_streams(problem: Problem, importance: Importance, request: Request) -> Importance:

@@ -31,11 +31,16 @@ def check_page(path: str | os.PathLike[str] | None) -> None:
         return
     if Path(path).suffix.lower() not in (".html", ".htm"):
         raise InputError(f"'{path}' is no page: name it *.html")
-    for name in _NEEDED:
+    require_modules(_NEEDED, "--html", "html")
+
+
+def require_modules(names: Iterable[str], what: str, extra: str) -> None:
+    """Raise `UnsupportedError` where a library is missing that `what` needs, with the extra that has it."""
+    for name in names:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise UnsupportedError(f"--html needs {name}: `pip install 'pcns-onnx[html]'`") from None
+            raise UnsupportedError(f"{what} needs {name}: `pip install 'pcns-onnx[{extra}]'`") from None
 
 
 def write_page(report: Report, path: str | os.PathLike[str]) -> None:

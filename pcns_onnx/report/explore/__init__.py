@@ -1,0 +1,1 @@
+"""The frontier as a page to play with."""
