@@ -1,6 +1,6 @@
 """The notebook of the first hour, run, and the page that is made of it.
 
-    pip install ".[cpu,images,html,heal,notebook]"
+    pip install ".[cpu,images,html,heal,docs]"
     python tools/docs/notebook.py [--page]
 
 Executes `docs/notebooks/first_hour.ipynb` in an empty folder and writes it back with its outputs; then writes
@@ -63,14 +63,15 @@ def _joined(outputs: Sequence[Any]) -> list[Any]:
     texts: dict[str, str] = {}
     for output in outputs:
         if output.output_type == "stream":
-            texts[output.name] = texts.get(output.name, "") + ESCAPES.sub("", output.text)
+            texts[output.name] = texts.get(output.name, "") + output.text  # a piece may end within an escape
     streams = {name: nbformat.v4.new_output("stream", name=name, text=_bare(text)) for name, text in texts.items()}
     drawn = [output for output in outputs if output.output_type != "stream"]
     return [*filter(None, [streams.get("stdout")]), *drawn, *filter(None, [streams.get("stderr")])]
 
 
 def _bare(text: str) -> str:
-    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines()) + "\n"
+    lines = ESCAPES.sub("", text).strip("\n").splitlines()
+    return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def _environment(given: Mapping[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ import fcntl
 import io
 import os
 import pty
+import shlex
 import struct
 import subprocess
 import sys
@@ -34,10 +35,13 @@ PICTURE = ROOT / "docs" / "pictures" / "terminal.svg"
 KEPT = ROOT / "tools" / "results" / "page" / "terminal.svg"
 COLUMNS = 104
 COMMANDS = (
-    "pcns-onnx shrink models/digits_cnn.onnx --data models/digits_images.npz --budget macs=0.5 -o small.onnx",
-    "pcns-onnx compare models/digits_cnn.onnx small.onnx --data models/digits_images_test.npz --max-drop 1",
+    """pcns-onnx shrink models/digits_cnn.onnx --data models/digits_images.npz \\
+    --budget macs=0.5 --threads 1 -o small.onnx""",
+    """pcns-onnx compare models/digits_cnn.onnx small.onnx --data models/digits_images_test.npz \\
+    --max-drop 1 --threads 1""",
 )
-"""Those of README's first section, and a gate."""
+"""As one types them: those of README's first section, with a gate, and on one thread, since what waits for other work
+times nothing."""
 
 THEME = TerminalTheme(
     (24, 28, 36),
@@ -75,7 +79,7 @@ FRAME = """\
 
 def printed_by(command: str, folder: Path) -> str:
     """What a command prints on a terminal, and then what it says on stderr."""
-    argv = command.removeprefix("pcns-onnx ").split()
+    _, *argv = shlex.split(command.replace("\\\n", " "))
     screen, shell = pty.openpty()
     fcntl.ioctl(shell, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
