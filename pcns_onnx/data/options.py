@@ -70,7 +70,10 @@ class DataOptions:
         metadata={
             "commands": "shrink heal advise quantize",
             "metavar": "DATA",
-            "help": {"": "Check on this data, not on samples held out.", "advise": "Judge candidates on this data, not on --data."},
+            "help": {
+                "": "Check on this data, not on samples held out.",
+                "advise": "Judge candidates on this data, not on --data.",
+            },
             "described": False,
         },
     )
@@ -84,9 +87,7 @@ class DataOptions:
             "described": False,
         },
     )
-    seed: int = field(
-        default=0, metadata={"commands": _ALL, "least": 0, "help": "Seed of all random choices (0)."}
-    )
+    seed: int = field(default=0, metadata={"commands": _ALL, "least": 0, "help": "Seed of all random choices (0)."})
 
     def __post_init__(self) -> None:
         self.preparing()

@@ -17,7 +17,7 @@ FEW = 5.0
 """Samples per neuron below which a warning is given (the PCNS drafts ask for 5 to 10)."""
 APART, LOUD = 2.0, 1e-3
 """So many times the error of the samples that a layer was solved on, and so much of the variance, may others miss."""
-SLOWER = "the result is slower than the original here: --budget latency=F narrows only those layers that it makes faster"
+SLOWER = "the result is slower than the original here: --budget latency=F narrows only layers that get faster by it"
 NOTHING_CHECKED = "nothing was checked: there are no samples to compare on (latency is on noise); give --data or --eval"
 
 
@@ -135,8 +135,8 @@ def still(solution: Solution) -> list[str]:
     if not names:
         return []
     return [
-        f"{len(names)} of {len(fits)} layers that are solved again compute the same for all samples ('{names[0]}' is the "
-        "first), so that their new weights hold for these only: give samples that differ"
+        f"{len(names)} of {len(fits)} layers that are solved again compute the same for all samples ('{names[0]}' is "
+        "the first), so that their new weights hold for these only: give samples that differ"
     ]
 
 
