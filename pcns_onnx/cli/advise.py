@@ -13,7 +13,9 @@ from pcns_onnx.cli.options import DATA_HELP, api_keywords, as_json, config_optio
 @click.command(epilog=EXIT_CODES)
 @click.argument("model")
 @click.option("--data", required=True, help=DATA_HELP)
-@click.option("--target", default="auto", metavar="cpu|cuda", help="Time on this (auto: CUDA where there is a GPU).")
+@click.option(
+    "--target", default="auto", metavar="cpu|cuda", help="Time candidates on this (auto: CUDA where there is a GPU)."
+)
 @as_json
 @record_options("advise")
 @config_option

@@ -26,8 +26,13 @@ from pcns_onnx.cli.training.design import design
 from pcns_onnx.cli.training.expand import expand
 from pcns_onnx.errors import NothingToShrinkError, PcnsError
 
+GLOSSARY = "What a word in a message or a table means: docs/glossary.md in the repository."
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+@click.group(
+    epilog=f"{EXIT_CODES}\n\n{GLOSSARY}",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(package_name="pcns-onnx")
 def cli() -> None:
     """Make a trained ONNX model narrower and faster, with nothing but samples."""

@@ -56,8 +56,8 @@ def unsteady(latency: Latency) -> list[str]:
     if max(spreads) < _UNSTEADY:
         return []
     return [
-        f"latency says little: the middle half of equal runs differs by a factor of {max(spreads):.0f}, as where other "
-        "work keeps the processors busy; time again, or with fewer --threads"
+        f"latency is uncertain: the middle half of equal runs differs by a factor of {max(spreads):.0f}, as where "
+        "other work keeps the processors busy: time again when the machine is idle, or with fewer --threads"
     ]
 
 

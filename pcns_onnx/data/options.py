@@ -70,7 +70,10 @@ class DataOptions:
         metadata={
             "commands": "shrink heal advise quantize explore",
             "metavar": "DATA",
-            "help": {"": "Check on this data instead.", "advise": "Judge candidates on this data instead."},
+            "help": {
+                "": "Check on this data, not on samples held out.",
+                "advise": "Judge candidates on this data, not on --data.",
+            },
             "described": False,
         },
     )
@@ -84,9 +87,7 @@ class DataOptions:
             "described": False,
         },
     )
-    seed: int = field(
-        default=0, metadata={"commands": _ALL, "least": 0, "help": "Seed of everything that is drawn (0)."}
-    )
+    seed: int = field(default=0, metadata={"commands": _ALL, "least": 0, "help": "Seed of all random choices (0)."})
 
     def __post_init__(self) -> None:
         self.preparing()

@@ -241,6 +241,6 @@ def _verdict(
     trial: PairedTrial, course: Course, options: HealOptions, losses: tuple[float, float], progress: Progress
 ) -> Verdict:
     if not course.taken:
-        why = f"the loss ran away at every rate ({course.retries} retries)"
+        why = f"the loss diverged at every rate that was tried ({course.retries} retries)"
         return Verdict(False, why, "agreement", 0, None, None, 0, 0, 0.0, *losses)
     return trial.verdict(options.heal_accept, losses, progress)

@@ -100,7 +100,7 @@ class Training:
                 left = (time.perf_counter() - start) / _TIMED * (self.schedule.steps - step - 1)
                 self.progress.say(
                     f"healing: {self.schedule.steps - first:,} steps of {self.schedule.batch} samples, about "
-                    f"{duration_text(left)} by the first {_TIMED}"
+                    f"{duration_text(left)}, judging by the first {_TIMED}"
                 )
             yield step
 

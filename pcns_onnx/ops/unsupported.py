@@ -65,7 +65,7 @@ INTACT: dict[str, tuple[str, Callable[[OpContext], int | None]]] = {
     **dict.fromkeys(("QLinearConv", "ConvInteger"), (QUANTISED, _window)),
     **dict.fromkeys(("QLinearMatMul", "MatMulInteger"), (QUANTISED, _product)),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"), (QUANTISED, lambda context: None)),
-    "DeformConv": ("bends its windows, which is not supported yet", _window),
+    "DeformConv": ("deforms its windows, which is not supported yet", _window),
 }
 """Operator -> what to say of it, and what it costs (None: it is not listed as a layer)."""
 

@@ -162,7 +162,7 @@ class Goal:
         metadata={
             "commands": "shrink plan explore",
             "metavar": "FILE",
-            "help": "Keep what was seen of the data, for other budgets.",
+            "help": "Statistics of the data, kept in this file: other budgets then need no pass over it.",
             "described": False,
         },
     )

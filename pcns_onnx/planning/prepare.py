@@ -115,7 +115,8 @@ def _select(
 
 def kept_whole(problem: Problem, decision: Decision) -> list[SkippedLayer]:
     """Groups that could be narrowed and are not, with the reason."""
-    ranks, own = "two layers in its place do not pay here", "it keeps its full width here"
+    ranks = "two layers of lower rank in its place would cost as much"
+    own = "at this budget or width all its channels stay: a smaller one may narrow it"
     return by_cause(
         [
             SkippedLayer(name, ranks if name in problem.factors else own)

@@ -17,7 +17,7 @@ FEW = 5.0
 """Samples per neuron below which a warning is given (the PCNS drafts ask for 5 to 10)."""
 APART, LOUD = 2.0, 1e-3
 """So many times the error of the samples that a layer was solved on, and so much of the variance, may others miss."""
-SLOWER = "the result is slower than the original here: a latency budget leaves layers alone where that does not pay"
+SLOWER = "the result is slower than the original here: --budget latency=F narrows only layers that get faster by it"
 NOTHING_CHECKED = "nothing was checked: there are no samples to compare on (latency is on noise); give --data or --eval"
 
 
@@ -64,9 +64,9 @@ def apart(infos: Sequence[GroupInfo]) -> list[str]:
     worst = max(apart, key=lambda name: missed[name])
     fit = fits[worst]
     return [
-        f"{len(apart)} of {len(fits)} layers miss more on samples that they were not solved on, worst '{worst}': "
-        f"{share(missed[worst])} of the variance against {share(fit.error)}, its ridge being raised to {fit.ridge:g}; "
-        "more samples would do better"
+        f"{len(apart)} of {len(fits)} layers miss more on samples that they were not solved on (worst: '{worst}' with "
+        f"{share(missed[worst])} of the variance of its outputs there and {share(fit.error)} where it was solved, with "
+        f"ridge {fit.ridge:g}): give more samples"
     ]
 
 
@@ -78,7 +78,7 @@ def few_samples(problem: Problem) -> list[str]:
     worst = min(few, key=lambda name: few[name])
     return [
         f"few samples: {len(few)} of {len(problem.groups)} layers have under {FEW:g} per neuron (least: '{worst}' with "
-        f"{few[worst]:.1f}); more samples would do better"
+        f"{few[worst]:.1f}): give more samples"
     ]
 
 
@@ -104,7 +104,8 @@ def degenerate(summary: SampleSummary, where: str = "the solve", *, counts: bool
     repeated, warnings = summary.count - summary.distinct, list[str]()
     if repeated:
         warnings.append(
-            f"{repeated} of {summary.count} samples of {where} repeat others: they say as much as {summary.distinct}"
+            f"{repeated} of {summary.count} samples of {where} repeat others: they count as {summary.distinct}, give "
+            "different ones"
         )
     if counts and summary.distinct < LEAST:
         few = f"{summary.distinct} different samples"
@@ -123,7 +124,7 @@ def starved(solution: Solution, problem: Problem) -> list[str]:
     worst = min(short, key=lambda name: rows[name] / short[name])
     return [
         f"{len(short)} of {len(fits)} re-fits have fewer rows than unknowns (least: '{worst}' with {rows[worst]} for "
-        f"{short[worst]}), which many weights meet: give more samples"
+        f"{short[worst]}), so that many solutions fit equally well: give more samples"
     ]
 
 
@@ -134,8 +135,8 @@ def still(solution: Solution) -> list[str]:
     if not names:
         return []
     return [
-        f"{len(names)} of {len(fits)} layers that are solved again make the same of all samples ('{names[0]}' is the "
-        "first): what they were solved for holds for these only, give samples that differ"
+        f"{len(names)} of {len(fits)} layers that are solved again compute the same for all samples ('{names[0]}' is "
+        "the first), so that their new weights hold for these only: give samples that differ"
     ]
 
 

@@ -62,7 +62,7 @@ class RuntimeOptions:
         metadata={
             "commands": _ALL,
             "metavar": "4GB",
-            "help": "Take no more memory than that: more passes, or one line of error.",
+            "help": "Stay within so much memory, by more passes over the data; an error where that cannot be done.",
             "described": False,
         },
     )

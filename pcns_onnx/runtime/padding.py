@@ -198,9 +198,9 @@ def _proven(session: Session, padding: Padding) -> PaddingProof:
     proven = replace(padding, left=ends[0] is None, right=ends[1] is None)
     note = f"what '{padding.mask}' masks does not count: "
     if proven.cuts:
-        return PaddingProof(proven, note + "batches are cut to their longest sample, and errors on padding are none")
+        return PaddingProof(proven, f"{note}batches are cut to their longest sample; errors on padding do not count")
     why = next((f"; it is not cut off, since {end}" for end in ends if end), "")
-    return PaddingProof(proven, f"{note}errors on padding are none{why}")
+    return PaddingProof(proven, f"{note}errors on padding do not count{why}")
 
 
 def _is_same_cut(session: Session, padding: Padding, whole: Tensors) -> str | None:

@@ -173,7 +173,7 @@ def test_samples_that_are_alike_prove_nothing(case: str, evaluated: bool) -> Non
 def test_a_few_samples_repeated_are_few_samples(count: int) -> None:
     report = made(copies(rows(count), 40))
     assert bounds(report) == (None, None)
-    assert any(f"repeat others: they say as much as {count}" in text for text in report.warnings)
+    assert any(f"repeat others: they count as {count}" in text for text in report.warnings)
     assert any("have fewer rows than unknowns" in text for text in report.warnings) is (count == 3)
     assert any("few samples" in text for text in report.warnings)
 

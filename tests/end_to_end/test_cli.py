@@ -460,7 +460,12 @@ def activations() -> ModelProto:
             {"g0 and 1 other": "left out", "g2": "output"},
             "every layer has",
         ),
-        (mlp(), ["--width", 1], {"g0 and 1 other": "full width", "g2": "output"}, "every layer needs its full"),
+        (
+            mlp(),
+            ["--width", 1],
+            {"g0 and 1 other": "all its channels stay", "g2": "output"},
+            "every layer keeps all its channels",
+        ),
         (activations(), ["--width", 0.5], {}, "the model has no layer with stored weights"),
     ],
     ids=["one layer", "a residual", "excluded", "full width", "no layers"],

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "tools"
 NEEDS = {
     "benchmarks/frontier.py": "matplotlib",
+    "docs/notebook.py": "nbformat",
     "fixtures/minilm.py": "torch",
     "fixtures/reference_models.py": "torch",
     "papers/eigen/eigen.py": "matplotlib",
@@ -47,7 +48,7 @@ def test_a_script_says_how_it_is_called(name: str) -> None:
 
 
 def test_every_folder_has_its_scripts() -> None:
-    assert {name.partition("/")[0] for name in SCRIPTS} == {"benchmarks", "fixtures", "papers", "robustness"}
+    assert {name.partition("/")[0] for name in SCRIPTS} == {"benchmarks", "docs", "fixtures", "papers", "robustness"}
 
 
 @pytest.mark.parametrize("path", sorted(TOOLS.rglob("*.py")), ids=lambda path: str(path.relative_to(TOOLS)))

@@ -86,7 +86,10 @@ def take(step: Step) -> Narrowed:
     decision = strategy.decide(problem, check.keeps_limits)
     skipped += kept_whole(problem, decision)
     if not decision.narrowed:
-        raise NothingToShrinkError("nothing was shrunk: every layer needs its full width here", pairs(skipped))
+        raise NothingToShrinkError(
+            "nothing was shrunk: every layer keeps all its channels at this budget or width: ask for less",
+            pairs(skipped),
+        )
     is_drawn = running.options.outputs.html is not None and step.count == 1
     frontier = strategy.frontier(problem) if is_drawn else []
     problem, decision = strategy.settle(problem, decision)

@@ -20,6 +20,8 @@ from pcns_onnx.report.shares import flipped, number, share, worst_share
 
 _BAR = 40
 """Columns of the longest bar of a frontier."""
+ERRORS = "errors: of the variance of what the next layers compute; kept aside: on samples not used by the re-fit"
+"""What the errors of layers are shares of."""
 
 
 def plain_table(*left: str, right: Sequence[str] = ()) -> Table:
@@ -37,7 +39,7 @@ def inspection_tables(inspection: Inspection) -> Iterator[RenderableType]:
     with_data = any(layer.dimensions is not None for layer in inspection.layers)
     table = plain_table("layer", "kind", right=("width", "MACs", "params"))
     if with_data:
-        for name in ("99 %", "99.9 %", "99.99 %", "samples/neuron"):
+        for name in ("dims at 99 %", "99.9 %", "99.99 %", "samples/neuron"):
             table.add_column(name, justify="right")
     table.add_column("can it shrink?", overflow="fold")
     for layer in inspection.layers:
@@ -87,7 +89,7 @@ def _assessments(layers: list[PcnsAssessment]) -> Iterator[Table]:
     """Eigenvectors by share of variance, then what the trials of batch sizes found."""
     shares = sorted(layers[0].eigenvectors, key=float)
     reached = (f"{100 * float(share):g} %" for share in shares)
-    table = plain_table("eigenvectors that reach", right=("width", *reached, "share in width/10"))
+    table = plain_table("eigenvectors that reach", right=("width", *reached, "variance in width/10"))
     table.add_column("--method pcns", overflow="fold")
     for layer in layers:
         counts = [str(layer.eigenvectors[share]) for share in shares]
@@ -136,7 +138,7 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
                     else []
                 ),
             )
-        yield widths
+        yield Group(widths, ERRORS) if any(group.fits for group in report.groups) else widths
     if report.left_alone:
         yield _left_alone(report.left_alone)
     yield _before_after(report)
@@ -229,9 +231,9 @@ def _precisions(report: Report) -> Table:
     sizes = [report.before.bytes, report.after.bytes, *(precision.bytes for precision in report.precisions)]
     times = [report.latency.ratio, *(precision.latency.ratio for precision in report.precisions)]
     table.add_row("file size (bytes)", *(f"{size:,}" for size in sizes))
-    table.add_row("latency, of the original's", "1", *(f"{ratio:.3f}" for ratio in times))
+    table.add_row("latency (ratio to the original)", "1", *(f"{ratio:.3f}" for ratio in times))
     table.add_row(
-        "latency, of the shrunk model's", "", "1", *(f"{precision.on_top:.3f}" for precision in report.precisions)
+        "latency (ratio to the shrunk model)", "", "1", *(f"{precision.on_top:.3f}" for precision in report.precisions)
     )
     if (first := report.agreement).score is not None:
         unit = " (%)" if first.score == "accuracy" else ""
@@ -272,7 +274,7 @@ def plan_tables(report: PlanReport) -> Iterator[RenderableType]:
         bar = "█" * max(1, round(_BAR * point.error / most)) if len(report.points) > 1 else ""
         shares = (f"{point.costs[name]:.3f}" if name in point.costs else "" for name in RESOURCES)
         table.add_row(*shares, f"{point.error:.3f}", bar)
-    yield Group(f"latency: {where}", table)
+    yield Group(f"shares of the original's costs; latency at {where}", table)
     if report.left_alone:
         yield _left_alone(report.left_alone)
 

@@ -53,7 +53,7 @@ def does_not_pay(
     """What speaks against shrinking, in sentences; `limit` may be lost, `fixed` is the time that no width changes."""
     known = [row for row in shrunk if row.loss is not None and row.latency is not None]
     if fixed is not None and fixed > MOST:
-        yield f"{fixed:.0%} of its time is in what no width changes"
+        yield f"{fixed:.0%} of its time goes into operators that no width changes"
     if not known:
         return
     good = [row for row in known if row.loss is not None and row.loss.high <= limit]
@@ -61,11 +61,11 @@ def does_not_pay(
         widest = known[0]
         assert widest.loss is not None, "known"
         yield (
-            f"it is compact: {widest.budget:g} of its multiply-adds may lose {amount(widest.loss, widest.loss.high)} "
-            f"already, where {amount(widest.loss, limit)} may be lost"
+            f"it is compact: already at {widest.budget:g} of its multiply-adds it may lose "
+            f"{amount(widest.loss, widest.loss.high)} (allowed: {amount(widest.loss, limit)})"
         )
     elif all((row.latency or 1.0) > 1 - PAYS for row in good):
-        yield f"narrower is no faster here: {min(row.latency or 1.0 for row in good):.2f} of the time at best"
+        yield f"narrower is no faster here: it takes {min(row.latency or 1.0 for row in good):.2f} of the time at best"
     if int8.latency is None or int8.loss is None or int8.loss.high > limit:
         return
     fastest = min((row.latency or 1.0 for row in good), default=1.0)

@@ -55,7 +55,7 @@ def recommended(rows: Sequence[AdviceRow], limit: float) -> AdviceRow:
 def explained(best: AdviceRow, rows: Sequence[AdviceRow], limit: float | None) -> str:
     """Why that row, in a sentence."""
     if best.loss is None or limit is None or best.latency is None or all(row.loss is None for row in rows[1:]):
-        return "nothing else is to be had"
+        return "nothing else is available"
     most = amount(best.loss, limit)
     if best is rows[0]:
         return f"nothing else is {PAYS:.0%} faster and sure enough to lose no more than {most}"
@@ -65,4 +65,4 @@ def explained(best: AdviceRow, rows: Sequence[AdviceRow], limit: float | None) -
     if beyond is not None and beyond.loss is not None:
         more = f"; '{beyond.name}' may lose {amount(best.loss, beyond.loss.high)}"
     lost = amount(best.loss, best.loss.high)
-    return f"{best.latency:.2f} of the time, and not likely to lose more than {lost}, where {most} may be lost{more}"
+    return f"it takes {best.latency:.2f} of the time and is unlikely to lose more than {lost} (allowed: {most}){more}"

@@ -66,7 +66,7 @@ def cells(row: AdviceRow) -> tuple[str, ...]:
 
 
 def commands(rows: Sequence[AdviceRow]) -> list[tuple[str, str]]:
-    """Names of rows and what to type for them, or why they are not to be had: once for all with the same reason."""
+    """Names of rows and what to type for them, or why they are not available: once for all with the same reason."""
     lines = [
         (row.name, row.command + (f"    # first: {row.needs}" if row.needs else "")) for row in rows if _is_there(row)
     ]
@@ -74,7 +74,7 @@ def commands(rows: Sequence[AdviceRow]) -> list[tuple[str, str]]:
     for row in rows:
         if row.why_not is not None:
             without.setdefault(row.why_not, []).append(row.name)
-    return lines + [("; ".join(names), f"not to be had: {reason}") for reason, names in without.items()]
+    return lines + [("; ".join(names), f"not available: {reason}") for reason, names in without.items()]
 
 
 def _is_there(row: AdviceRow) -> bool:
