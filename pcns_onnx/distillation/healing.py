@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.data.batch import Batch
 from pcns_onnx.data.dataset import split
+from pcns_onnx.data.padding import arranged
+from pcns_onnx.dependency.residual import block_ends
 from pcns_onnx.distillation.acceptance import PairedTrial
 from pcns_onnx.distillation.augmentation import Augmentation, augmentation_of
 from pcns_onnx.distillation.checkpoint import Checkpoint, Course
@@ -26,7 +31,7 @@ from pcns_onnx.distillation.options import HealOptions
 from pcns_onnx.distillation.pool import Pool
 from pcns_onnx.distillation.schedule import Schedule, peak_rates, suitable
 from pcns_onnx.distillation.student import Student, deterministic, raised_by_pytorch, torch_version
-from pcns_onnx.distillation.targets import Measure, Spreads, targets_of, taught_tensors
+from pcns_onnx.distillation.targets import Measure, Spreads, Target, targets_of, taught_tensors
 from pcns_onnx.distillation.teacher import Outputs, Teacher
 from pcns_onnx.distillation.training import Training
 from pcns_onnx.errors import InputError, PcnsError, UnsupportedError, first_line
@@ -39,6 +44,8 @@ from pcns_onnx.runtime.samples import Samples
 
 WATCHED = 512
 """Samples kept aside that the loss is looked at on, while the student learns."""
+STATES = 1.0
+"""How much the hidden states of a model that makes embeddings count beside these."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +105,14 @@ def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
     _check_shapes(lesson, student(first, exact=True))
     augmentation = augmentation_of(options.heal_augment, subject.original, [first])
     pool = Pool(subject.learnt, subject.room, subject.seed)
-    shown = options.shown or suitable(*(subject.macs or (0, 0)), subject.learnt.count, unknown=subject.macs is None)
+    macs = [round(_filled(subject) * each) for each in subject.macs or (0, 0)]
+    shown = options.shown or suitable(*macs, subject.learnt.count, unknown=subject.macs is None)
     schedule = Schedule.of(max(1, round(shown * subject.share)), options.heal_batch)
     schedule = replace(schedule, batch=pool.step(schedule.batch))
     rates = peak_rates({name: float(np.sqrt(np.mean(v**2))) for name, v in student.state().items() if v.size})
-    loss = DistillationLoss(lesson.measures, device)
+    losses = DistillationLoss(lesson.measures, device, lesson.inner), DistillationLoss(lesson.measures, device)
     training = Training(
-        student, lesson.teacher, loss, pool, augmentation, schedule, rates, lesson.watched, subject.seed, device,
+        student, lesson.teacher, *losses, pool, augmentation, schedule, rates, lesson.watched, subject.seed, device,
         subject.progress,
     )  # fmt: skip
     before = training.loss_of(lesson.watched)
@@ -117,8 +125,9 @@ def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
     course = training.run(checkpoint, resume=options.resume)
     after = training.loss_of(lesson.watched)
     graph = student.graph()
+    features = frozenset(m.target.output for m in lesson.measures if m.target.loss in ("cosine", "row"))
     trial = PairedTrial(
-        subject.engine, subject.original, subject.small, graph, subject.aside, subject.layout, subject.metric
+        subject.engine, subject.original, subject.small, graph, subject.aside, subject.layout, subject.metric, features
     )
     verdict = _verdict(trial, course, options, (before, after), subject.progress)
     record = Healing(
@@ -127,7 +136,9 @@ def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
         steps=course.step,
         batch=schedule.batch,
         learnt=subject.learnt.count,
-        losses={measure.target.shown_as: str(measure.target) for measure in lesson.measures},
+        losses={m.target.shown_as: str(m.target) for m in lesson.measures if not m.target.inner},
+        states=[m.target.output for m in lesson.measures if m.target.inner],
+        states_weight=lesson.inner,
         left_out=lesson.left_out,
         augmentation=augmentation.kind,
         augmentation_why=augmentation.why,
@@ -177,6 +188,7 @@ class _Lesson:
     measures: list[Measure]
     watched: list[tuple[Batch, Outputs]]
     left_out: list[str]
+    inner: float
 
 
 def _lesson(subject: Subject, options: HealOptions) -> _Lesson:
@@ -184,38 +196,87 @@ def _lesson(subject: Subject, options: HealOptions) -> _Lesson:
     names = [spec.name for spec in original.outputs]
     if names != [spec.name for spec in small.outputs]:
         raise InputError(f"the models have different outputs: {names} and {[s.name for s in small.outputs]}")
-    first = next(iter(subject.aside))
+    padding = subject.aside.data.padding
+    first = next(_watched_first(subject))
     tensors = taught_tensors(original, small)
     plain = Teacher(subject.engine, original, list(tensors))
-    targets = targets_of(original, small, tensors, plain(first), options.heal_loss)
+    targets = targets_of(original, small, tensors, plain(first), options.heal_loss, pooled=padding is not None)
     if not targets:
         raise UnsupportedError("no output of the model is of floats: there is nothing that a student can learn from")
-    teacher = Teacher(subject.engine, original, [target.original for target in targets])
+    inner = _weight_of_states(options, targets)
+    states = _states(subject, first) if inner else []
+    teacher = Teacher(subject.engine, original, [target.original for target in (*targets, *states)], padding)
+    targets += [state for state in states if padding is None or teacher.places[state.original] is not None]
     kept, count = list[tuple[Batch, Outputs]](), 0
-    spreads = Spreads(targets, subject.layout, teacher.batch_axes(first, fixed=subject.aside.fixed))
-    for batch in subject.aside:
+    axes = teacher.batch_axes(first, fixed=subject.aside.fixed)
+    spreads = Spreads(targets, subject.layout, axes, teacher.places)
+    for batch in _watched_first(subject):
         outputs = teacher(batch)
-        spreads.update(outputs, batch.size)
+        spreads.update(outputs, batch.size, teacher.live(batch))
         if count < WATCHED:
-            kept.append((batch, outputs))
+            kept.append((batch, {target.original: outputs[target.original] for target in targets if not target.inner}))
         count += batch.size
     measures = spreads.measures()
-    if not measures:
+    if all(measure.target.inner for measure in measures):
         raise InputError(
             f"the outputs of the original do not vary on the samples kept aside ({count}): give more, and other ones"
         )
     learnt = {measure.target.output for measure in measures}
-    return _Lesson(teacher, measures, kept, [name for name in names if name not in learnt])
+    return _Lesson(teacher, measures, kept, [name for name in names if name not in learnt], inner)
+
+
+def _watched_first(subject: Subject) -> Iterator[Batch]:
+    """The samples kept aside, those that are watched first, without common padding."""
+    batches, padding, count = iter(subject.aside), subject.aside.data.padding, 0
+    if padding is None or not padding.cuts:
+        yield from batches
+        return
+    watched = list[Batch]()
+    while count < WATCHED and (batch := next(batches, None)) is not None:
+        watched.append(batch)
+        count += batch.size
+    for part in (watched, batches):
+        yield from arranged(part, padding, subject.aside.batch)
+
+
+def _weight_of_states(options: HealOptions, targets: list[Target]) -> float:
+    """How much the hidden states count beside the outputs: by themselves those of what makes embeddings."""
+    if options.heal_states is not None:
+        return options.heal_states
+    return STATES if any(target.loss in ("cosine", "row") for target in targets) else 0.0
+
+
+def _states(subject: Subject, first: Batch) -> list[Target]:
+    """What residual blocks hand on in both models, of one size and of floats."""
+    ends = [name for name in block_ends(subject.original) if name in subject.small.producers]
+    ends = [name for name in ends if name not in {spec.name for spec in subject.original.outputs}]
+    if not ends:
+        return []
+    both = (Teacher(subject.engine, graph, ends)(first) for graph in (subject.original, subject.small))
+    pairs = [(name, a[name], b[name]) for a, b in (tuple(both),) for name in ends]
+    return [Target(name, name, name, "mse", inner=True) for name, a, b in pairs if a.shape == b.shape and _is_float(a)]
 
 
 def _check_shapes(lesson: _Lesson, outputs: dict[str, torch.Tensor]) -> None:
     """Raise `InputError` where an output of the small model has another shape than the original's."""
-    for target in (measure.target for measure in lesson.measures):
+    for target in (measure.target for measure in lesson.measures if not measure.target.inner):
         small, original = tuple(outputs[target.student].shape), lesson.watched[0][1][target.original].shape
         if small != original:
             raise InputError(
                 f"output '{target.output}' has shape {small} in the small model and {original} in the original"
             )
+
+
+def _is_float(values: NDArray[Any]) -> bool:
+    return values.dtype.kind == "f" or values.dtype.name == "bfloat16"
+
+
+def _filled(subject: Subject) -> float:
+    """The share of the positions that is no padding: what is left of the cost of a sample."""
+    padding, lengths = subject.learnt.data.padding, subject.learnt.lengths
+    if padding is None or not padding.cuts or lengths is None:
+        return 1.0
+    return float(lengths.mean()) / max(padding.live(next(iter(subject.learnt)).feeds).shape[1], 1)
 
 
 def _hashes(subject: Subject) -> dict[str, str]:
@@ -231,7 +292,8 @@ def _run(
 ) -> str:
     """What tells this run from every other."""
     facts = [
-        sorted(hashes.items()), schedule, augmentation.kind, options.heal_loss, options.freeze, subject.seed,
+        sorted(hashes.items()), schedule, augmentation.kind, options.heal_loss, options.heal_states, options.freeze,
+        subject.seed,
         subject.layout.weights, sorted(torch_version().items()), torch.get_num_threads(),
     ]  # fmt: skip
     return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -61,6 +61,16 @@ class HealOptions:
             "help": "What the student minimises at each output (auto: by what the output is).",
         },
     )
+    heal_states: float | None = field(
+        default=None,
+        metadata={
+            "commands": _BOTH,
+            "metavar": "W",
+            "least": 0,
+            "help": "Weight of the hidden states that residual blocks hand on, beside the outputs (1 where these are "
+            "embeddings, else 0).",
+        },
+    )
     heal_augment: AugmentChoice = field(
         default="auto",
         metadata={

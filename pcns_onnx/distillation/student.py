@@ -114,14 +114,6 @@ class Student:
         halves = self.halves and not exact
         return torch.autocast(self._device, dtype=torch.bfloat16) if halves else nullcontext()
 
-    def mask(self, batch: Batch) -> Tensor | None:
-        """(samples, places): which places of a batch count, where an input of zeros and ones is named as a mask."""
-        for name, values in batch.feeds.items():
-            is_mask = "mask" in name.lower() and values.ndim == 2 and values.dtype.kind in "iub"
-            if is_mask and batch.axes.get(name, 0) == 0 and not np.isin(values, (0, 1), invert=True).any():
-                return torch.from_numpy(values.astype(np.float32)).to(self._device) if values.any() else None
-        return None
-
     def state(self) -> dict[str, Array]:
         """The weights that train, as they are now."""
         return {name: value.detach().cpu().contiguous().numpy().copy() for name, value in self.parameters.items()}
