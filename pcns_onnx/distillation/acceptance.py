@@ -138,7 +138,8 @@ def _judged(before: _Side, after: _Side, choice: AcceptChoice, losses: tuple[flo
         figure = "accuracy (%)"
     else:
         for tallies in zip(before.tallies, after.tallies, strict=True):
-            one = _of_output(*tallies, has_classes=tallies[0].classes and tallies[0].name not in before.features)
+            has_classes = tallies[0].classes and bool(tallies[0].differs)  # not where each position has classes
+            one = _of_output(*tallies, has_classes=has_classes and tallies[0].name not in before.features)
             if one.z > z or values == (None, None):
                 z, values, figure = one.z, one.values, one.figure
             lost, gained = lost + one.lost, gained + one.gained

@@ -100,7 +100,7 @@ def heal_model(subject: Subject, options: HealOptions) -> Healed:
 def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
     device = "cuda" if subject.engine.device == "cuda" and torch.cuda.is_available() else "cpu"
     lesson = _lesson(subject, options)
-    student = Student(subject.small, [m.target.student for m in lesson.measures], options.freeze, device=device)
+    student = Student(subject.small, lesson.ranks, options.freeze, device=device)
     first = lesson.watched[0][0]
     _check_shapes(lesson, student(first, exact=True))
     augmentation = augmentation_of(options.heal_augment, subject.original, [first])
@@ -189,6 +189,7 @@ class _Lesson:
     watched: list[tuple[Batch, Outputs]]
     left_out: list[str]
     inner: float
+    ranks: dict[str, int]
 
 
 def _lesson(subject: Subject, options: HealOptions) -> _Lesson:
@@ -222,7 +223,8 @@ def _lesson(subject: Subject, options: HealOptions) -> _Lesson:
             f"the outputs of the original do not vary on the samples kept aside ({count}): give more, and other ones"
         )
     learnt = {measure.target.output for measure in measures}
-    return _Lesson(teacher, measures, kept, [name for name in names if name not in learnt], inner)
+    ranks = {measure.target.student: outputs[measure.target.original].ndim for measure in measures}
+    return _Lesson(teacher, measures, kept, [name for name in names if name not in learnt], inner, ranks)
 
 
 def _watched_first(subject: Subject) -> Iterator[Batch]:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from pcns_onnx.autograd.weights import attribute_names, write_weights
 from pcns_onnx.data.batch import Batch
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Array, Graph
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 Parameters = dict[str, Tensor]
 """By the names of the initializers."""
@@ -76,11 +80,12 @@ def multiplies_bfloat16(device: str) -> bool:
 
 
 class Student:
-    """A module that computes `tensors` of `small` from feeds; `frozen` are the initializers that do not train."""
+    """A module that computes `tensors` of `small`, by name with how many axes each has, from feeds; `frozen` are the
+    initializers that do not train."""
 
-    def __init__(self, small: Graph, tensors: Sequence[str], freeze: Sequence[str], *, device: str) -> None:
-        self._small, self._tensors, self._device = small, list(dict.fromkeys(tensors)), device
-        part = Graph.load(small.extract([spec.name for spec in small.inputs], self._tensors).proto)
+    def __init__(self, small: Graph, tensors: Mapping[str, int], freeze: Sequence[str], *, device: str) -> None:
+        self._small, self._tensors, self._device = small, list(tensors), device
+        part = Graph.load(_part(small, tensors))
         self._inputs = [spec.name for spec in part.inputs]
         self._module = to_torch(part.proto, widen=True)
         names = {attribute: name for name, attribute in attribute_names(part.as_float32()).items()}
@@ -128,6 +133,18 @@ class Student:
         """The small model with these weights in its own nodes, names and types; all else is what it was."""
         proto = write_weights(self._small, dict(self.parameters))
         return Graph(proto, None, self._small.files, self._small.notes, self._small.stated_layout)
+
+
+def _part(small: Graph, tensors: Mapping[str, int]) -> ModelProto:
+    """What computes the tensors; the outputs of a model say how many axes they have, inner tensors need not."""
+    proto = small.extract([spec.name for spec in small.inputs], list(tensors)).proto
+    for value in proto.graph.output:
+        kind = value.type.tensor_type
+        if not kind.HasField("shape"):
+            kind.shape.SetInParent()
+            for _ in range(tensors[value.name]):
+                kind.shape.dim.add()
+    return proto
 
 
 def _depthwise(graph: Graph) -> bool:
