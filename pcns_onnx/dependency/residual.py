@@ -100,8 +100,9 @@ def _skip_of(graph: Graph, node: Node, order: Mapping[str, int]) -> str:
     if node.op not in _SUMS or len(node.inputs) < 2 or (node.op == "Sum" and len(node.inputs) > 2):
         return ""
     for skip, branch in (node.inputs[:2], node.inputs[1::-1]):
-        maker, is_stream = graph.producers.get(skip), _sums_of(graph, skip) == 1
-        if is_stream and branch in graph.producers and _passes_matrix(graph, skip, branch, order[maker.key] if maker else -1, order):
+        maker = graph.producers.get(skip)
+        first = order[maker.key] if maker else -1
+        if _sums_of(graph, skip) == 1 and _passes_matrix(graph, skip, branch, first, order):
             return skip
     return ""
 

@@ -69,9 +69,7 @@ class PairedTrial:
         """Run all three; `losses` are those of the model before and after."""
         form = comparison_form(self.samples, [spec.name for spec in self.original.outputs], self.metric)
         samples = self.samples.formed(form)
-        original = Original(
-            self.engine, _runnable(self.original), self.before, samples, self.layout, leaves_out=True
-        )
+        original = Original(self.engine, _runnable(self.original), self.before, samples, self.layout, leaves_out=True)
         before, after = (_Side(original, self.metric, self.features) for _ in range(2))
         sessions = [self.engine.session(_exposed(graph, before).program()) for graph in (self.before, self.after)]
         for index, batch in enumerate(progress.track(samples, "judge the healed model", samples.batches)):
@@ -99,9 +97,7 @@ class _Side:
         self.score = None if metric is None else Score(metric)
         self.right: list[NDArray[np.bool_]] = []
 
-    def add(
-        self, expected: Mapping[str, Any], outputs: Mapping[str, Any], batch: Batch, live: Live | None
-    ) -> None:
+    def add(self, expected: Mapping[str, Any], outputs: Mapping[str, Any], batch: Batch, live: Live | None) -> None:
         labels, size = batch.labels, batch.size
         proving = np.ones(size, dtype=np.bool_)
         a = {tally.name: on_host(expected[tally.name]) for tally in self.tallies}

@@ -105,8 +105,11 @@ def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
     _check_shapes(lesson, student(first, exact=True))
     augmentation = augmentation_of(options.heal_augment, subject.original, [first])
     pool = Pool(subject.learnt, subject.room, subject.seed)
-    macs = [round(_filled(subject) * each) for each in subject.macs or (0, 0)]
-    shown = options.shown or suitable(*macs, subject.learnt.count, unknown=subject.macs is None)
+    own, others = subject.macs or (0, 0)
+    left = _filled(subject)
+    shown = options.shown or suitable(
+        round(left * own), round(left * others), subject.learnt.count, unknown=subject.macs is None
+    )
     schedule = Schedule.of(max(1, round(shown * subject.share)), options.heal_batch)
     schedule = replace(schedule, batch=pool.step(schedule.batch))
     rates = peak_rates({name: float(np.sqrt(np.mean(v**2))) for name, v in student.state().items() if v.size})
@@ -278,7 +281,7 @@ def _filled(subject: Subject) -> float:
     padding, lengths = subject.learnt.data.padding, subject.learnt.lengths
     if padding is None or not padding.cuts or lengths is None:
         return 1.0
-    return float(lengths.mean()) / max(padding.live(next(iter(subject.learnt)).feeds).shape[1], 1)
+    return float(np.mean(lengths)) / max(padding.live(next(iter(subject.learnt)).feeds).shape[1], 1)
 
 
 def _hashes(subject: Subject) -> dict[str, str]:

@@ -40,9 +40,7 @@ def exposed(graph: Graph, tensors: Sequence[str]) -> Graph:
 class Teacher:
     """Gives `tensors` of the original for samples, of which it may be known what is `padding`."""
 
-    def __init__(
-        self, engine: Engine, original: Graph, tensors: Sequence[str], padding: Padding | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, original: Graph, tensors: Sequence[str], padding: Padding | None = None) -> None:
         self._graph = exposed(original, tensors)
         self._session = engine.session(self._graph.program())
         self._tensors = list(dict.fromkeys(tensors))

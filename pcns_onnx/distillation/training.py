@@ -42,8 +42,8 @@ Kept = Sequence[tuple[Batch, Mapping[str, NDArray[Any]]]]
 
 @dataclass
 class Training:
-    """One run: `rates` are the peak rates by initializer. What is learnt is `loss`, what is judged on samples kept aside
-    `watch`."""
+    """One run: `rates` are the peak rates by initializer; `loss` is what is learnt, `watch` what is looked at on
+    samples kept aside."""
 
     student: Student
     teacher: Teacher
