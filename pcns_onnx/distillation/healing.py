@@ -281,7 +281,8 @@ def _filled(subject: Subject) -> float:
     padding, lengths = subject.learnt.data.padding, subject.learnt.lengths
     if padding is None or not padding.cuts or lengths is None:
         return 1.0
-    return float(np.mean(lengths)) / max(padding.live(next(iter(subject.learnt)).feeds).shape[1], 1)
+    positions = padding.live(next(iter(subject.learnt)).feeds).shape[1]
+    return float(np.mean(lengths) / max(positions, 1))
 
 
 def _hashes(subject: Subject) -> dict[str, str]:
