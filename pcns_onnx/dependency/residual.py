@@ -122,11 +122,11 @@ def _passes_matrix(graph: Graph, skip: str, branch: str, first: int, order: Mapp
             continue
         between[order[maker.key]] = maker
         left.extend(maker.inputs)
-    made, mixed = {skip}, set[str]()
+    reached, mixed = {skip}, set[str]()
     for at in sorted(between):
         node = between[at]
-        if made.intersection(node.inputs):
-            made.update(node.outputs)
+        if reached.intersection(node.inputs):
+            reached.update(node.outputs)
             if node.op in _MATRICES or mixed.intersection(node.inputs):
                 mixed.update(node.outputs)
     return branch in mixed

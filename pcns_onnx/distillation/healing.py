@@ -101,23 +101,9 @@ def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
     device = "cuda" if subject.engine.device == "cuda" and torch.cuda.is_available() else "cpu"
     lesson = _lesson(subject, options)
     student = Student(subject.small, lesson.ranks, options.freeze, device=device)
-    first = lesson.watched[0][0]
-    _check_shapes(lesson, student(first, exact=True))
-    augmentation = augmentation_of(options.heal_augment, subject.original, [first])
-    pool = Pool(subject.learnt, subject.room, subject.seed)
-    own, others = subject.macs or (0, 0)
-    left = _filled(subject)
-    shown = options.shown or suitable(
-        round(left * own), round(left * others), subject.learnt.count, unknown=subject.macs is None
-    )
-    schedule = Schedule.of(max(1, round(shown * subject.share)), options.heal_batch)
-    schedule = replace(schedule, batch=pool.step(schedule.batch))
-    rates = peak_rates({name: float(np.sqrt(np.mean(v**2))) for name, v in student.state().items() if v.size})
-    losses = DistillationLoss(lesson.measures, device, lesson.inner), DistillationLoss(lesson.measures, device)
-    training = Training(
-        student, lesson.teacher, *losses, pool, augmentation, schedule, rates, lesson.watched, subject.seed, device,
-        subject.progress,
-    )  # fmt: skip
+    _check_shapes(lesson, student(lesson.watched[0][0], exact=True))
+    training = _training(subject, options, lesson, student)
+    schedule, augmentation = training.schedule, training.augmentation
     before = training.loss_of(lesson.watched)
     if not isfinite(before):
         raise InputError("the small model's outputs are no finite numbers on samples kept aside: nothing can be healed")
@@ -141,11 +127,11 @@ def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
         learnt=subject.learnt.count,
         losses={m.target.shown_as: str(m.target) for m in lesson.measures if not m.target.inner},
         states=[m.target.output for m in lesson.measures if m.target.inner],
-        states_weight=lesson.inner,
+        states_weight=training.loss.inner,
         left_out=lesson.left_out,
         augmentation=augmentation.kind,
         augmentation_why=augmentation.why,
-        rates=rates,
+        rates=dict(training.rates),
         frozen=student.frozen,
         looks=course.looks,
         taken=course.taken,
@@ -159,6 +145,22 @@ def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
         curve=extrapolated([*points, CurvePoint(subject.learnt.count, after)]) if points else [],
     )
     return Healed(graph if verdict.accepted else subject.small, record)
+
+
+def _training(subject: Subject, options: HealOptions, lesson: _Lesson, student: Student) -> Training:
+    """The run that is to be made: how long, at what rates, on what."""
+    augmentation = augmentation_of(options.heal_augment, subject.original, [lesson.watched[0][0]])
+    pool, left = Pool(subject.learnt, subject.room, subject.seed), _filled(subject)
+    own, others = (round(left * macs) for macs in subject.macs or (0, 0))
+    shown = options.shown or suitable(own, others, subject.learnt.count, unknown=subject.macs is None)
+    schedule = Schedule.of(max(1, round(shown * subject.share)), options.heal_batch)
+    schedule = replace(schedule, batch=pool.step(schedule.batch))
+    rates = peak_rates({name: float(np.sqrt(np.mean(v**2))) for name, v in student.state().items() if v.size})
+    loss, watch = (DistillationLoss(lesson.measures, student.device, inner) for inner in (lesson.inner, 0.0))
+    return Training(
+        student, lesson.teacher, loss, watch, pool, augmentation, schedule, rates, lesson.watched, subject.seed,
+        student.device, subject.progress,
+    )  # fmt: skip
 
 
 def _remember(training: Training, subject: Subject) -> None:

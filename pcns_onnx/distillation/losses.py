@@ -38,6 +38,7 @@ class DistillationLoss:
         self._weights = [torch.from_numpy(m.weights).to(device, torch.float32) for m in self._measures]
         total = sum(measure.importance for measure in measures if not measure.target.inner)
         hidden = max(sum(measure.target.inner for measure in measures), 1)
+        self.inner = inner if any(measure.target.inner for measure in measures) else 0.0
         self._shares = [inner / hidden if m.target.inner else m.importance / total for m in self._measures]
 
     @property

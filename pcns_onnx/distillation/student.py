@@ -85,7 +85,7 @@ class Student:
     initializers that do not train."""
 
     def __init__(self, small: Graph, tensors: Mapping[str, int], freeze: Sequence[str], *, device: str) -> None:
-        self._small, self._tensors, self._device = small, list(tensors), device
+        self._small, self._tensors, self.device = small, list(tensors), device
         part = Graph.load(_part(small, tensors))
         self._inputs = [spec.name for spec in part.inputs]
         self._module = to_torch(part.proto, widen=True)
@@ -113,13 +113,13 @@ class Student:
 
     def _fed(self, values: Array) -> Tensor:
         values = values.astype(np.float32) if values.dtype.name in ("float16", "bfloat16") else values
-        tensor = torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self._device)
+        tensor = torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.device)
         is_image = self.is_image and tensor.ndim == 4 and tensor.is_floating_point()
         return tensor.contiguous(memory_format=torch.channels_last) if is_image else tensor
 
     def _precision(self, exact: bool) -> AbstractContextManager[object]:
         halves = self.halves and not exact
-        return torch.autocast(self._device, dtype=torch.bfloat16) if halves else nullcontext()
+        return torch.autocast(self.device, dtype=torch.bfloat16) if halves else nullcontext()
 
     def state(self) -> dict[str, Array]:
         """The weights that train, as they are now."""
