@@ -233,7 +233,6 @@ class Choices(Running, total=False):
     updates: int
     heal_batch: int
     heal_loss: str
-    heal_states: float | None
     heal_augment: str
     heal_accept: str
     rounds: int

@@ -27,7 +27,7 @@ from pcns_onnx.distillation.augmentation import Augmentation, augmentation_of
 from pcns_onnx.distillation.checkpoint import Checkpoint, Course
 from pcns_onnx.distillation.learning_curve import SHARES, extrapolated
 from pcns_onnx.distillation.losses import DistillationLoss
-from pcns_onnx.distillation.options import HealOptions
+from pcns_onnx.distillation.options import HealOptions, LossChoice
 from pcns_onnx.distillation.pool import Pool
 from pcns_onnx.distillation.schedule import Schedule, peak_rates, suitable
 from pcns_onnx.distillation.student import Student, deterministic, raised_by_pytorch, torch_version
@@ -209,7 +209,7 @@ def _lesson(subject: Subject, options: HealOptions) -> _Lesson:
     targets = targets_of(original, small, tensors, plain(first), options.heal_loss, pooled=padding is not None)
     if not targets:
         raise UnsupportedError("no output of the model is of floats: there is nothing that a student can learn from")
-    inner = _weight_of_states(options, targets)
+    inner = _weight_of_states(options.heal_loss, targets)
     states = _states(subject, first) if inner else []
     teacher = Teacher(subject.engine, original, [target.original for target in (*targets, *states)], padding)
     targets += [state for state in states if padding is None or teacher.places[state.original] is not None]
@@ -246,11 +246,10 @@ def _watched_first(subject: Subject) -> Iterator[Batch]:
         yield from arranged(part, padding, subject.aside.batch)
 
 
-def _weight_of_states(options: HealOptions, targets: list[Target]) -> float:
+def _weight_of_states(choice: LossChoice, targets: list[Target]) -> float:
     """How much the hidden states count beside the outputs: by themselves those of what makes embeddings."""
-    if options.heal_states is not None:
-        return options.heal_states
-    return STATES if any(target.loss in ("cosine", "row") for target in targets) else 0.0
+    embeds = choice == "auto" and any(target.loss in ("cosine", "row") for target in targets)
+    return STATES if embeds or choice == "states" else 0.0
 
 
 def _states(subject: Subject, first: Batch) -> list[Target]:
@@ -300,7 +299,7 @@ def _run(
 ) -> str:
     """What tells this run from every other."""
     facts = [
-        sorted(hashes.items()), schedule, augmentation.kind, options.heal_loss, options.heal_states, options.freeze,
+        sorted(hashes.items()), schedule, augmentation.kind, options.heal_loss, options.freeze,
         subject.seed,
         subject.layout.weights, sorted(torch_version().items()), torch.get_num_threads(),
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Literal
 
-LossChoice = Literal["auto", "kl", "mse", "cosine"]
+LossChoice = Literal["auto", "kl", "mse", "cosine", "outputs", "states"]
 AugmentChoice = Literal["auto", "none", "mirror", "shift"]
 AcceptChoice = Literal["auto", "agreement", "strict"]
 
@@ -57,18 +57,9 @@ class HealOptions:
         default="auto",
         metadata={
             "commands": _BOTH,
-            "choices": ("auto", "kl", "mse", "cosine"),
-            "help": "What the student minimises at each output (auto: by what the output is).",
-        },
-    )
-    heal_states: float | None = field(
-        default=None,
-        metadata={
-            "commands": _BOTH,
-            "metavar": "W",
-            "least": 0,
-            "help": "Weight of the hidden states that residual blocks hand on, beside the outputs (1 where these are "
-            "embeddings, else 0).",
+            "choices": ("auto", "kl", "mse", "cosine", "outputs", "states"),
+            "help": "What the student minimises at each output (auto: by what the output is); with states also at what "
+            "residual blocks hand on, with outputs not (auto: where outputs are embeddings).",
         },
     )
     heal_augment: AugmentChoice = field(

@@ -34,6 +34,8 @@ from pcns_onnx.numerics.arrays import has_unit_rows
 
 Loss = Literal["kl", "binary", "mse", "cosine", "row"]
 
+_Forced = Literal["auto", "kl", "mse", "cosine"]
+
 TEMPERATURE = 4.0
 LEAST_CLASSES = 3
 _STILL = 1e-5
@@ -126,15 +128,17 @@ def targets_of(
 ) -> list[Target]:
     """What is learnt of `taught_tensors`; `values` are some of the original's. Those without numbers are left out.
 
-    `pooled`: the samples are sequences, so that outputs of one row per sample may be made of all its positions.
+    `choice`: by what each output is, or one loss for all of them. `pooled`: the samples are sequences, so that outputs of
+    one row per sample may be made of all its positions.
     """
+    forced: _Forced = "auto" if choice == "outputs" or choice == "states" else choice
     # Beside an output that says its classes by a Softmax or a Sigmoid, plain numbers are boxes or the like.
     decided = any(_front(original, name) is not None for name in tensors)
     targets = []
     for name, output in tensors.items():
         if values[name].dtype.kind == "f" or values[name].dtype.name == "bfloat16":
             array = np.asarray(values[name], dtype=np.float32)
-            target = _target(original, small, name, array, choice, decided=decided, pooled=pooled)
+            target = _target(original, small, name, array, forced, decided=decided, pooled=pooled)
             targets.append(replace(target, output=output))
     return targets
 
@@ -144,7 +148,7 @@ def _target(
     small: Graph,
     name: str,
     values: NDArray[np.float32],
-    choice: LossChoice,
+    choice: _Forced,
     *,
     decided: bool,
     pooled: bool,

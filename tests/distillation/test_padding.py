@@ -65,7 +65,7 @@ def test_what_stands_in_masked_tokens_changes_no_byte(kind: str, tmp_path: Path)
     others = filled(data)
     assert not np.array_equal(data["input_ids"], others["input_ids"])
     outs = [tmp_path / f"{name}.onnx" for name in "abc"]
-    reports = [healed(encoder.model, feeds, out, heal_states=1.0).report
+    reports = [healed(encoder.model, feeds, out, heal_loss="states").report
                for feeds, out in zip((data, others, data), outs, strict=True)]  # fmt: skip
     assert outs[0].read_bytes() == outs[1].read_bytes() == outs[2].read_bytes()
     first, second = (report.healing for report in reports[:2])
@@ -214,7 +214,7 @@ ROWS = {("BERT", "plain"): 4, ("BERT", "ort"): 4, ("GPT-2 with a cache", "ort"):
 def test_decoders_and_fused_attention_are_healed_with_the_states_of_their_blocks(name: str, form: str) -> None:
     model, net = row(name, form, layers=2)
     data = samples(model, net, 100)
-    healing = heal(disturbed(model, 0.1), model, data, **{**FAST, "updates": 640}, heal_states=1.0).report.healing
+    healing = heal(disturbed(model, 0.1), model, data, **{**FAST, "updates": 640}, heal_loss="states").report.healing
     assert healing is not None and healing.verdict.accepted and len(healing.states) == ROWS[name, form]
     assert healing.verdict.loss_after < 0.7 * healing.verdict.loss_before
 
@@ -222,4 +222,4 @@ def test_decoders_and_fused_attention_are_healed_with_the_states_of_their_blocks
 def test_what_cannot_be_translated_is_named() -> None:
     model, net = row("Llama", "ort")
     with pytest.raises(UnsupportedError, match=r"GroupQueryAttention 'layer0.*' is not known"):
-        heal(disturbed(model, 0.1), model, samples(model, net, 40), **FAST, heal_states=1.0)
+        heal(disturbed(model, 0.1), model, samples(model, net, 40), **FAST, heal_loss="states")

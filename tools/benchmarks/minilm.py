@@ -1,7 +1,7 @@
 """What is left of a sentence encoder's embeddings after shrinking, as a Markdown table.
 
     python tools/benchmarks/minilm.py DIR [--budget macs=0.8 ...] [--method obs] [--samples 2000] [--threads 2] \
-        [--heal N] [--set heal_states=0 ...]
+        [--heal N] [--set heal_loss=outputs ...]
 
 DIR is what `tools/fixtures/minilm.py` wrote. One row per budget. On the sentences of `test.npz`, which the solve never
 sees: the cosine between the original's and the shrunk model's embedding of the same sentence (mean, and the value that
@@ -14,7 +14,6 @@ which decides nothing, so that none of the others need be held out for it. `--se
 from __future__ import annotations
 
 import argparse
-import ast
 import time
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ def main() -> None:
     choices: dict[str, Any] = {"method": args.method, "samples": args.samples, "threads": args.threads}
     if args.heal is not None:
         choices |= {"heal": args.heal, "eval": args.folder / "test.npz"}
-    choices |= {name: ast.literal_eval(value) for name, _, value in (text.partition("=") for text in args.set)}
+    choices |= {name: value for name, _, value in (text.partition("=") for text in args.set)}
     model = args.folder / "model.onnx"
     with np.load(args.folder / "test.npz") as held:
         test = {name: held[name] for name in held.files}
