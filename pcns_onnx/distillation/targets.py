@@ -128,7 +128,7 @@ def targets_of(
 ) -> list[Target]:
     """What is learnt of `taught_tensors`; `values` are some of the original's. Those without numbers are left out.
 
-    `choice`: by what each output is, or one loss for all of them. `pooled`: the samples are sequences, so that outputs of
+    `choice`: by what each output is, or one loss for all of them. `pooled`: samples are sequences, so that an output of
     one row per sample may be made of all its positions.
     """
     forced: _Forced = "auto" if choice == "outputs" or choice == "states" else choice
