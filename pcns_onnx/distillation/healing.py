@@ -152,10 +152,14 @@ def _training(subject: Subject, options: HealOptions, lesson: _Lesson, student: 
     augmentation = augmentation_of(options.heal_augment, subject.original, [lesson.watched[0][0]])
     pool, left = Pool(subject.learnt, subject.room, subject.seed), _filled(subject)
     own, others = (round(left * macs) for macs in subject.macs or (0, 0))
-    shown = options.shown or suitable(own, others, subject.learnt.count, unknown=subject.macs is None)
+    shown = options.shown or suitable(
+        own, others, subject.learnt.count, unknown=subject.macs is None, attends=student.attends
+    )
     schedule = Schedule.of(max(1, round(shown * subject.share)), options.heal_batch)
     schedule = replace(schedule, batch=pool.step(schedule.batch))
-    rates = peak_rates({name: float(np.sqrt(np.mean(v**2))) for name, v in student.state().items() if v.size})
+    weights = {name: value for name, value in student.state().items() if value.size}
+    matrices = [name for name, value in weights.items() if value.ndim > 1] if student.attends else []
+    rates = peak_rates({name: float(np.sqrt(np.mean(value**2))) for name, value in weights.items()}, matrices)
     loss, watch = (DistillationLoss(lesson.measures, student.device, inner) for inner in (lesson.inner, 0.0))
     return Training(
         student, lesson.teacher, loss, watch, pool, augmentation, schedule, rates, lesson.watched, subject.seed,
