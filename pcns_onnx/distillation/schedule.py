@@ -12,8 +12,8 @@ weights of other size. Over the steps it rises linearly (5 %), then falls as hal
 Loshchilov and Hutter 2017). Models with attention take `CALM` of that, and for no tensor more than for the median of
 their matrices, since norms' gains are large beside these: that is 2e-4 for MiniLM-L6.
 
-Where the loss on samples kept aside runs away, the best point is taken up again at a quarter of the rate. (1.5 times the
-start's is no sign of that: good starts come to it at the peak rate, and end below.)
+Where the loss on samples kept aside runs away, the best point is taken up again at a quarter of the rate. (1.5 times
+the start's is no sign of that: good starts come to it at the peak rate, and end below.)
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from builders.models import Array
 from builders.padded import VOCABULARY, Encoder, sentences
@@ -160,6 +161,27 @@ def test_means_over_positions_are_learnt_with_their_lengths() -> None:
     assert healing is not None
     assert healing.losses["embedding"] == "squared error, each row by its length"
     assert healing.states == ["h"] and healing.states_weight == 1 and "states" in healing.losses
+
+
+def test_a_channel_that_the_original_has_lost_is_no_scale() -> None:
+    model = Encoder(outputs=("states",)).model
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name in ("down", "o", "table"):  # a column that is zero but for rounding
+        values = numpy_helper.to_array(tensors[name]).copy()
+        values[:, 3] *= 1e-33
+        tensors[name].CopyFrom(numpy_helper.from_array(values, name))
+    student, rng = disturbed(model), np.random.default_rng(0)
+    for tensor in student.graph.initializer:
+        if tensor.name == "down":
+            values = numpy_helper.to_array(tensor).copy()
+            values[:, 3] = 1e-4 * rng.standard_normal(len(values))
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    healing = heal(student, model, sentences(160, WIDTH), **FAST).report.healing
+    assert (
+        healing is not None
+        and healing.verdict.accepted
+        and healing.verdict.loss_after < healing.verdict.loss_before < 2
+    )
 
 
 # -- the pool ----------------------------------------------------------------------------------
