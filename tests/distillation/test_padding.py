@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from builders.models import Array
 from builders.padded import VOCABULARY, Encoder, sentences
 from builders.students import disturbed
-from pcns_onnx import HealResult, UnsupportedError, heal
+from pcns_onnx import HealResult, UnsupportedError, heal, shrink
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.data.dataset import Dataset, open_data
 from pcns_onnx.data.padding import PositionAxes
@@ -73,6 +73,16 @@ def test_what_stands_in_masked_tokens_changes_no_byte(kind: str, tmp_path: Path)
     assert first is not None and second is not None and first.verdict == second.verdict and first.looks == second.looks
     assert first.verdict.accepted and first.verdict.loss_after < 0.7 * first.verdict.loss_before
     assert first.states[0] == ("hf" if kind == "rows of tokens" else "h")
+
+
+def test_a_shrunk_encoder_is_healed_without_its_padding(tmp_path: Path) -> None:
+    data, outs = sentences(160, WIDTH), [tmp_path / f"{name}.onnx" for name in "ab"]
+    for feeds, out in zip((data, filled(data)), outs, strict=True):
+        healing = shrink(Encoder().model, feeds, out, width=0.5, refine=0, heal=640, threads=1).report.healing
+        assert (
+            healing is not None and healing.states == ["h"] and healing.verdict.loss_after < healing.verdict.loss_before
+        )
+    assert outs[0].read_bytes() == outs[1].read_bytes()
 
 
 def test_wider_padding_makes_the_same_lesson(tmp_path: Path) -> None:
