@@ -26,6 +26,7 @@ from pcns_onnx.evaluation.metric import Metric, load_metric
 from pcns_onnx.evaluation.provenance import library_versions
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import ModelSource
+from pcns_onnx.graph.queries import has_attention
 from pcns_onnx.methods.registry import method_named
 from pcns_onnx.methods.strategy import Request
 from pcns_onnx.methods.subset.strategy import SubsetStrategy
@@ -140,8 +141,10 @@ def _filled(running: Run, runner: TrialRunner, command: partial[str]) -> Candida
     size = model_size(runner.original, runner.problem.whole_dependencies)
     learnt = runner.problem.calibration.samples.count
 
+    attends = has_attention(runner.original)
+
     def shown(share: float) -> int:
-        return suitable(round(share * size.macs), size.macs, learnt, unknown=bool(size.unknown))
+        return suitable(round(share * size.macs), size.macs, learnt, unknown=bool(size.unknown), attends=attends)
 
     looked = sum(seconds for name, seconds in running.progress.seconds.items() if name != "latency")
     table = CandidateTable(

@@ -89,7 +89,8 @@ def heal(
         check_targets(files, output, outputs.report, outputs.html, checkpoint)
         fed = datasets(running, forms[0], data, solves=True)
         forms = [fed.form, forms[1].laid_out(same_axes(fed.train, forms[1]))]
-        task = _Task(running, forms, fed.train, fed.held_out, metric)
+        held_out = None if fed.held_out is None else running.padded_for(forms[1], fed.held_out)
+        task = _Task(running, forms, running.padded_for(forms[1], fed.train), held_out, metric)
         healed = task.healed(output)
         report = task.report(healed, {"model": model, "original": original}, data)
     finish(report, outputs.report, outputs.html, f"; no model was written{_left(checkpoint)}")

@@ -9,7 +9,8 @@ s_c is the spread (standard deviation over samples and positions) of channel c i
 spread, in a chain of steps below `LIKE`, share theirs: classes are compared with each other. A channel that hardly
 varies, like the score of a class that no sample has, would turn rounding into errors; so s_c is at least `FLOOR` of
 the largest among its like: the channels that stay within 0 and 1 (scores), or those that a chain of spreads without
-a step of `APART` leads to. A channel that does not vary at all counts by its size.
+a step of `APART` leads to. A channel that does not vary at all counts by its size, and one below `DEAD` of the largest
+for nothing of its own: a norm whose gain has decayed to 1e-33 is zero beside the others, and no unit.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ LIKE = 3.0
 """Channels whose spreads differ by less than such a factor share a scale."""
 APART = 30.0
 """Parts of an output whose spreads differ by such a factor are of different scale."""
+DEAD = 1e-6
+"""Share of the largest scale of an output below which a channel is as good as zero."""
 _STILL = 1e-3
 
 
@@ -301,6 +304,7 @@ def channel_scales(
     others = np.flatnonzero(~bounded & (scale > 0))
     for part in _runs(scale[others], APART):
         floor[others[part]] = FLOOR * scale[others[part]].max()
+    floor[scale < DEAD * scale.max(initial=0.0)] = FLOOR * scale.max(initial=0.0)
     scale = np.maximum(scale, floor)
     return np.asarray(np.where(scale > 0, scale, scale.max(initial=0.0) or 1.0), dtype=np.float64)
 

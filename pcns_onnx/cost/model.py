@@ -57,7 +57,7 @@ def counted_text(macs: int, unknown: int) -> str:
 
 @dataclass(frozen=True)
 class _Last:
-    """The fractions asked for last, as bytes: what all costs there, and the shares that every layer reads and writes."""
+    """The fractions asked for last, as bytes: what all costs there, and what shares every layer reads and writes."""
 
     key: bytes = b""
     costs: Costed = field(default_factory=lambda: np.zeros(0))

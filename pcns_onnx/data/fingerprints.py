@@ -1,7 +1,7 @@
 """What tells samples apart, and what says nothing about them: a hash of each, and inputs that never change.
 
 A sample's hash is BLAKE2b, 64 bits, over name, dtype, shape and bytes of all that the model is fed with it, so that the
-same image in two files is the same sample; padding that may be cut off is no part of it. A sketch of a set of samples
+same image in two files is the same sample; padding is no part of it. A sketch of a set of samples
 is the `k` smallest of their hashes ("bottom-k", Cohen and Kaplan 2007): hashes are as good as random, so a sketch of k
 says of any share of the samples whether it overlaps, but for a chance of (1 - share)^k; a set of up to k samples is
 kept whole.
@@ -58,7 +58,7 @@ def summarize(
     first, constant, zero = dict[str, Array](), dict[str, bool](), dict[str, bool]()
     inputs = 0
     for batch in batches:
-        hashes.append(_hashes(batch) if padding is None or not padding.cuts else _hashes_of_live(batch, padding))
+        hashes.append(_hashes(batch) if padding is None else _hashes_of_live(batch, padding))
         varying = [name for name in batch.feeds if name not in settings]
         inputs = len(varying)
         for name in varying:
@@ -109,6 +109,8 @@ def _hashes(batch: Batch) -> Hashes:
 
 
 def _hashes_of_live(batch: Batch, padding: Padding) -> Hashes:
+    if not padding.cuts:
+        return _hashes(padding.blanked(batch))
     return np.concatenate([_hashes(padding.cut(batch.rows(slice(at, at + 1)))) for at in range(batch.size)])
 
 

@@ -117,6 +117,21 @@ class Padding:
             batch, feeds={name: self._taken(name, array, start, stop) for name, array in batch.feeds.items()}
         )
 
+    def place(self, batch: Batch, name: str) -> tuple[int, int] | None:
+        """The axes of samples and positions of an input other than the mask; None where it has not both."""
+        array, samples, length = batch.feeds[name], batch.axes.get(name, 0), batch.feeds[self.mask].shape[1]
+        along = [axis for axis, size in enumerate(array.shape) if size == length and axis != samples]
+        along = [axis for axis in along if axis in self.axes.get(name, along)]
+        return None if name == self.mask or samples is None or not along else (samples, along[0])
+
+    def blanked(self, batch: Batch) -> Batch:
+        """The batch with zeros where nothing counts."""
+        live, feeds = self.live(batch.feeds), dict(batch.feeds)
+        for name, array in batch.feeds.items():
+            if (axes := self.place(batch, name)) is not None:
+                feeds[name] = np.asarray(PositionAxes(*axes).filled(array, live))
+        return replace(batch, feeds=feeds)
+
     def _taken(self, name: str, array: Array, start: int, stop: int) -> Array:
         index = [slice(None)] * array.ndim
         for axis in self.axes.get(name, ()):

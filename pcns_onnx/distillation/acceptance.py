@@ -7,7 +7,8 @@ paired, sample by sample, and what is worse beyond chance is not taken (one-side
     errors       z = mean d / (sd d / sqrt n) >= 1.64,  d = e_after² - e_before²
 
 Lost and gained are counted against labels where there are any, and against the original where not: of an output that
-holds classes, whether they agree on the class; of all others, the squared error, each channel in its own scale. A
+holds classes, whether they agree on the class; of all others, the squared error, each channel in its own scale. What
+is padding counts for nothing. A
 `--metric` must not fall. `strict` asks, besides, that the loss itself falls, and so does a check on fewer than 20
 samples, which proves nothing, and a start that misses nothing. Without labels only faithfulness can be judged, not
 accuracy.
@@ -24,7 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.calibration.output_layout import OutputLayout
+from pcns_onnx.data.batch import Batch
+from pcns_onnx.data.padding import Live
 from pcns_onnx.distillation.options import AcceptChoice
+from pcns_onnx.evaluation.agreement import comparison_form
 from pcns_onnx.evaluation.counts import on_host
 from pcns_onnx.evaluation.healing import Verdict
 from pcns_onnx.evaluation.metric import Metric, Score
@@ -47,7 +51,10 @@ _Values = tuple[float | None, float | None]
 
 @dataclass(frozen=True)
 class PairedTrial:
-    """What is compared: the original, the model before healing and the healed one, on samples kept aside."""
+    """What is compared: the original, the model before healing and the healed one, on samples kept aside.
+
+    `features` are outputs whose columns are no classes.
+    """
 
     engine: Engine
     original: Graph
@@ -56,16 +63,19 @@ class PairedTrial:
     samples: Samples
     layout: OutputLayout
     metric: Metric | None
+    features: frozenset[str] = frozenset()
 
     def verdict(self, choice: AcceptChoice, losses: tuple[float, float], progress: Progress) -> Verdict:
         """Run all three; `losses` are those of the model before and after."""
-        original = Original(self.engine, _runnable(self.original), self.before, self.samples, self.layout)
-        before, after = _Side(original, self.metric), _Side(original, self.metric)
+        form = comparison_form(self.samples, [spec.name for spec in self.original.outputs], self.metric)
+        samples = self.samples.formed(form)
+        original = Original(self.engine, _runnable(self.original), self.before, samples, self.layout, leaves_out=True)
+        before, after = (_Side(original, self.metric, self.features) for _ in range(2))
         sessions = [self.engine.session(_exposed(graph, before).program()) for graph in (self.before, self.after)]
-        for index, batch in enumerate(progress.track(self.samples, "judge the healed model", self.samples.batches)):
+        for index, batch in enumerate(progress.track(samples, "judge the healed model", samples.batches)):
             expected = original.outputs(index, batch)
             for side, session in zip((before, after), sessions, strict=True):
-                side.add(expected, session.run(batch.feeds), batch.labels, batch.size)
+                side.add(expected, session.run(batch.feeds), batch, original.live(batch))
         return _judged(before, after, choice, losses, self.samples.count)
 
 
@@ -81,20 +91,19 @@ def _runnable(graph: Graph) -> Graph:
 class _Side:
     """How one of the two models compares with the original, and with labels."""
 
-    def __init__(self, original: Original, metric: Metric | None) -> None:
-        self.original = original
+    def __init__(self, original: Original, metric: Metric | None, features: frozenset[str]) -> None:
+        self.original, self.features = original, features
         self.tallies = original.tallies()
         self.score = None if metric is None else Score(metric)
         self.right: list[NDArray[np.bool_]] = []
 
-    def add(
-        self, expected: Mapping[str, Any], outputs: Mapping[str, Any], labels: NDArray[Any] | None, size: int
-    ) -> None:
+    def add(self, expected: Mapping[str, Any], outputs: Mapping[str, Any], batch: Batch, live: Live | None) -> None:
+        labels, size = batch.labels, batch.size
         proving = np.ones(size, dtype=np.bool_)
         a = {tally.name: on_host(expected[tally.name]) for tally in self.tallies}
         b = {tally.name: on_host(outputs[tally.name]) for tally in self.tallies}
         for tally in self.tallies:
-            tally.update(a[tally.name], b[tally.name], proving)
+            tally.update(a[tally.name], b[tally.name], proving, live=live)
         if self.score is not None:
             names = [tally.name for tally in self.tallies if tally.stands_for is None]
             left, right = ({name: to_numpy(side[name]) for name in names} for side in (a, b))
@@ -125,7 +134,8 @@ def _judged(before: _Side, after: _Side, choice: AcceptChoice, losses: tuple[flo
         figure = "accuracy (%)"
     else:
         for tallies in zip(before.tallies, after.tallies, strict=True):
-            one = _of_output(*tallies)
+            has_classes = tallies[0].classes and bool(tallies[0].differs)  # not where each position has classes
+            one = _of_output(*tallies, has_classes=has_classes and tallies[0].name not in before.features)
             if one.z > z or values == (None, None):
                 z, values, figure = one.z, one.values, one.figure
             lost, gained = lost + one.lost, gained + one.gained
@@ -147,12 +157,12 @@ class _Difference:
     gained: int = 0
 
 
-def _of_output(before: OutputTally, after: OutputTally) -> _Difference:
+def _of_output(before: OutputTally, after: OutputTally, *, has_classes: bool) -> _Difference:
     """How one output of both compares with the original's."""
     nothing = _Difference(-np.inf, (None, None))
     if not before.errors or not after.errors or not before.scale.importance:
         return nothing
-    if before.classes:
+    if has_classes:
         first, second = (np.concatenate(tally.differs) for tally in (before, after))
         lost, gained = int((~first & second).sum()), int((first & ~second).sum())
         return _Difference(

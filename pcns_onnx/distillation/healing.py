@@ -7,38 +7,46 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.data.batch import Batch
 from pcns_onnx.data.dataset import split
+from pcns_onnx.data.padding import arranged
+from pcns_onnx.dependency.residual import block_ends
 from pcns_onnx.distillation.acceptance import PairedTrial
 from pcns_onnx.distillation.augmentation import Augmentation, augmentation_of
 from pcns_onnx.distillation.checkpoint import Checkpoint, Course
 from pcns_onnx.distillation.learning_curve import SHARES, extrapolated
 from pcns_onnx.distillation.losses import DistillationLoss
-from pcns_onnx.distillation.options import HealOptions
+from pcns_onnx.distillation.options import HealOptions, LossChoice
 from pcns_onnx.distillation.pool import Pool
 from pcns_onnx.distillation.schedule import Schedule, peak_rates, suitable
 from pcns_onnx.distillation.student import Student, deterministic, raised_by_pytorch, torch_version
-from pcns_onnx.distillation.targets import Measure, Spreads, targets_of, taught_tensors
+from pcns_onnx.distillation.targets import Measure, Spreads, Target, targets_of, taught_tensors
 from pcns_onnx.distillation.teacher import Outputs, Teacher
 from pcns_onnx.distillation.training import Training
 from pcns_onnx.errors import InputError, PcnsError, UnsupportedError, first_line
 from pcns_onnx.evaluation.healing import CurvePoint, Healing, Verdict
 from pcns_onnx.evaluation.metric import Metric
 from pcns_onnx.graph import Graph
+from pcns_onnx.graph.queries import has_attention
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
 
 WATCHED = 512
 """Samples kept aside that the loss is looked at on, while the student learns."""
+STATES = 1.0
+"""How much the hidden states of a model that makes embeddings count beside these."""
 
 
 @dataclass(frozen=True)
@@ -93,20 +101,11 @@ def heal_model(subject: Subject, options: HealOptions) -> Healed:
 def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
     device = "cuda" if subject.engine.device == "cuda" and torch.cuda.is_available() else "cpu"
     lesson = _lesson(subject, options)
-    student = Student(subject.small, [m.target.student for m in lesson.measures], options.freeze, device=device)
-    first = lesson.watched[0][0]
-    _check_shapes(lesson, student(first, exact=True))
-    augmentation = augmentation_of(options.heal_augment, subject.original, [first])
-    pool = Pool(subject.learnt, subject.room, subject.seed)
-    shown = options.shown or suitable(*(subject.macs or (0, 0)), subject.learnt.count, unknown=subject.macs is None)
-    schedule = Schedule.of(max(1, round(shown * subject.share)), options.heal_batch)
-    schedule = replace(schedule, batch=pool.step(schedule.batch))
-    rates = peak_rates({name: float(np.sqrt(np.mean(v**2))) for name, v in student.state().items() if v.size})
-    loss = DistillationLoss(lesson.measures, device)
-    training = Training(
-        student, lesson.teacher, loss, pool, augmentation, schedule, rates, lesson.watched, subject.seed, device,
-        subject.progress,
-    )  # fmt: skip
+    still = _tables(subject.original, subject.small)
+    student = Student(subject.small, lesson.ranks, options.freeze, still, device=device)
+    _check_shapes(lesson, student(lesson.watched[0][0], exact=True))
+    training = _training(subject, options, lesson, student)
+    schedule, augmentation = training.schedule, training.augmentation
     before = training.loss_of(lesson.watched)
     if not isfinite(before):
         raise InputError("the small model's outputs are no finite numbers on samples kept aside: nothing can be healed")
@@ -117,8 +116,9 @@ def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
     course = training.run(checkpoint, resume=options.resume)
     after = training.loss_of(lesson.watched)
     graph = student.graph()
+    features = frozenset(m.target.output for m in lesson.measures if m.target.loss in ("cosine", "row"))
     trial = PairedTrial(
-        subject.engine, subject.original, subject.small, graph, subject.aside, subject.layout, subject.metric
+        subject.engine, subject.original, subject.small, graph, subject.aside, subject.layout, subject.metric, features
     )
     verdict = _verdict(trial, course, options, (before, after), subject.progress)
     record = Healing(
@@ -127,11 +127,13 @@ def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
         steps=course.step,
         batch=schedule.batch,
         learnt=subject.learnt.count,
-        losses={measure.target.shown_as: str(measure.target) for measure in lesson.measures},
+        losses={m.target.shown_as: str(m.target) for m in lesson.measures if not m.target.inner},
+        states=[m.target.output for m in lesson.measures if m.target.inner],
+        states_weight=training.loss.inner,
         left_out=lesson.left_out,
         augmentation=augmentation.kind,
         augmentation_why=augmentation.why,
-        rates=rates,
+        rates=dict(training.rates),
         frozen=student.frozen,
         looks=course.looks,
         taken=course.taken,
@@ -145,6 +147,37 @@ def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
         curve=extrapolated([*points, CurvePoint(subject.learnt.count, after)]) if points else [],
     )
     return Healed(graph if verdict.accepted else subject.small, record)
+
+
+def _tables(original: Graph, small: Graph) -> list[str]:
+    """Tables of embeddings that both models share: rows that few samples look up would learn these by heart."""
+    looked_up = (node.inputs[0] for node in small.nodes if node.op == "Gather") if has_attention(small) else ()
+    alone = [
+        name for name in dict.fromkeys(looked_up) if small.is_constant(name) and name in small.consumers
+        and all(node.op == "Gather" and node.inputs[0] == name for node in small.consumers[name])
+    ]  # fmt: skip
+    pairs = ((name, original.constant(name), small.constant(name)) for name in alone)
+    return [name for name, a, b in pairs if a is not None and b is not None and np.array_equal(a, b)]
+
+
+def _training(subject: Subject, options: HealOptions, lesson: _Lesson, student: Student) -> Training:
+    """The run that is to be made: how long, at what rates, on what."""
+    augmentation = augmentation_of(options.heal_augment, subject.original, [lesson.watched[0][0]])
+    pool, left = Pool(subject.learnt, subject.room, subject.seed), _filled(subject)
+    own, others = (round(left * macs) for macs in subject.macs or (0, 0))
+    shown = options.shown or suitable(
+        own, others, subject.learnt.count, unknown=subject.macs is None, attends=student.attends
+    )
+    schedule = Schedule.of(max(1, round(shown * subject.share)), options.heal_batch)
+    schedule = replace(schedule, batch=pool.step(schedule.batch))
+    weights = {name: value for name, value in student.state().items() if value.size}
+    matrices = [name for name, value in weights.items() if value.ndim > 1] if student.attends else []
+    rates = peak_rates({name: float(np.sqrt(np.mean(value**2))) for name, value in weights.items()}, matrices)
+    loss, watch = (DistillationLoss(lesson.measures, student.device, inner) for inner in (lesson.inner, 0.0))
+    return Training(
+        student, lesson.teacher, loss, watch, pool, augmentation, schedule, rates, lesson.watched, subject.seed,
+        student.device, subject.progress,
+    )  # fmt: skip
 
 
 def _remember(training: Training, subject: Subject) -> None:
@@ -177,6 +210,8 @@ class _Lesson:
     measures: list[Measure]
     watched: list[tuple[Batch, Outputs]]
     left_out: list[str]
+    inner: float
+    ranks: dict[str, int]
 
 
 def _lesson(subject: Subject, options: HealOptions) -> _Lesson:
@@ -184,38 +219,88 @@ def _lesson(subject: Subject, options: HealOptions) -> _Lesson:
     names = [spec.name for spec in original.outputs]
     if names != [spec.name for spec in small.outputs]:
         raise InputError(f"the models have different outputs: {names} and {[s.name for s in small.outputs]}")
-    first = next(iter(subject.aside))
+    padding = subject.aside.data.padding
+    first = next(_watched_first(subject))
     tensors = taught_tensors(original, small)
     plain = Teacher(subject.engine, original, list(tensors))
-    targets = targets_of(original, small, tensors, plain(first), options.heal_loss)
+    targets = targets_of(original, small, tensors, plain(first), options.heal_loss, pooled=padding is not None)
     if not targets:
         raise UnsupportedError("no output of the model is of floats: there is nothing that a student can learn from")
-    teacher = Teacher(subject.engine, original, [target.original for target in targets])
+    inner = _weight_of_states(options.heal_loss, targets)
+    states = _states(subject, first) if inner else []
+    teacher = Teacher(subject.engine, original, [target.original for target in (*targets, *states)], padding)
+    targets += [state for state in states if padding is None or teacher.places[state.original] is not None]
     kept, count = list[tuple[Batch, Outputs]](), 0
-    spreads = Spreads(targets, subject.layout, teacher.batch_axes(first, fixed=subject.aside.fixed))
-    for batch in subject.aside:
+    axes = teacher.batch_axes(first, fixed=subject.aside.fixed)
+    spreads = Spreads(targets, subject.layout, axes, teacher.places)
+    for batch in _watched_first(subject):
         outputs = teacher(batch)
-        spreads.update(outputs, batch.size)
+        spreads.update(outputs, batch.size, teacher.live(batch))
         if count < WATCHED:
-            kept.append((batch, outputs))
+            kept.append((batch, {target.original: outputs[target.original] for target in targets if not target.inner}))
         count += batch.size
     measures = spreads.measures()
-    if not measures:
+    if all(measure.target.inner for measure in measures):
         raise InputError(
             f"the outputs of the original do not vary on the samples kept aside ({count}): give more, and other ones"
         )
     learnt = {measure.target.output for measure in measures}
-    return _Lesson(teacher, measures, kept, [name for name in names if name not in learnt])
+    ranks = {measure.target.student: outputs[measure.target.original].ndim for measure in measures}
+    return _Lesson(teacher, measures, kept, [name for name in names if name not in learnt], inner, ranks)
+
+
+def _watched_first(subject: Subject) -> Iterator[Batch]:
+    """The samples kept aside, those that are watched first, without common padding."""
+    batches, padding, count = iter(subject.aside), subject.aside.data.padding, 0
+    if padding is None or not padding.cuts:
+        yield from batches
+        return
+    watched = list[Batch]()
+    while count < WATCHED and (batch := next(batches, None)) is not None:
+        watched.append(batch)
+        count += batch.size
+    for part in (watched, batches):
+        yield from arranged(part, padding, subject.aside.batch)
+
+
+def _weight_of_states(choice: LossChoice, targets: list[Target]) -> float:
+    """How much the hidden states count beside the outputs: by themselves those of what makes embeddings."""
+    embeds = choice == "auto" and any(target.loss in ("cosine", "row") for target in targets)
+    return STATES if embeds or choice == "states" else 0.0
+
+
+def _states(subject: Subject, first: Batch) -> list[Target]:
+    """What residual blocks hand on in both models, of one size and of floats."""
+    ends = [name for name in block_ends(subject.original) if name in subject.small.producers]
+    ends = [name for name in ends if name not in {spec.name for spec in subject.original.outputs}]
+    if not ends:
+        return []
+    both = (Teacher(subject.engine, graph, ends)(first) for graph in (subject.original, subject.small))
+    pairs = [(name, a[name], b[name]) for a, b in (tuple(both),) for name in ends]
+    return [Target(name, name, name, "mse", inner=True) for name, a, b in pairs if a.shape == b.shape and _is_float(a)]
 
 
 def _check_shapes(lesson: _Lesson, outputs: dict[str, torch.Tensor]) -> None:
     """Raise `InputError` where an output of the small model has another shape than the original's."""
-    for target in (measure.target for measure in lesson.measures):
+    for target in (measure.target for measure in lesson.measures if not measure.target.inner):
         small, original = tuple(outputs[target.student].shape), lesson.watched[0][1][target.original].shape
         if small != original:
             raise InputError(
                 f"output '{target.output}' has shape {small} in the small model and {original} in the original"
             )
+
+
+def _is_float(values: NDArray[Any]) -> bool:
+    return values.dtype.kind == "f" or values.dtype.name == "bfloat16"
+
+
+def _filled(subject: Subject) -> float:
+    """The share of the positions that is no padding: what is left of the cost of a sample."""
+    padding, lengths = subject.learnt.data.padding, subject.learnt.lengths
+    if padding is None or not padding.cuts or lengths is None:
+        return 1.0
+    positions = padding.live(next(iter(subject.learnt)).feeds).shape[1]
+    return float(np.mean(lengths) / max(positions, 1))
 
 
 def _hashes(subject: Subject) -> dict[str, str]:
@@ -231,7 +316,8 @@ def _run(
 ) -> str:
     """What tells this run from every other."""
     facts = [
-        sorted(hashes.items()), schedule, augmentation.kind, options.heal_loss, options.freeze, subject.seed,
+        sorted(hashes.items()), schedule, augmentation.kind, options.heal_loss, options.freeze,
+        subject.seed,
         subject.layout.weights, sorted(torch_version().items()), torch.get_num_threads(),
     ]  # fmt: skip
     return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -4,10 +4,12 @@
     binary  the same of a yes with p = sigmoid(t/T)
     MSE     sum_c w_c (s_c - t_c)^2 / s_c^2, per sample
     cosine  1 - s.t / (|s| |t|)
+    row     |s - t|^2 / (2 |t|^2), which is 1 - cosine where |s| = |t|
 
 The factor T^2 that keeps gradients of one size over temperatures (Hinton et al. 2015) is in what a loss is divided by,
 and Adam does not see it. A place where the original has no finite number (what an attention mask or a suppressed class
-leaves) counts for nothing, nor does one that an input named as a mask is 0 at.
+leaves) counts for nothing, nor does one that is padding: losses are sums over what counts, divided by what the samples
+have of that on average, so that short batches are no more than long ones.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pcns_onnx.data.padding import Live, PositionAxes
 from pcns_onnx.distillation.targets import TEMPERATURE, Measure
 
 _NOTHING = -1e4
@@ -26,12 +30,16 @@ _NOTHING = -1e4
 
 
 class DistillationLoss:
-    """The loss of a batch over all outputs: the mean of their shares by importance."""
+    """The loss of a batch: the mean of the outputs' shares by importance, and `inner` times the mean of those of hidden
+    states."""
 
-    def __init__(self, measures: Sequence[Measure], device: str) -> None:
-        self._measures = measures
-        self._weights = [torch.from_numpy(m.weights).to(device, torch.float32) for m in measures]
-        self._total = sum(measure.importance for measure in measures)
+    def __init__(self, measures: Sequence[Measure], device: str, inner: float = 0.0) -> None:
+        self._measures = [measure for measure in measures if inner or not measure.target.inner]
+        self._weights = [torch.from_numpy(m.weights).to(device, torch.float32) for m in self._measures]
+        total = sum(measure.importance for measure in measures if not measure.target.inner)
+        hidden = max(sum(measure.target.inner for measure in measures), 1)
+        self.inner = inner if any(measure.target.inner for measure in measures) else 0.0
+        self._shares = [inner / hidden if m.target.inner else m.importance / total for m in self._measures]
 
     @property
     def axes(self) -> dict[str, int | None]:
@@ -39,17 +47,15 @@ class DistillationLoss:
         return {measure.target.original: measure.batch for measure in self._measures}
 
     def __call__(
-        self, student: Mapping[str, Tensor], original: Mapping[str, Tensor], samples: int, mask: Tensor | None = None
+        self, student: Mapping[str, Tensor], original: Mapping[str, Tensor], samples: int, live: Live | None = None
     ) -> Tensor:
-        """Of the outputs of `samples` samples, by the names of either model's tensors.
-
-        `mask` (samples, places) is 0 at places that count for nothing.
-        """
+        """Of the outputs of `samples` samples, by the names of either model's tensors; `live`: which of their positions
+        count."""
         losses = [
-            measure.importance * _missed(measure, weights, student, original, samples, mask) / measure.whole
-            for measure, weights in zip(self._measures, self._weights, strict=True)
+            share * _missed(measure, weights, student, original, samples, live) / measure.whole
+            for share, measure, weights in zip(self._shares, self._measures, self._weights, strict=True)
         ]
-        return torch.stack(losses).sum() / self._total
+        return torch.stack(losses).sum()
 
 
 def _missed(
@@ -58,20 +64,24 @@ def _missed(
     student: Mapping[str, Tensor],
     original: Mapping[str, Tensor],
     samples: int,
-    mask: Tensor | None,
+    live: Live | None,
 ) -> Tensor:
-    target = measure.target
+    target, place = measure.target, measure.place
     s, t = student[target.student].float(), original[target.original].float()
+    share, is_padded = 1.0, place is not None and live is not None and place.fits(tuple(t.shape), live)
+    if place is not None and live is not None and is_padded:
+        chosen = torch.from_numpy(np.flatnonzero(live)).to(t.device)
+        s, t = _only(s, place, chosen), _only(t, place, chosen)
+        share = samples * measure.rows / max(len(chosen), 1)
     there = torch.isfinite(t)
-    if mask is not None and t.ndim > mask.ndim and t.shape[: mask.ndim] == mask.shape:
-        counts = mask.reshape(*mask.shape, *(1,) * (t.ndim - mask.ndim)) > 0
-        s, share = torch.where(counts, s, t), counts.float().mean()  # where both say the same, nothing is missed
-    else:
-        share = torch.ones(())
     if target.loss == "mse":
         squares = torch.where(there, s - t, 0.0) ** 2
         squares = squares[None] if measure.batch is None else squares.movedim(measure.batch, 0)
-        return (squares * weights).sum() / (samples if len(squares) % samples == 0 else 1) / share
+        return (squares * weights).sum() / (samples if is_padded or len(squares) % samples == 0 else 1)
+    if target.loss == "row":
+        squares = (torch.where(there, s - t, 0.0) ** 2).sum(dim=-1)
+        powers = (torch.where(there, t, 0.0) ** 2).sum(dim=-1)
+        return (squares / (2 * powers.clamp(min=1e-24))).mean() / share
     s, t = torch.where(there, s, _NOTHING), torch.where(there, t, _NOTHING)
     if target.loss == "cosine":
         return (1 - F.cosine_similarity(s, t, dim=-1)).mean() / share
@@ -85,6 +95,15 @@ def _missed(
     axis = -1 if target.flat else target.axis
     p, q = F.log_softmax(t, dim=axis), F.log_softmax(s, dim=axis)
     return (p.exp() * (p - q)).sum(dim=axis).mean() / share
+
+
+def _only(values: Tensor, place: PositionAxes, chosen: Tensor) -> Tensor:
+    """What counts of a tensor, as `PositionAxes.only` has it: numbers `chosen` of its (sample, position) pairs."""
+    if place.positions is None:
+        return values.index_select(place.samples, chosen)
+    moved = values.movedim((place.samples, place.positions), (0, 1))
+    rows = moved.reshape(-1, 1, *moved.shape[2:]).index_select(0, chosen)
+    return rows.movedim((0, 1), (place.samples, place.positions))
 
 
 def _entropy(logits: Tensor, yes: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Literal
 
-LossChoice = Literal["auto", "kl", "mse", "cosine"]
+LossChoice = Literal["auto", "kl", "mse", "cosine", "outputs", "states"]
 AugmentChoice = Literal["auto", "none", "mirror", "shift"]
 AcceptChoice = Literal["auto", "agreement", "strict"]
 
@@ -57,8 +57,9 @@ class HealOptions:
         default="auto",
         metadata={
             "commands": _BOTH,
-            "choices": ("auto", "kl", "mse", "cosine"),
-            "help": "What the student minimises at each output (auto: by what the output is).",
+            "choices": ("auto", "kl", "mse", "cosine", "outputs", "states"),
+            "help": "What the student minimises at each output (auto: by what the output is); with states also at what "
+            "residual blocks hand on, with outputs not (auto: where outputs are embeddings).",
         },
     )
     heal_augment: AugmentChoice = field(

@@ -3,19 +3,23 @@
 Length is counted in samples shown, since that is what a run costs. By itself a run costs `EFFORT` multiply-adds, of
 the student (forwards and backwards: three times its own) and of the original, within `LEAST` and `MOST` samples: 24,000
 samples for a ResNet-20 of 20 million, 240,000 for a small perceptron; and each sample is shown `TURNS` times at most.
-Steps count more than samples per step, so short runs take smaller steps.
+Steps count more than samples per step, so short runs take smaller steps. Models with attention go `EPOCHS` times
+through their samples at least, up to `MOST_EPOCHS` samples: shorter runs end worse than they began (MiniLM-L6).
 
 The rate of each tensor is `RATE` times its root mean square, at least `FLOOR` times the median of all tensors' (a bias
 of zeros has to move, too): absolute rates that are right for one network destroy the next one whose folded norms leave
 weights of other size. Over the steps it rises linearly (5 %), then falls as half a cosine to 0 (SGDR without restarts,
-Loshchilov and Hutter 2017). Where the loss on samples kept aside runs away, the best point is taken up again at a
-quarter of the rate. (1.5 times the start's is no sign of that: good starts come to it at the peak rate, and end below.)
+Loshchilov and Hutter 2017). Models with attention take `CALM` of that, and for no tensor more than for the median of
+their matrices, since norms' gains are large beside these: that is 2e-4 for MiniLM-L6.
+
+Where the loss on samples kept aside runs away, the best point is taken up again at a quarter of the rate. (1.5 times
+the start's is no sign of that: good starts come to it at the peak rate, and end below.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +28,7 @@ EFFORT = 2.5e12
 LEAST, MOST = 8_000, 240_000
 TURNS = 100
 """How often each sample is shown at most, unless more is asked for: the largest that was of use was 67, by LeNet."""
+EPOCHS, MOST_EPOCHS = 5, 40_000
 UNKNOWN = 24_000
 """Samples shown where the multiply-adds are not known."""
 BATCH = 64
@@ -31,6 +36,7 @@ _SMALLEST, _STEPS = 16, 200
 """The smallest batch that a short run comes down to, to have so many steps."""
 RATE = 0.01
 FLOOR = 0.02
+CALM = 1 / 3
 WARM_UP = 0.05
 POINTS = 10
 """How often the samples kept aside are looked at."""
@@ -42,11 +48,11 @@ RETRIES = 3
 SLOWER = 0.25
 
 
-def suitable(student: int, original: int, samples: int, *, unknown: bool) -> int:
+def suitable(student: int, original: int, samples: int, *, unknown: bool, attends: bool = False) -> int:
     """How many samples to show where nobody says it: by the multiply-adds per sample of both models (`unknown`: these
-    are not known), and by how many there are."""
-    cost = 3 * student + original
-    updates = UNKNOWN if unknown or not cost else 100 * round(min(max(EFFORT / cost, LEAST), MOST) / 100)
+    are not known), by how many there are, and by whether the model has attention."""
+    cost, least = 3 * student + original, max(LEAST, min(EPOCHS * samples, MOST_EPOCHS) if attends else 0)
+    updates = UNKNOWN if unknown or not cost else 100 * round(min(max(EFFORT / cost, least), MOST) / 100)
     return min(updates, TURNS * max(samples, 1))
 
 
@@ -87,7 +93,11 @@ def is_lost(loss: float, start: float) -> bool:
     return not loss <= max(RUNAWAY * start, start + LOUD)
 
 
-def peak_rates(sizes: Mapping[str, float]) -> dict[str, float]:
-    """The peak rate of each tensor, from its root mean square."""
+def peak_rates(sizes: Mapping[str, float], matrices: Collection[str] = ()) -> dict[str, float]:
+    """The peak rate of each tensor, from its root mean square; `matrices` are those of a model with attention."""
     typical = float(np.median([size for size in sizes.values() if size > 0] or [1.0]))
-    return {name: RATE * max(size, FLOOR * typical) for name, size in sizes.items()}
+    rates = {name: RATE * max(size, FLOOR * typical) for name, size in sizes.items()}
+    if not matrices:
+        return rates
+    most = float(np.median([rates[name] for name in matrices]))
+    return {name: CALM * min(rate, most) for name, rate in rates.items()}

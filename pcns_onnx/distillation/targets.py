@@ -3,7 +3,11 @@
     class scores (rank 2, three columns or more)         KL(softmax(t/T) || softmax(s/T)), T = 4 (Hinton et al. 2015)
     what a Softmax or a Sigmoid makes                    the same through the tensor in front of it
     rows of unit length                                  1 - cosine
+    means over positions, and the like of them           |s - t|^2 / (2 |t|^2): 1 - cosine, where lengths agree
     everything else                                      squared error, each channel in its own scale
+
+Beside the outputs there may be the hidden states that residual blocks hand on (`dependency.residual`): squared errors,
+too. What is padding (`runtime.padding`) counts for nothing anywhere.
 
 Every loss is a share of what it would be if the student always said the original's mean: so those of several outputs
 can be added, by the weight that --output-weight gives them. What has no numbers (texts, indices) teaches nothing.
@@ -20,6 +24,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.calibration.output_scale import SpreadTally
+from pcns_onnx.data.padding import Live, PositionAxes
 from pcns_onnx.dependency.data_dependence import DataDependence
 from pcns_onnx.distillation.options import LossChoice
 from pcns_onnx.evaluation.batch_axis import with_samples_first
@@ -27,7 +32,9 @@ from pcns_onnx.evaluation.original import counted_fronts
 from pcns_onnx.graph import Graph, Node
 from pcns_onnx.numerics.arrays import has_unit_rows
 
-Loss = Literal["kl", "binary", "mse", "cosine"]
+Loss = Literal["kl", "binary", "mse", "cosine", "row"]
+
+_Forced = Literal["auto", "kl", "mse", "cosine"]
 
 TEMPERATURE = 4.0
 LEAST_CLASSES = 3
@@ -36,6 +43,8 @@ _STILL = 1e-5
 _SAME_VALUES = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"})
 _NO_SCORES = frozenset({"Tanh", "LayerNormalization", "Div", "ReduceMean", "ReduceSum", "LpNormalization"})
 """What makes features and not class scores, however many columns there are."""
+_POOLED = frozenset({"Div", "ReduceMean", "ReduceSum", "ReduceMax", "Gather", "Slice", "LayerNormalization"})
+"""What makes one row of features of the positions of a text."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Target:
     """One output as it is learnt: the tensors of the original and of the student that are compared, and how.
 
     `axis`: of a KL, the one along which classes lie; with `flat` all from it on is one (Softmax before opset 13).
+    `inner`: it is a hidden state and no output.
     """
 
     output: str
@@ -51,6 +61,7 @@ class Target:
     loss: Loss
     axis: int = -1
     flat: bool = False
+    inner: bool = False
 
     @property
     def shown_as(self) -> str:
@@ -64,6 +75,7 @@ class Target:
             "binary": f"KL of yes and no at temperature {TEMPERATURE:g}",
             "mse": "squared error, each channel in its own scale",
             "cosine": "1 - cosine",
+            "row": "squared error, each row by its length",
         }[self.loss]
         return how if self.original == self.output else f"{how}, in front of its activation"
 
@@ -74,6 +86,7 @@ class Measure:
 
     `weights` are those of squared errors, and broadcast to an output whose samples, counted by its axis `batch`
     (None: by none), have been put in front; `whole` is what a student misses that says the mean, per sample.
+    Where `place` has padding, all is of the positions that count, of which a sample has `rows` on average.
     """
 
     target: Target
@@ -81,6 +94,8 @@ class Measure:
     whole: float
     importance: float
     batch: int | None = 0
+    place: PositionAxes | None = None
+    rows: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -103,21 +118,40 @@ def taught_tensors(original: Graph, small: Graph) -> dict[str, str]:
 
 
 def targets_of(
-    original: Graph, small: Graph, tensors: Mapping[str, str], values: Mapping[str, NDArray[Any]], choice: LossChoice
+    original: Graph,
+    small: Graph,
+    tensors: Mapping[str, str],
+    values: Mapping[str, NDArray[Any]],
+    choice: LossChoice,
+    *,
+    pooled: bool = False,
 ) -> list[Target]:
-    """What is learnt of `taught_tensors`; `values` are some of the original's. Those without numbers are left out."""
+    """What is learnt of `taught_tensors`; `values` are some of the original's. Those without numbers are left out.
+
+    `choice`: by what each output is, or one loss for all of them. `pooled`: samples are sequences, so that an output of
+    one row per sample may be made of all its positions.
+    """
+    forced: _Forced = "auto" if choice == "outputs" or choice == "states" else choice
     # Beside an output that says its classes by a Softmax or a Sigmoid, plain numbers are boxes or the like.
     decided = any(_front(original, name) is not None for name in tensors)
     targets = []
     for name, output in tensors.items():
         if values[name].dtype.kind == "f" or values[name].dtype.name == "bfloat16":
-            target = _target(original, small, name, np.asarray(values[name], dtype=np.float32), choice, decided)
+            array = np.asarray(values[name], dtype=np.float32)
+            target = _target(original, small, name, array, forced, decided=decided, pooled=pooled)
             targets.append(replace(target, output=output))
     return targets
 
 
 def _target(
-    original: Graph, small: Graph, name: str, values: NDArray[np.float32], choice: LossChoice, decided: bool
+    original: Graph,
+    small: Graph,
+    name: str,
+    values: NDArray[np.float32],
+    choice: _Forced,
+    *,
+    decided: bool,
+    pooled: bool,
 ) -> Target:
     a, b = _front(original, name), _front(small, name)
     plain = Target(name, name, name, "mse")
@@ -130,13 +164,12 @@ def _target(
         return replace(plain, loss=choice)
     if has_unit_rows(values):
         return replace(plain, loss="cosine")
-    is_scores = (
-        not decided
-        and values.ndim == 2
-        and values.shape[1] >= LEAST_CLASSES
-        and _maker(original, name).op not in _NO_SCORES
-    )
-    return replace(plain, loss="kl") if is_scores else plain
+    if values.ndim != 2 or values.shape[1] < LEAST_CLASSES:
+        return plain
+    maker = _maker(original, name)
+    if pooled and maker.op in _POOLED:
+        return replace(plain, loss="row")
+    return replace(plain, loss="kl") if not decided and maker.op not in _NO_SCORES else plain
 
 
 def _maker(graph: Graph, name: str) -> Node:
@@ -163,20 +196,34 @@ def _front(graph: Graph, name: str) -> _Front | None:
 
 
 class Spreads:
-    """How the targets vary in the original, gathered over batches of its outputs; `axes` count samples in them."""
+    """How the targets vary in the original, gathered over batches of its outputs; `axes` count samples in them, and
+    `places` are where positions are that may be padding."""
 
-    def __init__(self, targets: Sequence[Target], layout: OutputLayout, axes: Mapping[str, int | None]) -> None:
-        self._targets, self._layout, self._axes = targets, layout, axes
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        layout: OutputLayout,
+        axes: Mapping[str, int | None],
+        places: Mapping[str, PositionAxes | None] | None = None,
+    ) -> None:
+        self._targets, self._layout, self._axes, self._places = targets, layout, axes, places or {}
+        self._samples, self._live = 0, 0
         self._tallies = {t.original: SpreadTally(t.original, layout) for t in targets if t.loss == "mse"}
         self._rows: dict[str, list[NDArray[np.float64]]] = {t.original: [] for t in targets if t.loss != "mse"}
 
-    def update(self, outputs: Mapping[str, NDArray[Any]], samples: int) -> None:
-        """Take a batch in."""
+    def update(self, outputs: Mapping[str, NDArray[Any]], samples: int, live: Live | None = None) -> None:
+        """Take a batch in, of which the positions that are `live` count."""
+        self._samples, self._live = self._samples + samples, self._live + (0 if live is None else int(live.sum()))
         for target in self._targets:
             values, axis = np.asarray(outputs[target.original], dtype=np.float32), self._axes[target.original]
+            place = self._places.get(target.original)
+            if place is not None and live is not None and place.fits(values.shape, live):
+                values = place.only(values, live)
+            else:
+                place = None
             if target.loss == "mse":
                 rows = with_samples_first(values, axis)
-                count = samples if len(rows) % samples == 0 else 1
+                count = samples if place or len(rows) % samples == 0 else 1
                 self._tallies[target.original].update(rows, axis, count)
             else:
                 self._rows[target.original].append(class_rows(target, values).astype(np.float64))
@@ -185,15 +232,17 @@ class Spreads:
         """How each target is measured; what counts nothing, or never varies, is left out."""
         measures = []
         for target in self._targets:
-            weights, importance = np.ones(1), _weight(target, self._layout)
+            weights, importance = np.ones(1), 1.0 if target.inner else _weight(target, self._layout)
             if target.loss == "mse":
                 scale = self._tallies[target.original].scale()
                 weights, whole = (scale.weight / scale.scale**2)[scale.ids], scale.whole
-                importance = scale.importance if target.original == target.output else importance
+                if target.original == target.output and not target.inner:
+                    importance = scale.importance
             else:
                 whole = _whole(target, np.concatenate(self._rows[target.original]))
             if importance > 0 and whole > 0:
-                measures.append(Measure(target, weights, whole, importance, self._axes[target.original]))
+                place, rows = self._places.get(target.original), self._live / max(self._samples, 1)
+                measures.append(Measure(target, weights, whole, importance, self._axes[target.original], place, rows))
         return measures
 
 
@@ -221,6 +270,9 @@ def _whole(target: Target, rows: NDArray[np.float64]) -> float:
     if target.loss == "cosine":
         units = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         return float(1 - np.linalg.norm(units.mean(axis=0)))
+    if target.loss == "row":
+        powers = np.maximum((rows**2).sum(axis=1), 1e-24)
+        return float(np.mean(((rows - rows.mean(axis=0)) ** 2).sum(axis=1) / (2 * powers)))
     if target.loss == "binary":
         yes = 1 / (1 + np.exp(-np.clip(rows / TEMPERATURE, -50, 50)))
         return float(np.mean(_entropy(yes.mean(axis=0)) - _entropy(yes).mean(axis=0)))

@@ -1,7 +1,7 @@
 """The original, asked in onnxruntime: the same session that verification runs, whatever operators it has.
 
 Where a sample is shown in few forms (as it is, mirrored), and more samples are shown than there are, it is asked once
-about each and remembered, as far as there is room.
+about each and remembered, as far as there is room, and unless its answers have positions of which some are padding.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.data.batch import Batch
+from pcns_onnx.data.padding import Live, Padding, PositionAxes
 from pcns_onnx.distillation.augmentation import Augmentation
 from pcns_onnx.distillation.pool import Block, Shown
 from pcns_onnx.evaluation.batch_axis import batch_axes
@@ -20,6 +21,7 @@ from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.padding import find_places
 
 Array = NDArray[Any]
 Outputs = dict[str, Array]
@@ -36,12 +38,15 @@ def exposed(graph: Graph, tensors: Sequence[str]) -> Graph:
 
 
 class Teacher:
-    """Gives `tensors` of the original for samples."""
+    """Gives `tensors` of the original for samples, of which it may be known what is `padding`."""
 
-    def __init__(self, engine: Engine, original: Graph, tensors: Sequence[str]) -> None:
+    def __init__(self, engine: Engine, original: Graph, tensors: Sequence[str], padding: Padding | None = None) -> None:
         self._graph = exposed(original, tensors)
         self._session = engine.session(self._graph.program())
         self._tensors = list(dict.fromkeys(tensors))
+        self._padding = padding
+        if padding is not None:
+            find_places(engine, self._graph, padding, self._tensors)
         self._known: list[dict[int, Outputs]] = []
 
     def __call__(self, batch: Batch) -> Outputs:
@@ -49,15 +54,28 @@ class Teacher:
         outputs = self._session.run(batch.feeds)
         return {name: np.asarray(to_numpy(outputs[name])) for name in self._tensors}
 
+    def live(self, batch: Batch) -> Live | None:
+        """Which positions of a batch count, None for all."""
+        return None if self._padding is None else self._padding.live(batch.feeds)
+
+    @property
+    def places(self) -> dict[str, PositionAxes | None]:
+        """Where the tensors have positions of which some may be padding."""
+        places = {} if self._padding is None else self._padding.places
+        return {name: places.get(name) for name in self._tensors}
+
     def batch_axes(self, batch: Batch, *, fixed: bool) -> dict[str, int | None]:
         """The axis that counts samples, by tensor."""
         outputs = {name: to_numpy(values) for name, values in self._session.run(batch.feeds).items()}
-        return batch_axes(self._session, self._graph, batch, outputs, fixed=fixed)
+        axes = batch_axes(self._session, self._graph, batch, outputs, fixed=fixed)
+        return axes | {name: place.samples for name, place in self.places.items() if place is not None}
 
     def remember(
         self, block: Block, augmentation: Augmentation, axes: Mapping[str, int | None], room: int, progress: Progress
     ) -> bool:
         """Ask about all samples in all forms, where there is room for the answers, and `axes` tell samples apart."""
+        if any(place is not None for place in self.places.values()):
+            return False
         versions, first = augmentation.versions or 0, next(block.chunks(1))[1]
         answers = self(first)
         by_sample = all(axes[name] == 0 and len(values) == first.size for name, values in answers.items())

@@ -42,11 +42,13 @@ Kept = Sequence[tuple[Batch, Mapping[str, NDArray[Any]]]]
 
 @dataclass
 class Training:
-    """One run: `rates` are the peak rates by initializer."""
+    """One run: `rates` are the peak rates by initializer; `loss` is what is learnt, `watch` what is looked at on
+    samples kept aside."""
 
     student: Student
     teacher: Teacher
     loss: DistillationLoss
+    watch: DistillationLoss
     pool: Pool
     augmentation: Augmentation
     schedule: Schedule
@@ -83,8 +85,8 @@ class Training:
         total, count = 0.0, 0
         with torch.no_grad():
             for batch, outputs in kept:
-                mask = self.student.mask(batch)
-                value = self.loss(self.student(batch, exact=True), self._tensors(outputs), batch.size, mask)
+                live = self.teacher.live(batch)
+                value = self.watch(self.student(batch, exact=True), self._tensors(outputs), batch.size, live)
                 total, count = total + float(value) * batch.size, count + batch.size
         return total / max(count, 1)
 
@@ -116,7 +118,7 @@ class Training:
             drawn = self.augmentation.draw(generator, piece.batch.size)
             batch = self.augmentation.apply(piece.batch, drawn)
             wanted = self._tensors(self.teacher.answers(piece, batch, drawn))
-            loss = self.loss(self.student(batch), wanted, batch.size, self.student.mask(batch)) * (batch.size / total)
+            loss = self.loss(self.student(batch), wanted, batch.size, self.teacher.live(batch)) * (batch.size / total)
             loss.backward()  # type: ignore[no-untyped-call,unused-ignore]
         self._adam.step()
 

@@ -85,7 +85,7 @@ def compare_outputs(
     names = [spec.name for spec in a.outputs]
     if names != [spec.name for spec in b.outputs]:
         raise InputError(f"the models have different outputs: {names} and {[s.name for s in b.outputs]}")
-    samples = samples.formed(_form(samples, names, metric))
+    samples = samples.formed(comparison_form(samples, names, metric))
     original = Original(engine, a, b, samples, layout or OutputLayout(), leaves_out=True)
     second = engine.session((b.exposing(original.fronts) if original.fronts else b).program())
     tallies = original.tallies()
@@ -120,7 +120,7 @@ def compare_outputs(
     return Agreement(count, results, kind, a_score, b_score, counting)
 
 
-def _form(samples: Samples, outputs: Sequence[str], metric: Metric | None) -> Form:
+def comparison_form(samples: Samples, outputs: Sequence[str], metric: Metric | None) -> Form:
     """How padded samples come: what labels and metrics are told of keeps its order, and its size."""
     padding = samples.data.padding
     has_positions = padding is not None and any(padding.places.get(name) is not None for name in outputs)
@@ -176,7 +176,7 @@ def require_classes(samples: Samples, limit: str) -> None:
 
 def own_score(engine: Engine, graph: Graph, samples: Samples, metric: Metric) -> float:
     """What the metric says of a model against itself on one batch; raises `InputError` where it does not fit."""
-    batch = next(iter(samples.formed(_form(samples, [spec.name for spec in graph.outputs], metric))), None)
+    batch = next(iter(samples.formed(comparison_form(samples, [spec.name for spec in graph.outputs], metric))), None)
     if batch is None:
         return float("nan")
     outputs = {k: _on_host(v) for k, v in engine.session(_runnable(graph).program()).run(batch.feeds).items()}

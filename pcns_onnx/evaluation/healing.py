@@ -48,7 +48,8 @@ class CurvePoint(msgspec.Struct, frozen=True):
 class Healing(msgspec.Struct, frozen=True):
     """What healing did. `updates`: samples shown, `learnt`: how many there are of them (0: not counted).
 
-    `losses`: by output, what was minimised. `rates`: peak rate by initializer. `looks`: the course; `taken` is the step
+    `losses`: by output, what was minimised; `states`: hidden states that were learnt beside them, which count
+    `states_weight` as much in all. `rates`: peak rate by initializer. `looks`: the course; `taken` is the step
     that was taken, `retries` how often the run went back. `precision`: what products ran in. `hashes`: SHA-256 of the
     original, of the model that was healed, and of the samples that it learnt from. `curve`: the loss by samples, where
     it was asked for.
@@ -75,3 +76,5 @@ class Healing(msgspec.Struct, frozen=True):
     versions: dict[str, str]
     hashes: dict[str, str]
     curve: list[CurvePoint] = []
+    states: list[str] = []
+    states_weight: float = 0.0

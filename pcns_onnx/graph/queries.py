@@ -87,3 +87,21 @@ def constant_uses(graph: Graph) -> dict[str, list[ConstantUse]]:
 def _shape_of(graph: Graph, name: str) -> tuple[int, ...]:
     value = graph.constant(name)
     return (0,) if value is None else value.shape
+
+
+def has_attention(graph: Graph) -> bool:
+    """Whether a model has attention: what a Softmax makes is multiplied with what is computed, too."""
+    return any(
+        node.op.endswith("Attention")
+        or (node.op in ("MatMul", "Einsum") and all(_computed_by(graph, name) for name in node.inputs)
+            and "Softmax" in [_computed_by(graph, name) for name in node.inputs])
+        for node in graph.nodes
+    )  # fmt: skip
+
+
+def _computed_by(graph: Graph, name: str) -> str:
+    """The operator that makes the values of a tensor, '' for what is stored; casts and the like are skipped."""
+    node = graph.producers.get(name)
+    while node is not None and node.op in ("Cast", "Dropout", "Identity", "Where") and node.inputs:
+        node = graph.producers.get(node.inputs[-1])  # a Where has a guard for rows of nothing but masks in front
+    return "" if node is None else node.op

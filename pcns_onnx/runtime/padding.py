@@ -159,17 +159,15 @@ def _tried(dataset: Dataset, mask: str, fixed: int | None) -> Batch | None:
 def _changed(batch: Batch, padding: Padding) -> Batch:
     """The batch with values from elsewhere in it where nothing counts."""
     live, feeds = padding.live(batch.feeds), dict(batch.feeds)
-    generator, length, differs = np.random.default_rng(0), live.shape[1], False
+    generator, differs = np.random.default_rng(0), False
     for name, array in batch.feeds.items():
-        samples = batch.axes.get(name, 0)
-        along = [axis for axis, size in enumerate(array.shape) if size == length and axis != samples]
-        along = [axis for axis in along if axis in padding.axes.get(name, along)]
-        if name == padding.mask or samples is None or not along:
+        axes = padding.place(batch, name)
+        if axes is None:
             continue
-        moved = np.moveaxis(array, (samples, along[0]), (0, 1)).copy()
+        moved = np.moveaxis(array, axes, (0, 1)).copy()
         pool = moved[live]
         moved[~live] = pool[generator.integers(len(pool), size=int((~live).sum()))]
-        feeds[name] = np.ascontiguousarray(np.moveaxis(moved, (0, 1), (samples, along[0])))
+        feeds[name] = np.ascontiguousarray(np.moveaxis(moved, (0, 1), axes))
         differs |= not np.array_equal(feeds[name], array)
     if not differs:
         raise _CountsError(f"no input has other values where '{padding.mask}' is 0, so that nothing can be tried")

@@ -79,6 +79,12 @@ def test_the_floor_is_by_scale() -> None:
     assert channel_scales(np.array([1.0, 0.2, 0.05]))[2] == FLOOR * 1.0
 
 
+def test_a_channel_that_is_as_good_as_zero_has_no_scale_of_its_own() -> None:
+    scales = channel_scales(np.array([1.0, 1e-4, 1e-33]))
+    assert scales.tolist() == [1.0, 1e-4, FLOOR]
+    assert channel_scales(np.array([0.0, 0.0])).tolist() == [1.0, 1.0]
+
+
 @pytest.mark.parametrize("kind", [np.bool_, np.int64, np.str_])
 def test_what_is_equal_or_not_is_counted(kind: type) -> None:
     y: np.ndarray = (np.arange(40).reshape(20, 2) % 2).astype(kind)

@@ -9,15 +9,16 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
-from builders.models import relative, run
+from builders.models import build, relative, run
 from builders.topologies import TOPOLOGIES
 from pcns_onnx import InputError, shrink
 from pcns_onnx.dependency.dependency_graph import build_dependency_graph
-from pcns_onnx.dependency.residual import residual_blocks
+from pcns_onnx.dependency.residual import block_ends, residual_blocks
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.layer_weights import stored
+from robustness.transformers import convnext, row, rows
 
 
 def sample(model: onnx.ModelProto, count: int, seed: int = 1) -> NDArray[np.float32]:
@@ -84,3 +85,38 @@ def test_the_constant_is_the_mean_of_what_the_sum_lacks() -> None:
     sums = [node for node in graph.nodes if node.op == "Add"]
     values = [stored(graph, n.key, i) for n in sums for i, name in enumerate(n.inputs) if graph.is_constant(name)]
     assert values and np.allclose(values[0], 0.75, atol=1e-2)
+
+
+# -- what blocks hand on -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "form"), rows())
+def test_every_block_hands_on_one_state(name: str, form: str) -> None:
+    model, net = row(name, form, layers=2)
+    graph, branches = Graph.load(model), 3 if net.recipe.cross else 2
+    ends = block_ends(graph)
+    assert len(ends) == 2 * branches == len(set(ends))
+    makers = [graph.producers[name].op for name in ends[:-1]]
+    if net.recipe.post_norm:  # what a norm makes of a sum is what the next one reads
+        assert all(op.endswith("LayerNormalization") for op in makers)
+    else:
+        assert set(makers) == {"Add"}
+
+
+def test_blocks_of_convolutions_hand_on_what_the_next_one_reads() -> None:
+    graph = Graph.load(convnext(2)[0])
+    assert [graph.producers[name].op for name in block_ends(graph)] == ["Add", "Add"]
+    residual = Graph.load(TOPOLOGIES["residual"]())
+    assert len(block_ends(residual)) > 0
+
+
+def test_a_sum_without_a_layer_is_no_block() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Mul", ["h", "h"], ["square"]),
+        helper.make_node("Mul", ["square", "h"], ["cube"]),
+        helper.make_node("Add", ["h", "cube"], ["bent"]),
+        helper.make_node("MatMul", ["bent", "w"], ["y"]),
+    ]
+    model = build(nodes, {"w": np.eye(4, dtype=np.float32)}, ["N", 4], output="y")
+    assert block_ends(Graph.load(model)) == []

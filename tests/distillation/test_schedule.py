@@ -45,3 +45,19 @@ def test_a_rate_follows_the_size_of_its_tensor_and_zeros_move_too() -> None:
 def test_a_run_is_lost_where_it_says_less_than_it_did_by_far() -> None:
     assert is_lost(float("nan"), 0.1) and is_lost(float("inf"), 0.1) and is_lost(0.31, 0.1)
     assert not is_lost(0.17, 0.1) and not is_lost(0.04, 0.001)
+
+
+def test_models_with_attention_go_several_times_through_their_samples() -> None:
+    lengths = [suitable(10**9, 10**9, samples, unknown=False, attends=True) for samples in (1000, 4000, 10**6)]
+    assert lengths == [LEAST, 20_000, 40_000]
+    assert suitable(10**5, 10**5, 10**6, unknown=False, attends=True) == MOST
+
+
+def test_models_with_attention_move_no_tensor_faster_than_a_matrix() -> None:
+    sizes = {"a": 0.05, "b": 0.06, "c": 0.2, "gain": 0.9, "bias": 0.0}
+    plain, calm = peak_rates(sizes), peak_rates(sizes, ["a", "b", "c"])
+    assert calm["a"] == pytest.approx(plain["a"] / 3)
+    assert calm["b"] == calm["c"] == calm["gain"] == pytest.approx(plain["b"] / 3) == pytest.approx(2e-4)
+    assert 0 < calm["bias"] < calm["a"]
+    twice = peak_rates({name: 2 * size for name, size in sizes.items()}, ["a", "b", "c"])
+    assert twice == pytest.approx({name: 2 * rate for name, rate in calm.items()})

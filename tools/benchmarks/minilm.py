@@ -1,11 +1,14 @@
 """What is left of a sentence encoder's embeddings after shrinking, as a Markdown table.
 
-    python tools/benchmarks/minilm.py DIR [--budget macs=0.8 ...] [--method obs] [--samples 2000] [--threads 2]
+    python tools/benchmarks/minilm.py DIR [--budget macs=0.8 ...] [--method obs] [--samples 2000] [--threads 2] \
+        [--heal N] [--set heal_loss=outputs ...]
 
 DIR is what `tools/fixtures/minilm.py` wrote. One row per budget. On the sentences of `test.npz`, which the solve never
 sees: the cosine between the original's and the shrunk model's embedding of the same sentence (mean, and the value that
 5 % of the sentences fall below), and Spearman's rank correlation of the two models' similarities over all pairs of
-sentences, which is what a search by similarity depends on. The last column is what `shrink` took.
+sentences, which is what a search by similarity depends on. The last column is what `shrink` took. With `--heal N` the
+small model learns from N sentences shown (0: as many as suit it); then these 500 are those of the final check as well,
+which decides nothing, so that none of the others need be held out for it. `--set` gives further options by name.
 """
 
 from __future__ import annotations
@@ -56,14 +59,20 @@ def main() -> None:
     parser.add_argument("--method", default="obs")
     parser.add_argument("--samples", type=int, default=2000, help="calibration sentences to use")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--heal", type=int, metavar="N", help="sentences shown to the student; 0: as many as suit it")
+    parser.add_argument("--set", nargs="+", default=[], metavar="OPTION=VALUE", help="further options of `shrink`")
     args = parser.parse_args()
     choices: dict[str, Any] = {"method": args.method, "samples": args.samples, "threads": args.threads}
+    if args.heal is not None:
+        choices |= {"heal": args.heal, "eval": args.folder / "test.npz"}
+    choices |= {name: value for name, _, value in (text.partition("=") for text in args.set)}
     model = args.folder / "model.onnx"
     with np.load(args.folder / "test.npz") as held:
         test = {name: held[name] for name in held.files}
     before = embeddings(model.read_bytes(), test, args.threads)
     print("| options | MACs | params | latency | cosine | 5 % below | rank correlation | processor seconds |")
     print("|---|---|---|---|---|---|---|---|")
+    said = "" if args.heal is None else f" --heal {args.heal}"
     for budget in args.budget:
         start = time.process_time()
         result = shrink(model, args.folder / "calib.npz", budget=budget, **choices)
@@ -72,7 +81,7 @@ def main() -> None:
         after = embeddings(result.model.SerializeToString(), test, args.threads)
         cosines = (before * after).sum(1)
         print(
-            f"| `--method {args.method} --budget {budget}` | {report.after.macs / report.before.macs:.3f} "
+            f"| `--method {args.method} --budget {budget}{said}` | {report.after.macs / report.before.macs:.3f} "
             f"| {report.after.parameters / report.before.parameters:.3f} | {report.latency.ratio:.2f} "
             f"| {cosines.mean():.4f} | {np.quantile(cosines, 0.05):.4f} | {rank_correlation(before, after):.4f} "
             f"| {seconds:.0f} |",

@@ -38,6 +38,9 @@ def _lines(healing: Healing) -> Iterator[str]:
     )
     for name, loss in healing.losses.items():
         yield f"  {name}: {loss}"
+    if healing.states:
+        blocks = "block" if len(healing.states) == 1 else "blocks"
+        yield f"  what {len(healing.states)} residual {blocks} hand on: squared error, weight {healing.states_weight:g}"
     if healing.left_out:
         yield f"  not learnt from: {', '.join(healing.left_out)}"
     times = "once" if healing.retries == 1 else f"{healing.retries} times"
