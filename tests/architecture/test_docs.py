@@ -20,7 +20,8 @@ README = ROOT / "README.md"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = (README, *PAGES)
 COMMANDS = (
-    "advise", "shrink", "heal", "quantize", "inspect", "compare", "plan", "explore", "expand", "design", "diff", "doctor",
+    "advise", "shrink", "heal", "quantize", "inspect", "compare", "plan", "explore", "expand", "design", "diff",
+    "doctor",
 )  # fmt: skip
 
 README_LINES = 250
