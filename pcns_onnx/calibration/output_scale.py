@@ -32,7 +32,7 @@ LIKE = 3.0
 """Channels whose spreads differ by less than such a factor share a scale."""
 APART = 30.0
 """Parts of an output whose spreads differ by such a factor are of different scale."""
-DEAD = 1e-6
+DEAD = 1e-12
 """Share of the largest scale of an output below which a channel is as good as zero."""
 _STILL = 1e-3
 

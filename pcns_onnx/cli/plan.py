@@ -30,7 +30,7 @@ def plan(
     console: Console,
     **choices: Any,
 ) -> None:
-    """Choose widths without solving, the layers timed here. Or show the whole frontier."""
+    """Choose widths and solve nothing, or show the frontier."""
     from pcns_onnx.api.plan import plan as run
     from pcns_onnx.cli.tables.records import plan_tables
     from pcns_onnx.report.frontier_figure import frontier_figure

@@ -25,7 +25,7 @@ from pcns_onnx.errors import InputError
 def explore(
     model: str, data: str | None, output: str | None, port: int | None, console: Console, **choices: Any
 ) -> None:
-    """Show the whole frontier as a page: what each point does to each layer, and the command that makes it."""
+    """Show the frontier as a page to click on, and run what it shows."""
     from pcns_onnx.api.explore.exploration import explore as run
     from pcns_onnx.api.explore.server import PageServer, check_servable
 
