@@ -38,7 +38,6 @@ from pcns_onnx.errors import InputError, PcnsError, UnsupportedError, first_line
 from pcns_onnx.evaluation.healing import CurvePoint, Healing, Verdict
 from pcns_onnx.evaluation.metric import Metric
 from pcns_onnx.graph import Graph
-from pcns_onnx.graph.queries import has_attention
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
@@ -101,8 +100,7 @@ def heal_model(subject: Subject, options: HealOptions) -> Healed:
 def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
     device = "cuda" if subject.engine.device == "cuda" and torch.cuda.is_available() else "cpu"
     lesson = _lesson(subject, options)
-    still = _tables(subject.original, subject.small)
-    student = Student(subject.small, lesson.ranks, options.freeze, still, device=device)
+    student = Student(subject.small, lesson.ranks, options.freeze, device=device)
     _check_shapes(lesson, student(lesson.watched[0][0], exact=True))
     training = _training(subject, options, lesson, student)
     schedule, augmentation = training.schedule, training.augmentation
@@ -147,17 +145,6 @@ def _healed(subject: Subject, options: HealOptions, start: float) -> Healed:
         curve=extrapolated([*points, CurvePoint(subject.learnt.count, after)]) if points else [],
     )
     return Healed(graph if verdict.accepted else subject.small, record)
-
-
-def _tables(original: Graph, small: Graph) -> list[str]:
-    """Tables of embeddings that both models share: rows that few samples look up would learn these by heart."""
-    looked_up = (node.inputs[0] for node in small.nodes if node.op == "Gather") if has_attention(small) else ()
-    alone = [
-        name for name in dict.fromkeys(looked_up) if small.is_constant(name) and name in small.consumers
-        and all(node.op == "Gather" and node.inputs[0] == name for node in small.consumers[name])
-    ]  # fmt: skip
-    pairs = ((name, original.constant(name), small.constant(name)) for name in alone)
-    return [name for name, a, b in pairs if a is not None and b is not None and np.array_equal(a, b)]
 
 
 def _training(subject: Subject, options: HealOptions, lesson: _Lesson, student: Student) -> Training:

@@ -11,7 +11,7 @@ every length of a text that MiniLM takes 4 GB.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -84,24 +84,16 @@ def multiplies_bfloat16(device: str) -> bool:
 
 class Student:
     """A module that computes `tensors` of `small`, by name with how many axes each has, from feeds; `frozen` are the
-    initializers that do not train: those that `freeze` names, and `still`."""
+    initializers that do not train."""
 
-    def __init__(
-        self,
-        small: Graph,
-        tensors: Mapping[str, int],
-        freeze: Sequence[str],
-        still: Collection[str] = (),
-        *,
-        device: str,
-    ) -> None:
+    def __init__(self, small: Graph, tensors: Mapping[str, int], freeze: Sequence[str], *, device: str) -> None:
         self._small, self._tensors, self.device = small, list(tensors), device
         part = Graph.load(_part(small, tensors))
         self._inputs = [spec.name for spec in part.inputs]
         self._module = to_torch(part.proto, widen=True)
         names = {attribute: name for name, attribute in attribute_names(part.as_float32()).items()}
         own = {names[attribute]: parameter for attribute, parameter in self._module.named_parameters()}
-        self.frozen = list(dict.fromkeys([*frozen_by(freeze, small, own), *(name for name in own if name in still)]))
+        self.frozen = frozen_by(freeze, small, own)
         for name in self.frozen:
             own[name].requires_grad_(False)
         self.parameters: Parameters = {name: value for name, value in own.items() if name not in self.frozen}

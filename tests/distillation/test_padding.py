@@ -194,19 +194,6 @@ def test_a_channel_that_the_original_has_lost_is_no_scale() -> None:
     )
 
 
-def test_tables_of_embeddings_that_are_the_originals_stay() -> None:
-    model = Encoder().model
-    student = disturbed(model)
-    moved = heal(student, model, sentences(160, WIDTH), **FAST).report.healing
-    table = next(tensor for tensor in model.graph.initializer if tensor.name == "table")
-    next(tensor for tensor in student.graph.initializer if tensor.name == "table").CopyFrom(table)
-    result = heal(student, model, sentences(160, WIDTH), **FAST)
-    assert moved is not None and result.report.healing is not None
-    assert moved.frozen == [] and result.report.healing.frozen == ["table"] and result.report.healing.verdict.accepted
-    kept = next(tensor for tensor in result.model.graph.initializer if tensor.name == "table")
-    assert np.array_equal(numpy_helper.to_array(kept), numpy_helper.to_array(table))
-
-
 # -- the pool ----------------------------------------------------------------------------------
 
 
