@@ -65,7 +65,8 @@ def main() -> None:
     choices: dict[str, Any] = {"method": args.method, "samples": args.samples, "threads": args.threads}
     if args.heal is not None:
         choices |= {"heal": args.heal, "eval": args.folder / "test.npz"}
-    choices |= {name: value for name, _, value in (text.partition("=") for text in args.set)}
+    own = {name: value for name, _, value in (text.partition("=") for text in args.set)}
+    choices |= {name: int(value) if value.isdecimal() else value for name, value in own.items()}
     model = args.folder / "model.onnx"
     with np.load(args.folder / "test.npz") as held:
         test = {name: held[name] for name in held.files}
