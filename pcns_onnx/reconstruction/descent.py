@@ -1,7 +1,8 @@
 """Adam with a cosine schedule that samples kept aside watch over: the loop of every refinement.
 
-Rates are relative to the weights' size (Kingma and Ba 2015 for the steps). Steps that worsen what is seen on samples
-kept aside are taken back at a quarter of the rate, and its best point is the answer.
+Weights are moved in whitened coordinates (`whitening`), at rates relative to their size there (Kingma and Ba 2015 for
+the steps). Steps that worsen what is seen on samples kept aside are taken back at a quarter of the rate, and its best
+point is the answer.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from pcns_onnx.numerics.adam import Adam
 from pcns_onnx.numerics.arrays import Array
+from pcns_onnx.reconstruction.whitening import Coordinates
 
 RATE = 0.1
 """First step of a weight, relative to the root mean square of its matrix, per root of the error's share: the
@@ -51,7 +53,8 @@ def descend(
     first: float,
     gradient: Callable[[Sequence[Array], P], Sequence[Array]],
     error: Callable[[Sequence[Array]], float],
-    sizes: Sequence[float],
+    coordinates: Coordinates,
+    sizes_of: Callable[[Sequence[Array]], Sequence[float]],
     train: Sequence[P],
     rows: int,
     steps: int,
@@ -60,9 +63,11 @@ def descend(
     """At most `steps` steps from `start`, each on pieces of `train` that have `rows` rows or more together.
 
     `first` is the start's `error`, a share of the variance; `gradient` is half the derivative of a piece's sum of
-    squares by each array, and `sizes` say how far a step of one moves it.
+    squares by each array. What is moved are the arrays in their `coordinates`; of these `sizes_of` says how far a step
+    of one moves each.
     """
-    best = weights = start
+    best = moved = coordinates.into(start)
+    sizes = sizes_of(moved)
     least, adam, rate, order = first, Adam(), RATE * min(first, 1.0) ** 0.5, list[int]()
     generator = np.random.default_rng(seed)
     every, failed, stale, done = max(1, steps // CHECKS), 0, 0, 0
@@ -72,21 +77,19 @@ def descend(
             order = order or [int(i) for i in generator.permutation(len(train))]
             piece = train[order.pop()]
             count += piece.rows
-            slopes = gradient(weights, piece)
+            slopes = coordinates.slopes(gradient(coordinates.back(moved), piece))
             total = [a + b for a, b in zip(total, slopes, strict=True)] if total else list(slopes)
             if not order:
                 break
         pace = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         directions = adam.directions([slope / count for slope in total])
-        weights = [
-            now - (pace * size) * direction for now, size, direction in zip(weights, sizes, directions, strict=True)
-        ]
+        moved = [now - (pace * size) * direction for now, size, direction in zip(moved, sizes, directions, strict=True)]
         if (step + 1) % every == 0 or step + 1 == steps:
-            now_missed, done, stale = error(weights), step + 1, stale + 1
+            now_missed, done, stale = error(coordinates.back(moved)), step + 1, stale + 1
             if now_missed < least:
-                best, least, failed, stale = weights, now_missed, 0, 0
+                best, least, failed, stale = moved, now_missed, 0, 0
             elif not now_missed < 1.05 * least:
-                weights, adam, rate, failed = best, Adam(), rate / 4, failed + 1
+                moved, adam, rate, failed = best, Adam(), rate / 4, failed + 1
             if failed == _TRIES or stale == PATIENCE:
                 break
-    return Descended(best, least, done)
+    return Descended(coordinates.back(best) if least < first else start, least, done)

@@ -180,29 +180,29 @@ def refine(
     first = pair.error(start, valid) / scale
     if first < ENOUGH:
         return Refined(start, first, first)
+    rows, worthwhile = sum(piece.rows for piece in train), _worthwhile(steps, first, _problem(start, train))
+    if not worthwhile:
+        return Refined(start, first, first, 0, rows)
     w = whitening(namespace_of(piece.x).reshape(piece.x, (-1, int(piece.x.shape[2]))) for piece in train)
-    coordinates = Coordinates((w, None, whitening(pair.read(start, piece) for piece in train), None))
-    moved = coordinates.into(start.all)
     descended = descend(
-        moved,
+        start.all,
         first,
-        lambda moved, piece: coordinates.slopes(pair.gradient(Weights(*coordinates.back(moved)), piece)),
-        lambda moved: pair.error(Weights(*coordinates.back(moved)), valid) / scale,
-        _sizes(Weights(*moved)),
+        lambda weights, piece: pair.gradient(Weights(*weights), piece),
+        lambda weights: pair.error(Weights(*weights), valid) / scale,
+        Coordinates((w, None, whitening(pair.read(start, piece) for piece in train), None)),
+        _sizes,
         train,
         rows_of_step(train[0]),
-        _worthwhile(steps, first, _problem(start, train)),
+        worthwhile,
         seed,
     )
-    rows = sum(piece.rows for piece in train)
-    best = Weights(*coordinates.back(descended.weights)) if descended.error < first else start
-    return Refined(best, first, descended.error, descended.steps, rows)
+    return Refined(Weights(*descended.weights), first, descended.error, descended.steps, rows)
 
 
-def _sizes(start: Weights) -> list[float]:
-    """How far a step of one moves each array: a bias moves as fast as its matrix."""
-    xp = namespace_of(start.w)
-    w, v = (float(xp.sqrt(xp.mean(matrix * matrix))) for matrix in (start.w, start.v))
+def _sizes(arrays: Sequence[Array]) -> list[float]:
+    """How far a step of one moves each of W, b, V and c: a bias moves as fast as its matrix."""
+    xp = namespace_of(arrays[0])
+    w, v = (float(xp.sqrt(xp.mean(matrix * matrix))) for matrix in (arrays[0], arrays[2]))
     return [w, w, v, v]
 
 

@@ -115,25 +115,25 @@ class CellRefinement:
             return None
         is_reset_last = data.reset and data.is_reset_last
         problem = _Problem(CellGradient(data.node.op, data.backward, is_reset_last), is_reset_last)
-        weights = problem.begin(start, train)
+        weights, states = problem.begin(start, train)
         rows = np.concatenate([piece.aim[piece.sequences.mask] for piece in valid])
         scale = max(float(((rows - rows.mean(axis=0)) ** 2).sum(dtype=np.float64)), 1e-30)
         first = problem.error(weights, valid) / scale
         per_step = max(_ROWS, max(piece.rows for piece in train))
         steps = min(self.steps, int(_WORK / max(problem.cost(weights, per_step), 1))) if first >= ENOUGH else 0
-        coordinates = problem.coordinates(weights, train)
         descended = descend(
-            moved := coordinates.into(weights),
+            weights,
             first,
-            lambda moved, piece: coordinates.slopes(problem.slopes(coordinates.back(moved), piece)),
-            lambda moved: problem.error(coordinates.back(moved), valid) / scale,
-            problem.sizes(moved),
+            problem.slopes,
+            lambda moved: problem.error(moved, valid) / scale,
+            problem.coordinates(states, train),
+            problem.sizes,
             train,
             _ROWS,
             steps,
             (self.seed, 3, number),
         )
-        best = coordinates.back(descended.weights) if descended.error < first else weights
+        best = descended.weights
         cell = problem.cell(best, start)
         flat = Weights(cell.matrix.reshape(-1, cell.matrix.shape[2]), (cell.wb + cell.rb).reshape(-1), *best[-2:])
         return cell, Refined(flat, first, descended.error, descended.steps, sum(piece.rows for piece in train))
@@ -168,32 +168,29 @@ class _Problem:
     gradient: CellGradient
     has_inner: bool
 
-    def begin(self, start: CellWeights, train: Sequence[SequencePiece]) -> Parameters:
-        """The cell as it is, and the reader by least squares."""
+    def begin(self, start: CellWeights, train: Sequence[SequencePiece]) -> tuple[Parameters, list[Floats32]]:
+        """The cell as it is with the reader by least squares, and by piece the states (rows, D*H') that it makes."""
         size, weights = start.units, list[Floats32]()
         for d in range(len(start.w)):
             b, inner = start.wb[d] + start.rb[d], np.zeros(size)
             if self.has_inner:
                 inner, b[2 * size :] = start.rb[d, 2 * size :], start.wb[d, 2 * size :]
             weights += [np.asarray(part, dtype=np.float32) for part in (start.w[d], start.r[d], b, inner)]
-        known = Moments(size * len(start.w), int(train[0].aim.shape[2]), np)
-        for piece in train:
-            states, mask = self.gradient.run(self.sides(weights), piece.sequences)[0], piece.sequences.mask
-            known.update(states[mask], piece.aim[mask])
+        known, sides = Moments(size * len(start.w), int(train[0].aim.shape[2]), np), self.sides(weights)
+        states = [self.gradient.run(sides, piece.sequences)[0][piece.sequences.mask] for piece in train]
+        for rows, piece in zip(states, train, strict=True):
+            known.update(rows, piece.aim[piece.sequences.mask])
         u = solve_spd(add_ridge(known.covariance, 1e-5), known.cross.T).T
         mean_x, mean_y = known.mean_x, known.mean_y
-        return [*weights, u.astype(np.float32), (mean_y - u @ mean_x).astype(np.float32)]
+        return [*weights, u.astype(np.float32), (mean_y - u @ mean_x).astype(np.float32)], states
 
-    def coordinates(self, weights: Parameters, train: Sequence[SequencePiece]) -> Coordinates:
-        """Those of W by the inputs, of R and U by the states that the cell makes as it is."""
+    def coordinates(self, states: Sequence[Floats32], train: Sequence[SequencePiece]) -> Coordinates:
+        """Those of W by the inputs, of R and U by the `states` that the cell makes as it is."""
         x = whitening(piece.sequences.x[piece.sequences.mask] for piece in train)
-        sides = self.sides(weights)
-        read = [self.gradient.run(sides, piece.sequences)[0][piece.sequences.mask] for piece in train]
-        size, by_array = int(weights[1].shape[1]), list[Whitening | None]()
-        for d in range(len(sides)):
-            h = whitening(states[:, d * size : (d + 1) * size] for states in read)
-            by_array += [x, h, None, None]
-        return Coordinates([*by_array, whitening(read), None])
+        directions, by_array = len(self.gradient.backward), list[Whitening | None]()
+        for d in range(directions):
+            by_array += [x, whitening(np.split(rows, directions, axis=1)[d] for rows in states), None, None]
+        return Coordinates([*by_array, whitening(states), None])
 
     def sides(self, weights: Parameters) -> list[DirectionWeights]:
         """The directions."""
