@@ -7,7 +7,6 @@ on models of the right shapes (`report.advice.candidates`); the rule is in `repo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, Unpack
@@ -15,7 +14,8 @@ from typing import Any, Unpack
 from pcns_onnx.api.check import Check, check_on
 from pcns_onnx.api.explore.command_line import command_line
 from pcns_onnx.api.inputs import Run, run
-from pcns_onnx.api.options import FIELDS, Choices, Options, flag_of
+from pcns_onnx.api.options import FIELDS, Choices, Options, flag_of, is_taken
+from pcns_onnx.api.shrinking.preparation import prepared
 from pcns_onnx.cost.latency_model import seconds_within
 from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.dataset import split
@@ -31,9 +31,7 @@ from pcns_onnx.methods.registry import method_named
 from pcns_onnx.methods.strategy import Request
 from pcns_onnx.methods.subset.strategy import SubsetStrategy
 from pcns_onnx.planning.frontier import points
-from pcns_onnx.planning.grids import GridRules
 from pcns_onnx.planning.plan import SkippedLayer
-from pcns_onnx.planning.prepare import problem_for, selected
 from pcns_onnx.planning.trial import Trial, trial_of
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.advice.candidates import TrialRunner
@@ -91,9 +89,7 @@ def advise(
 
 def _is_taken(name: str) -> bool:
     """Whether a choice says something here; unknown names are refused with all others."""
-    return (
-        name in ("device", "command") or name not in FIELDS or "advise" in FIELDS[name][1].metadata["commands"].split()
-    )
+    return name in ("device", "command") or name not in FIELDS or is_taken(FIELDS[name][1], "advise")
 
 
 def _on_target(target: str, choices: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,19 +105,11 @@ def _on_target(target: str, choices: Mapping[str, Any]) -> dict[str, Any]:
 
 def _runner(running: Run, check: Check) -> tuple[TrialRunner, list[SkippedLayer]]:
     """What candidates are made of, and what cannot be narrowed."""
-    options, form = running.options, check.form
+    options = running.options
     request = Request(method_named("auto"), options.goal, options.scope, options.solving, options.data.seed)
-    problem = problem_for(
-        form,
-        running.calibration(check.train, form.twin),
-        options.scope,
-        batch_latency=options.runtime.batch_latency,
-        weights=options.gates.weights([spec.name for spec in form.original.outputs]),
-    )
-    drops = options.scope.depth and request.method.drops_blocks
-    problem = replace(problem, rules=GridRules(str(options.goal.multiple), drops=drops))
-    problem, skipped = selected(problem, options.scope, SubsetStrategy(request).refuses)
-    importance = SubsetStrategy(request).importance(problem, probes=True) if problem.groups else None
+    strategy = SubsetStrategy(request)
+    problem, skipped = prepared(running, check.form, check.train, request, strategy)
+    importance = strategy.importance(problem, probes=True) if problem.groups else None
     trial = trial_of(problem, options.data.seed)
     timed = at_latency_batch(check.samples, options.runtime.batch_latency)
     judged, metric = _judged(running, check, trial)

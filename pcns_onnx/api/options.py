@@ -104,6 +104,11 @@ def flag_of(option: Field[Any]) -> str:
     return str(option.metadata.get("flag", f"--{option.name.replace('_', '-')}"))
 
 
+def is_taken(option: Field[Any], command: str) -> bool:
+    """Whether a command takes this choice."""
+    return command in option.metadata["commands"].split()
+
+
 def takes_many(option: Field[Any]) -> bool:
     """Whether a field takes a list."""
     return "Sequence" in str(option.type)

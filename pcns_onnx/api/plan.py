@@ -13,9 +13,10 @@ from typing import Unpack
 
 from pcns_onnx.api.inputs import datasets, run
 from pcns_onnx.api.options import Choices, Options
+from pcns_onnx.api.shrinking.preparation import prepared, require_groups
 from pcns_onnx.data.fingerprints import SampleSummary, sketch
 from pcns_onnx.data.sources import DataSource
-from pcns_onnx.errors import InputError, NothingToShrinkError
+from pcns_onnx.errors import InputError
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import ModelSource
 from pcns_onnx.methods.registry import method_named, methods_with
@@ -24,7 +25,6 @@ from pcns_onnx.methods.subset.search import meet_measured
 from pcns_onnx.methods.subset.strategy import SubsetStrategy
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.frontier import fractions_of, point_of, points
-from pcns_onnx.planning.grids import GridRules
 from pcns_onnx.planning.importance import Importance
 from pcns_onnx.planning.plan import (
     SCHEMA,
@@ -34,10 +34,8 @@ from pcns_onnx.planning.plan import (
     Plan,
     SkippedLayer,
     fingerprint,
-    pairs,
     write_plan,
 )
-from pcns_onnx.planning.prepare import problem_for, selected
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.schema import PlanReport
@@ -73,20 +71,9 @@ def plan(
     with run(options, progress) as running:
         form = running.form(model)
         fed = datasets(running, form, data, solves=True)
-        form, train = fed.form, fed.train
-        problem = problem_for(
-            form,
-            running.calibration(train, form.twin),
-            options.scope,
-            batch_latency=options.runtime.batch_latency,
-            times=True,
-            weights=options.gates.weights([spec.name for spec in form.original.outputs]),
-        )
-        drops = options.scope.depth and strategy.request.method.drops_blocks
-        problem = replace(problem, rules=GridRules(str(options.goal.multiple), drops=drops))
-        problem, skipped = selected(problem, options.scope, strategy.refuses)
-        if not problem.groups:
-            raise NothingToShrinkError("nothing can be shrunk: every layer has a reason to stay", pairs(skipped))
+        form = fed.form
+        problem, skipped = prepared(running, form, fed.train, strategy.request, strategy, times=True)
+        require_groups(problem, skipped)
         importance = strategy.importance(problem, probes=True)
         if frontier:
             drawn = list(points(problem, importance, options.goal))

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from pcns_onnx.autograd.operators.elementwise import TYPES
 from pcns_onnx.autograd.operators.operator import Operator
 from pcns_onnx.autograd.operators.registry import OPERATORS
+from pcns_onnx.data.conform import is_floating
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Array, Graph, Node
 from pcns_onnx.graph.protobuf import constant_tensor
@@ -39,7 +40,7 @@ def operator_of(node: Node) -> Operator | None:
 
 def has_floats(value: Array | None) -> bool:
     """Whether this is a constant of a floating-point type."""
-    return value is not None and (value.dtype.kind == "f" or value.dtype.name == "bfloat16")
+    return value is not None and is_floating(value.dtype)
 
 
 def is_weight(graph: Graph, name: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from pcns_onnx.api.options import FIELDS, flag_of, kind_of, takes_many
+from pcns_onnx.api.options import FIELDS, flag_of, is_taken, kind_of, takes_many
 from pcns_onnx.cli.console import Command
 from pcns_onnx.errors import InputError
 from pcns_onnx.methods.registry import CHOICES
@@ -30,7 +30,7 @@ def record_options(command: str) -> Callable[[Command], Command]:
 
     def wrap(function: Command) -> Command:
         for _, one in reversed(list(FIELDS.values())):
-            if command in one.metadata["commands"].split():
+            if is_taken(one, command):
                 function = _option(one, command)(function)
         return function
 

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.data.batch import Batch
+from pcns_onnx.data.conform import is_floating
 from pcns_onnx.data.dataset import split
 from pcns_onnx.data.padding import arranged
 from pcns_onnx.dependency.residual import block_ends
@@ -262,9 +261,9 @@ def _states(subject: Subject, first: Batch) -> list[Target]:
     ends = [name for name in ends if name not in {spec.name for spec in subject.original.outputs}]
     if not ends:
         return []
-    both = (Teacher(subject.engine, graph, ends)(first) for graph in (subject.original, subject.small))
-    pairs = [(name, a[name], b[name]) for a, b in (tuple(both),) for name in ends]
-    return [Target(name, name, name, "mse", inner=True) for name, a, b in pairs if a.shape == b.shape and _is_float(a)]
+    aims, states = (Teacher(subject.engine, graph, ends)(first) for graph in (subject.original, subject.small))
+    ends = [name for name in ends if aims[name].shape == states[name].shape and is_floating(aims[name].dtype)]
+    return [Target(name, name, name, "mse", inner=True) for name in ends]
 
 
 def _check_shapes(lesson: _Lesson, outputs: dict[str, torch.Tensor]) -> None:
@@ -275,10 +274,6 @@ def _check_shapes(lesson: _Lesson, outputs: dict[str, torch.Tensor]) -> None:
             raise InputError(
                 f"output '{target.output}' has shape {small} in the small model and {original} in the original"
             )
-
-
-def _is_float(values: NDArray[Any]) -> bool:
-    return values.dtype.kind == "f" or values.dtype.name == "bfloat16"
 
 
 def _filled(subject: Subject) -> float:
@@ -303,8 +298,7 @@ def _run(
 ) -> str:
     """What tells this run from every other."""
     facts = [
-        sorted(hashes.items()), schedule, augmentation.kind, options.heal_loss, options.freeze,
-        subject.seed,
+        sorted(hashes.items()), schedule, augmentation.kind, options.heal_loss, options.freeze, subject.seed,
         subject.layout.weights, sorted(torch_version().items()), torch.get_num_threads(),
     ]  # fmt: skip
     return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -50,10 +50,13 @@ class Block:
     single: bool = False
     padding: Padding | None = None
     starts: Numbers = field(init=False)
+    lengths: Numbers | None = field(init=False)
+    """(units,): what is left of each if padding is cut off; None where nothing is."""
 
     def __post_init__(self) -> None:
         sizes = [group.size // self.unit for group in self.groups]
         object.__setattr__(self, "starts", np.concatenate([[0], np.cumsum(sizes)]))
+        object.__setattr__(self, "lengths", self._lengths())
 
     @property
     def units(self) -> int:
@@ -71,9 +74,7 @@ class Block:
                 pieces.append(Shown(self._cut(batch.rows(rows)), group, rows))
         return pieces
 
-    @property
-    def lengths(self) -> Numbers | None:
-        """(units,): what is left of each if padding is cut off; None where nothing is."""
+    def _lengths(self) -> Numbers | None:
         if self.padding is None or not self.padding.cuts or not self.padding.axes:
             return None
         lengths = list[Numbers]()

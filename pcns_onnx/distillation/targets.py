@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.calibration.output_scale import SpreadTally
+from pcns_onnx.data.conform import is_floating
 from pcns_onnx.data.padding import Live, PositionAxes
 from pcns_onnx.dependency.data_dependence import DataDependence
 from pcns_onnx.distillation.options import LossChoice
@@ -136,7 +137,7 @@ def targets_of(
     decided = any(_front(original, name) is not None for name in tensors)
     targets = []
     for name, output in tensors.items():
-        if values[name].dtype.kind == "f" or values[name].dtype.name == "bfloat16":
+        if is_floating(values[name].dtype):
             array = np.asarray(values[name], dtype=np.float32)
             target = _target(original, small, name, array, forced, decided=decided, pooled=pooled)
             targets.append(replace(target, output=output))

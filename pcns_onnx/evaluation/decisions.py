@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pcns_onnx.data.conform import is_floating
 from pcns_onnx.graph import Graph
 from pcns_onnx.graph.protobuf import Node
 
@@ -92,8 +93,7 @@ def decision_rules(graph: Graph) -> dict[str, DecisionRule]:
     """By name, the outputs that decide something."""
     rules = dict[str, DecisionRule]()
     for output in graph.outputs:
-        is_number = output.dtype.kind == "f" or output.dtype.name == "bfloat16"
-        rule = _rule(graph, output.name) if is_number else DecisionRule("equal")
+        rule = _rule(graph, output.name) if is_floating(output.dtype) else DecisionRule("equal")
         if rule is not None:
             rules[output.name] = rule
     return rules

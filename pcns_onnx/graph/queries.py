@@ -91,12 +91,14 @@ def _shape_of(graph: Graph, name: str) -> tuple[int, ...]:
 
 def has_attention(graph: Graph) -> bool:
     """Whether a model has attention: what a Softmax makes is multiplied with what is computed, too."""
-    return any(
-        node.op.endswith("Attention")
-        or (node.op in ("MatMul", "Einsum") and all(_computed_by(graph, name) for name in node.inputs)
-            and "Softmax" in [_computed_by(graph, name) for name in node.inputs])
-        for node in graph.nodes
-    )  # fmt: skip
+    for node in graph.nodes:
+        if node.op.endswith("Attention"):
+            return True
+        if node.op in ("MatMul", "Einsum"):
+            makers = [_computed_by(graph, name) for name in node.inputs]
+            if "Softmax" in makers and all(makers):
+                return True
+    return False
 
 
 def _computed_by(graph: Graph, name: str) -> str:

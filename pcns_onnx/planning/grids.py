@@ -26,6 +26,11 @@ class GridRules:
     least_conv: int = 1
     drops: bool = False
 
+    @classmethod
+    def of(cls, multiple: int | str, *, drops: bool, int8: bool = False) -> GridRules:
+        """The rules where `multiple` was asked for; `int8`: layers become integers afterwards."""
+        return cls(str(multiple), INT8_LEAST if int8 and multiple == "auto" else 1, drops)
+
     def widths(self, group: Group, kind: str, step: int | None = None, finer: int = 1) -> NDArray[np.int64]:
         """The grid of a group, whose first writer is a `kind`; `step` is the multiple that pays on this machine.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pcns_onnx.api.options import FIELDS, flag_of, takes_many
+from pcns_onnx.api.options import FIELDS, flag_of, is_taken, takes_many
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.graph import ModelSource
 from pcns_onnx.graph.model_source import ModelFolder
@@ -34,7 +34,7 @@ def command_words(
     line += words
     for name, value in choices.items():
         option = FIELDS[name][1]
-        if name in _NOT_CARRIED or command not in option.metadata["commands"].split():
+        if name in _NOT_CARRIED or not is_taken(option, command):
             continue
         line += _option_words(flag_of(option), value, many=takes_many(option), default=option.default)
     return line

@@ -17,12 +17,13 @@ from typing import Any, Unpack
 
 from pcns_onnx.api.explore.command_line import command_words, output_beside
 from pcns_onnx.api.inputs import Run, datasets, run
-from pcns_onnx.api.options import FIELDS, Choices, Options, flag_of
+from pcns_onnx.api.options import FIELDS, Choices, Options, flag_of, is_taken
+from pcns_onnx.api.shrinking.preparation import prepared, require_groups
 from pcns_onnx.cost.model import model_size
 from pcns_onnx.data.fingerprints import SampleSummary
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.dependency.groups import Group
-from pcns_onnx.errors import InputError, NothingToShrinkError
+from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.provenance import library_versions
 from pcns_onnx.files import check_targets
 from pcns_onnx.graph import ModelSource
@@ -33,10 +34,8 @@ from pcns_onnx.methods.subset.stream_weight import statement_of
 from pcns_onnx.planning.budget import Budget, Goal
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.frontier import STEPS, decisions, point_of
-from pcns_onnx.planning.grids import GridRules
 from pcns_onnx.planning.importance import Importance
-from pcns_onnx.planning.plan import SkippedLayer, pairs
-from pcns_onnx.planning.prepare import problem_for, selected
+from pcns_onnx.planning.plan import SkippedLayer
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.explore.drawing import drawing_of
@@ -79,7 +78,7 @@ def explore(
 
     With `stats` of an earlier run no data is needed. Raises `InputError`, or `NothingToShrinkError` with the reasons.
     """
-    unread = next((name for name in choices if name in FIELDS and not _is_taken(name)), None)
+    unread = next((name for name in choices if name in FIELDS and not is_taken(FIELDS[name][1], "explore")), None)
     if unread is not None:
         raise InputError(f"{flag_of(FIELDS[unread][1])} is no choice of explore: it shows the whole frontier")
     options = Options.of(**choices)
@@ -103,7 +102,7 @@ def _explored(running: Run, source: _Source, strategy: SubsetStrategy) -> Explor
     return Exploration(
         model=source.name,
         groups=[_group(problem, group) for group in problem.groups],
-        points=list(_points(problem, importance, running.options.goal, source)),
+        points=list(_points(untimed, problem, importance, running.options.goal, source)),
         left_alone=skipped,
         drawing=drawing_of(problem, skipped),
         before=model_size(problem.form.original, problem.whole_dependencies),
@@ -115,10 +114,6 @@ def _explored(running: Run, source: _Source, strategy: SubsetStrategy) -> Explor
         warnings=[*put_right(problem.form.original), *running.notes, *degenerate(summary, "the frontier")],
         versions=library_versions(),
     )
-
-
-def _is_taken(name: str) -> bool:
-    return "explore" in FIELDS[name][1].metadata["commands"].split()
 
 
 def _accepted(options: Options, *, has_data: bool) -> SubsetStrategy:
@@ -139,21 +134,9 @@ def _check_is_model(model: ModelSource) -> None:
 
 def _problem(running: Run, source: _Source, strategy: SubsetStrategy) -> tuple[Problem, list[SkippedLayer]]:
     """What can be narrowed, with the layers timed, and what cannot."""
-    options = running.options
     fed = datasets(running, running.form(source.model), source.data, solves=True)
-    problem = problem_for(
-        fed.form,
-        running.calibration(fed.train, fed.form.twin),
-        options.scope,
-        batch_latency=options.runtime.batch_latency,
-        times=True,
-        weights=options.gates.weights([spec.name for spec in fed.form.original.outputs]),
-    )
-    drops = options.scope.depth and strategy.request.method.drops_blocks
-    problem = replace(problem, rules=GridRules(str(options.goal.multiple), drops=drops))
-    problem, skipped = selected(problem, options.scope, strategy.refuses)
-    if not problem.groups:
-        raise NothingToShrinkError("nothing can be shrunk: every layer has a reason to stay", pairs(skipped))
+    problem, skipped = prepared(running, fed.form, fed.train, strategy.request, strategy, times=True)
+    require_groups(problem, skipped)
     return problem, skipped
 
 
@@ -173,10 +156,12 @@ def _group(problem: Problem, group: Group) -> ExploredGroup:
     )
 
 
-def _points(problem: Problem, importance: Importance, goal: Goal, source: _Source) -> Iterator[ExploredPoint]:
+def _points(
+    untimed: Problem, problem: Problem, importance: Importance, goal: Goal, source: _Source
+) -> Iterator[ExploredPoint]:
     """The points, as far as each differs from the one before; widths are chosen without the layers' times."""
     before: Mapping[str, int] = {}
-    every = decisions(replace(problem, costs=problem.costs.untimed), importance, goal)
+    every = decisions(untimed, importance, goal)
     for budget, decision in problem.calibration.progress.track(every, "frontier", len(STEPS)):
         if decision.widths != before:
             yield _point(problem, importance, decision, budget, source)

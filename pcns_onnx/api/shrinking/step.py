@@ -11,7 +11,7 @@ import numpy as np
 
 from pcns_onnx.api.check import Check
 from pcns_onnx.api.heal import heal_samples, not_accepted
-from pcns_onnx.api.options import Options
+from pcns_onnx.api.shrinking.preparation import prepared, require_groups
 from pcns_onnx.cost.model import ModelSize, model_size
 from pcns_onnx.data.fingerprints import sketch
 from pcns_onnx.errors import NothingToShrinkError, PcnsError, first_line
@@ -22,9 +22,8 @@ from pcns_onnx.methods.pcns.assessment import eigenvalue_shares
 from pcns_onnx.methods.strategy import Request, Strategy
 from pcns_onnx.planning.decision import Decision
 from pcns_onnx.planning.frontier import point_of
-from pcns_onnx.planning.grids import INT8_LEAST, GridRules
 from pcns_onnx.planning.plan import SCHEMA, SKETCH, FrontierPoint, Plan, SkippedLayer, chained, fingerprint, pairs
-from pcns_onnx.planning.prepare import kept_whole, problem_for, selected
+from pcns_onnx.planning.prepare import kept_whole
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.report.schema import GroupInfo
 from pcns_onnx.report.summary import group_infos
@@ -128,29 +127,18 @@ def size_of(check: Check, small: Graph, written: Graph | None = None) -> ModelSi
 
 def _prepare(step: Step) -> tuple[Problem, list[SkippedLayer]]:
     """The problem with the groups that are to be narrowed, and every other layer with its reason."""
-    running, form, request = step.check.running, step.form, step.request
-    options, goal = running.options, request.goal
-    problem = problem_for(
-        form,
-        running.calibration(step.check.train, form.twin),
-        options.scope,
-        batch_latency=options.runtime.batch_latency,
-        plan=request.plan,
-        times=goal.needs_times,
-        weights=options.gates.weights([spec.name for spec in form.original.outputs]),
+    running, request = step.check.running, step.request
+    problem, skipped = prepared(
+        running,
+        step.form,
+        step.check.train,
+        request,
+        step.strategy,
+        times=request.goal.needs_times,
+        int8=running.options.outputs.int8,
     )
-    problem = replace(problem, rules=_grid_rules(options, request))
-    problem, skipped = selected(problem, options.scope, step.strategy.refuses)
-    if not problem.groups:
-        why = "every layer has a reason to stay" if skipped else "the model has no layer with stored weights"
-        raise NothingToShrinkError(f"nothing can be shrunk: {why}", pairs(skipped))
+    require_groups(problem, skipped)
     return problem, skipped
-
-
-def _grid_rules(options: Options, request: Request) -> GridRules:
-    multiple = str(options.goal.multiple)
-    least = INT8_LEAST if options.outputs.int8 and multiple == "auto" else 1
-    return GridRules(multiple, least, drops=options.scope.depth and request.method.drops_blocks)
 
 
 # -- emit --------------------------------------------------------------------------------------

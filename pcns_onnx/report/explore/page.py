@@ -12,16 +12,14 @@ import hashlib
 import importlib.resources
 import os
 import shlex
-from pathlib import Path
 
 import msgspec
 
 from pcns_onnx.cost.resources import RESOURCES
-from pcns_onnx.errors import InputError
 from pcns_onnx.files import write_atomic
 from pcns_onnx.planning.plan import by_cause
 from pcns_onnx.report.explore.record import Exploration, ExploredPoint
-from pcns_onnx.report.html.page import rendered, require_modules
+from pcns_onnx.report.html.page import check_page, rendered
 from pcns_onnx.report.shares import number
 
 SCRIPTS = ("elements.js", "frontier.js", "layers.js", "graph.js", "command.js", "run.js", "start.js")
@@ -30,11 +28,7 @@ SCRIPTS = ("elements.js", "frontier.js", "layers.js", "graph.js", "command.js", 
 
 def check_explorable(path: str | os.PathLike[str] | None) -> None:
     """Raise where a page is asked for and cannot be made: before a run, not behind it."""
-    if path is None:
-        return
-    if Path(path).suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"'{path}' is no page: name it *.html")
-    require_modules(("jinja2",), "a page", "explore")
+    check_page(path, ("jinja2",), "a page", "explore")
 
 
 def write_exploration(exploration: Exploration, path: str | os.PathLike[str]) -> None:

@@ -22,16 +22,19 @@ from pcns_onnx.report.html.headline import answers, precisions, verdict
 from pcns_onnx.report.schema import Report
 from pcns_onnx.report.shares import flipped, number, share, worst_share
 
-_NEEDED = ("jinja2", "matplotlib")
 
-
-def check_page(path: str | os.PathLike[str] | None) -> None:
+def check_page(
+    path: str | os.PathLike[str] | None,
+    needed: Iterable[str] = ("jinja2", "matplotlib"),
+    what: str = "--html",
+    extra: str = "html",
+) -> None:
     """Raise where a page is asked for and cannot be made: before a run, not behind it."""
     if path is None:
         return
     if Path(path).suffix.lower() not in (".html", ".htm"):
         raise InputError(f"'{path}' is no page: name it *.html")
-    require_modules(_NEEDED, "--html", "html")
+    require_modules(needed, what, extra)
 
 
 def require_modules(names: Iterable[str], what: str, extra: str) -> None:
