@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
 from pcns_onnx.numerics.dependence import TOLERANCE, copied, tolerance_for, with_copies_equal
-from pcns_onnx.numerics.linalg import add_ridge, solve_spd
+from pcns_onnx.numerics.linalg import solve_spd
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def mixing(covariance: Array, keep: NDArray[np.int64], ridge: float = 1e-9) -> A
     size = xp.sqrt(xp.where(variance > 0, variance, xp.ones_like(variance)))
     rows = xp.take(covariance / size[:, None] / size[None, :], index, axis=0)
     kept = xp.take(rows, index, axis=1)
-    mix = solve_spd(add_ridge(kept, ridge), rows).T * size[:, None] / xp.take(size, index, axis=0)[None, :]
+    mix = solve_spd(kept, rows, ridge).T * size[:, None] / xp.take(size, index, axis=0)[None, :]
     which, place, factor = copied(to_numpy(covariance), keep)
     known, exact = np.zeros((int(mix.shape[0]), 1), dtype=np.bool_), np.zeros(mix.shape)
     known[which], exact[which, place] = True, factor

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import scipy.linalg
@@ -27,22 +28,32 @@ def mean_diagonal(a: Array) -> float:
 def add_ridge(a: Array, ridge: float) -> Array:
     """`a` plus a relative ridge on its diagonal, as a new array."""
     xp = namespace_of(a)
+    if xp is np:
+        return _ridged(a, ridge, "C")
     return a + ridge * mean_diagonal(a) * xp.eye(int(a.shape[0]), dtype=a.dtype)
 
 
-def solve_spd(a: Array, b: Array) -> Array:
-    """X with A X = B for symmetric positive definite A (n, n), B (n, m).
+def _ridged(a: Array, ridge: float, order: Literal["C", "F"]) -> Array:
+    """The same for NumPy, in the order of `order`, with no other matrix of that size."""
+    ridged = np.array(a, order=order)
+    np.einsum("ii->i", ridged)[:] += ridge * mean_diagonal(a)
+    return ridged
 
-    Cholesky; where rounding has left A indefinite, the pseudo-inverse on its positive part.
+
+def solve_spd(a: Array, b: Array, ridge: float = 0.0) -> Array:
+    """X with (A + r s I) X = B for symmetric positive definite A (n, n), B (n, m), with a relative ridge r.
+
+    Cholesky; where rounding has left the matrix indefinite, the pseudo-inverse on its positive part.
     """
     xp = namespace_of(a)
     if xp is not np:
+        a = add_ridge(a, ridge) if ridge else a
         return xp.linalg.solve(a, b) if _is_definite(a) else _pseudo_solve(a, b)
     try:
-        factor = scipy.linalg.cho_factor(a, lower=True, check_finite=False)
+        factor = scipy.linalg.cho_factor(_ridged(a, ridge, "F"), lower=True, overwrite_a=True, check_finite=False)
         return scipy.linalg.cho_solve(factor, b, check_finite=False)
     except np.linalg.LinAlgError:
-        return _pseudo_solve(a, b)
+        return _pseudo_solve(add_ridge(a, ridge), b)
 
 
 def inverse_spd(a: Array) -> Array:

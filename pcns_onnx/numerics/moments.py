@@ -174,6 +174,16 @@ class Rows:
         self._x: list[Array] = []
         self._y: list[Array] = []
 
+    @property
+    def blocks(self) -> list[tuple[Array, Array]]:
+        """The rows and their targets, block by block."""
+        return list(zip(self._x, self._y, strict=True))
+
+    @property
+    def columns(self) -> int:
+        """Columns of the inputs; 0 as long as there is no row."""
+        return int(self._x[0].shape[1]) if self._x else 0
+
     def update(self, x: Array, y: Array) -> None:
         """Add a block of rows x (R, n) and targets y (R, k)."""
         if int(x.shape[0]):

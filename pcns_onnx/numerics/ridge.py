@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.numerics.arrays import Array, namespace_of
-from pcns_onnx.numerics.linalg import add_ridge, solve_spd
+from pcns_onnx.numerics.linalg import solve_spd
 from pcns_onnx.numerics.moments import Moments, Rows
 
 RIDGES = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -99,15 +99,23 @@ class Evidence(Generic[Known]):
         """The same evidence for some of the targets."""
         return Evidence(self.train.only(rows), self.valid.only(rows))
 
-    def merge(self, other: Evidence[Any]) -> None:
-        """Add what is known of other samples."""
-        for part, other_part in ((self.train, other.train), (self.valid, other.valid)):
-            part.merge(other_part)
-
     def merged(self) -> Known:
         """All rows together (adds the second part into the first)."""
         self.train.merge(self.valid)
         return self.train
+
+    @property
+    def moments(self) -> Evidence[Moments]:
+        """The same as moments, of rows that there must be some of."""
+        if isinstance(self.train, Moments) and isinstance(self.valid, Moments):
+            return Evidence(self.train, self.valid)
+        parts = [part for part in (self.train, self.valid) if isinstance(part, Rows)]
+        x, y = next(part.blocks[0] for part in parts if part.blocks)
+        train, valid = (Moments(int(x.shape[1]), int(y.shape[1]), namespace_of(x)) for _ in parts)
+        for known, part in zip((train, valid), parts, strict=True):
+            for block in part.blocks:
+                known.update(*block)
+        return Evidence(train, valid)
 
 
 AnyEvidence = Evidence[Moments] | Evidence[Rows]
@@ -118,6 +126,26 @@ def evidence_for(rows: int, columns: int, targets: int, xp: Any) -> AnyEvidence:
     if 2 * rows < columns:
         return Evidence(Rows(), Rows())
     return Evidence(Moments(columns, targets, xp), Moments(columns, targets, xp))
+
+
+def settled(evidence: AnyEvidence) -> AnyEvidence:
+    """The same evidence, as moments where the rows have become more than was expected of them."""
+    rows = evidence.train
+    return evidence.moments if isinstance(rows, Rows) and rows.rows and 2 * rows.rows >= rows.columns else evidence
+
+
+def merged(evidence: AnyEvidence, other: AnyEvidence) -> AnyEvidence:
+    """What is known of the samples of both; neither is of use afterwards."""
+    if not other.train.rows + other.valid.rows:
+        return evidence
+    if not evidence.train.rows + evidence.valid.rows:
+        return other
+    if isinstance(evidence.train, Moments) or isinstance(other.train, Moments):
+        evidence, other = evidence.moments, other.moments
+    more: Any
+    for known, more in ((evidence.train, other.train), (evidence.valid, other.valid)):
+        known.merge(more)
+    return settled(evidence)
 
 
 def fit(evidence: AnyEvidence, prior: Array, guess: float | None = None) -> Fit:
@@ -135,6 +163,8 @@ def fit_jointly(evidence: Sequence[AnyEvidence], prior: Array, guess: float | No
     """One V for several sets of rows, each with a bias of its own: all rows less the means of their set."""
     if len(evidence) == 1:
         return [fit(evidence[0], prior, guess)]
+    if any(isinstance(known.train, Moments) for known in evidence):
+        evidence = [known.moments for known in evidence]
     kind: type[Any] = type(evidence[0].train)
     train, valid = (kind.centred([getattr(e, part) for e in evidence]) for part in ("train", "valid"))
     whole = fit(Evidence(train, valid), prior, guess)
@@ -207,7 +237,7 @@ class _System:
 
     def solve(self, ridge: float) -> tuple[Array, Array]:
         """V (K, n) and b (K,)."""
-        matrix = self._prior + solve_spd(add_ridge(self._covariance, ridge), self._residual_cross).T
+        matrix = self._prior + solve_spd(self._covariance, self._residual_cross, ridge).T
         return matrix, self._moments.mean_y - matrix @ self._moments.mean_x
 
     @property

@@ -12,7 +12,7 @@ from pcns_onnx.calibration.live_rows import DrawnRows, LivePlaces, RowChoice
 from pcns_onnx.dependency.layers import ConvGroup, Layer
 from pcns_onnx.dependency.residual import RegressionTarget
 from pcns_onnx.numerics.arrays import Array, namespace_of, to_numpy
-from pcns_onnx.numerics.ridge import VALID, AnyEvidence, evidence_for
+from pcns_onnx.numerics.ridge import VALID, AnyEvidence, evidence_for, merged, settled
 from pcns_onnx.reconstruction.windows import Windows
 from pcns_onnx.runtime.executor import Sides
 
@@ -66,14 +66,15 @@ class TargetObserver:
             if already is not None:
                 rows_y = rows_y - drawn.outputs(part.op, already)
             _split(evidence, rows_x, rows_y, int(x.shape[0]), index, drawn)
+            self.evidence[block] = settled(evidence)
 
     def merge(self, other: TargetObserver) -> None:
         """Add what was gathered of later batches."""
         if not self.evidence:
             self.evidence = other.evidence
             return
-        for own, others in zip(self.evidence, other.evidence, strict=True):
-            own.merge(others)
+        for block, (own, others) in enumerate(zip(self.evidence, other.evidence, strict=True)):
+            self.evidence[block] = merged(own, others)
 
     def _inputs(self, block: int, x: Array, drawn: DrawnRows) -> Array:
         rows = drawn.inputs(self._parts[block].op, x)

@@ -80,6 +80,18 @@ def test_definite_systems_are_solved(xp: Any, seed: int, n: int, m: int) -> None
 
 
 @BACKENDS
+@pytest.mark.parametrize("definite", [True, False])
+def test_a_ridge_may_be_named_instead_of_added(xp: Any, definite: bool) -> None:
+    a = gram(3, 6) if definite else gram(3, 6) - 2.0 * np.eye(6) * np.trace(gram(3, 6)) / 6
+    b, before = normal(4, 6, 2), a.copy()
+    np.testing.assert_array_equal(
+        to_numpy(solve_spd(xp.asarray(a), xp.asarray(b), 0.1)),
+        to_numpy(solve_spd(add_ridge(xp.asarray(a), 0.1), xp.asarray(b))),
+    )
+    np.testing.assert_array_equal(a, before)
+
+
+@BACKENDS
 def test_where_rounding_left_a_negative_eigenvalue_the_positive_part_is_inverted(xp: Any) -> None:
     vectors = np.linalg.qr(normal(3, 6, 6))[0]
     values = np.array([3.0, 2.0, 1.0, 0.5, 0.0, -1e-17])

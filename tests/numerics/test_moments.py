@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.numerics.moments import WIDE, Moments, Rows
-from pcns_onnx.numerics.ridge import _Dual, _System, evidence_for
+from pcns_onnx.numerics.ridge import Evidence, _Dual, _System, evidence_for, fit, fit_jointly, merged, settled
 
 Array = Any
 BACKENDS = pytest.mark.parametrize("xp", [np, array_api_strict], ids=["numpy", "strict"])
@@ -186,3 +186,51 @@ def test_few_rows_give_the_same_fit_as_their_moments(rng: np.random.Generator, r
 def test_rows_are_kept_where_they_are_fewer_than_half_the_columns() -> None:
     assert isinstance(evidence_for(39, 80, 3, np).train, Rows)
     assert isinstance(evidence_for(40, 80, 3, np).train, Moments)
+
+
+@BACKENDS
+def test_rows_that_become_more_than_expected_go_on_as_moments(xp: Any) -> None:
+    """The estimate comes from the first batch, which may be a poor one: the solve stays as small as the columns."""
+    x, y = rows(12, 200, n=20, k=2)
+    known, truth = evidence_for(5, 20, 2, xp), Evidence(Moments(20, 2, xp), Moments(20, 2, xp))
+    for start in range(0, 200, 8):
+        for part in (known, truth):
+            part.valid.update(xp.asarray(x[start : start + 2]), xp.asarray(y[start : start + 2]))
+            part.train.update(xp.asarray(x[start + 2 : start + 8]), xp.asarray(y[start + 2 : start + 8]))
+        assert isinstance(known.train, Rows if start <= 8 else Moments)
+        known = settled(known)
+    assert isinstance(known.train, Moments)
+    assert (known.train.rows, known.valid.rows) == (150, 50)
+    solved, best = (fit(part, xp.zeros((2, 20))) for part in (known, truth))
+    assert solved.ridge == best.ridge
+    np.testing.assert_allclose(to_numpy(solved.matrix), to_numpy(best.matrix), atol=1e-9)
+
+
+@pytest.mark.parametrize("others", [0, 1, 100])
+@pytest.mark.parametrize("kept", [0, 1, 100])
+def test_evidence_of_two_workers_is_merged_whatever_each_expected(kept: int, others: int) -> None:
+    x, y = rows(13, 60, n=6, k=2)
+    own, other = evidence_for(kept, 6, 2, np), evidence_for(others, 6, 2, np)
+    for part, block in ((own, slice(0, 24)), (other, slice(24, 60))):
+        part.train.update(x[block], y[block])
+        part.valid.update(x[block][:3], y[block][:3])
+    whole = merged(own, other)
+    assert isinstance(whole.train, Moments)
+    assert_equal(whole.train, exact(x, y), 1e-11)
+    assert whole.valid.rows == 6
+    empty = evidence_for(others, 6, 2, np)
+    assert merged(whole, empty) is whole
+    assert merged(empty, whole) is whole
+
+
+def test_one_layer_for_sets_of_which_some_are_rows_and_some_moments() -> None:
+    x, y = rows(14, 80, n=6, k=2)
+    mixed, alike = ([evidence_for(count, 6, 2, np) for count in counts] for counts in ((100, 1), (100, 100)))
+    for sets in (mixed, alike):
+        for part, block in zip(sets, (slice(0, 72), slice(72, 80)), strict=True):
+            part.train.update(x[block][1:], y[block][1:])
+            part.valid.update(x[block][:1], y[block][:1])
+    prior = np.zeros((2, 6))
+    for solved, best in zip(fit_jointly(mixed, prior, 1e-4), fit_jointly(alike, prior, 1e-4), strict=True):
+        np.testing.assert_allclose(solved.matrix, best.matrix, atol=1e-9)
+        np.testing.assert_allclose(solved.bias, best.bias, atol=1e-9)

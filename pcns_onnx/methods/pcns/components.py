@@ -141,7 +141,7 @@ def _least_squares(x: Array, inside: Array, prior: Array, sigma: Activation) -> 
 
     def solved(rows: int, ridge: float) -> Array:
         known = x[:rows, :]
-        return prior + solve_spd(add_ridge(known.T @ known, ridge), known.T @ residual[:rows, :])
+        return prior + solve_spd(known.T @ known, known.T @ residual[:rows, :], ridge)
 
     def error(ridge: float) -> float:
         deviation = sigma.forward(x[cut:, :] @ solved(cut, ridge)) - inside[cut:, :]

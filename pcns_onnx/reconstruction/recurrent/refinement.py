@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.layers import Layer
 from pcns_onnx.graph import Graph
-from pcns_onnx.numerics.linalg import add_ridge, eigh_descending, solve_spd
+from pcns_onnx.numerics.linalg import eigh_descending, solve_spd
 from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.reconstruction.descent import descend
 from pcns_onnx.reconstruction.recurrent.gradient import CellGradient, DirectionWeights, Sequences, is_differentiable
@@ -180,7 +180,7 @@ class _Problem:
         states = [self.gradient.run(sides, piece.sequences)[0][piece.sequences.mask] for piece in train]
         for rows, piece in zip(states, train, strict=True):
             known.update(rows, piece.aim[piece.sequences.mask])
-        u = solve_spd(add_ridge(known.covariance, 1e-5), known.cross.T).T
+        u = solve_spd(known.covariance, known.cross.T, 1e-5).T
         mean_x, mean_y = known.mean_x, known.mean_y
         return [*weights, u.astype(np.float32), (mean_y - u @ mean_x).astype(np.float32)], states
 
