@@ -23,6 +23,8 @@ from pcns_onnx.numerics.arrays import Array, namespace_of
 WIDE = 1024
 """Columns beyond which the products inside a block are float32."""
 _BLOCK = 4096
+_STRIP = 512
+"""Rows of an n*n matrix that are added to at once, so that no other of its size is needed."""
 
 
 class Moments:
@@ -64,7 +66,7 @@ class Moments:
         dtype = xp.float32 if self._n > WIDE else xp.float64
         mean_x = xp.sum(x, axis=0, dtype=xp.float64) / rows
         x = xp.astype(x, dtype) - xp.astype(mean_x, dtype)
-        xx = xp.astype(x.T @ x, xp.float64)
+        xx = x.T @ x
         if not targets:
             self._absorb(rows, mean_x, self._mean_y, xx, 0.0, 0.0)
             return
@@ -79,8 +81,10 @@ class Moments:
         total = self._counted + rows
         share = self._counted * rows / total
         step_x, step_y = mean_x - self._mean_x, mean_y - self._mean_y
-        self._xx += xx
-        self._xx += share * (step_x[:, None] * step_x[None, :])
+        for start in range(0, self._n, _STRIP):
+            strip = slice(start, min(start + _STRIP, self._n))
+            self._xx[strip, :] += self.xp.astype(xx[strip, :], self.xp.float64)
+            self._xx[strip, :] += share * (step_x[strip][:, None] * step_x[None, :])
         self._yx += yx + share * (step_y[:, None] * step_x[None, :])
         self._yy += yy + share * step_y * step_y
         self._mean_x = self._mean_x + step_x * (rows / total)

@@ -198,11 +198,13 @@ def test_ties_go_to_the_smaller_index(xp: Any) -> None:
 @QUICK
 def test_pivots_of_lapack_are_those_of_the_plain_loop(seed: int, copies: int, n: int, rows: int) -> None:
     """With duplicated columns, fewer rows than columns, and both: ties at every step, and nothing left at last."""
-    x = np.repeat(normal(seed, rows, n), copies, axis=1)[:, np.random.default_rng(seed).permutation(n * copies)]
+    source = np.random.default_rng(seed).permutation(n * copies) // copies
+    x = normal(seed, rows, n)[:, source]
     a = x.T @ x
     plain, lapack = pivoted_cholesky(array_api_strict.asarray(a)), pivoted_cholesky(a)
     rank = min(n, rows)
-    assert lapack.order[:rank].tolist() == plain.order[:rank].tolist()
+    # Copies of a column may differ in their products' last place, and so may what is left of them.
+    assert source[lapack.order[:rank]].tolist() == source[plain.order[:rank]].tolist()
     assert sorted(lapack.order) == sorted(plain.order)
     np.testing.assert_allclose(lapack.residual, plain.residual, atol=1e-12 * plain.residual[0])
 
