@@ -6,7 +6,7 @@
 
 A is the longer axis. YOLOX as its authors export it leaves boxes on the grid: for a cell (i, j) of stride s, the middle
 is s (x + i), s (y + j) and the sides are s exp(w), s exp(h) (Ge et al. 2021, arXiv:2107.08430). It is known by sides
-below zero. Its grid is worked out from A = 21 a b cells for an input of 32 a by 32 b pixels, a and b as near to each
+below zero and of no more than a few e-folds. Its grid is worked out from A = 21 a b cells for an input of 32 a by 32 b pixels, a and b as near to each
 other as they can be. Scores outside 0 to 1 are logits.
 """
 
@@ -22,6 +22,8 @@ from pcns_onnx.metrics.boxes import Boxes, Floats, corners_of
 from pcns_onnx.metrics.decisions import Array, Outputs, is_share, sigmoid, unlike
 
 _STRIDES = (8, 16, 32)
+_LOG_SIDE = 16.0
+"""Logarithms of sides, in cells, are below this; sides in pixels are above it somewhere."""
 _WANTED = "a YOLO's: (N, anchors, 5 + classes), (N, 4 + classes, anchors) or (N, boxes, 6)"
 
 
@@ -72,7 +74,7 @@ def recognise_yolo(outputs: Outputs, classes: int | None) -> YoloHead:
         if count < 1 or first + count > columns.shape[2]:
             continue
         logits = not is_share(columns[..., 4 : first + count])
-        raw = bool((columns[..., 2:4] < 0).mean() > 0.01)
+        raw = bool(columns[..., 2:4].min() < 0 and columns[..., 2:4].max() < _LOG_SIDE)
         grid = _grid(columns.shape[1]) if raw else None
         if raw and grid is None:
             continue

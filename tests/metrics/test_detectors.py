@@ -215,6 +215,17 @@ def test_a_model_gone_wrong_is_read_as_the_original_is() -> None:
     assert yolo({"output0": reference["output0"] * 0 - 7}, reference=reference) == 0
 
 
+def test_boxes_on_the_grid_are_known_by_a_single_side_below_zero() -> None:
+    """Most cells of some models say sides of more than a cell: read as pixels, such boxes have no area."""
+    boxes, scores = planted(3)
+    large = boxes * np.array([1, 1, 2, 2])
+    large[0, 7, 2] = boxes[0, 7, 2]
+    outputs, metric = yolox(large, scores), Yolo()
+    metric.update(outputs, None, reference=outputs, size=IMAGES)
+    assert metric.compute() == 100.0
+    assert metric._counts[0] == IMAGES * PER_IMAGE
+
+
 def test_overlapping_boxes_of_a_class_are_one() -> None:
     """Two anchors on one thing are one detection, whichever of them is the better one; of two classes they are two."""
     box = np.array([[[20.0, 20, 10, 10], [21, 20, 10, 10], [50, 50, 10, 10]]]).repeat(9, axis=1)
