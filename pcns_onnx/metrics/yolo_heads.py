@@ -6,8 +6,8 @@
 
 A is the longer axis. YOLOX as its authors export it leaves boxes on the grid: for a cell (i, j) of stride s, the middle
 is s (x + i), s (y + j) and the sides are s exp(w), s exp(h) (Ge et al. 2021, arXiv:2107.08430). It is known by sides
-below zero and of no more than a few e-folds. Its grid is worked out from A = 21 a b cells for an input of 32 a by 32 b pixels, a and b as near to each
-other as they can be. Scores outside 0 to 1 are logits.
+below zero and of no more than a few e-folds. Its grid is worked out from A = 21 a b cells for an input of 32 a by 32 b
+pixels, a and b as near to each other as they can be. Scores outside 0 to 1 are logits.
 """
 
 from __future__ import annotations
