@@ -1,8 +1,8 @@
-"""Latency of whole models in onnxruntime: interleaved runs, medians, and the ratio pair by pair.
+"""Latency of whole models in the runtime that they are meant for: interleaved runs, medians, and the ratio pair by pair.
 
 Runs alternate A B A B, so that a machine whose speed drifts slows both; the ratio is the
-median of the ratios of neighbours. Sessions have onnxruntime's default options but for the
-number of threads, which is what a deployment would see.
+median of the ratios of neighbours. Runtimes have their default options (OpenVINO: float32, its hint for latency) but
+for the number of threads, which is what a deployment would see.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 
 from pcns_onnx.graph import Graph
 from pcns_onnx.rewrite.contract import close_states, fed_to
-from pcns_onnx.runtime.engine import Engine, Session
+from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
+from pcns_onnx.runtime.targets.timer import Timer, open_timer, timed_in, timed_threads
 
 _SECONDS = 2.0
 _ROUNDS = (7, 200)
@@ -65,10 +67,13 @@ def compare_latency(engine: Engine, a: Graph, b: Graph, samples: Samples, second
     """Time both models on the first batch of `samples` for about `seconds` in all; `b` is fed with what its states
     have left."""
     feeds, size = _first_batch(samples)
-    first, second = (engine.session(graph.program(), spinning=True) for graph in (a, close_states(b)))
-    times_a, times_b = _in_turns(engine, first, second, (feeds, fed_to(b, feeds)), seconds)
+    with (
+        closing(open_timer(engine, a.program(), feeds, spinning=True)) as first,
+        closing(open_timer(engine, close_states(b).program(), fed_to(b, feeds), spinning=True)) as second,
+    ):
+        times_a, times_b = _in_turns(first, second, seconds)
     return Latency(
-        size, engine.threads, engine.provider, len(times_a),
+        size, timed_threads(engine), timed_in(engine), len(times_a),
         statistics.median(times_a), statistics.median(times_b), _ratio(times_a, times_b),
         times_a, times_b,
     )  # fmt: skip
@@ -83,35 +88,23 @@ def compare_many(
     original with them, which in use they do not.
     """
     (feeds, _), ratios = _first_batch(samples), list[float]()
-    first = engine.session(original.program(), spinning=True)
-    for other in others:
-        second = engine.session(other.program(), spinning=True)
-        ratios.append(_ratio(*_in_turns(engine, first, second, (feeds, feeds), seconds)))
+    with closing(open_timer(engine, original.program(), feeds, spinning=True)) as first:
+        for other in others:
+            with closing(open_timer(engine, other.program(), feeds, spinning=True)) as second:
+                ratios.append(_ratio(*_in_turns(first, second, seconds)))
     return ratios
 
 
-def _in_turns(
-    engine: Engine,
-    first: Session,
-    second: Session,
-    feeds: tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]],
-    seconds: float,
-) -> tuple[list[float], list[float]]:
-    """Seconds of the runs of both, each on its own feeds."""
-    of_first, of_second = feeds
+def _in_turns(first: Timer, second: Timer, seconds: float) -> tuple[list[float], list[float]]:
+    """Seconds of the runs of both."""
     for _ in range(2):
-        first.run(of_first)
-        second.run(of_second)
+        first.seconds()
+        second.seconds()
     times_a, times_b = list[float](), list[float]()
     start = time.perf_counter()
     while len(times_a) < _ROUNDS[0] or (len(times_a) < _ROUNDS[1] and time.perf_counter() - start < seconds):
-        t0 = engine.clock()
-        first.run(of_first)
-        t1 = engine.clock()
-        second.run(of_second)
-        t2 = engine.clock()
-        times_a.append(t1 - t0)
-        times_b.append(t2 - t1)
+        times_a.append(first.seconds())
+        times_b.append(second.seconds())
     return times_a, times_b
 
 

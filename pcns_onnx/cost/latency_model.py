@@ -120,7 +120,7 @@ def measure_layers(
 
     `feeds` is a batch for the whole model; where it is None, one is made up. Layers of equal shape are
     measured once, and never again on this machine while the table in the folder `cache` lasts (None:
-    the user's). Raises `InputError` where onnxruntime cannot run the model.
+    the user's). Raises `InputError` where the runtime cannot run the model.
     """
     table, shapes = Table(engine, cache), graph.shapes(dependencies.feeds, batch=batch)
     shrinkable = np.append([group.frozen is None for group in dependencies.groups], False)
@@ -198,7 +198,7 @@ def _seconds_within(graph: Graph, dependencies: DependencyGraph, run: _Run) -> d
     names, within = {layer.key: layer.name for layer in dependencies.layers}, dict[str, float]()
     for name, op, seconds in run.kernels:
         node = _node(graph, name)
-        while node is not None and node.key not in names and node.op != op:  # named after what is fused to it
+        while node is not None and node.key not in names and op not in ("", node.op):  # named after what is fused to it
             node = next((graph.producers[source] for source in node.inputs if source in graph.producers), None)
         if node is not None and node.key in names:
             within[names[node.key]] = within.get(names[node.key], 0.0) + seconds
@@ -211,7 +211,7 @@ def _rest(graph: Graph, dependencies: DependencyGraph, run: _Run, start: float) 
     scales = {node.name: node.scales for node in dependencies.unsolved if node.scales is not None}
     for name, op, seconds in run.kernels:
         node = _node(graph, name)
-        if node is None or node.key in keys or node.op != op:
+        if node is None or node.key in keys or op not in ("", node.op):
             continue
         carried = (scales.get(node.label), *(dependencies.labels.get(tensor) for tensor in (node.key, *node.inputs)))
         labels = next((candidate for candidate in carried if candidate is not None), None)
@@ -220,7 +220,7 @@ def _rest(graph: Graph, dependencies: DependencyGraph, run: _Run, start: float) 
 
 
 def _node(graph: Graph, kernel: str) -> Node | None:
-    """The node that a kernel is named after, if onnxruntime's optimiser left a trace of the name."""
+    """The node that a kernel is named after, if the runtime's optimiser left a trace of the name."""
     return graph.producers.get(kernel.removeprefix("fused ").removesuffix("_nchwc").removesuffix("/MatMulAddFusion"))
 
 

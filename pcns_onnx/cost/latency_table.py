@@ -14,21 +14,25 @@ from pcns_onnx.cost.profiler import T
 from pcns_onnx.errors import InputError
 from pcns_onnx.files import write_atomic
 from pcns_onnx.numerics.arrays import processor
-from pcns_onnx.runtime.engine import Engine, versions
+from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.targets.registry import ONNXRUNTIME
+from pcns_onnx.runtime.targets.timer import target_of, timed_in, timed_on, timed_threads, version_of
 
 
 class Table:
     """Measured values on disk, one file for each key and machine; a damaged file counts as missing.
 
-    A machine is a processor, a provider, its version and a number of threads.
+    A machine is a processor, a runtime (its provider), its version and a number of threads.
     """
 
     def __init__(self, engine: Engine, folder: Path | None = None) -> None:
         """`folder` None: the user's cache, where the system keeps such or XDG_CACHE_HOME says."""
         self._folder = folder or platformdirs.user_cache_path("pcns-onnx", appauthor=False)
-        threads = engine.threads or os.cpu_count()
-        version = versions()["onnxruntime"]
-        self._machine = f"{processor(engine.device)}; {engine.provider} {version}; {threads} threads"
+        threads = timed_threads(engine) or os.cpu_count()
+        runtime = timed_in(engine)
+        if target_of(engine) is ONNXRUNTIME:
+            runtime = f"{runtime} {version_of(ONNXRUNTIME)}"
+        self._machine = f"{processor(timed_on(engine))}; {runtime}; {threads} threads"
 
     def look_up(self, key: str, kind: type[T], measure: Callable[[], T]) -> T:
         """The value of `key`; measured, and kept if the folder can be written, where it is not there yet."""

@@ -1,9 +1,10 @@
-"""Seconds of many programs in onnxruntime; what was measured is kept by `latency_table`.
+"""Seconds of many programs in the runtime that a model is meant for (`runtime.targets`); what was measured is kept by
+`latency_table`.
 
 Runs take turns, so that a machine whose speed drifts slows all alike, and of the rounds the faster
-half is averaged: what else the machine does can only add. On the CPU a profiled session tells what
+half is averaged: what else the machine does can only add. A profiled model tells what
 its kernels take. So neither Python counts nor the reordering of tensors at the borders of a lone
-layer, which its neighbours in the model spare it. Threads do not spin between runs: those of one
+layer, which its neighbours in the model spare it. Threads of onnxruntime do not spin between runs: those of one
 session would take the cores from the next. CUDA's kernels are queued: there whole runs
 are timed, less the shortest, which is what a launch costs.
 """
@@ -12,15 +13,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.graph import Program
 from pcns_onnx.numerics.arrays import Array
-from pcns_onnx.runtime.engine import Engine, Kernel, Session
+from pcns_onnx.runtime.engine import Engine, Kernel
+from pcns_onnx.runtime.targets.timer import Timer, can_profile, open_timer
 
 _WARM = 1
 _ROUNDS = (5, 30)
@@ -70,7 +73,7 @@ def take_turns(engine: Engine, jobs: Sequence[Callable[[], Job]], seconds: float
             start = 1
         per_job[start : start + len(part) - 1] = times[1:] * (per_job[0] / times[0])
         start += len(part) - 1
-    if engine.device == "cuda":
+    if not can_profile(engine):
         per_job = per_job - per_job.min()
     return np.maximum(per_job, _LEAST)
 
@@ -88,20 +91,22 @@ def _parts(first: Job, others: Sequence[Callable[[], Job]]) -> Iterator[list[Job
 
 
 def _rounds(engine: Engine, jobs: Sequence[Job], seconds: float) -> Floats:
-    on_cpu = engine.device == "cpu"
-    sessions = [engine.session(job.program, profiled=on_cpu) for job in jobs]
-    rounds: list[list[_Run]] = []
-    start = time.perf_counter()
-    while _goes_on(len(rounds), start, seconds):
-        if len(rounds) == _WARM:
-            start = time.perf_counter()
-        rounds.append([_run(engine, session, job) for session, job in zip(sessions, jobs, strict=True)])
-    times = []
-    for session, *runs in zip(sessions, *rounds, strict=True):
-        if on_cpu:
-            times.append(sum(t for kernel, t in _kernels(session, runs) if not kernel.op.startswith("Reorder")))
-        else:
-            times.append(_typical([run.own for run in runs]))
+    profiled, rounds = can_profile(engine), list[list[float]]()
+    with ExitStack() as stack:
+        timers = [
+            stack.enter_context(closing(open_timer(engine, job.program, job.feeds, profiled=profiled))) for job in jobs
+        ]
+        start = time.perf_counter()
+        while _goes_on(len(rounds), start, seconds):
+            if len(rounds) == _WARM:
+                start = time.perf_counter()
+            rounds.append([timer.seconds() for timer in timers])
+        times = []
+        for timer, *runs in zip(timers, *rounds, strict=True):
+            if profiled:
+                times.append(sum(t for kernel, t in _kernels(timer, runs) if not kernel.op.startswith("Reorder")))
+            else:
+                times.append(_typical(runs))
     return np.array(times)
 
 
@@ -110,29 +115,15 @@ def _goes_on(done: int, start: float, seconds: float) -> bool:
     return done < least or (done < most and time.perf_counter() - start < seconds)
 
 
-class _Run(NamedTuple):
-    """Seconds of one run by the engine's clock, and by the wall's."""
-
-    own: float
-    wall: float
-
-
-def _run(engine: Engine, session: Session, job: Job) -> _Run:
-    start, own = time.perf_counter(), engine.clock()
-    session.run(job.feeds)
-    own = engine.clock() - own
-    return _Run(own, time.perf_counter() - start)
-
-
-def _kernels(session: Session, runs: Sequence[_Run]) -> list[tuple[Kernel, float]]:
-    """The kernels of a profiled session with their seconds.
+def _kernels(timer: Timer, runs: Sequence[float]) -> list[tuple[Kernel, float]]:
+    """The kernels of a profiled model with their seconds, from those of its `runs` by the engine's clock.
 
     The profile goes by the wall's clock. Where it has more than the runs took by the engine's, the
     kernels are long enough to be interrupted always, all in proportion to their length.
     """
-    kernels = session.kernels()
+    kernels = timer.kernels()
     times = [_typical(k.seconds) if len(k.seconds) == len(runs) else sum(k.seconds) / len(runs) for k in kernels]
-    own = _typical([run.own for run in runs])
+    own = _typical(runs)
     return [(kernel, t * min(1.0, own / max(sum(times), _LEAST))) for kernel, t in zip(kernels, times, strict=True)]
 
 
@@ -147,12 +138,15 @@ def take_apart(engine: Engine, job: Job, seconds: float) -> tuple[float, list[tu
 
     `job.program` should be `named`. The run that is timed is not profiled, which costs time itself.
     """
-    plain = engine.session(job.program)
-    profiled = engine.session(job.program, profiled=True) if engine.device == "cpu" else None
-    times, runs = list[float](), list[_Run]()
-    start = time.perf_counter()
-    while _goes_on(len(times), start, seconds):
-        times.append(_run(engine, plain, job).own)
-        if profiled is not None:
-            runs.append(_run(engine, profiled, job))
-    return _typical(times), [] if profiled is None else _kernels(profiled, runs)
+    times, runs = list[float](), list[float]()
+    with ExitStack() as stack:
+        plain = stack.enter_context(closing(open_timer(engine, job.program, job.feeds)))
+        profiled = None
+        if can_profile(engine):
+            profiled = stack.enter_context(closing(open_timer(engine, job.program, job.feeds, profiled=True)))
+        start = time.perf_counter()
+        while _goes_on(len(times), start, seconds):
+            times.append(plain.seconds())
+            if profiled is not None:
+                runs.append(profiled.seconds())
+        return _typical(times), [] if profiled is None else _kernels(profiled, runs)

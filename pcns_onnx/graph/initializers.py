@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pcns_onnx.graph.protobuf import Array, copy_of, keep_only
+from pcns_onnx.errors import InputError
+from pcns_onnx.graph.protobuf import Array, copy_of, encode, keep_only
 
 LARGE = 1024
 """Bytes; smaller contents stay in the message, where shape inference sees them."""
@@ -38,6 +39,24 @@ class Program:
 
     model: bytes
     weights: Mapping[str, Array] = field(default_factory=dict)
+
+    def packed(self, sizes: Mapping[str, tuple[int, ...]]) -> bytes:
+        """The model with all contents inside and inputs of these sizes, for other runtimes.
+
+        Raises `InputError` above 2 GB.
+        """
+        if sum(value.nbytes for value in self.weights.values()) > onnx.checker.MAXIMUM_PROTOBUF:
+            raise InputError("the model holds more than 2 GB: other runtimes are given it in one piece")
+        model = onnx.ModelProto.FromString(self.model)
+        for tensor in filter(is_left_out, model.graph.initializer):
+            put_back(tensor, raw(self.weights[tensor.name]).tobytes())
+        for value in model.graph.input:
+            if value.name in sizes:
+                del value.type.tensor_type.shape.dim[:]
+                for size in sizes[value.name]:
+                    value.type.tensor_type.shape.dim.add(dim_value=size)
+                value.type.tensor_type.shape.SetInParent()  # a scalar has a shape, too
+        return encode(model)
 
 
 def is_left_out(tensor: TensorProto) -> bool:

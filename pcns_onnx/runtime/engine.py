@@ -58,12 +58,14 @@ class Kernel:
 class Engine:
     """Where models run: `device` is 'cpu' or 'cuda', `threads` 0 means onnxruntime's default.
 
-    `libraries` are paths of custom operators that every session registers.
+    `libraries` are paths of custom operators that every session registers. `target`: the runtime that models are
+    timed in (`runtime.targets`); all else runs here.
     """
 
     device: str = "cpu"
     threads: int = 0
     libraries: tuple[str, ...] = ()
+    target: str = "onnxruntime"
 
     @property
     def xp(self) -> Any:
@@ -182,13 +184,7 @@ class Session:
         """What the kernels of a profiled session took, to the microsecond; it keeps no more time after that."""
         assert self._folder is not None, "only a profiled session keeps time"
         with self._folder:
-            content = Path(self._session.end_profiling()).read_bytes()
-        durations: dict[tuple[str, str], list[float]] = {}
-        for event in msgspec.json.decode(content, type=list[_Event]):
-            if event.cat == "Node" and event.name.endswith(_KERNEL):
-                key = event.name.removesuffix(_KERNEL), str(event.args.get("op_name", ""))
-                durations.setdefault(key, []).append(event.dur * 1e-6)
-        return tuple(Kernel(name, op, tuple(seconds)) for (name, op), seconds in durations.items())
+            return kernels_in(Path(self._session.end_profiling()).read_bytes())
 
     def _run_bound(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         ort = _onnxruntime()
@@ -212,6 +208,16 @@ class Session:
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return {name: _wrap(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+def kernels_in(profile: bytes) -> tuple[Kernel, ...]:
+    """The kernels of a profile as onnxruntime writes it."""
+    durations: dict[tuple[str, str], list[float]] = {}
+    for event in msgspec.json.decode(profile, type=list[_Event]):
+        if event.cat == "Node" and event.name.endswith(_KERNEL):
+            key = event.name.removesuffix(_KERNEL), str(event.args.get("op_name", ""))
+            durations.setdefault(key, []).append(event.dur * 1e-6)
+    return tuple(Kernel(name, op, tuple(seconds)) for (name, op), seconds in durations.items())
 
 
 def _compiled(ort: Any, model: bytes, options: Any, providers: list[str]) -> Any:
