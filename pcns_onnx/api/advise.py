@@ -43,9 +43,9 @@ from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.warnings import put_right
 from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.runtime.samples import Samples, at_latency_batch
+from pcns_onnx.runtime.targets.registry import DEVICES, ONNXRUNTIME
+from pcns_onnx.runtime.targets.timer import target_of, timed_in, timed_threads
 
-TARGETS = ("auto", "cpu", "cuda")
-"""What candidates can be timed on: providers of onnxruntime that this package runs models with."""
 JUDGED = 512
 """Samples of `eval` that candidates are judged on."""
 
@@ -54,26 +54,25 @@ def advise(
     model: ModelSource,
     data: DataSource,
     *,
-    target: str = "auto",
     progress: Progress | None = None,
     **choices: Unpack[Choices],
 ) -> Advice:
     """What to do with `model`: a table of candidates and the one that is recommended; no model is written.
 
     Candidates are made on a few samples of `data` and judged on others, of `eval` where that is given, and timed on
-    `target` ('cpu', 'cuda'; 'auto': CUDA where there is a GPU) at batch 1, or at `batch_latency`. `max_drop` and
-    `max_error` say what may be lost. Raises `InputError`; a model of which nothing can be shrunk is no error: the
-    record says why.
+    `target` (a device of onnxruntime, 'auto': CUDA where there is a GPU; 'openvino', 'onnxruntime-web') at batch 1, or
+    at `batch_latency`. `max_drop` and `max_error` say what may be lost. Raises `InputError`; a model of which nothing
+    can be shrunk is no error: the record says why.
     """
     unread = next((name for name in choices if not _is_taken(name)), None)
     if unread is not None:
         raise InputError(f"{flag_of(FIELDS[unread][1])} is no choice of advise: it tries what is in its table")
-    chosen = _on_target(target, choices)
+    chosen = _on_device(choices)
     options = Options.of(**chosen)
     check_targets((model, data, options.data.eval), options.outputs.html)
     check_page(options.outputs.html)
     metric = load_metric(options.gates.metric)
-    with run(options, progress) as running:
+    with run(options, progress, times=True) as running:
         form = Canonical.of(running.load(model))
         check_targets(tuple(form.original.files), options.outputs.html)
         check = check_on(running, form, data, metric, None, solves=True)
@@ -92,15 +91,13 @@ def _is_taken(name: str) -> bool:
     return name in ("device", "command") or name not in FIELDS or is_taken(FIELDS[name][1], "advise")
 
 
-def _on_target(target: str, choices: Mapping[str, Any]) -> dict[str, Any]:
-    """The choices with what a target means and what is timed by itself; raises `InputError` for unknown targets."""
-    if target not in TARGETS:
-        raise InputError(f"--target {target} is not known: candidates are timed on {' or '.join(TARGETS[1:])} here")
-    if target == "auto":
-        return {"batch_latency": 1} | dict(choices)
-    if choices.get("device", target) not in ("auto", target):
-        raise InputError(f"--target {target} and --device {choices['device']} contradict each other: give one of them")
-    return {"batch_latency": 1} | dict(choices) | {"device": target}
+def _on_device(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices with what is timed by itself, and a target that is a device as one, which all rows' commands take."""
+    chosen = {"batch_latency": 1} | dict(choices)
+    target = chosen.get("target")
+    if target in DEVICES and chosen.get("device", "auto") in ("auto", target):
+        chosen["device"] = chosen.pop("target")
+    return chosen
 
 
 def _runner(running: Run, check: Check) -> tuple[TrialRunner, list[SkippedLayer]]:
@@ -173,9 +170,9 @@ def _advice(running: Run, runner: TrialRunner, table: CandidateTable, skipped: l
         judged=runner.judged.count,
         milliseconds=runner.milliseconds,
         batch=runner.timed.batch,
-        threads=running.engine.threads,
-        provider=running.engine.provider,
-        target=running.engine.device,
+        threads=timed_threads(running.engine),
+        provider=timed_in(running.engine),
+        target=running.engine.device if target_of(running.engine) is ONNXRUNTIME else running.engine.target,
         frontier=frontier,
         warnings=[*put_right(runner.original), *running.notes],
         versions=library_versions(),

@@ -52,7 +52,7 @@ def compare(
     check_targets((a, b, data), outputs.report, outputs.html)
     check_page(outputs.html)
     metric = load_metric(options.gates.metric)
-    with run(options, progress) as running:
+    with run(options, progress, times=True) as running:
         forms = load_pair(running, a, b)
         forms[0], opened = running.opened(forms[0], data)
         forms[1] = forms[1].laid_out(same_axes(opened, forms[1]))

@@ -37,6 +37,8 @@ from pcns_onnx.runtime.engine import Engine, choose_engine
 from pcns_onnx.runtime.executor import Executor
 from pcns_onnx.runtime.padding import PaddingProof, find_padding, shared_padding
 from pcns_onnx.runtime.samples import Samples, at_latency_batch, fixed_batch, samples_of
+from pcns_onnx.runtime.targets.registry import ONNXRUNTIME, target_named
+from pcns_onnx.runtime.targets.timer import missing, require
 
 
 @dataclass(frozen=True)
@@ -195,16 +197,35 @@ class Run:
 
 
 @contextmanager
-def run(options: Options, progress: Progress | None = None) -> Iterator[Run]:
-    """Choose the engine, limit threads and start the workers that are asked for; timed as the stage 'total'."""
+def run(options: Options, progress: Progress | None = None, *, times: bool = False) -> Iterator[Run]:
+    """Choose the engine, limit threads and start the workers that are asked for; timed as the stage 'total'.
+
+    `times`: the result rests on times, so the target has to be here.
+    """
     chosen, progress = options.runtime, progress or Progress()
-    engine = choose_engine(chosen.device, chosen.threads, chosen.libraries)
+    engine, without = _aimed(choose_engine(chosen.device, chosen.threads, chosen.libraries), chosen.target, times)
     with (
         threadpool_limits(chosen.threads or None),
         progress.stage(WHOLE),
         executor_for(chosen.workers, chosen.scheduler) as executor,
     ):
-        yield Run(options, engine, executor, progress)
+        running = Run(options, engine, executor, progress)
+        if without is not None:
+            running.say(without)
+        yield running
+
+
+def _aimed(engine: Engine, name: str, times: bool) -> tuple[Engine, str | None]:
+    """The engine that times with the target, or the same, and why; raises `UnsupportedError` where it has to."""
+    target = target_named(name)
+    if target is ONNXRUNTIME:
+        return engine, None
+    if times:
+        require(target)
+    why = missing(target)
+    if why is None:
+        return replace(engine, target=target.name), None
+    return engine, f"widths are multiples that {target.title} likes, but latency is onnxruntime's: {why}"
 
 
 def _classes(graph: Graph) -> int:

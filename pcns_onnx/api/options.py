@@ -213,6 +213,7 @@ class Running(TypedDict, total=False):
     mask: str
     seed: int
     device: str
+    target: str
     threads: int
     memory: str | int
     custom_ops: str | Path | Sequence[str]

@@ -40,6 +40,7 @@ from pcns_onnx.planning.problem import Problem
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.schema import PlanReport
 from pcns_onnx.report.warnings import degenerate, put_right
+from pcns_onnx.runtime.targets.timer import timed_in, timed_threads
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def plan(
     options = Options.of(**choices)
     strategy = _accepted(options, frontier=frontier, has_data=data is not None, writes=output is not None)
     check_targets((model, data), output, stats=options.goal.stats)
-    with run(options, progress) as running:
+    with run(options, progress, times=True) as running:
         form = running.form(model)
         fed = datasets(running, form, data, solves=True)
         form = fed.form
@@ -139,8 +140,8 @@ def _report(
         left_alone=left,
         steps={group.name: latency_model.steps[group.name] for group in problem.groups},
         batch=problem.latency_batch,
-        threads=problem.calibration.engine.threads,
-        provider=problem.calibration.engine.provider,
+        threads=timed_threads(problem.calibration.engine),
+        provider=timed_in(problem.calibration.engine),
         warnings=[
             *put_right(problem.form.original),
             *notes,

@@ -89,7 +89,7 @@ def shrink(
     _check_files((model, data, options.data.eval, options.goal.plan), output, options)
     check_page(options.outputs.html)
     metric = load_metric(options.gates.metric)
-    with run(options, progress) as running:
+    with run(options, progress, times=options.goal.needs_times or options.scope.low_rank) as running:
         form = running.form(model)
         _check_files(tuple(form.original.files), output, options)
         check_precisions(form.original, options.outputs.precisions)

@@ -13,20 +13,17 @@ from pcns_onnx.cli.options import DATA_HELP, api_keywords, as_json, config_optio
 @click.command(epilog=EXIT_CODES)
 @click.argument("model")
 @click.option("--data", required=True, help=DATA_HELP)
-@click.option(
-    "--target", default="auto", metavar="cpu|cuda", help="Time candidates on this (auto: CUDA where there is a GPU)."
-)
 @as_json
 @record_options("advise")
 @config_option
 @with_console
-def advise(model: str, data: str, target: str, console: Console, **choices: Any) -> None:
+def advise(model: str, data: str, console: Console, **choices: Any) -> None:
     """Say what to do with MODEL: int8, shrink, both, or nothing. No model is written."""
     from pcns_onnx.api.advise import advise as run
     from pcns_onnx.cli.tables.advice import advice_tables
 
     with console.bars() as progress:
-        advice = run(model, data, target=target, progress=progress, **api_keywords(choices))
+        advice = run(model, data, progress=progress, **api_keywords(choices))
     if console.as_json:
         console.record(advice)
     else:

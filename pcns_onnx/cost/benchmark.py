@@ -1,4 +1,4 @@
-"""Latency of whole models in the runtime that they are meant for: interleaved runs, medians, and the ratio pair by pair.
+"""Latency of whole models where they are meant to run: interleaved runs, medians, and the ratio pair by pair.
 
 Runs alternate A B A B, so that a machine whose speed drifts slows both; the ratio is the
 median of the ratios of neighbours. Runtimes have their default options (OpenVINO: float32, its hint for latency) but
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -34,7 +34,10 @@ _SAMPLED = 256
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Median seconds per batch of both models, and the median ratio B / A; `times` are those of every run."""
+    """Median seconds per batch of both models, and the median ratio B / A; `times` are those of every run.
+
+    `instead`: why it was not measured in the runtime that was asked for.
+    """
 
     batch: int
     threads: int
@@ -45,21 +48,24 @@ class Latency(msgspec.Struct, frozen=True):
     ratio: float
     times_a: list[float] = []
     times_b: list[float] = []
+    instead: str = ""
 
 
 def unsteady(latency: Latency) -> list[str]:
-    """A warning where equal runs differed so much that the ratio says little."""
+    """Warnings where it is another runtime's, or equal runs differed so much that the ratio says little."""
+    instead = [latency.instead] if latency.instead else []
     if not latency.times_a or not latency.times_b:
-        return []
+        return instead
     spreads = []
     for times in (latency.times_a, latency.times_b):
         low, high = np.quantile(times, [0.25, 0.75])
         spreads.append(float(high / max(low, 1e-9)))
     if max(spreads) < _UNSTEADY:
-        return []
+        return instead
     return [
+        *instead,
         f"latency is uncertain: the middle half of equal runs differs by a factor of {max(spreads):.0f}, as where "
-        "other work keeps the processors busy: time again when the machine is idle, or with fewer --threads"
+        "other work keeps the processors busy: time again when the machine is idle, or with fewer --threads",
     ]
 
 

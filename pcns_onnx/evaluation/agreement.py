@@ -11,6 +11,7 @@ sample, the accuracy of both on the first such output. Of outputs that decide so
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isnan
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.cost.benchmark import Latency, compare_latency
-from pcns_onnx.errors import InputError
+from pcns_onnx.errors import InputError, PcnsError
 from pcns_onnx.evaluation.counts import on_host
 from pcns_onnx.evaluation.metric import Metric, Score
 from pcns_onnx.evaluation.original import Original
@@ -30,6 +31,8 @@ from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.progress import Progress
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Form, Samples
+from pcns_onnx.runtime.targets.registry import ONNXRUNTIME
+from pcns_onnx.runtime.targets.timer import target_of
 
 
 class Agreement(msgspec.Struct, frozen=True):
@@ -217,6 +220,14 @@ def _apart(agreement: Agreement) -> list[str]:
 
 
 def time_both(engine: Engine, a: Graph, b: Graph, samples: Samples, progress: Progress) -> Latency:
-    """Latency of both models, as a stage of the run."""
+    """Latency of both models, as a stage of the run; onnxruntime's where their target cannot run one of them."""
     with progress.stage("latency"):
-        return compare_latency(engine, _runnable(a), _runnable(b), samples)
+        try:
+            return compare_latency(engine, _runnable(a), _runnable(b), samples)
+        except PcnsError as error:
+            target = target_of(engine)
+            if target is ONNXRUNTIME:
+                raise
+            engine = replace(engine, target=ONNXRUNTIME.name)
+            latency = compare_latency(engine, _runnable(a), _runnable(b), samples)
+            return msgspec.structs.replace(latency, instead=f"latency is onnxruntime's, not {target.title}'s: {error}")

@@ -133,7 +133,7 @@ class Goal:
             "commands": "shrink plan advise explore",
             "metavar": "auto|N",
             "help": {
-                "": "Widths are multiples of N (auto: what onnxruntime's kernels like).",
+                "": "Widths are multiples of N (auto: what the kernels of --target like).",
                 "plan": "Widths are multiples of N (auto: as timed on this machine).",
             },
         },

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pcns_onnx.errors import InputError
 from pcns_onnx.runtime.memory import MemoryBudget, parse_bytes
+from pcns_onnx.runtime.targets.registry import CHOICES, DEVICES
 
 _ALL = "inspect shrink plan expand compare design heal advise quantize explore"
 
@@ -17,7 +18,9 @@ _ALL = "inspect shrink plan expand compare design heal advise quantize explore"
 class RuntimeOptions:
     """The device and its limits.
 
-    `workers` more processes, or those of a Dask `scheduler` ('tcp://host:8786'), take over what gathers moments.
+    `target`: the runtime that the result is meant for: latency is measured in it, and widths are multiples that it
+    likes; a device is onnxruntime's, and that of the run, too. `workers` more processes,
+    or those of a Dask `scheduler` ('tcp://host:8786'), take over what gathers moments.
     `memory` ('4GB'): what is gathered at once keeps to shares of it. `custom_ops`: libraries of operators that
     onnxruntime registers. `batch_latency`: the batch that latency is measured at (None: `batch`).
     """
@@ -28,6 +31,17 @@ class RuntimeOptions:
             "commands": _ALL.replace(" advise", ""),  # which has --target
             "choices": ("auto", "cpu", "cuda"),
             "help": "Where to run (auto: CUDA where there is a GPU).",
+        },
+    )
+    target: str = field(
+        default="auto",
+        metadata={
+            "commands": "shrink plan advise explore compare",
+            "choices": CHOICES,
+            "help": {
+                "": "The runtime that latency is measured in; widths are multiples that it likes (auto: onnxruntime).",
+                "compare": "The runtime that latency is measured in (auto: onnxruntime).",
+            },
         },
     )
     threads: int = field(
@@ -90,6 +104,12 @@ class RuntimeOptions:
     )
 
     def __post_init__(self) -> None:
+        if self.target in DEVICES and self.target != "auto":
+            if self.device not in ("auto", self.target):
+                raise InputError(
+                    f"--target {self.target} and --device {self.device} contradict each other: give one of them"
+                )
+            object.__setattr__(self, "device", self.target)
         if self.workers is not None and self.scheduler is not None:
             raise InputError("--workers and --scheduler both say who runs the batches: give one of the two")
         if self.memory is not None:

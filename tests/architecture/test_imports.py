@@ -40,6 +40,7 @@ DOORS = {
     "uvicorn": "api",
     "dask": "runtime",  # who runs the batches is the runtime's affair
     "distributed": "runtime",
+    "openvino": "runtime",  # a target that models are timed in
 }
 """The folders through which these come in, and why there."""
 

@@ -42,6 +42,7 @@ from pcns_onnx.report.explore.drawing import drawing_of
 from pcns_onnx.report.explore.page import check_explorable, write_exploration
 from pcns_onnx.report.explore.record import Exploration, ExploredGroup, ExploredPoint
 from pcns_onnx.report.warnings import degenerate, put_right
+from pcns_onnx.runtime.targets.timer import timed_in, timed_threads
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def explore(
     _check_is_model(model)
     check_targets((model, data, options.data.eval), output, stats=options.goal.stats)
     check_explorable(output)
-    with run(options, progress) as running:
+    with run(options, progress, times=True) as running:
         exploration = _explored(running, _Source(model, data, choices), strategy)
     if output is not None:
         write_exploration(exploration, output)
@@ -108,8 +109,8 @@ def _explored(running: Run, source: _Source, strategy: SubsetStrategy) -> Explor
         before=model_size(problem.form.original, problem.whole_dependencies),
         milliseconds=1e3 * seconds,
         batch=problem.latency_batch,
-        threads=running.engine.threads,
-        provider=running.engine.provider,
+        threads=timed_threads(running.engine),
+        provider=timed_in(running.engine),
         samples=summary.count,
         warnings=[*put_right(problem.form.original), *running.notes, *degenerate(summary, "the frontier")],
         versions=library_versions(),

@@ -39,7 +39,8 @@ def prepared(
         times=times,
         weights=options.gates.weights([spec.name for spec in form.original.outputs]),
     )
-    rules = GridRules.of(request.goal.multiple, drops=scope.depth and request.method.drops_blocks, int8=int8)
+    drops = scope.depth and request.method.drops_blocks
+    rules = GridRules.of(request.goal.multiple, drops=drops, int8=int8, target=options.runtime.target)
     return selected(replace(problem, rules=rules), scope, strategy.refuses)
 
 

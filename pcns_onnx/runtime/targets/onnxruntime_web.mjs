@@ -40,6 +40,13 @@ const commands = {
   async feed({ id, name, type, shape, file }) {
     models.get(id).feeds[name] = new ort.Tensor(type, new ARRAYS[type](bytes(file)), shape);
   },
+  async warm({ id, seconds: least }) {
+    const end = performance.now() + 1e3 * least;
+    const { session, feeds } = models.get(id);
+    let runs = 0;
+    for (; runs < 4 || performance.now() < end; runs++) await session.run(feeds);
+    return { runs };
+  },
   async run({ id }) {
     return { seconds: await seconds(models.get(id)) };
   },

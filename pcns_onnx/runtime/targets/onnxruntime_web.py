@@ -1,18 +1,21 @@
 """onnxruntime-web as a target: WebAssembly with SIMD, one thread, in Node; what a browser runs, without the browser.
 
 The package is looked for as Node does, in `node_modules` of this folder and those above, in NODE_PATH, and where
-`npm install -g` puts it. One process of Node holds all models that are open; it ends with the last of them.
+`npm install -g` puts it. One process of Node holds all models that are open, and stays until this one ends: V8
+optimises kernels while they run, so what is young is slow.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +29,8 @@ from pcns_onnx.numerics.arrays import Array, to_numpy
 from pcns_onnx.runtime.engine import Engine, Kernel, kernels_in
 
 _WORKER = Path(__file__).with_suffix(".mjs")
+_WARM = 0.02
+"""Seconds that a model runs before it is timed; four runs at least."""
 _LIBRARY = Path("onnxruntime-web", "dist", "ort.node.min.mjs")
 
 
@@ -63,40 +68,42 @@ class NodeProcess:
     def __init__(self) -> None:
         library = _library()
         assert library is not None, "asked for where it is installed"
-        self.folder, self.open = Scratch(), set[int]()
         self._numbers = count()
-        self._profiles = tempfile.TemporaryFile(dir=self.folder.name)
-        self._errors = tempfile.TemporaryFile(dir=self.folder.name)
-        answers, answering = os.pipe()
-        words = ["node", os.fspath(_WORKER), os.fspath(library), str(answering)]
-        self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=self._profiles, stderr=self._errors, pass_fds=(answering,)
-        )
-        os.close(answering)
-        self._answers = os.fdopen(answers, "rb")
+        with ExitStack() as stack:
+            self.folder = Path(stack.enter_context(Scratch()))
+            self._profiles = stack.enter_context(tempfile.TemporaryFile())
+            self._errors = stack.enter_context(tempfile.TemporaryFile())
+            answers, answering = os.pipe()
+            self._answers = stack.enter_context(os.fdopen(answers, "rb"))
+            self._process = subprocess.Popen(
+                ["node", os.fspath(_WORKER), os.fspath(library), str(answering)],
+                stdin=subprocess.PIPE,
+                stdout=self._profiles,
+                stderr=self._errors,
+                pass_fds=(answering,),
+            )
+            os.close(answering)
+            self._files = stack.pop_all()
 
     @classmethod
     def joined(cls) -> tuple[NodeProcess, int]:
         """The process that runs, or a new one, and the number of a model in it."""
-        if cls.running is None:
+        if cls.running is None or cls.running._process.poll() is not None:
+            cls.end()
             cls.running = cls()
-        number = next(cls.running._numbers)
-        cls.running.open.add(number)
-        return cls.running, number
+        return cls.running, next(cls.running._numbers)
 
-    def left(self, number: int) -> None:
-        """One model less; the process ends with the last."""
-        self.open.discard(number)
-        if not self.open:
-            NodeProcess.running = None
-            with suppress(OSError):
-                assert self._process.stdin is not None
-                self._process.stdin.close()
-            self._process.kill()
-            self._process.wait()
-            for file in (self._answers, self._profiles, self._errors):
-                file.close()
-            self.folder.cleanup()
+    @classmethod
+    def end(cls) -> None:
+        """End the process that runs, if any, and remove its files."""
+        ending, cls.running = cls.running, None
+        if ending is None:
+            return
+        ending._process.kill()
+        ending._process.wait()
+        assert ending._process.stdin is not None
+        with suppress(OSError), ending._process.stdin, ending._files:
+            pass
 
     def ask(self, command: str, number: int, **words: Any) -> dict[str, Any]:
         """What the worker answers; raises `InputError` with what it says against it."""
@@ -139,7 +146,7 @@ class WebTimer:
             raise
 
     def _open(self, program: Program, feeds: Mapping[str, Array], profiled: bool) -> None:
-        place = Path(self._node.folder.name, f"{self._number}")
+        place = self._node.folder / str(self._number)
         place.write_bytes(program.packed({name: tuple(array.shape) for name, array in feeds.items()}))
         answer = self._node.ask("open", self._number, file=os.fspath(place), profiled=profiled)
         for spec in answer["inputs"]:
@@ -150,21 +157,23 @@ class WebTimer:
             words = {"name": spec["name"], "type": str(value.dtype), "shape": value.shape, "file": os.fspath(place)}
             self._node.ask("feed", self._number, **words)
         place.unlink()
+        self._warm, self._runs = int(self._node.ask("warm", self._number, seconds=_WARM)["runs"]), 0
 
     def seconds(self) -> float:
         """Of one run, as Node's process counts them."""
+        self._runs += 1
         return float(self._node.ask("run", self._number)["seconds"])
 
     def kernels(self) -> tuple[Kernel, ...]:
-        """What onnxruntime's profile says."""
-        return kernels_in(self._node.profile(self._number))
+        """What onnxruntime's profile says, without what it ran to get warm."""
+        kernels, runs = kernels_in(self._node.profile(self._number)), self._warm + self._runs
+        return tuple(replace(k, seconds=k.seconds[len(k.seconds) * self._warm // runs :]) for k in kernels)
 
     def close(self) -> None:
-        """Let go of the model, and of Node with the last of them."""
-        if self._number in self._node.open:
-            with suppress(InputError):
-                self._node.ask("close", self._number)
-            self._node.left(self._number)
+        """Let go of the model."""
+        with suppress(InputError):
+            self._node.ask("close", self._number)
 
 
 open_timer = WebTimer
+atexit.register(NodeProcess.end)
