@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -35,9 +34,10 @@ _TICK = 1e-6
 
 def version() -> str | None:
     """OpenVINO's version, without the hash of its build."""
-    if find_spec("openvino") is None:
+    try:
+        return str(import_module("openvino").__version__).partition("-")[0]
+    except (ImportError, OSError):  # not there, or its libraries do not load
         return None
-    return str(import_module("openvino").__version__).partition("-")[0]
 
 
 @cache
@@ -103,8 +103,9 @@ class Counters:
         elif lost > max(_LOST, 2 * _TICK * self._runs):
             now = self._now(request)
             usual = (self._totals - self._lost) / self._read * (self._runs - self._read)
-            at = int(np.argmax(now - self._totals - usual))
-            self._lost[at] += lost
+            more = now - self._totals - usual
+            at = int(np.argmax(more))  # none of them, where it was between two kernels
+            self._lost[at] += max(min(lost, float(more[at])), 0.0)
             self._totals, self._read = now, self._runs
 
     def kernels(self, request: Any) -> tuple[Kernel, ...]:

@@ -57,7 +57,7 @@ _OTHERS = (
         "onnxruntime-web",
         Multiples(conv=((1, 4),)),
         "onnxruntime_web",
-        "Node 20 or later, then `npm install onnxruntime-web` in this folder",
+        "`npm install onnxruntime-web` in this folder, with Node 20 or later",
         threads=1,
     ),
 )

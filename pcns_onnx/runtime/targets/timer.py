@@ -89,7 +89,7 @@ def require(target: Target) -> None:
     """Raise `UnsupportedError` where the runtime is not installed."""
     message = missing(target)
     if message is not None:
-        raise UnsupportedError(f"--target {target.name} times with it, and {message}")
+        raise UnsupportedError(f"--target {target.name} measures latency in that runtime, but {message}")
 
 
 def _module(target: Target) -> Any:
