@@ -30,7 +30,7 @@ _ROUNDS = (5, 30)
 _OPEN_BYTES = 1 << 28
 """Bytes of programs that are open at a time."""
 _LEAST = 1e-6
-"""The resolution of onnxruntime's profile."""
+"""The resolution of the runtimes' profiles."""
 
 T = TypeVar("T")
 Floats = NDArray[np.float64]
@@ -107,7 +107,7 @@ def _rounds(engine: Engine, jobs: Sequence[Job], seconds: float) -> Floats:
                 times.append(sum(t for kernel, t in _kernels(timer, runs) if not kernel.op.startswith("Reorder")))
             else:
                 times.append(_typical(runs))
-    return np.array(times)
+    return np.maximum(times, _LEAST)
 
 
 def _goes_on(done: int, start: float, seconds: float) -> bool:

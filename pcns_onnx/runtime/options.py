@@ -38,6 +38,7 @@ class RuntimeOptions:
         metadata={
             "commands": "shrink plan advise explore compare",
             "choices": CHOICES,
+            "metavar": "|".join(CHOICES),
             "help": {
                 "": "The runtime that latency is measured in; widths are multiples that it likes (auto: onnxruntime).",
                 "compare": "The runtime that latency is measured in (auto: onnxruntime).",

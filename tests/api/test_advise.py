@@ -183,7 +183,7 @@ def test_a_model_in_int8_is_not_made_int8_again(run: Callable[..., Ran], tmp_pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--target", "openvino"], "--target openvino is not known: candidates are timed on cpu or cuda here"),
+        (["--target", "tvm"], "--target tvm is not understood: write auto, cpu, cuda, openvino or onnxruntime-web"),
         (["--max-drop", -1], "--max-drop -1 is out of range"),
         (["--html", "page.txt"], "'page.txt' is no page"),
         (["--data", "nowhere.npz"], "nowhere.npz"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +13,8 @@ from builders.chains import node
 from builders.models import build
 from pcns_onnx import shrink
 from pcns_onnx.dependency.groups import Group
-from pcns_onnx.planning.grids import grid, snap
+from pcns_onnx.planning.grids import GridRules, grid, snap
+from pcns_onnx.runtime.targets.registry import ONNXRUNTIME, TARGETS, TargetRuntime
 
 
 @pytest.mark.parametrize(
@@ -31,6 +34,19 @@ from pcns_onnx.planning.grids import grid, snap
 def test_widths_on_the_grid(width: int, kind: str, multiple: str, expected: list[int]) -> None:
     group = Group("g", np.arange(width), ("g",), ("r",), "a", (), None)
     assert grid(group, kind, multiple).tolist() == expected
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("kind", ["Conv", "Gemm"])
+@pytest.mark.parametrize("width", [12, 40, 128])
+def test_auto_is_what_the_target_likes(target: TargetRuntime, kind: str, width: int) -> None:
+    group = Group("g", np.arange(width), ("g",), ("r",), "a", (), None)
+    rules = GridRules.of("auto", drops=False, target="cpu" if target is ONNXRUNTIME else target.name)
+    step = target.multiples.at(kind, width)
+    assert rules.widths(group, kind).tolist() == sorted({*range(step, width, step), width})
+    assert rules.widths(group, kind, step=2).tolist() == sorted({*range(2, width, 2), width})  # what was timed wins
+    asked = replace(rules, multiple="5")
+    assert asked.widths(group, kind).tolist() == sorted({*range(5, width, 5), width})
 
 
 @given(st.integers(1, 200), st.integers(1, 32), st.sampled_from(["Gemm", "Conv"]))

@@ -2,14 +2,14 @@
 
     pip install ".[cpu,images,text]"
     python tools/benchmarks/runtimes.py --work DIR [--shared ../shared] [--only digits_cnn] [--in openvino] [--out DIR]
-    python tools/benchmarks/runtimes.py --work DIR --widths [--in openvino]
 
 Every runtime of `runtime_cases/runtimes.py` is installed in a folder of its own under DIR, at the versions that stand
 there; each pair of files (original and shrunk, in float32 and in int8) is opened in a process of its own. What a file
 computes is compared with what onnxruntime computes of the same file: the largest difference over all outputs, as a
 share of the largest value. Times are those of a batch of one on one thread: both files are read in turns, and the
-median of the ratios is what the table says. `--widths` times four 3 x 3 Convs of n channels to n instead.
-FOLDER gets `runtimes.md` and `runtimes.json` (rows that are there and not run again stay), or `widths.md`.
+median of the ratios is what the table says.
+FOLDER gets `runtimes.md` and `runtimes.json` (rows that are there and not run again stay). Which widths a runtime
+likes is the affair of `tools/benchmarks/widths.py`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import platformdirs
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 # A script sees its own folder only; what it shares with others is named from `tools`.
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -41,9 +39,6 @@ from benchmarks.runtime_cases.web import is_here, run_job
 REFERENCE = RUNTIMES[0]
 WORKER = Path(__file__).parent / "runtime_cases" / "worker.py"
 JOB_PATIENCE = 400
-WIDTHS = (8, 12, 15, 16, 17, 20, 24, 28, 31, 32, 33, 40, 48, 56, 63, 64)
-SIDE = 28
-"""Pixels of the pictures on which widths are timed."""
 
 
 def installed(runtime: Runtime, work: Path) -> Path:
@@ -154,51 +149,6 @@ def table(rows: Sequence[dict[str, Any]], runtimes: Sequence[Runtime]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def convolutions(folder: Path) -> Iterator[Pair]:
-    """A 3 x 3 Conv and a Relu from n channels to n, for every width."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for width in WIDTHS:
-        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width, SIDE, SIDE]) for name in ("x", "y")]
-        nodes = [
-            helper.make_node("Conv", ["x" if not n else f"r{n - 1}", f"w{n}"], [f"c{n}"], pads=[1] * 4)
-            for n in range(4)
-        ]
-        relus = [helper.make_node("Relu", [f"c{n}"], ["y" if n == 3 else f"r{n}"]) for n in range(4)]
-        scale = np.sqrt(2 / (9 * width))
-        weights = [
-            numpy_helper.from_array((scale * rng.standard_normal((width, width, 3, 3))).astype(np.float32), f"w{n}")
-            for n in range(4)
-        ]
-        ordered = [node for both in zip(nodes, relus, strict=True) for node in both]
-        graph = helper.make_graph(ordered, "widths", values[:1], values[1:], weights)
-        file = folder / f"conv{width}.onnx"
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
-        sample = {"x": rng.standard_normal((1, width, SIDE, SIDE)).astype(np.float32)}
-        yield Pair(f"conv{width}", "float32", (file, file), sample, ("y",))
-
-
-def widths(runtimes: Sequence[Runtime], work: Path, seconds: float) -> str:
-    """Microseconds of one layer at every width (the least of all readings: others work on the machine, too), and per
-    multiply-add those of width 64 as 1.
-    """
-    lines = [heads(("width", *(runtime.title for runtime in runtimes)))]
-    found: dict[str, dict[int, float]] = {runtime.name: {} for runtime in runtimes}
-    for pair in convolutions(work / "widths"):
-        for runtime in runtimes:
-            times = outcome(runtime, pair, work, seconds).get("least")
-            if times:
-                found[runtime.name][int(pair.name.removeprefix("conv"))] = min(times) / 4
-    for width in WIDTHS:
-        cells = []
-        for runtime in runtimes:
-            ms, whole = found[runtime.name].get(width), found[runtime.name].get(WIDTHS[-1])
-            waste = 0.0 if ms is None or whole is None else (ms / width**2) / (whole / WIDTHS[-1] ** 2)
-            cells.append("" if ms is None else f"{1e3 * ms:.0f} ({waste:.1f})")
-        lines.append(f"| {width} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     """Run what is asked for and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -207,7 +157,6 @@ def main() -> None:
     parser.add_argument("--only", default="", help="models whose name contains this")
     parser.add_argument("--in", dest="within", nargs="+", default=[], help="these runtimes, beside onnxruntime")
     parser.add_argument("--seconds", type=float, default=2.0, help="that a pair is timed")
-    parser.add_argument("--widths", action="store_true")
     parser.add_argument("--cache", type=Path, default=platformdirs.user_cache_path("pcns-onnx") / "public")
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     args = parser.parse_args()
@@ -216,27 +165,24 @@ def main() -> None:
     runtimes = [each for each in wanted if not each.browser or is_here(each.browser)]
     kept = args.out / "runtimes.json" if args.out else None
     rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept and kept.exists() else []
-    if args.widths:
-        text = widths(runtimes, work, args.seconds)
-    else:
-        for network in networks(work, cache, args.shared, args.only):
-            for pair in pairs(network, work / "models"):
-                for runtime in runtimes:
-                    start = time.perf_counter()
-                    same = [row for row in rows if (row["pair"], row["runtime"]) == (pair.title, runtime.name)]
-                    rows = [row for row in rows if row not in same]
-                    rows.append(record(runtime, pair, work, args.seconds))
-                    took = time.perf_counter() - start
-                    print(f"{pair.title}, {runtime.title}: {cell(rows[-1])}; {took:.0f} s", file=sys.stderr, flush=True)
-                    if kept:
-                        kept.parent.mkdir(parents=True, exist_ok=True)
-                        kept.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-        shown = {row["runtime"] for row in rows}
-        text = table(rows, [runtime for runtime in RUNTIMES if runtime.name in shown])
+    for network in networks(work, cache, args.shared, args.only):
+        for pair in pairs(network, work / "models"):
+            for runtime in runtimes:
+                start = time.perf_counter()
+                same = [row for row in rows if (row["pair"], row["runtime"]) == (pair.title, runtime.name)]
+                rows = [row for row in rows if row not in same]
+                rows.append(record(runtime, pair, work, args.seconds))
+                took = time.perf_counter() - start
+                print(f"{pair.title}, {runtime.title}: {cell(rows[-1])}; {took:.0f} s", file=sys.stderr, flush=True)
+                if kept:
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    kept.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    shown = {row["runtime"] for row in rows}
+    text = table(rows, [runtime for runtime in RUNTIMES if runtime.name in shown])
     print(text)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / ("widths.md" if args.widths else "runtimes.md")).write_text(text, encoding="utf-8")
+        (args.out / "runtimes.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@
 A layer of n channels to n is timed alone at every n, as `plan` times layers (`cost.profiler`: one thread, the faster
 half of runs that take turns): a Conv of 3 x 3 and one of 1 x 1 on 28 x 28 pixels, a MatMul of 256 rows; and a MatMul
 of one row that reads 1,024 channels. The first tables have microseconds, and in brackets the time per multiply-add, the
-least of all widths of that runtime and layer being 1. The last has the multiple that pays where a layer has so many channels: the finest whose widths save most of their
-share (`cost.latency_model.step_that_pays`). `runtime/targets/registry.py` holds these.
+least of all widths of that runtime and layer being 1. The last has the multiple that pays where a layer has so many
+channels: the finest whose widths save most of their share (`cost.latency_model.step_that_pays`).
+`runtime/targets/registry.py` holds these.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 # A script sees its own folder only; what it shares with others is named from `tools`.
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -54,7 +56,7 @@ def one_row(width: int) -> tuple[ModelProto, tuple[int, ...]]:
     return _model(helper.make_node("MatMul", ["x", "w"], ["y"]), (READ, width), (1, READ))
 
 
-def _model(node: object, weight: tuple[int, ...], fed: tuple[int, ...]) -> tuple[ModelProto, tuple[int, ...]]:
+def _model(node: NodeProto, weight: tuple[int, ...], fed: tuple[int, ...]) -> tuple[ModelProto, tuple[int, ...]]:
     sizes = {"x": fed, "y": (*fed[:1], weight[-1 if len(weight) == 2 else 0], *fed[2:])}
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in sizes.items()]
     weights = [numpy_helper.from_array(noise(weight, np.dtype(np.float32)), "w")]
@@ -65,8 +67,8 @@ def _model(node: object, weight: tuple[int, ...], fed: tuple[int, ...]) -> tuple
 
 
 LAYERS: dict[str, Callable[[int], tuple[ModelProto, tuple[int, ...]]]] = {
-    "Conv 3 × 3": partial(conv, 3),
-    "Conv 1 × 1": partial(conv, 1),
+    "Conv 3 x 3": partial(conv, 3),
+    "Conv 1 x 1": partial(conv, 1),
     "MatMul, 256 rows": matmul,
     "MatMul, 1 row": one_row,
 }
@@ -112,7 +114,7 @@ def main() -> None:
     parser.add_argument("--in", dest="within", nargs="+", choices=TARGETS, default=list(TARGETS), help="these runtimes")
     parser.add_argument("--most", type=int, default=128, help="the widest layer")
     parser.add_argument("--seconds", type=float, default=20.0, help="for one layer in one runtime")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for widths.md and widths.npz")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for widths.md and widths.json")
     args = parser.parse_args()
     for name in args.within:
         require(TARGETS[name])
@@ -126,7 +128,8 @@ def main() -> None:
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "widths.md").write_text(text, encoding="utf-8")
-        np.savez(args.out / "widths.npz", **{f"{name} {layer}": seconds for (name, layer), seconds in times.items()})
+        kept = {f"{name}: {layer}": seconds.tolist() for (name, layer), seconds in times.items()}
+        (args.out / "widths.json").write_text(json.dumps(kept), encoding="utf-8")
 
 
 if __name__ == "__main__":

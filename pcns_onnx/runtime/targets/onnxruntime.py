@@ -9,11 +9,6 @@ from pcns_onnx.numerics.arrays import Array
 from pcns_onnx.runtime.engine import Engine, Kernel, versions
 
 
-def version() -> str | None:
-    """The version, of whichever device."""
-    return versions()["onnxruntime"]
-
-
 class SessionTimer:
     """A session with its feeds, timed by the engine's clock."""
 
@@ -22,6 +17,11 @@ class SessionTimer:
     ) -> None:
         self._clock, self._feeds = engine.clock, feeds
         self._session = engine.session(program, spinning=spinning, profiled=profiled)
+
+    @staticmethod
+    def version() -> str | None:
+        """The version, of whichever device."""
+        return versions()["onnxruntime"]
 
     def seconds(self) -> float:
         """Of one run."""
@@ -35,6 +35,3 @@ class SessionTimer:
 
     def close(self) -> None:
         """Nothing: a session goes with its last reader."""
-
-
-open_timer = SessionTimer

@@ -34,17 +34,6 @@ _WARM = 0.02
 _LIBRARY = Path("onnxruntime-web", "dist", "ort.node.min.mjs")
 
 
-def version() -> str | None:
-    """The version of the package that Node would find; None where it, or Node, is not there."""
-    library = _library()
-    if library is None or shutil.which("node") is None:
-        return None
-    try:
-        return str(json.loads((library.parents[1] / "package.json").read_text("utf-8"))["version"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def _library() -> Path | None:
     here = (folder / _LIBRARY for folder in _folders())
     return next((path for path in here if path.is_file()), None)
@@ -159,6 +148,17 @@ class WebTimer:
         place.unlink()
         self._warm, self._runs = int(self._node.ask("warm", self._number, seconds=_WARM)["runs"]), 0
 
+    @staticmethod
+    def version() -> str | None:
+        """The version of the package that Node would find; None where it, or Node, is not there."""
+        library = _library()
+        if library is None or shutil.which("node") is None:
+            return None
+        try:
+            return str(json.loads((library.parents[1] / "package.json").read_text("utf-8"))["version"])
+        except (OSError, ValueError, KeyError):
+            return None
+
     def seconds(self) -> float:
         """Of one run, as Node's process counts them."""
         self._runs += 1
@@ -175,5 +175,4 @@ class WebTimer:
             self._node.ask("close", self._number)
 
 
-open_timer = WebTimer
 atexit.register(NodeProcess.end)

@@ -32,14 +32,6 @@ _TICK = 1e-6
 """Counters are whole multiples of it, cut off."""
 
 
-def version() -> str | None:
-    """OpenVINO's version, without the hash of its build."""
-    try:
-        return str(import_module("openvino").__version__).partition("-")[0]
-    except (ImportError, OSError):  # not there, or its libraries do not load
-        return None
-
-
 @cache
 def _core() -> Any:
     return import_module("openvino").Core()
@@ -58,11 +50,19 @@ class RequestTimer:
             self._request = compiled.create_infer_request()
             for port in compiled.inputs:
                 value = to_numpy(feeds[port.any_name]).astype(port.element_type.to_dtype(), copy=False)
-                self._request.set_tensor(port, import_module("openvino").Tensor(np.ascontiguousarray(value)))
+                self._request.set_tensor(port, import_module("openvino").Tensor(np.asarray(value, order="C")))
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise InputError(f"OpenVINO cannot load the model: {_reason(error)}") from None
         self._clock = time.thread_time if engine.threads == 1 else time.perf_counter
         self._counters = Counters() if profiled else None
+
+    @staticmethod
+    def version() -> str | None:
+        """OpenVINO's version, without the hash of its build."""
+        try:
+            return str(import_module("openvino").__version__).partition("-")[0]
+        except (ImportError, OSError):  # not there, or its libraries do not load
+            return None
 
     def seconds(self) -> float:
         """Of one run, its inputs in place."""
@@ -134,6 +134,3 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(_WHERE)]
     return (telling or lines or [type(error).__name__])[0]
-
-
-open_timer = RequestTimer

@@ -1,8 +1,8 @@
 """The targets: a record each, with what holds of a runtime wherever it runs.
 
 `multiples` are measured (`tools/benchmarks/widths.py`, docs/runtimes.md), not guessed. How models are timed there is
-in the module of the same name as the record's `module`, which is imported when it is asked for: it offers `version`
-(None where the runtime is not installed) and `open_timer`. A new target is a record here and such a module.
+said by a class (`timer`: module and name), which is imported when it is asked for. A new target is a record here and
+such a class in a module of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Multiples:
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetRuntime:
     """A runtime: its `name` as options write it, its `title`, its `multiples`, and how to `install` it.
 
     `threads`: so many whatever is asked for; 0: as many as are asked for.
@@ -36,27 +36,30 @@ class Target:
     name: str
     title: str
     multiples: Multiples
-    module: str
+    timer: str
     install: str = ""
     threads: int = 0
 
 
-ONNXRUNTIME = Target("onnxruntime", "onnxruntime", Multiples(conv=((1, 4), (32, 8), (128, 16))), "onnxruntime")
-"""What models are run with here; by the names of its devices."""
+ONNXRUNTIME = TargetRuntime(
+    "onnxruntime", "onnxruntime", Multiples(conv=((1, 4), (32, 8), (128, 16))), "onnxruntime.SessionTimer"
+)
+"""What models are run with here; by the names of its devices. From 64 channels on multiples of 16 pay, of MatMul, too:
+finer ones are offered all the same, since most models that are planned without timings are not timed afterwards."""
 
 _OTHERS = (
-    Target(
+    TargetRuntime(
         "openvino",
         "OpenVINO",
-        Multiples(conv=((1, 4), (32, 8), (128, 16))),
-        "openvino",
+        Multiples(conv=((1, 1), (64, 16)), other=((1, 1), (96, 16))),
+        "openvino.RequestTimer",
         "`pip install 'pcns-onnx[openvino]'`",
     ),
-    Target(
+    TargetRuntime(
         "onnxruntime-web",
         "onnxruntime-web",
-        Multiples(conv=((1, 4),)),
-        "onnxruntime_web",
+        Multiples(conv=((1, 1),), other=((1, 1), (32, 8), (64, 16))),
+        "onnxruntime_web.WebTimer",
         "`npm install onnxruntime-web` in this folder, with Node 20 or later",
         threads=1,
     ),
@@ -68,6 +71,6 @@ CHOICES = (*DEVICES, *(target.name for target in _OTHERS))
 """What `--target` takes: a device of onnxruntime, or another runtime."""
 
 
-def target_named(name: str) -> Target:
+def target_named(name: str) -> TargetRuntime:
     """The record of a choice, or of an engine's `target`."""
     return ONNXRUNTIME if name in DEVICES else TARGETS[name]

@@ -14,11 +14,15 @@ from pcns_onnx.errors import UnsupportedError
 from pcns_onnx.graph import Program
 from pcns_onnx.numerics.arrays import Array
 from pcns_onnx.runtime.engine import Engine, Kernel
-from pcns_onnx.runtime.targets.registry import ONNXRUNTIME, Target, target_named
+from pcns_onnx.runtime.targets.registry import ONNXRUNTIME, TargetRuntime, target_named
 
 
 class Timer(Protocol):
     """A compiled model that holds what it is fed."""
+
+    @staticmethod
+    def version() -> str | None:
+        """The runtime's version, None where it is not installed."""
 
     def seconds(self) -> float:
         """Seconds of one run, by the runtime's own clock; raises `InputError` where it fails."""
@@ -42,11 +46,11 @@ def open_timer(
 
     `spinning`: threads may spin between runs; `profiled`: kernels are timed, too.
     """
-    timer: Timer = _module(target_of(engine)).open_timer(engine, program, feeds, spinning, profiled)
+    timer: Timer = _timer(target_of(engine))(engine, program, feeds, spinning, profiled)
     return timer
 
 
-def target_of(engine: Engine) -> Target:
+def target_of(engine: Engine) -> TargetRuntime:
     """The runtime that this engine's models are timed in."""
     return target_named(engine.target)
 
@@ -56,9 +60,9 @@ def can_profile(engine: Engine) -> bool:
     return target_of(engine) is not ONNXRUNTIME or engine.device == "cpu"
 
 
-def version_of(target: Target) -> str | None:
+def version_of(target: TargetRuntime) -> str | None:
     """The version that is installed here, None where there is none."""
-    version: str | None = _module(target).version()
+    version: str | None = _timer(target).version()
     return version
 
 
@@ -78,19 +82,21 @@ def timed_threads(engine: Engine) -> int:
     return target_of(engine).threads or engine.threads
 
 
-def missing(target: Target) -> str | None:
+def missing(target: TargetRuntime) -> str | None:
     """What to install to time with it, None where nothing is missing."""
     if version_of(target) is not None:
         return None
     return f"{target.title} is not installed here: {target.install}"
 
 
-def require(target: Target) -> None:
+def require(target: TargetRuntime) -> None:
     """Raise `UnsupportedError` where the runtime is not installed."""
     message = missing(target)
     if message is not None:
         raise UnsupportedError(f"--target {target.name} measures latency in that runtime, but {message}")
 
 
-def _module(target: Target) -> Any:
-    return import_module(f"pcns_onnx.runtime.targets.{target.module}")
+def _timer(target: TargetRuntime) -> Any:
+    """The class of a target's timers."""
+    module, _, name = target.timer.partition(".")
+    return getattr(import_module(f"pcns_onnx.runtime.targets.{module}"), name)
