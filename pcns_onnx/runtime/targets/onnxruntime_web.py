@@ -2,7 +2,8 @@
 
 The package is looked for as Node does, in `node_modules` of this folder and those above, in NODE_PATH, and where
 `npm install -g` puts it. One process of Node holds all models that are open, and stays until this one ends: V8
-optimises kernels while they run, so what is young is slow.
+optimises kernels while they run, and what is young is up to 25 times as slow, so it is told to optimise them all at
+once, which takes seconds of its start.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class NodeProcess:
             answers, answering = os.pipe()
             self._answers = stack.enter_context(os.fdopen(answers, "rb"))
             self._process = subprocess.Popen(
-                ["node", os.fspath(_WORKER), os.fspath(library), str(answering)],
+                ["node", "--no-liftoff", os.fspath(_WORKER), os.fspath(library), str(answering)],
                 stdin=subprocess.PIPE,
                 stdout=self._profiles,
                 stderr=self._errors,
