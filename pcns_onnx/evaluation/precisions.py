@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -30,6 +30,7 @@ from pcns_onnx.progress import Progress
 from pcns_onnx.rewrite.lowering.quantize import in_precision
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
+from pcns_onnx.runtime.targets.registry import ONNXRUNTIME
 
 FAR = 0.5
 """Relative error against the shrunk model in float32 beyond which a precision counts as another model. ResNet-20's
@@ -135,9 +136,11 @@ def quantize(
         if not gates:  # else it is the user's to say how much may be lost
             _refuse_far(engine, small, graph, agreement, checked)
         latency = time_both(engine, original, graph, timed, progress)
-        (on_top,) = compare_many(engine, small, [graph], timed)
+        instead = [latency.instead] if latency.instead else []
+        timing = replace(engine, target=ONNXRUNTIME.name) if instead else engine
+        (on_top,) = compare_many(timing, small, [graph], timed)
         precision = Precision(kind, graph.nbytes, agreement, latency, on_top)
-        return QuantizedModel(graph, precision, gates, [f"{kind}: {text}" for text in (*warnings, *more)])
+        return QuantizedModel(graph, precision, gates, [f"{kind}: {text}" for text in (*warnings, *more, *instead)])
 
     quantization = Quantization([], [])
     for kind in kinds:

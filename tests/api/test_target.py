@@ -95,7 +95,8 @@ def test_what_a_target_cannot_run_is_timed_in_onnxruntime() -> None:
     model.graph.node[-1].output[0] = "z"
     model.graph.node.append(helper.make_node("SampleOp", ["z"], ["y"], domain="com.microsoft"))
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    result = shrink(model, images(), budget="macs=0.6", effort="low", threads=1, target="openvino")
+    result = shrink(model, images(), budget="macs=0.6", effort="low", threads=1, target="openvino", int8=True)
+    assert "int8" in result.lowered
     assert result.report.latency.provider == "CPUExecutionProvider"
     (warning,) = [text for text in result.report.warnings if text.startswith("latency is onnxruntime's")]
     assert "not OpenVINO's: OpenVINO cannot load the model: " in warning and "\n" not in warning

@@ -2,8 +2,8 @@
 
 The package is looked for as Node does, in `node_modules` of this folder and those above, in NODE_PATH, and where
 `npm install -g` puts it. One process of Node holds all models that are open, and stays until this one ends: V8
-optimises kernels while they run, and what is young is up to 25 times as slow, so it is told to optimise them all at
-once, which takes seconds of its start.
+optimises kernels in the background while they run (on a busy machine the first dozens of runs took ten times as long as
+later ones), so it is told to optimise all at once, which takes seconds of its start.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class NodeProcess:
             raise InputError(f"onnxruntime-web: Node has ended: {next(filter(None, lines), 'it says nothing')}")
         decoded: dict[str, Any] = json.loads(answer)
         if "error" in decoded:
-            raise InputError(f"onnxruntime-web cannot {command} the model: {decoded['error'].splitlines()[0]}")
+            raise InputError(f"onnxruntime-web cannot {command} the model: {(decoded['error'].splitlines() or [''])[0]}")
         return decoded
 
     def profile(self, number: int) -> bytes:
@@ -141,6 +141,8 @@ class WebTimer:
         answer = self._node.ask("open", self._number, file=os.fspath(place), profiled=profiled)
         for spec in answer["inputs"]:
             value = to_numpy(feeds[spec["name"]])
+            if value.dtype.kind not in "fiub":
+                raise InputError(f"onnxruntime-web cannot feed the model: input '{spec['name']}' holds no numbers")
             if spec["type"] == "float16":
                 value = value.astype(np.float16)
             np.ascontiguousarray(value).tofile(place)
