@@ -111,7 +111,8 @@ class NodeProcess:
             raise InputError(f"onnxruntime-web: Node has ended: {next(filter(None, lines), 'it says nothing')}")
         decoded: dict[str, Any] = json.loads(answer)
         if "error" in decoded:
-            raise InputError(f"onnxruntime-web cannot {command} the model: {(decoded['error'].splitlines() or [''])[0]}")
+            reason = str(decoded["error"]).partition("\n")[0]
+            raise InputError(f"onnxruntime-web cannot {command} the model: {reason}")
         return decoded
 
     def profile(self, number: int) -> bytes:
