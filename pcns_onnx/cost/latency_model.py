@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import msgspec
@@ -28,7 +28,7 @@ from pcns_onnx.graph import Graph, Node, Shape
 from pcns_onnx.numerics.arrays import Array
 from pcns_onnx.ops import Labels
 from pcns_onnx.progress import Progress
-from pcns_onnx.runtime.engine import Engine
+from pcns_onnx.runtime.engine import Engine, Kernel
 
 STEPS = (1, 4, 8, BLOCK)
 """Multiples that a group may be held to."""
@@ -36,6 +36,8 @@ _FEW = 4
 """A group should have at least so many widths to choose from."""
 _SECONDS = 0.5
 """Time for the rounds of the whole model."""
+_SHOWN = 0.5
+"""The share of the layers' time alone that a profile must show for the others to be scaled like those that it shows."""
 _WASTE = 0.125
 """A step is too fine if its widths save so much less than their share of what a block saves."""
 
@@ -133,7 +135,8 @@ def measure_layers(
     run = table.look_up(whole.key, _Run, whole.measure)
     within = _seconds_within(graph, dependencies, run)
     alone = {name: float(times.at(1.0, 1.0)) for name, times in layers.items()}
-    pace = sum(within.values()) / sum(alone[name] for name in within) if within else 1.0
+    shown = sum(alone[name] for name in within)
+    pace = sum(within.values()) / shown if shown > _SHOWN * sum(alone.values()) else 1.0
     layers = {name: times.scaled(within.get(name, pace * alone[name]) / alone[name]) for name, times in layers.items()}
     steps = {group.name: _step(dependencies, group, layers) for group in dependencies.groups}
     start = min((seconds for *_, seconds in run.kernels), default=0.0)
@@ -177,7 +180,23 @@ class _Whole:
 
     def measure(self) -> _Run:
         seconds, kernels = take_apart(self.engine, Job(self.graph.program(named=True), self.feeds), _SECONDS)
-        return _Run(seconds, [(kernel.name, kernel.op, time) for kernel, time in kernels])
+        names = _names(self.graph, [kernel for kernel, _ in kernels])
+        return _Run(seconds, [(name, k.op, time) for name, (k, time) in zip(names, kernels, strict=True)])
+
+
+def _names(graph: Graph, kernels: Sequence[Kernel]) -> list[str]:
+    """The kernels' names; those that go by no node's take in turn the nodes of their operator that are left, if each
+    gets as many (two, where a runtime makes two layers of one in both directions)."""
+    names = [kernel.name for kernel in kernels]
+    known = {node.key for node in map(partial(_node, graph), names) if node is not None}
+    lost = [at for at, name in enumerate(names) if _node(graph, name) is None]
+    for op in {kernels[at].op for at in lost}:
+        places = [at for at in lost if kernels[at].op == op]
+        left = [node.key for node in graph.nodes if node.op == op and node.key not in known]
+        if left and len(places) % len(left) == 0:
+            for nth, at in enumerate(places):
+                names[at] = left[nth * len(left) // len(places)]
+    return names
 
 
 def _made_up(engine: Engine, graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, Array]:

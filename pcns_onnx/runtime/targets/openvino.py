@@ -23,7 +23,9 @@ from pcns_onnx.runtime.engine import Engine, Kernel
 
 _WISHES = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 """Where the processor has bfloat16, float32 models would be computed in it."""
-_MATMULS = ("FullyConnected", "MatMul")
+_OPS = {"FullyConnected": "MatMul", "MatMul": "MatMul", "Convolution": "Conv", "Reorder": "Reorder"}
+_RECURRENT = ("LSTM", "GRU", "RNN")
+"""Operators that lose their nodes' names."""
 _LOST = 1e-4
 """Seconds by which a run's time by the wall may exceed its own, for it not to have been interrupted."""
 _WHERE = ("Exception from", "Check '", "While validating", "FrontEnd API failed", "Model wasn't fully", "-- ")
@@ -111,10 +113,10 @@ class Counters:
     def kernels(self, request: Any) -> tuple[Kernel, ...]:
         """The kernels, by the names of ONNX's nodes."""
         sums = self._now(request) - self._base - self._lost
-        means = np.maximum(sums / max(self._runs - 1, 1) + _TICK / 2, 0.0)
+        means = np.maximum(sums, 0.0) / max(self._runs - 1, 1) + _TICK / 2
         rows = zip(request.get_profiling_info(), self._base, means, strict=True)
         return tuple(
-            Kernel(info.node_name.removesuffix("/WithoutBiases"), _op(info.node_type), (float(mean),) * self._runs)
+            Kernel(info.node_name.removesuffix("/WithoutBiases"), _op(info), (float(mean),) * self._runs)
             for info, first, mean in rows
             if first > 0  # what was no constant, and not optimised away
         )
@@ -124,9 +126,13 @@ class Counters:
         return np.array([info.real_time.total_seconds() * self._runs for info in request.get_profiling_info()])
 
 
-def _op(kind: str) -> str:
-    """ONNX's operator where a kernel may be named after what was fused to it; '' where its name says what it is."""
-    return "MatMul" if kind in _MATMULS else "Conv" if kind == "Convolution" else kind if kind == "Reorder" else ""
+def _op(info: Any) -> str:
+    """ONNX's operator where a kernel may be named after what was fused to it, or by a number; '' where its name says
+    what it is."""
+    recurrent, is_numbered, _ = info.node_name.partition("Sequence_")
+    if is_numbered and recurrent in _RECURRENT:
+        return str(recurrent)
+    return _OPS.get(info.node_type, "")
 
 
 def _reason(error: Exception) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from builders.chains import random
-from builders.models import build
+from builders.models import MODELS, build
 from pcns_onnx.cost.benchmark import compare_latency
 from pcns_onnx.cost.latency_model import measure_layers, seconds_within
 from pcns_onnx.cost.latency_table import Table
@@ -23,6 +23,7 @@ from pcns_onnx.data.dataset import open_data
 from pcns_onnx.dependency.dependency_graph import build_dependency_graph
 from pcns_onnx.errors import InputError, UnsupportedError
 from pcns_onnx.graph import Graph
+from pcns_onnx.rewrite.canonical import Canonical
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
 from pcns_onnx.runtime.engine import Engine
 from pcns_onnx.runtime.samples import Samples
@@ -93,6 +94,16 @@ def test_layers_are_found_in_the_whole_model(engine: Engine, tmp_path: Path) -> 
     assert 0 < sum(within.values()) <= 1.5 * total
     model = measure_layers(engine, graph, dependencies, 2, cache=tmp_path)
     assert set(model.layers) == set(within) and all(float(t.at(1.0, 1.0)) > 0 for t in model.layers.values())
+
+
+@pytest.mark.parametrize("name", ["digits_lstm", "digits_gru"])
+def test_recurrent_layers_are_found_in_the_whole_model(engine: Engine, name: str) -> None:
+    """In one direction and in both: OpenVINO's go by numbers, and are two where they go both ways."""
+    graph = Canonical.of(Graph.load(MODELS / f"{name}.onnx")).twin
+    dependencies = build_dependency_graph(graph)
+    _, within = seconds_within(engine, graph, dependencies, {graph.inputs[0].name: random(1, 1, 8, 8)})
+    recurrent = {layer.name for layer in dependencies.layers if layer.kind in ("LSTM", "GRU")}
+    assert recurrent and recurrent <= {name for name, seconds in within.items() if seconds > 0}
 
 
 def test_wider_layers_take_longer(engine: Engine) -> None:
