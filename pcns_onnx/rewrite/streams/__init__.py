@@ -1,0 +1,1 @@
+"""A residual stream in another basis: its norms, its writers and its readers rewritten."""
