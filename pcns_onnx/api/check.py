@@ -7,12 +7,13 @@ when the result is compared on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from pcns_onnx.api.inputs import Run, datasets
+from pcns_onnx.api.shrinking.streams import NarrowStreams
 from pcns_onnx.calibration.output_layout import OutputLayout
 from pcns_onnx.cost.benchmark import Latency, unsteady
 from pcns_onnx.data.dataset import Dataset, split
@@ -26,7 +27,7 @@ from pcns_onnx.evaluation.precisions import Quantization, quantize
 from pcns_onnx.evaluation.unseen import Unseen, unseen
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.confidence import ENOUGH
-from pcns_onnx.planning.plan import Plan
+from pcns_onnx.planning.plan import Plan, StreamPlan
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.planning.trial import Trial, trial_of
 from pcns_onnx.progress import Progress
@@ -58,7 +59,7 @@ class Check:
     `judging`: the samples that a search judges by, None where those are the samples of the check, too; `aside`: those
     that healing is judged by, which are kept from the solve. `plan` is one
     that is replayed; `solves`: whether anything is solved, or chosen, on `train`; `layout`: where outputs have
-    their channels.
+    their channels; `streams`: what was done to residual streams.
     """
 
     running: Run
@@ -72,6 +73,12 @@ class Check:
     judging: Dataset | None = None
     aside: Dataset | None = None
     layout: OutputLayout = field(default_factory=OutputLayout)
+    streams: NarrowStreams | None = None
+
+    @property
+    def stream_plans(self) -> Mapping[str, StreamPlan]:
+        """The residual streams that `form` has narrower than its original."""
+        return {} if self.streams is None else self.streams.plans
 
     @property
     def samples(self) -> Samples:

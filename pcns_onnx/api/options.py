@@ -228,6 +228,7 @@ class Choices(Running, total=False):
     variance: float
     plan: str | Path
     streams: str | float
+    rotate_streams: str | float
     include: str | Sequence[str]
     exclude: str | Sequence[str]
     multiple: str | int

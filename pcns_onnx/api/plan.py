@@ -14,6 +14,7 @@ from typing import Unpack
 from pcns_onnx.api.inputs import datasets, run
 from pcns_onnx.api.options import Choices, Options
 from pcns_onnx.api.shrinking.preparation import prepared, require_groups
+from pcns_onnx.api.shrinking.streams import NarrowStreams, narrow_streams
 from pcns_onnx.data.fingerprints import SampleSummary, sketch
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
@@ -72,22 +73,26 @@ def plan(
     with run(options, progress, times=True) as running:
         form = running.form(model)
         fed = datasets(running, form, data, solves=True)
-        form = fed.form
+        streams = narrow_streams(running, fed.form, fed.train, None, has_data=data is not None)
+        form = streams.form
         problem, skipped = prepared(running, form, fed.train, strategy.request, strategy, times=True)
-        require_groups(problem, skipped)
+        skipped = [*streams.skipped, *skipped]
+        if not streams.plans:
+            require_groups(problem, skipped)
         importance = strategy.importance(problem, probes=True)
         if frontier:
             drawn = list(points(problem, importance, options.goal))
-            return PlanResult(None, _report(problem, {}, drawn, skipped, importance, running.notes))
+            return PlanResult(None, _report(problem, {}, drawn, skipped, importance, streams, running.notes))
         decision = meet_measured(problem, importance, strategy.request)
         _, decision = strategy.settle(problem, decision)
         groups = _with_savings(problem, decision)
         chosen_on = sketch(importance.samples, SKETCH)
         plan = Plan(SCHEMA, fingerprint(form.original), strategy.request.method.name, groups, samples=chosen_on)
+        plan.streams = dict(streams.plans)
     if output is not None:
         write_plan(plan, output)
     drawn = [point_of(problem, decision)]
-    return PlanResult(plan, _report(problem, plan.groups, drawn, skipped, importance, running.notes))
+    return PlanResult(plan, _report(problem, plan.groups, drawn, skipped, importance, streams, running.notes))
 
 
 def _accepted(options: Options, *, frontier: bool, has_data: bool, writes: bool) -> SubsetStrategy:
@@ -103,6 +108,8 @@ def _accepted(options: Options, *, frontier: bool, has_data: bool, writes: bool)
         raise InputError("--frontier draws all budgets: leave --budget and --width out")
     if frontier and writes:
         raise InputError("--frontier writes no plan: leave -o out, or choose a budget")
+    if goal.only_rotates and not frontier:
+        goal = replace(goal, width=1.0)
     if not frontier and not goal.budgets and goal.width is None:
         raise InputError("plan takes --budget or --width, or --frontier")
     if not frontier:
@@ -130,6 +137,7 @@ def _report(
     drawn: list[FrontierPoint],
     left: list[SkippedLayer],
     importance: Importance,
+    streams: NarrowStreams,
     notes: list[str],
 ) -> PlanReport:
     latency_model = problem.costs.latency_model
@@ -145,6 +153,8 @@ def _report(
         warnings=[
             *put_right(problem.form.original),
             *notes,
+            *streams.notes,
             *degenerate(SampleSummary(importance.samples), "the plan"),
         ],
+        streams=dict(streams.plans),
     )

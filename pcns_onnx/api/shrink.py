@@ -15,6 +15,7 @@ from pcns_onnx.api.inputs import run
 from pcns_onnx.api.options import Choices, Options
 from pcns_onnx.api.shrinking.rounds import Rounds, take_all
 from pcns_onnx.api.shrinking.step import Narrowed, size_of
+from pcns_onnx.api.shrinking.streams import NarrowStreams, narrow_streams
 from pcns_onnx.data.sources import DataSource
 from pcns_onnx.errors import InputError
 from pcns_onnx.evaluation.metric import load_metric
@@ -98,6 +99,8 @@ def shrink(
             origin = f"the plan was made in {request.plan.rounds} rounds with healing between them"
             running.say(f"{origin}: its widths and channels are replayed in one step, the weights will be others")
         check = _keeping_aside(check_on(running, form, data, metric, request.plan, solves=strategy.solves))
+        streams = narrow_streams(running, check.form, check.train, request.plan, has_data=data is not None)
+        check = replace(check, form=streams.form, streams=streams)
         form = check.form
         rounds = take_all(check, request, strategy)
         last = rounds.last
@@ -176,6 +179,7 @@ def _report(
 ) -> Report:
     last, check = rounds.last, rounds.last.check
     running, options = check.running, check.running.options
+    streams = check.streams or NarrowStreams(check.form)
     before, groups = rounds.steps[0].before, rounds.groups
     after = size_of(check, last.small, contract.closed)
     return Report(
@@ -186,7 +190,7 @@ def _report(
         latency=evaluation.latency,
         gates=evaluation.gates + evaluation.quantized.gates,
         groups=groups,
-        left_alone=rounds.skipped,
+        left_alone=[*streams.skipped, *rounds.skipped],
         folded=list(check.form.folded),
         stages=stages_of(
             running.engine, check.form.twin, running.samples(check.train, check.form.twin), running.progress
@@ -195,6 +199,7 @@ def _report(
             *put_right(check.form.original),
             *running.notes,
             *rounds.of_samples,
+            *streams.notes,
             *rounds.notes,
             *contract.notes,
             *evaluation.warnings,
@@ -220,6 +225,7 @@ def _report(
         rounds=list(rounds.records),
         failed_round=rounds.failed,
         contract=contract.states,
+        streams=dict(streams.plans),
     )
 
 

@@ -118,7 +118,7 @@ class Costs:
         self._touched = [self._touching(at) for at in range(len(self._index))]
         self.total = self({}).copy()
         for name, value in original.items():
-            self.total[COUNTED.index(name)] = value
+            self.total[self.resources.index(name)] = value
 
     def _fixed_part(self, name: str, totals: Mapping[str, float], between: Collection[str]) -> float:
         """What no width changes: what the graph has beside its layers, or what nodes cost that carry no channels."""

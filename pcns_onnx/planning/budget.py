@@ -75,7 +75,8 @@ class Goal:
     width), `variance` (share of the activations' variance to keep) and `plan` (a file made by `plan_out`) says how
     small. `rank_ratio` in (0, 1]: the share of each rank that 'eigenremove' keeps. `streams`: how much more the error
     of channels that several blocks share counts where a budget is spent ('auto': found by trial; 'even': they stay, and
-    all others keep about the same share). `stats`: a file that keeps what was seen of the data, for other budgets.
+    all others keep about the same share). `rotate_streams`: how wide residual streams behind a rotation are ('48', a
+    width, or '0.75', a share), which may be all that is asked for. `stats`: a file that keeps what was seen of the data, for other budgets.
     """
 
     method: str = field(
@@ -157,6 +158,15 @@ class Goal:
             "stay, and all other layers get about the same share of their width (auto: found by trial).",
         },
     )
+    rotate_streams: str | float | None = field(
+        default=None,
+        metadata={
+            "commands": "shrink plan",
+            "metavar": "WIDTH|SHARE",
+            "help": "Narrow the residual streams of pre-norm transformers to WIDTH channels, or a SHARE of them (0.75), "
+            "by a rotation, before all else (SliceGPT); alone, or beside a budget or a width for the rest.",
+        },
+    )
     stats: str | Path | None = field(
         default=None,
         metadata={
@@ -172,6 +182,9 @@ class Goal:
             Budget.parse(text)
         object.__setattr__(self, "multiple", str(self.multiple))
         object.__setattr__(self, "streams", str(self.streams))
+        if self.rotate_streams is not None:
+            object.__setattr__(self, "rotate_streams", str(self.rotate_streams))
+            self.rotated_width(1)
         if self.streams not in ("auto", EVEN) and not _is_positive(str(self.streams)):
             raise InputError(f"--streams {self.streams} is not understood: write auto, even or a number above 0")
         if self.multiple != "auto" and not (str(self.multiple).isdecimal() and int(self.multiple) > 0):
@@ -206,7 +219,7 @@ class Goal:
     @property
     def undivided(self) -> str | None:
         """What it asks for that cannot be divided over several steps."""
-        ways = {"--plan": self.plan, "--variance": self.variance, "--budget error or drop": self.qualities or None}
+        ways = {"--rotate-streams": self.rotate_streams, "--plan": self.plan, "--variance": self.variance, "--budget error or drop": self.qualities or None}
         return next((name for name, value in ways.items() if value is not None), None)
 
     @property
@@ -225,8 +238,33 @@ class Goal:
         width = None if self.width is None else fraction(self.width, "width")
         return replace(self, budget=budgets, width=width, stats=None if left else self.stats)
 
+    def rotated_width(self, width: int) -> int:
+        """What is left of a residual stream of this width: as asked for, a share in multiples of `multiple` (auto: of
+        eight where the stream is one); raises `InputError`."""
+        text = str(self.rotate_streams)
+        if text.isdecimal() and int(text) > 0:
+            return int(text)
+        try:
+            share = float(text)
+        except ValueError:
+            share = float("nan")
+        if text.isdecimal() or not 0 < share <= 1:
+            raise InputError(
+                f"--rotate-streams {text} is not understood: write a width (48) or a share of it in (0, 1] (0.75)"
+            )
+        step = int(self.multiple) if self.multiple != "auto" else 8 if width % 8 == 0 else 1
+        return min(max(round(share * width / step), 1) * step, width)
+
+    @property
+    def only_rotates(self) -> bool:
+        """Whether narrower residual streams are all that is asked for."""
+        ways = (self.budgets or None, self.width, self.variance, self.plan)
+        return self.rotate_streams is not None and all(way is None for way in ways)
+
     def chosen_way(self) -> str:
-        """Which of the four ways says how small; raises `InputError` unless exactly one does."""
+        """Which of the ways says how small; raises `InputError` unless exactly one does, beside `rotate_streams`."""
+        if self.only_rotates:
+            return "--rotate-streams"
         ways = {
             "--budget": bool(self.budgets),
             "--width": self.width is not None,

@@ -34,12 +34,25 @@ class GroupPlan(msgspec.Struct, forbid_unknown_fields=True):
     saves: dict[str, float] | None = None
 
 
+class StreamPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A residual stream that is put into the basis of its principal axes: the first `width` of `of` stay.
+
+    `lost` is the share of what its norms make of it that the others hold; `refit`: whether its layers are solved for
+    that, and not only cut.
+    """
+
+    width: int
+    of: int
+    lost: float
+    refit: bool = False
+
+
 class Plan(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Widths for one model, as saved by --plan-out and replayed by --plan; `rank_ratio` is eigenremove's.
 
     `samples`: a sketch of those that it was chosen on (`data.fingerprints`), which prove nothing of it; empty where
     there were none, None where that is not known. `rounds`: in how many steps the model was made, with healing between
-    them, of which a replay makes one.
+    them, of which a replay makes one. `streams`: the residual streams that are narrowed by rotation before all else.
     """
 
     schema: int
@@ -49,6 +62,7 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     rank_ratio: float | None = None
     samples: str | None = None
     rounds: int = 1
+    streams: dict[str, StreamPlan] = {}
 
     def was_chosen_on(self, hashes: Hashes) -> NDArray[np.bool_]:
         """Which of these samples it was chosen on, as far as the sketch holds them."""

@@ -10,7 +10,7 @@ from pcns_onnx.calibration.calibration import Calibration
 from pcns_onnx.calibration.output_weight import OutputWeight
 from pcns_onnx.calibration.shapes import dependency_graph_of
 from pcns_onnx.cost.latency_model import measure_layers
-from pcns_onnx.cost.model import Costs
+from pcns_onnx.cost.model import Costs, model_size
 from pcns_onnx.cost.resources import RESOURCES
 from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
@@ -60,8 +60,23 @@ def problem_for(
     for name, row in RESOURCES.items():
         if row.counter is not None and row.counter.totals is not None:
             totals[name], original[name] = row.counter.totals(form, graph)
+    if form.unrotated is not None:
+        original |= _costs_of_unrotated(form, form.unrotated, calibration, scope, None if latency_model is None else batch)
     costs = Costs(dependencies, totals, original, latency_model, factors)
     return Problem(form, graph, dependencies, calibration, (), costs, batch, undivided=undivided, weights=weights)
+
+
+def _costs_of_unrotated(
+    form: Canonical, graph: Graph, calibration: Calibration, scope: Scope, batch: int | None
+) -> dict[str, float]:
+    """What budgets are fractions of where residual streams are narrower already: multiply-adds, seconds at `batch`."""
+    dependencies = dependency_graph_of(graph, calibration.engine, calibration.samples.data, scope)
+    costs = {"macs": float(model_size(form.original, dependencies).macs)}
+    if batch is None:
+        return costs
+    feeds, engine = _real_feeds(graph, calibration, batch), calibration.engine
+    times = measure_layers(engine, graph, dependencies, batch, feeds=feeds, progress=calibration.progress)
+    return costs | {"latency": float(Costs(dependencies, {}, {}, times).total[-1])}
 
 
 def _real_feeds(graph: Graph, calibration: Calibration, batch: int) -> Mapping[str, Array] | None:

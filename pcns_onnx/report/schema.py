@@ -20,7 +20,7 @@ from pcns_onnx.evaluation.provenance import Provenance
 from pcns_onnx.files import write_atomic
 from pcns_onnx.methods.expansion import Expanded
 from pcns_onnx.methods.pcns.assessment import PcnsAssessment
-from pcns_onnx.planning.plan import FrontierPoint, GroupPlan, SkippedLayer
+from pcns_onnx.planning.plan import FrontierPoint, GroupPlan, SkippedLayer, StreamPlan
 from pcns_onnx.report.contract import NarrowedState
 
 SCHEMA = 1
@@ -144,7 +144,7 @@ class Report(msgspec.Struct, frozen=True):
     `frontier` and the point `chosen` on it are for the page (`html`), where a budget was spread over the layers.
     `failed_precisions` are those that were asked for and are not written; the warnings name them, too. `healing`: how
     the result has learnt from the original, where it was to. `contract`: the states whose shape a caller must change.
-    `rounds`: each of several steps, where there were some; `failed_round`: why the last one of these is not that which
+    `streams`: the residual streams that were narrowed by rotation. `rounds`: each of several steps, where there were some; `failed_round`: why the last one of these is not that which
     was asked for.
     """
 
@@ -169,6 +169,7 @@ class Report(msgspec.Struct, frozen=True):
     contract: list[NarrowedState] = []
     rounds: list[Round] = []
     failed_round: str | None = None
+    streams: dict[str, StreamPlan] = {}
     schema: int = SCHEMA
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -203,3 +204,4 @@ class PlanReport(msgspec.Struct, frozen=True):
     threads: int
     provider: str
     warnings: list[str] = []
+    streams: dict[str, StreamPlan] = {}

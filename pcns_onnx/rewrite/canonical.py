@@ -24,6 +24,7 @@ class Canonical:
     """The original, and the form that is solved: norms folded, every layer with a bias.
 
     `typed` has the original's storage types, `twin` is float32. `shown` are outputs that recurrent layers were given.
+    `unrotated`: the twin as it was before its residual streams were put into another basis, None where they are not.
     """
 
     original: Graph
@@ -32,6 +33,7 @@ class Canonical:
     folded: tuple[str, ...]
     added: tuple[str, ...]
     shown: tuple[str, ...] = ()
+    unrotated: Graph | None = None
 
     @classmethod
     def of(cls, original: Graph, *, folds: bool = True, states: Sequence[CarriedState] = ()) -> Canonical:
@@ -50,6 +52,16 @@ class Canonical:
             return self
         original, typed, twin = (graph.copy(layout) for graph in (self.original, self.typed, self.twin))
         return replace(self, original=original, typed=typed, twin=twin)
+
+    def rotated(self, typed: Graph, added: tuple[str, ...]) -> Canonical:
+        """The same model with these weights, whose layers were given biases at the keys `added`, too."""
+        whole = self.twin if self.unrotated is None else self.unrotated
+        return replace(self, typed=typed, twin=typed.as_float32(), added=self.added + added, unrotated=whole)
+
+    def edited(self, patch: Patch) -> Canonical:
+        """The same forms with these edits."""
+        typed = apply(self.typed, patch)
+        return replace(self, typed=typed, twin=typed.as_float32())
 
     @cached_property
     def emitted(self) -> Graph:

@@ -82,8 +82,13 @@ def take(step: Step) -> Narrowed:
     problem, skipped = _prepare(step)
     if step.number == 1:
         check = replace(check, layout=problem.layout)
+    before = _size_before(step, problem)
+    if _rotates_alone(step.request):
+        return _as_it_is(replace(step, check=check), problem, before)
     decision = strategy.decide(problem, check.keeps_limits)
     skipped += kept_whole(problem, decision)
+    if not decision.narrowed and check.stream_plans:
+        return _as_it_is(replace(step, check=check), problem, before)
     if not decision.narrowed:
         raise NothingToShrinkError(
             "nothing was shrunk: every layer keeps all its channels at this budget or width: ask for less",
@@ -100,7 +105,6 @@ def take(step: Step) -> Narrowed:
     own = _plan(step, decision)
     plan = chained((*step.plans, own))
     small = _emit(step, solution.patch, provenance_note(plan, running.options.data.seed, _hashes(check)))
-    before = model_size(step.form.original, problem.whole_dependencies)
     small, healing, notes = _healed(replace(step, check=check, teacher=step.teacher or before), small)
     groups = group_infos(
         problem.groups,
@@ -114,6 +118,33 @@ def take(step: Step) -> Narrowed:
         [*starved(solution, problem), *still(solution)], of_samples(problem, solution) if strategy.solves else [],
         before, size_of(check, small),
     )  # fmt: skip
+
+
+def _rotates_alone(request: Request) -> bool:
+    """Whether a goal, or the plan that is replayed, has nothing but residual streams."""
+    return request.goal.only_rotates if request.plan is None else not request.plan.groups
+
+
+def _as_it_is(step: Step, problem: Problem, before: ModelSize) -> Narrowed:
+    """What comes of a step where narrower residual streams are all that there is to be done."""
+    check = step.check
+    whole = {group.name: group.width for group in problem.groups}
+    decision = Decision(whole, whole, dict.fromkeys(whole, 0.0))
+    plan = chained((*step.plans, _plan(step, Decision({}, {}, {}))))
+    small = _emit(step, (), provenance_note(plan, check.running.options.data.seed, _hashes(check)))
+    small, healing, notes = _healed(replace(step, teacher=step.teacher or before), small)
+    return Narrowed(
+        check, small, plan, plan, [], [], point_of(problem, decision), [], healing, notes, [], [], before,
+        size_of(check, small),
+    )  # fmt: skip
+
+
+def _size_before(step: Step, problem: Problem) -> ModelSize:
+    """What the model costs that is narrowed, with its residual streams as they were."""
+    whole = step.form.unrotated
+    if whole is None:
+        return model_size(step.form.original, problem.whole_dependencies)
+    return model_size(step.form.original, step.check.running.dependencies(whole, step.check.train))
 
 
 def size_of(check: Check, small: Graph, written: Graph | None = None) -> ModelSize:
@@ -137,7 +168,8 @@ def _prepare(step: Step) -> tuple[Problem, list[SkippedLayer]]:
         times=request.goal.needs_times,
         int8=running.options.outputs.int8,
     )
-    require_groups(problem, skipped)
+    if not step.check.stream_plans:
+        require_groups(problem, skipped)
     return problem, skipped
 
 
@@ -152,8 +184,9 @@ def _plan(step: Step, decision: Decision) -> Plan:
     """What was decided, as the plan of the model that is narrowed."""
     request, form = step.request, step.form
     chosen_on = sketch(_hashes(step.check), SKETCH) if request.plan is None else request.plan.samples
+    groups, ratio, streams = decision.planned(), step.strategy.rank_ratio, dict(step.check.stream_plans)
     return Plan(
-        SCHEMA, fingerprint(form.original), request.method.name, decision.planned(), step.strategy.rank_ratio, chosen_on
+        SCHEMA, fingerprint(form.original), request.method.name, groups, ratio, chosen_on, streams=streams
     )
 
 

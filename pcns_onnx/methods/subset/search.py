@@ -40,7 +40,8 @@ def latency_ratio(problem: Problem, patch: Patch) -> float:
     small = apply(problem.whole, patch)
     small.prune(problem.whole)
     samples = replace(problem.calibration.samples, batch=problem.latency_batch, _kept=[])
-    return compare_latency(problem.calibration.engine, problem.whole, small, samples, _SECONDS).ratio
+    original = problem.whole if problem.form.unrotated is None else problem.form.unrotated
+    return compare_latency(problem.calibration.engine, original, small, samples, _SECONDS).ratio
 
 
 def size_ratio(problem: Problem, patch: Patch) -> float:
