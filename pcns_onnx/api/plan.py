@@ -73,7 +73,7 @@ def plan(
     with run(options, progress, times=True) as running:
         form = running.form(model)
         fed = datasets(running, form, data, solves=True)
-        streams = narrow_streams(running, fed.form, fed.train, None, has_data=data is not None)
+        streams = narrow_streams(running, fed.form, fed.train, None)
         form = streams.form
         problem, skipped = prepared(running, form, fed.train, strategy.request, strategy, times=True)
         skipped = [*streams.skipped, *skipped]

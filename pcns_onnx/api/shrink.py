@@ -99,7 +99,7 @@ def shrink(
             origin = f"the plan was made in {request.plan.rounds} rounds with healing between them"
             running.say(f"{origin}: its widths and channels are replayed in one step, the weights will be others")
         check = _keeping_aside(check_on(running, form, data, metric, request.plan, solves=strategy.solves))
-        streams = narrow_streams(running, check.form, check.train, request.plan, has_data=data is not None)
+        streams = narrow_streams(running, check.form, check.train, request.plan)
         check = replace(check, form=streams.form, streams=streams)
         form = check.form
         rounds = take_all(check, request, strategy)
@@ -147,6 +147,8 @@ def _accepted(form: Canonical, options: Options, *, has_data: bool) -> tuple[Req
     glob = options.healing.matching_none([*weights, *(node.label for node in form.original.nodes)])
     if glob is not None:
         raise InputError(f"--freeze '{glob}' matches no layer and no initializer of the model")
+    if (goal.rotate_streams is not None or (plan is not None and plan.streams)) and not has_data:
+        raise InputError("--rotate-streams finds its basis on samples: give them with --data")
     if outputs.precisions and not has_data:
         raise InputError(f"--{outputs.precisions[0]} is calibrated and checked on samples: give them with --data")
     limits = {"--max-error": gates.max_error, "--max-drop": gates.max_drop, "--metric": gates.metric}

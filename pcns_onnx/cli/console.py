@@ -89,11 +89,12 @@ class Console:
         """The report of `shrink` or `compare`, `without` those warnings that are said elsewhere."""
         from pcns_onnx.cli.tables.healing import healing_lines
         from pcns_onnx.cli.tables.records import report_tables, stage_table
+        from pcns_onnx.cli.tables.streams import stream_tables
 
         if self.as_json:
             self.record(report)
             return
-        parts = [*report_tables(report), *healing_lines(report)]
+        parts = [*stream_tables(report.streams), *report_tables(report), *healing_lines(report)]
         self.show(parts, [text for text in report.warnings if text not in without])
         if self.verbose and report.stages:
             self.show([stage_table(report)])

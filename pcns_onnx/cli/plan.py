@@ -33,6 +33,7 @@ def plan(
     """Choose widths and solve nothing, or show the frontier."""
     from pcns_onnx.api.plan import plan as run
     from pcns_onnx.cli.tables.records import plan_tables
+    from pcns_onnx.cli.tables.streams import stream_tables
     from pcns_onnx.report.frontier_figure import frontier_figure
 
     if figure is not None and not frontier:
@@ -45,6 +46,6 @@ def plan(
     if console.as_json:
         console.record(report)
     else:
-        console.show(plan_tables(report), report.warnings)
+        console.show([*stream_tables(report.streams), *plan_tables(report)], report.warnings)
     for path in filter(None, (output, figure)):
         console.wrote(path)

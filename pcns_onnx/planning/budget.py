@@ -75,8 +75,9 @@ class Goal:
     width), `variance` (share of the activations' variance to keep) and `plan` (a file made by `plan_out`) says how
     small. `rank_ratio` in (0, 1]: the share of each rank that 'eigenremove' keeps. `streams`: how much more the error
     of channels that several blocks share counts where a budget is spent ('auto': found by trial; 'even': they stay, and
-    all others keep about the same share). `rotate_streams`: how wide residual streams behind a rotation are ('48', a
-    width, or '0.75', a share), which may be all that is asked for. `stats`: a file that keeps what was seen of the data, for other budgets.
+    all others keep about the same share). `rotate_streams`: how wide residual streams are behind a rotation ('48', a
+    width, or '0.75', a share), which may be all that is asked for. `stats`: a file that keeps what was seen of the
+    data, for other budgets.
     """
 
     method: str = field(
@@ -163,8 +164,8 @@ class Goal:
         metadata={
             "commands": "shrink plan",
             "metavar": "WIDTH|SHARE",
-            "help": "Narrow the residual streams of pre-norm transformers to WIDTH channels, or a SHARE of them (0.75), "
-            "by a rotation, before all else (SliceGPT); alone, or beside a budget or a width for the rest.",
+            "help": "Narrow residual streams of pre-norm transformers to WIDTH channels, or a SHARE of them (0.75), by "
+            "a rotation, before all else (SliceGPT): alone, or beside a budget or a width for the rest.",
         },
     )
     stats: str | Path | None = field(
@@ -219,7 +220,12 @@ class Goal:
     @property
     def undivided(self) -> str | None:
         """What it asks for that cannot be divided over several steps."""
-        ways = {"--rotate-streams": self.rotate_streams, "--plan": self.plan, "--variance": self.variance, "--budget error or drop": self.qualities or None}
+        ways = {
+            "--rotate-streams": self.rotate_streams,
+            "--plan": self.plan,
+            "--variance": self.variance,
+            "--budget error or drop": self.qualities or None,
+        }
         return next((name for name, value in ways.items() if value is not None), None)
 
     @property

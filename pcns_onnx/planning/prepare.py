@@ -61,7 +61,9 @@ def problem_for(
         if row.counter is not None and row.counter.totals is not None:
             totals[name], original[name] = row.counter.totals(form, graph)
     if form.unrotated is not None:
-        original |= _costs_of_unrotated(form, form.unrotated, calibration, scope, None if latency_model is None else batch)
+        original |= _costs_of_unrotated(
+            form, form.unrotated, calibration, scope, None if latency_model is None else batch
+        )
     costs = Costs(dependencies, totals, original, latency_model, factors)
     return Problem(form, graph, dependencies, calibration, (), costs, batch, undivided=undivided, weights=weights)
 

@@ -144,8 +144,8 @@ class Report(msgspec.Struct, frozen=True):
     `frontier` and the point `chosen` on it are for the page (`html`), where a budget was spread over the layers.
     `failed_precisions` are those that were asked for and are not written; the warnings name them, too. `healing`: how
     the result has learnt from the original, where it was to. `contract`: the states whose shape a caller must change.
-    `streams`: the residual streams that were narrowed by rotation. `rounds`: each of several steps, where there were some; `failed_round`: why the last one of these is not that which
-    was asked for.
+    `rounds`: each of several steps, where there were some; `failed_round`: why the last one of these is not that which
+    was asked for. `streams`: the residual streams that were narrowed by rotation.
     """
 
     options: dict[str, str]

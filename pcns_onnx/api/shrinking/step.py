@@ -185,9 +185,7 @@ def _plan(step: Step, decision: Decision) -> Plan:
     request, form = step.request, step.form
     chosen_on = sketch(_hashes(step.check), SKETCH) if request.plan is None else request.plan.samples
     groups, ratio, streams = decision.planned(), step.strategy.rank_ratio, dict(step.check.stream_plans)
-    return Plan(
-        SCHEMA, fingerprint(form.original), request.method.name, groups, ratio, chosen_on, streams=streams
-    )
+    return Plan(SCHEMA, fingerprint(form.original), request.method.name, groups, ratio, chosen_on, streams=streams)
 
 
 def _emit(step: Step, patch: Patch, provenance: str) -> Graph:

@@ -7,7 +7,7 @@ tried on samples before anything is: a stream of which it does not hold stays as
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -27,9 +27,8 @@ from pcns_onnx.reconstruction.streams.refit import refit_stream
 from pcns_onnx.rewrite.canonical import Canonical, emit
 from pcns_onnx.rewrite.contract import as_narrowed
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
-from pcns_onnx.rewrite.patch import Patch, apply
 from pcns_onnx.rewrite.streams.rotate import rotate_stream
-from pcns_onnx.rewrite.streams.tied import ties
+from pcns_onnx.rewrite.streams.tied import tied_heads
 from pcns_onnx.runtime.activations import run_batches
 
 KEPT_ASIDE = 0.2
@@ -46,7 +45,7 @@ class NarrowStreams:
     notes: tuple[str, ...] = ()
 
 
-def narrow_streams(running: Run, form: Canonical, train: Dataset, plan: Plan | None, *, has_data: bool) -> NarrowStreams:
+def narrow_streams(running: Run, form: Canonical, train: Dataset, plan: Plan | None) -> NarrowStreams:
     """Narrow the residual streams as asked for, or as a `plan` has it, one after the other.
 
     Raises `NothingToShrinkError` with the reasons where none can be.
@@ -56,8 +55,6 @@ def narrow_streams(running: Run, form: Canonical, train: Dataset, plan: Plan | N
         return NarrowStreams(form)
     if running.options.goal.stats is not None:
         raise InputError("--stats are of a model whose residual streams are as they were: leave it or the rotation out")
-    if not has_data:
-        raise InputError("--rotate-streams finds its basis on samples: give them with --data")
     narrowing = _Narrowing(running, form, train, None if asked else plan)
     with running.progress.stage("streams"):
         narrowing.run()
@@ -72,8 +69,8 @@ class _Narrowing:
 
     def __init__(self, running: Run, form: Canonical, train: Dataset, plan: Plan | None) -> None:
         self._running, self._train, self._plan = running, train, plan
-        fitted, judged = split(train, holdout=KEPT_ASIDE, seed=running.options.data.seed)
-        self._fitted, self._judged = (train, None) if judged is None else (fitted, judged)
+        fitted, self._judged = split(train, holdout=KEPT_ASIDE, seed=running.options.data.seed)
+        self._fitted = train if self._judged is None else fitted
         self.form, self.plans = form, dict[str, StreamPlan]()
         self.skipped, self.notes = list[SkippedLayer](), list[str]()
         self._done = set[str]()
@@ -114,7 +111,7 @@ class _Narrowing:
         reason = _unfit(calibration, form.twin, whole, cut)
         if reason is not None:
             return reason
-        self.notes += [note for tie in ties(form.typed, stream) if not tie.holds
+        self.notes += [note for tie in tied_heads(form.typed, stream) if not tie.holds
                        for note in [_untied(tie.root, form.typed, kept)]]  # fmt: skip
         typed, added = explicit_biases(rotate_stream(form.typed, stream, basis.first(kept)))
         narrow, is_refit = form.rotated(typed, added), False
@@ -142,8 +139,8 @@ class _Narrowing:
         errors = [self._error(form) for form in (cut, solved)]
         is_better = errors[1] < errors[0]
         running.say(
-            f"stream '{stream.name}': {kept} of {stream.width} channels, error {errors[0]:.4f} where its layers are cut "
-            f"and {errors[1]:.4f} where they are solved anew, on samples kept aside: they are "
+            f"stream '{stream.name}': {kept} of {stream.width} channels, error {errors[0]:.4f} where its layers are cut"
+            f" and {errors[1]:.4f} where they are solved anew, on samples kept aside: they are "
             f"{'solved' if is_better else 'cut'}"
         )
         return (solved, True) if is_better else (cut, False)

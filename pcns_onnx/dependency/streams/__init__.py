@@ -1,1 +1,1 @@
-"""Residual streams of pre-norm transformers: where they run, what writes them, and through which norms they are read."""
+"""Residual streams of pre-norm transformers: where they run, what writes them, what reads them through norms."""

@@ -114,11 +114,14 @@ class _Search:
             self._refuse(f"'{bare[0]}' reads it without a norm, with the mean of its channels, which would go")
 
     def _with_channels_last(self, tensor: str) -> str:
-        """A tensor, or what a Transpose alone makes of it, where a matrix meets its channels."""
-        readers = self._graph.consumers.get(tensor, ())
-        is_last = self.stream.tensors[tensor] == len(self._sizes[tensor]) - 1
-        is_moved = len(readers) == 1 and readers[0].op == "Transpose" and readers[0].key in self.stream.tensors
-        return tensor if is_last or not is_moved else readers[0].key
+        """A tensor, or what moves and factors alone make of it, where a matrix meets its channels."""
+        name = tensor
+        while self.stream.tensors[name] != len(self._sizes[name]) - 1:
+            readers = self._graph.consumers.get(name, ())
+            if len(readers) != 1 or readers[0].op not in ("Transpose", "Mul") or readers[0].key not in self._visited:
+                return tensor
+            name = readers[0].key
+        return name
 
     def _is_aside(self, tensor: str) -> bool:
         """Whether a matrix that is put behind a tensor would not meet its channels."""
@@ -224,11 +227,13 @@ class _Search:
             self._read(norm)
         elif isinstance(norm, str):
             self._refuse(norm)
-        elif norm is not None or node.op != "Sub":  # a Sub comes with the ReduceMean that is its norm's
+        elif node.op != "Sub" or not self._is_centred(tensor):
             self._refuse(f"{node.op} '{node.label}' does not treat its channels alike")
-        elif not any(isinstance(norm_reading(self._graph, other, tensor, stream.width), Norm)
-                     for other in self._graph.consumers[tensor]):  # fmt: skip
-            self._refuse(f"{node.op} '{node.label}' does not treat its channels alike")
+
+    def _is_centred(self, tensor: str) -> bool:
+        """Whether a norm takes the mean of a tensor away: its Sub comes with the ReduceMean that begins it."""
+        norms = (norm_reading(self._graph, node, tensor, self.stream.width) for node in self._graph.consumers[tensor])
+        return any(isinstance(norm, Norm) and norm.centres for norm in norms)
 
     def _skip(self, node: Node) -> None:
         """onnxruntime's norm of a sum: both operands and the sum are the stream."""

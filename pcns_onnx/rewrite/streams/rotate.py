@@ -22,7 +22,7 @@ from pcns_onnx.graph.queries import stored_value
 from pcns_onnx.rewrite.layer_weights import set_layer, stored_bias, stored_weight
 from pcns_onnx.rewrite.patch import edit
 from pcns_onnx.rewrite.streams.norms import narrow_norm
-from pcns_onnx.rewrite.streams.tied import share, ties
+from pcns_onnx.rewrite.streams.tied import read_narrowed_table, tied_heads
 
 Matrix = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ def rotate_stream(graph: Graph, stream: Stream, basis: Matrix) -> Graph:
     result, kept = graph.copy(), basis.shape[1]
     writes = basis - basis.mean(axis=0) if stream.centres else basis
     reads = basis * (stream.width / kept) ** 0.5
-    tied = {tie.reader.layer.name: tie for tie in ties(graph, stream) if tie.holds}
+    tied = {tie.reader.layer.name: tie for tie in tied_heads(graph, stream) if tie.holds}
     for layer in _layers(stream):
         if layer.name not in tied:
             matrix, bias = _in_basis(graph, stream, layer, writes, reads)
@@ -41,7 +41,7 @@ def rotate_stream(graph: Graph, stream: Stream, basis: Matrix) -> Graph:
         value = stored_value(graph, graph.node(slot.key).inputs[slot.position])
         result.set_input(slot.key, slot.position, _table(value, slot.from_end, writes))
     for name, tie in tied.items():
-        more = share(result, tie, graph, writes, reads)
+        more = read_narrowed_table(result, tie, graph, writes, reads)
         if more.any():
             layer = stream.readers[name].layer
             bias = stored_bias(graph, layer) + more

@@ -23,7 +23,7 @@ _ALIKE = 1e-6
 
 
 @dataclass(frozen=True)
-class Tie:
+class TiedHead:
     """A reader whose weight is the table of `slot`; `holds`: whether one basis serves both."""
 
     reader: Reader
@@ -32,16 +32,16 @@ class Tie:
     holds: bool
 
 
-def ties(graph: Graph, stream: Stream) -> list[Tie]:
+def tied_heads(graph: Graph, stream: Stream) -> list[TiedHead]:
     """The heads of a stream that are its tables."""
     roots = {stored_root(graph, graph.node(s.key).inputs[s.position]): s for s in stream.tables.values()}
-    found_ties = list[Tie]()
+    heads = list[TiedHead]()
     for reader in stream.readers.values():
         layer = reader.layer
         root = stored_root(graph, graph.node(layer.key).inputs[layer.linear.weight])
         if root in roots and root not in graph.derived:
-            found_ties.append(Tie(reader, roots[root], root, _holds(graph, stream, reader, root)))
-    return found_ties
+            heads.append(TiedHead(reader, roots[root], root, _holds(graph, stream, reader, root)))
+    return heads
 
 
 def _holds(graph: Graph, stream: Stream, reader: Reader, root: str) -> bool:
@@ -69,7 +69,7 @@ def _way_to(graph: Graph, reader: Reader, root: str) -> tuple[str, int] | None:
     return (maker.key, 0) if is_plain and maker is not None and len(graph.consumers[name]) == 1 else None
 
 
-def share(graph: Graph, tie: Tie, before: Graph, writes: Matrix, reads: Matrix) -> Matrix:
+def read_narrowed_table(graph: Graph, tie: TiedHead, before: Graph, writes: Matrix, reads: Matrix) -> Matrix:
     """Let a head read the narrowed table of its stream, in place, from its own side of M; gives what E adds to its
     bias. `writes`, `reads` (D, d) are the bases that tables and readers are put in."""
     reading = tie.reader.reading
@@ -84,7 +84,9 @@ def share(graph: Graph, tie: Tie, before: Graph, writes: Matrix, reads: Matrix) 
     if _is_one_number(reading.scale):
         factor = float(reading.scale.mean()) * float(np.linalg.norm(reads[:, 0]))
         if factor != 1.0:
-            stored = graph.store(f"{name}.factor", np.asarray(factor), graph.node(layer.key).inputs[layer.linear.weight])
+            stored = graph.store(
+                f"{name}.factor", np.asarray(factor), graph.node(layer.key).inputs[layer.linear.weight]
+            )
             _put_before(graph, layer.key, source, Node(inner, "Mul", "", name, (source, stored), (inner,), {}))
     else:
         gram = table.T @ table

@@ -1,0 +1,161 @@
+"""`--rotate-streams`: residual streams of pre-norm transformers get narrower, alone and beside everything else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+from builders.models import Array, relative
+from builders.streams import decoder, tied, with_norms_in_pieces, with_skip_norms
+from pcns_onnx import NothingToShrinkError, ShrinkResult, plan, shrink
+from pcns_onnx.errors import InputError
+from pcns_onnx.graph import Graph, Program
+from pcns_onnx.runtime.engine import Engine
+from robustness.transformer_blocks import LENGTH, Net
+from robustness.transformers import samples
+
+RANK = 24
+
+
+def outputs(model: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
+    return [np.asarray(y) for y in Engine().session(Program(model.SerializeToString())).run(feeds).values()]
+
+
+def shrunk(model: onnx.ModelProto, net: Net, count: int = 120, **choices: Any) -> ShrinkResult:
+    result = shrink(model, samples(model, net, count), refine=0, **choices)
+    Graph.load(result.model).check(full=True)
+    return result
+
+
+def error(model: onnx.ModelProto, small: onnx.ModelProto, net: Net) -> float:
+    """The largest of an output, at other batches and lengths."""
+    errors = []
+    for count, length in ((3, LENGTH), (1, LENGTH + (0 if net.recipe.positions == "relative" else 3))):
+        feeds = samples(model, net, count, 5, length)
+        errors += [relative(a, b) for a, b in zip(outputs(model, feeds), outputs(small, feeds), strict=True)]
+    return max(errors)
+
+
+def made(name: str, form: str, kind: str) -> tuple[onnx.ModelProto, Net]:
+    model, net = decoder(name, form, RANK)
+    change = {"tied": tied, "skip": with_skip_norms, "pieces": with_norms_in_pieces}
+    return (change[kind](model) if kind else model), net
+
+
+PLANTED = [("Llama", "plain", ""), ("Llama", "plain", "tied"), ("Qwen3", "onnx", ""), ("Gemma", "ort", "skip"),
+           ("GPT-2", "onnx", ""), ("GPT-2", "onnx", "tied"), ("GPT-2", "ort", "skip"), ("GPT-2", "plain", "pieces"),
+           ("CLIP text", "plain", ""), ("Llama with a cache", "ort", "")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "form", "kind"), PLANTED, ids=[" ".join(one) for one in PLANTED])
+def test_a_planted_rank_is_all_that_is_left(name: str, form: str, kind: str) -> None:
+    model, net = made(name, form, kind)
+    result = shrunk(model, net, rotate_streams=RANK)
+    (stream,) = result.report.streams.values()
+    assert (stream.width, stream.of) == (RANK, 64) and stream.lost < 1e-6
+    assert error(model, result.model, net) < 1e-4
+    assert result.report.after.macs < 0.6 * result.report.before.macs
+
+
+def test_whole_nothing_changes() -> None:
+    model, net = decoder("GPT-2", "onnx")
+    result = shrunk(model, net, rotate_streams=1.0)
+    assert error(model, result.model, net) < 1e-5
+    assert result.report.after.macs == result.report.before.macs
+
+
+def test_multiply_adds_are_those_of_the_narrower_layers() -> None:
+    """Of a decoder whose products of Q, K and V count beside its layers."""
+    model, net = decoder("Llama", "onnx")
+    result = shrunk(model, net, rotate_streams=32)
+    whole = sum(w.size for name, w in net.weights.items() if w.ndim == 2 and name not in ("table", "cos", "sin"))
+    before, after = result.report.before, result.report.after
+    assert before.macs - after.macs == whole * LENGTH // 2
+    assert before.parameters - after.parameters >= (whole + net.weights["table"].size) // 2 - 4 * 32 * 16
+
+
+@pytest.mark.parametrize(("name", "form"), [("Llama", "onnx"), ("GPT-2", "ort")])
+def test_the_rest_is_narrowed_beside_it_within_one_budget(name: str, form: str) -> None:
+    """Half of every width and most of the stream are superfluous: fractions are of the original."""
+    model, net = decoder(name, form, RANK)
+    result = shrunk(model, net, rotate_streams=RANK, budget="macs=0.35")
+    assert result.report.after.macs <= 0.35 * result.report.before.macs
+    assert {group.name for group in result.report.groups} >= {"layer0.ffn.up", "layer1.ffn.up"}
+    assert error(model, result.model, net) < 1e-4
+
+
+def test_a_budget_that_the_streams_meet_takes_nothing_else() -> None:
+    model, net = decoder("Llama", "onnx", RANK)
+    result = shrunk(model, net, rotate_streams=RANK, budget="macs=0.95", multiple=1)
+    assert result.report.after.macs < 0.5 * result.report.before.macs
+    assert error(model, result.model, net) < 1e-4
+
+
+def test_a_plan_is_replayed_to_the_same_bytes(tmp_path: Path) -> None:
+    model, net = decoder("Llama", "onnx")
+    first = shrunk(model, net, rotate_streams=0.75, width=0.5, plan_out=tmp_path / "plan.json")
+    again = shrunk(model, net, plan=tmp_path / "plan.json")
+    assert first.model.SerializeToString() == again.model.SerializeToString()
+    assert first.plan.streams["table"].width == 48
+    planned = plan(model, samples(model, net, 120), tmp_path / "made.json", rotate_streams=0.75, width=0.5)
+    assert planned.plan is not None and planned.plan.streams == first.plan.streams == planned.report.streams
+
+
+def test_a_plan_of_streams_alone_is_replayed(tmp_path: Path) -> None:
+    model, net = decoder("GPT-2", "onnx")
+    first = shrunk(model, net, rotate_streams=40, plan_out=tmp_path / "plan.json")
+    assert msgspec.json.decode((tmp_path / "plan.json").read_bytes())["groups"] == {}
+    assert shrunk(model, net, plan=tmp_path / "plan.json").model.SerializeToString() == first.model.SerializeToString()
+
+
+def test_least_squares_are_taken_where_samples_kept_aside_want_them() -> None:
+    """On plenty of samples they are better than cutting, and both errors are said."""
+    model, net = decoder("GPT-2", "onnx")
+    solved = shrunk(model, net, 300, rotate_streams=48)
+    assert solved.report.streams["table"].refit
+    (said,) = [warning for warning in solved.report.warnings if "solved anew" in warning]
+    cut, anew = (float(number) for number in re.findall(r"0\.\d+", said))
+    assert anew < cut and error(model, solved.model, net) < cut
+
+
+def test_one_that_cannot_be_rotated_is_named_with_its_reason() -> None:
+    model, net = decoder("GPT-2", "onnx", RANK)
+    shown = next(node for node in model.graph.node if node.name == "last_norm")
+    model.graph.output.append(onnx.helper.make_tensor_value_info(shown.input[0], onnx.TensorProto.FLOAT, None))
+    with pytest.raises(NothingToShrinkError) as refused:
+        shrunk(model, net, rotate_streams=RANK)
+    assert "with the mean of its channels" in str(refused.value.__dict__)
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"rotate_streams": "wide"}, "write a width"),
+        ({"rotate_streams": "0"}, "write a width"),
+        ({"rotate_streams": 1.5}, "write a width"),
+        ({"rotate_streams": 128}, "fewer than the 128"),
+        ({"rotate_streams": 0.5, "rounds": 2, "width": 0.5, "heal": 10}, "--rotate-streams is met in one step"),
+        ({"rotate_streams": 0.5, "stats": "stats.npz"}, "--stats"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(choices: dict[str, Any], words: str, tmp_path: Path) -> None:
+    model, net = decoder("Llama", "onnx")
+    if "heal" in choices:
+        pytest.importorskip("torch")
+    if "stats" in choices:
+        choices = {**choices, "stats": tmp_path / "stats.npz"}
+    with pytest.raises((InputError, NothingToShrinkError)) as refused:
+        shrunk(model, net, **choices)
+    assert words in f"{refused.value} {refused.value.__dict__}"
+
+
+def test_it_wants_samples() -> None:
+    model, _ = decoder("Llama", "onnx")
+    with pytest.raises(InputError, match="--data"):
+        shrink(model, None, method="min-weight", rotate_streams=0.5)
