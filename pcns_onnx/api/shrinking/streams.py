@@ -31,6 +31,9 @@ from pcns_onnx.rewrite.streams.rotate import rotate_stream
 from pcns_onnx.rewrite.streams.tied import tied_heads
 from pcns_onnx.runtime.activations import run_batches
 
+_QUANTISED = ("DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits")
+NOTHING = 1e-6
+"""The share of a stream that may go without there being anything to be solved for."""
 KEPT_ASIDE = 0.2
 """The share of the samples by which it is judged whether least squares are better than cutting."""
 
@@ -59,7 +62,9 @@ def narrow_streams(running: Run, form: Canonical, train: Dataset, plan: Plan | N
     with running.progress.stage("streams"):
         narrowing.run()
     if not narrowing.plans:
-        reasons = narrowing.skipped or [SkippedLayer("the model", "no residual stream is read through norms")]
+        is_quantised = any(node.op in _QUANTISED for node in form.twin.nodes)
+        why = "it is quantised: narrow it before" if is_quantised else "no residual stream is read through norms"
+        reasons = narrowing.skipped or [SkippedLayer("the model", why)]
         raise NothingToShrinkError("no residual stream can be rotated", pairs(reasons))
     return NarrowStreams(narrowing.form, narrowing.plans, tuple(narrowing.skipped), tuple(narrowing.notes))
 
@@ -115,7 +120,7 @@ class _Narrowing:
                        for note in [_untied(tie.root, form.typed, kept)]]  # fmt: skip
         typed, added = explicit_biases(rotate_stream(form.typed, stream, basis.first(kept)))
         narrow, is_refit = form.rotated(typed, added), False
-        if kept < stream.width and (wanted is None or wanted.refit):
+        if basis.lost(kept) > NOTHING and (wanted is None or wanted.refit):
             narrow, is_refit = self._solved(stream, basis, whole, narrow, kept, wanted)
         self.form = narrow
         self.plans[stream.name] = StreamPlan(kept, stream.width, round(basis.lost(kept), 6), is_refit)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pcns_onnx.graph import Graph, Node, Shape
 
 Sizes = Mapping[str, Shape]
+_FLOATS = (1, 10, 11, 16)
+"""Element types of ONNX that hold numbers of any size: float32, float16, float64, bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def _rank(sizes: Sizes, name: str) -> int:
 
 
 def _same(graph: Graph, sizes: Sizes, node: Node, where: int, axis: int) -> Carriage | None:
-    return Carriage({0: axis}, {0: axis}, shifts=node.op == "Neg") if where <= 0 else None
+    is_whole = node.op == "Cast" and int(node.attrs["to"]) not in _FLOATS
+    return None if where > 0 or is_whole else Carriage({0: axis}, {0: axis}, shifts=node.op == "Neg")
 
 
 def _width(sizes: Sizes, name: str, from_end: int) -> int:
@@ -126,9 +129,21 @@ def _other_axes(graph: Graph, sizes: Sizes, node: Node, where: int, axis: int) -
     if _width(sizes, node.inputs[0], from_end) != _width(sizes, node.outputs[0], from_end):
         return None
     at = len(source) - from_end
+    if node.op == "Pad" and not _pads_zeros(graph, node):
+        return None
     if node.op in ("Slice", "Split") and at in (_axes(graph, node, len(source)) or (at,)):
         return None
     return _one_input(graph, node, at, len(target) - from_end, len(source), shifts=node.op == "Pad")
+
+
+def _pads_zeros(graph: Graph, node: Node) -> bool:
+    """Whether a Pad puts zeros, or what is there already, around a tensor."""
+    if node.attrs.get("mode", b"constant") not in (b"constant", "constant"):
+        return True
+    if len(node.inputs) < 3 or not node.inputs[2]:
+        return not node.attrs.get("value", 0.0)
+    value = graph.constant(node.inputs[2])
+    return value is not None and not value.any()
 
 
 def _axes(graph: Graph, node: Node, rank: int) -> tuple[int, ...] | None:
