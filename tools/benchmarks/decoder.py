@@ -3,8 +3,9 @@
     python tools/fixtures/decoder.py DIR
     python tools/benchmarks/decoder.py DIR [--macs 0.9 0.8 0.7] [--samples 1500] [--threads 1]
 
-At each share of the multiply-adds: `shrink --budget` alone; `--rotate-streams` alone, as wide as that allows; and both,
-the stream taking half of the way (in logarithms). Perplexity is that of `test.npz`, which nothing has seen.
+At each share of the multiply-adds: `shrink --budget` alone; `--rotate-streams` alone, as wide as that allows, as it is
+and replayed without its re-fit (SliceGPT as it is published); and both, the stream taking half of the way (in
+logarithms). Perplexity is that of `test.npz`, which nothing has seen.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pcns_onnx  # noqa: F401  # isort: skip  # before onnxruntime, whose telemetry it switches off
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from pcns_onnx import inspect, shrink
 from pcns_onnx.graph import Program
+from pcns_onnx.planning.plan import write_plan
 from pcns_onnx.runtime.engine import Engine
 
 BATCH, STEP = 32, 4
@@ -60,6 +63,7 @@ def main() -> None:
     calibration = np.load(given.directory / "calib.npz")["input_ids"][: given.samples, :-1]
     test = np.load(given.directory / "test.npz")["input_ids"]
     data = {"input_ids": calibration}
+    cut_alone = given.directory / "cut_alone.json"
     whole = perplexity(onnx.load(path), test, given.threads)
     print("| MACs | what goes | left of the MACs | parameters | stream | perplexity | seconds |")
     print("|---|---|---|---|---|---|---|")
@@ -70,18 +74,23 @@ def main() -> None:
         ways: dict[str, dict[str, Any]] = {
             "FFNs and heads": {"budget": f"macs={macs}"},
             "the stream": {"rotate_streams": alone},
+            "the stream, cut alone": {"plan": cut_alone},
             "both": {"rotate_streams": half, "budget": f"macs={macs}"},
         }
         for name, choices in ways.items():
             start = time.process_time()
             result = shrink(path, data, threads=given.threads, **choices)
+            if name == "the stream":
+                for plan in result.plan.streams:
+                    result.plan.streams[plan] = msgspec.structs.replace(result.plan.streams[plan], refit=False)
+                write_plan(result.plan, cut_alone)
             seconds = time.process_time() - start
             a, b = result.report.before, result.report.after
             streams = [f"{s.width} of {s.of}{', solved' if s.refit else ''}" for s in result.report.streams.values()]
             figure = perplexity(result.model, test, given.threads)
             print(
                 f"| {macs:g} | {name} | {b.macs / a.macs:.3f} | {b.parameters / a.parameters:.3f} | "
-                f"{', '.join(streams) or width} | {figure:.2f} | {seconds:.0f} |",
+                f"{', '.join(streams) or f'{width}'} | {figure:.2f} | {seconds:.0f} |",
                 flush=True,
             )
 
