@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from builders.commands import Ran
 from builders.models import Array, relative
 from builders.streams import decoder, tied, with_norms_in_pieces, with_skip_norms
 from pcns_onnx import NothingToShrinkError, ShrinkResult, plan, shrink
@@ -53,7 +55,12 @@ PLANTED = [("Llama", "plain", ""), ("Llama", "plain", "tied"), ("Qwen3", "onnx",
            ("CLIP text", "plain", ""), ("Llama with a cache", "ort", "")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "form", "kind"), PLANTED, ids=[" ".join(one) for one in PLANTED])
+OFTEN = {("Llama", "plain", ""), ("Gemma", "ort", "skip"), ("GPT-2", "onnx", "tied"), ("GPT-2", "plain", "pieces")}
+"""Rows that run at every commit."""
+EVERY = [pytest.param(*one, marks=[] if one in OFTEN else [pytest.mark.slow], id=" ".join(one)) for one in PLANTED]
+
+
+@pytest.mark.parametrize(("name", "form", "kind"), EVERY)
 def test_a_planted_rank_is_all_that_is_left(name: str, form: str, kind: str) -> None:
     model, net = made(name, form, kind)
     result = shrunk(model, net, rotate_streams=RANK)
@@ -159,3 +166,28 @@ def test_it_wants_samples() -> None:
     model, _ = decoder("Llama", "onnx")
     with pytest.raises(InputError, match="--data"):
         shrink(model, None, method="min-weight", rotate_streams=0.5)
+
+
+def test_the_command_line_says_how_wide_streams_were_and_are(run: Callable[..., Ran], tmp_path: Path) -> None:
+    model, net = decoder("GPT-2", "onnx", RANK)
+    onnx.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", **samples(model, net, 60))
+    command = ["shrink", tmp_path / "model.onnx", "--data", tmp_path / "data.npz", "-o", tmp_path / "small.onnx"]
+    ran = run(*command, "--rotate-streams", RANK, "--report", tmp_path / "report.json")
+    assert ran.code == 0 and (tmp_path / "small.onnx").exists()
+    heads, row = (line.split() for line in ran.out.splitlines()[:2])
+    assert heads[:2] == ["residual", "stream"] and row[:3] == ["table", "64", str(RANK)]
+    report = msgspec.json.decode((tmp_path / "report.json").read_bytes())
+    assert report["streams"]["table"]["width"] == RANK
+
+
+def test_a_stream_that_is_asked_for_and_cannot_be_had_writes_nothing(run: Callable[..., Ran], tmp_path: Path) -> None:
+    model, net = decoder("BERT", "onnx")
+    onnx.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", **samples(model, net, 60))
+    ran = run(
+        "shrink", tmp_path / "model.onnx", "--data", tmp_path / "data.npz", "-o", tmp_path / "small.onnx",
+        "--rotate-streams", 0.5, "--width", 0.5,
+    )  # fmt: skip
+    assert ran.code != 0 and "no residual stream can be rotated" in ran.err and "post-norm" in ran.out
+    assert not (tmp_path / "small.onnx").exists()
