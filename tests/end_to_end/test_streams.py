@@ -191,3 +191,23 @@ def test_a_stream_that_is_asked_for_and_cannot_be_had_writes_nothing(run: Callab
     )  # fmt: skip
     assert ran.code != 0 and "no residual stream can be rotated" in ran.err and "post-norm" in ran.out
     assert not (tmp_path / "small.onnx").exists()
+
+
+def test_every_stream_of_a_model_gets_narrower() -> None:
+    """Two towers: each has a basis of its own, and one that is refused does not keep the others."""
+    parts = {name: decoder(*of, RANK) for name, of in (("a/", ("GPT-2", "onnx")), ("b/", ("Llama", "onnx")))}
+    parts["c/"] = decoder("BERT", "onnx")
+    whole, feeds, unseen = onnx.ModelProto(), dict[str, Array](), dict[str, Array]()
+    for prefix, (model, net) in parts.items():
+        part = onnx.compose.add_prefix(model, prefix)
+        for name in ("node", "input", "output", "initializer"):
+            getattr(whole.graph, name).extend(getattr(part.graph, name))
+        feeds |= {prefix + name: value for name, value in samples(model, net, 80).items()}
+        unseen |= {prefix + name: value for name, value in samples(model, net, 3, 5).items()}
+    whole.graph.name, whole.ir_version = "towers", 10
+    whole.opset_import.extend(parts["a/"][0].opset_import)
+    result = shrink(whole, feeds, refine=0, rotate_streams=RANK)
+    assert {name: plan.width for name, plan in result.report.streams.items()} == {"a/table": RANK, "b/table": RANK}
+    assert any("post-norm" in item.reason for item in result.report.left_alone)
+    pairs = zip(outputs(whole, unseen), outputs(result.model, unseen), strict=True)
+    assert max(relative(a, b) for a, b in pairs) < 1e-4
