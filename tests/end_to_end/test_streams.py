@@ -18,6 +18,7 @@ from builders.streams import decoder, tied, with_norms_in_pieces, with_skip_norm
 from pcns_onnx import NothingToShrinkError, ShrinkResult, plan, shrink
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph import Graph, Program
+from pcns_onnx.planning.plan import write_plan
 from pcns_onnx.runtime.engine import Engine
 from robustness.transformer_blocks import LENGTH, Net
 from robustness.transformers import samples
@@ -119,6 +120,9 @@ def test_a_plan_of_streams_alone_is_replayed(tmp_path: Path) -> None:
     first = shrunk(model, net, rotate_streams=40, plan_out=tmp_path / "plan.json")
     assert msgspec.json.decode((tmp_path / "plan.json").read_bytes())["groups"] == {}
     assert shrunk(model, net, plan=tmp_path / "plan.json").model.SerializeToString() == first.model.SerializeToString()
+    streams = {name: msgspec.structs.replace(entry, refit=False) for name, entry in first.plan.streams.items()}
+    write_plan(msgspec.structs.replace(first.plan, streams=streams), tmp_path / "cut.json")
+    assert not shrunk(model, net, plan=tmp_path / "cut.json").report.streams["table"].refit
 
 
 def test_least_squares_are_taken_where_samples_kept_aside_want_them() -> None:
@@ -171,7 +175,7 @@ def test_it_wants_samples() -> None:
 def test_the_command_line_says_how_wide_streams_were_and_are(run: Callable[..., Ran], tmp_path: Path) -> None:
     model, net = decoder("GPT-2", "onnx", RANK)
     onnx.save(model, tmp_path / "model.onnx")
-    np.savez(tmp_path / "data.npz", **samples(model, net, 60))
+    np.savez(tmp_path / "data.npz", input_ids=samples(model, net, 60)["input_ids"])
     command = ["shrink", tmp_path / "model.onnx", "--data", tmp_path / "data.npz", "-o", tmp_path / "small.onnx"]
     ran = run(*command, "--rotate-streams", RANK, "--report", tmp_path / "report.json")
     assert ran.code == 0 and (tmp_path / "small.onnx").exists()
@@ -184,7 +188,8 @@ def test_the_command_line_says_how_wide_streams_were_and_are(run: Callable[..., 
 def test_a_stream_that_is_asked_for_and_cannot_be_had_writes_nothing(run: Callable[..., Ran], tmp_path: Path) -> None:
     model, net = decoder("BERT", "onnx")
     onnx.save(model, tmp_path / "model.onnx")
-    np.savez(tmp_path / "data.npz", **samples(model, net, 60))
+    feeds = samples(model, net, 60)
+    np.savez(tmp_path / "data.npz", input_ids=feeds["input_ids"], attention_mask=feeds["attention_mask"])
     ran = run(
         "shrink", tmp_path / "model.onnx", "--data", tmp_path / "data.npz", "-o", tmp_path / "small.onnx",
         "--rotate-streams", 0.5, "--width", 0.5,
