@@ -5,6 +5,7 @@
     integers, text  the value itself (equal)
 
 A relative error says little of such outputs: a probability of 0.51 that becomes 0.49 is 4 % off, and another answer.
+Integers that no weight has a part in (a mask or ids handed on, lengths) decide nothing: no model gets them wrong.
 Followed is what keeps a value what it is (shapes, slices, transposes), and what keeps it within [0, 1] (products,
 means); of a Concat that holds such values and others, the part that is bounded, where its place is known.
 """
@@ -93,10 +94,27 @@ def decision_rules(graph: Graph) -> dict[str, DecisionRule]:
     """By name, the outputs that decide something."""
     rules = dict[str, DecisionRule]()
     for output in graph.outputs:
-        rule = _rule(graph, output.name) if is_floating(output.dtype) else DecisionRule("equal")
+        if is_floating(output.dtype):
+            rule = _rule(graph, output.name)
+        else:
+            rule = DecisionRule("equal") if _is_learned(graph, output.name) else None
         if rule is not None:
             rules[output.name] = rule
     return rules
+
+
+def _is_learned(graph: Graph, name: str) -> bool:
+    """Whether weights have a part in a tensor; what subgraphs read is not looked into, and counts."""
+    pending, visited = [name], set[str]()
+    while pending:
+        name = pending.pop()
+        node = graph.producers.get(name)
+        if graph.is_weight(name) or (node is not None and node.inner):
+            return True
+        if node is not None and name not in visited:
+            visited.add(name)
+            pending += [source for source in (*node.inputs, *node.captures) if source]
+    return False
 
 
 def _rule(graph: Graph, name: str) -> DecisionRule | None:

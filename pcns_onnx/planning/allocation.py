@@ -159,7 +159,7 @@ class _Allocation:
         """One step up that the budgets still allow: the most error taken back per cost."""
         best: tuple[float, str, int] | None = None
         fractions = self.fractions()
-        spent = self._costs(fractions)
+        spent = float(self._shortage(self._costs(fractions)[None, :])[0])
         for name, width in self.widths.items():
             at = int(np.searchsorted(self._grids[name], width, side="right"))
             if at == len(self._grids[name]) or name == but:
@@ -169,9 +169,10 @@ class _Allocation:
             if gain <= 0:
                 continue
             wider = self._costs.along(name, fractions, np.array([following / self._full[name]]))
-            price = float(self._shortage(wider)[0] - self._shortage(spent[None, :])[0])
-            rate = gain / max(price, 1e-300)
-            if (wider[0] <= self._allowed).all() and (best is None or rate > best[0]):
+            if not (wider[0] <= self._allowed).all():
+                continue
+            rate = gain / max(float(self._shortage(wider)[0]) - spent, 1e-300)
+            if best is None or rate > best[0]:
                 best = (rate, name, following)
         if best is None:
             return False

@@ -68,7 +68,8 @@ def choose(
         * (importance.stream_weight if g.coupled else 1.0)
         for g in problem.groups
     }
-    widths, keep = within_budget(problem, goal, plan, curves, importance.rankings, budgets)
+    with problem.calibration.progress.stage("budget"):
+        widths, keep = within_budget(problem, goal, plan, curves, importance.rankings, budgets)
     errors = {name: importance.rankings[name].error[width] for name, width in widths.items()}
     full = {g.name: g.width for g in problem.groups}
     loss = sum(float(importance.curves[name][width]) for name, width in widths.items())

@@ -8,6 +8,8 @@ made apart.
 it renames or fuses away such a tensor, the subgraph reads something else. So a subgraph gets a copy of what it reads.
 *Plain outputs.* An output that is an input or a stored constant is made by no node, so it cannot be rerouted.
 It is taken off the list, and comes back as it was.
+*Types.* It asks onnx what a tensor holds, and leaves alone what onnx does not know, which is all that stands behind an
+operator of another domain. So those types are stated, as onnxruntime finds them.
 *Branches.* A tool that watches values sees the branch of an If that the samples take. So it is shown the other, too.
 """
 
@@ -18,11 +20,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import onnx
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
 
 from pcns_onnx.errors import InputError
 from pcns_onnx.graph.model import Graph
-from pcns_onnx.graph.protobuf import keep_only, node_of
+from pcns_onnx.graph.protobuf import is_container, keep_only, node_of
 
 Outputs = list[tuple[int, ValueInfoProto, TensorProto | None]]
 """Plain outputs: their place, what is declared, and the constant that they are, if they are one."""
@@ -240,6 +242,29 @@ def with_node_names(graph: Graph) -> Graph:
     for node, p in zip(graph.nodes, proto.graph.node, strict=True):
         if not node.name or count[node.name] > 1 or not node.key:
             p.name = f"{node.op}.{node.key}"
+    return Graph(proto)
+
+
+# -- types -------------------------------------------------------------------------------------
+
+
+def of_unknown_type(graph: Graph) -> frozenset[str]:
+    """Tensors of which onnx cannot infer what they hold."""
+    inferred = shape_inference.infer_shapes(graph.proto).graph
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    known = {value.name for value in values if value.type.tensor_type.elem_type or is_container(value.type)}
+    return frozenset(name for node in graph.nodes for name in node.outputs if name) - known
+
+
+def with_types(graph: Graph, kinds: Mapping[str, str]) -> Graph:
+    """The model with the types of these tensors stated, which are written as onnxruntime does: 'tensor(float)'."""
+    proto = graph.proto
+    keep_only(proto.graph.value_info, lambda value: value.name not in kinds)
+    for name, kind in kinds.items():
+        word = kind.removeprefix("tensor(").removesuffix(")").upper()
+        if word in TensorProto.DataType.keys():
+            element = TensorProto.DataType.Value(word)
+            proto.graph.value_info.append(helper.make_tensor_value_info(name, element, None))
     return Graph(proto)
 
 

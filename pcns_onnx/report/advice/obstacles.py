@@ -11,6 +11,7 @@ from pcns_onnx.methods.strategy import Solution
 from pcns_onnx.numerics.confidence import LEAST
 from pcns_onnx.planning.plan import SkippedLayer
 from pcns_onnx.planning.problem import Problem
+from pcns_onnx.report.advice.prediction import PredictedLoss
 from pcns_onnx.report.advice.recommendation import PAYS
 from pcns_onnx.report.advice.record import AdviceRow, HeldBack
 from pcns_onnx.report.advice.words import amount
@@ -60,7 +61,7 @@ def does_not_pay(
     if not good:
         widest = known[0]
         assert widest.loss is not None, "known"
-        yield (
+        yield _too_few(widest.loss, limit) or (
             f"it is compact: already at {widest.budget:g} of its multiply-adds it may lose "
             f"{amount(widest.loss, widest.loss.high)} (allowed: {amount(widest.loss, limit)})"
         )
@@ -75,6 +76,19 @@ def does_not_pay(
         yield f"int8 alone takes {int8.latency:.2f} of the time, shrinking alone {less}"
     if both.latency is not None and both.latency > (1 - PAYS) * int8.latency:
         yield f"integer kernels gain little from narrower layers: {both.latency:.2f}, int8 alone {int8.latency:.2f}"
+
+
+def _too_few(loss: PredictedLoss, limit: float) -> str | None:
+    """That samples, and not the model, are why a loss may be too large, where the most likely one is not: what is
+    counted is known to one sample at best."""
+    if loss.trial is None or loss.measure == "error" or loss.low > limit or limit * loss.trial.samples >= 1:
+        return None
+    judged = loss.trial.samples
+    more = f"; {1 / (limit * judged):.1f} times as many would tell more" if limit else ""
+    return (
+        f"too few samples to tell what narrower layers lose: {judged} judge it, and one of them stands for "
+        f"{amount(loss, 1 / judged)} (allowed: {amount(loss, limit)}){more}"
+    )
 
 
 def unfit(summary: SampleSummary) -> str | None:

@@ -108,10 +108,14 @@ def listed(names: list[str]) -> str:
 
 def float_tensors(engine: Engine, graph: Graph) -> list[str]:
     """The tensors of float32 that nodes make, as onnxruntime finds their types."""
+    return [name for name, kind in kinds_of(engine, graph).items() if kind == "tensor(float)"]
+
+
+def kinds_of(engine: Engine, graph: Graph) -> Mapping[str, str]:
+    """The types of all tensors that nodes make, as onnxruntime finds and writes them."""
     names = [name for node in graph.nodes for name in node.outputs if name]
     inputs = [spec.name for spec in graph.inputs]
-    kinds = engine.session(graph.extract(inputs, names).program()).kinds
-    return [name for name in names if kinds[name] == "tensor(float)"]
+    return engine.session(graph.extract(inputs, names).program()).kinds
 
 
 @dataclass(frozen=True)

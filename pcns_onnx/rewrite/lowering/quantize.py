@@ -36,19 +36,21 @@ from pcns_onnx.graph import Array, Graph, Node, at_least_opset, constant_weights
 from pcns_onnx.graph.lowering.isolation import (
     named_again,
     numbered,
+    of_unknown_type,
     put_back_outputs,
     sort_nodes,
     with_flip,
     with_node_names,
     with_own_captures,
     with_own_outputs,
+    with_types,
     without_flip,
     without_plain_outputs,
 )
 from pcns_onnx.graph.opset import without_named_axes
 from pcns_onnx.graph.protobuf import parse
 from pcns_onnx.numerics.arrays import to_numpy
-from pcns_onnx.rewrite.lowering.half_precision import half_precision, listed
+from pcns_onnx.rewrite.lowering.half_precision import half_precision, kinds_of, listed
 from pcns_onnx.rewrite.lowering.weight_scales import WeightScales, bits_lost, safe_scales
 from pcns_onnx.runtime.engine import Engine, versions
 from pcns_onnx.runtime.nonfinite import is_finite
@@ -132,7 +134,7 @@ def _int8(small: Graph, calibration: Samples, engine: Engine) -> tuple[Any, list
         source.write_bytes(model.serialize())
         tools.quant_pre_process(source, prepared, skip_symbolic_shape=True)
         ready, outputs = without_plain_outputs(with_own_captures(Graph.load(prepared)))
-        plan = _planned(_plain_gemms(with_own_outputs(ready, FUSED)), prepared)
+        plan = _planned(_typed(_plain_gemms(with_own_outputs(ready, FUSED)), engine), prepared)
         proto = _calibrated(plan, calibration, numbers, engine)
     sort_nodes(proto.graph)  # onnxruntime does not see what subgraphs read
     put_back_outputs(proto, outputs)
@@ -201,6 +203,13 @@ def _quantised(plan: _Plan, reader: _Reader) -> Any:
         extra_options={"TensorQuantOverrides": {entry.name: _override(entry) for entry in plan.scales}},
     )
     return parse(quantised)
+
+
+def _typed(graph: Graph, engine: Engine) -> Graph:
+    """The model with all types that onnx does not know."""
+    if not (unknown := of_unknown_type(graph)):
+        return graph
+    return with_types(graph, {name: kind for name, kind in kinds_of(engine, graph).items() if name in unknown})
 
 
 def _plain_gemms(graph: Graph) -> Graph:
