@@ -16,7 +16,7 @@ import numpy as np
 from pcns_onnx.graph import Node
 from pcns_onnx.ops.facts import ChannelCount, Frozen, Labels, OpContext, describe
 
-SHAPED = {"Reshape": 1, "Expand": 1, "Resize": 3}
+SHAPED = {"Reshape": 1, "Expand": 1, "Resize": 3, "ConstantOfShape": 0}
 """Operators whose rules ask `target` where the numbers of a target shape come from, and the input that holds it."""
 COUNTING = frozenset({
     "NonMaxSuppression", "NonZero", "Unique", "Compress", "StringSplit", "BeamSearch", "GreedySearch", "Sampling",

@@ -6,14 +6,16 @@ axes whose sizes match, so only axes that really merge or split are expanded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
 import numpy as np
 
 from pcns_onnx.graph import Node
+from pcns_onnx.graph.protobuf import array_of
 from pcns_onnx.ops.attention.kernels import takes_whole_heads
-from pcns_onnx.ops.computed_shapes import Stored, counted, is_followed, measured, origin, target
+from pcns_onnx.ops.computed_shapes import Dim, Stored, counted, is_followed, measured, origin, target
 from pcns_onnx.ops.elementwise import BINARY, UNARY
 from pcns_onnx.ops.facts import (
     ImpliedAxes,
@@ -171,6 +173,39 @@ def _stored_state(context: OpContext) -> Labels | None:
     ):
         return None
     return context.fresh(state.size).reshape(state.shape)
+
+
+@rule("ConstantOfShape")
+def filled(context: OpContext) -> OpFacts:
+    """One number everywhere: as many channels as a tensor has whose size it takes, or as cells and layers behind it."""
+    shape, count = context.outputs[0], context.size(context.node.inputs[0])
+    if shape is None or count != (len(shape),):
+        return OpFacts((None,))
+    sizes = [origin(context, 0, axis) for axis in range(len(shape))]
+    taken = {
+        axis: vector
+        for axis, size in enumerate(sizes)
+        if isinstance(size, Dim) and (vector := counted(context.carried(size.tensor), size.axis)) is not None
+    }
+    if not taken and _is_first_state(context, sizes):
+        taken = {1: context.fresh(shape[1] or 0)}
+    labels = spread(*reversed(taken.popitem()), len(shape)) if len(taken) == 1 else None
+    numbers, frozen = target(context, 0, labels)
+    value = context.attr("value", None)
+    is_zero = value is None or not np.any(array_of(value))
+    return OpFacts((labels,), "linear" if is_zero else "channelwise", sizes=numbers, frozen=frozen)
+
+
+def _is_first_state(context: OpContext, sizes: Sequence[Dim | Stored | None]) -> bool:
+    """Whether (N, H) numbers are what a cell that is written out over its steps starts from: a layer, or arithmetic
+    with what layers make, reads each of them."""
+    shape, output = context.outputs[0] or (), context.node.outputs[0]
+    width = sizes[1] if len(sizes) == 2 else None
+    if not isinstance(width, Stored) or not width.plain or width.value != shape[1] or context.leaves(output):
+        return False
+    readers = context.readers(output)
+    layers = [reader for reader in readers if reader.op in ("Gemm", "MatMul") and reader.inputs.index(output) == 0]
+    return bool(layers) and all(reader in layers or reader.op in ("Add", "Sub", "Mul") for reader in readers)
 
 
 @rule("Tile")

@@ -17,7 +17,7 @@ from pcns_onnx import NothingToShrinkError, shrink
 from pcns_onnx.dependency.recurrence import WrittenOutCell, written_out_cells
 
 H, X = 8, 5
-State = Literal["none", "made", "computed", "input"]
+State = Literal["none", "made", "computed", "like", "ones", "input"]
 
 
 def stacked(w: Weights, name: str, gates: int, *rest: int) -> str:
@@ -34,10 +34,15 @@ def begun(state: State, w: Weights) -> tuple[list[onnx.NodeProto], str]:
             node("Gather", "x t0", "first", axis=1),
             node("Gemm", f"first {w.twins('wi', H, X)}", "s0", transB=1),
         ], "s0"
-    if state == "computed":
+    if state in ("computed", "ones"):
         w.made |= {"zero": ints(0), "width": ints(H)}
         sizes = [node("Shape", "x", "all"), node("Gather", "all zero", "n"), node("Concat", "n width", "size", axis=0)]
-        return [*sizes, node("ConstantOfShape", "size", "s0")], "s0"
+        value = numpy_helper.from_array(np.full(1, float(state == "ones"), np.float32))
+        return [*sizes, node("ConstantOfShape", "size", "s0", value=value)], "s0"
+    if state == "like":  # torch.zeros_like of what a layer makes
+        nodes, _ = begun("made", w)
+        nodes[-1].output[0] = "like"
+        return [*nodes, node("Shape", "like", "size"), node("ConstantOfShape", "size", "s0")], "s0"
     return [], "s0" if state == "input" else ""
 
 
@@ -122,14 +127,15 @@ def sequences(model: onnx.ModelProto, count: int = 200) -> Array:
     return np.random.default_rng(0).standard_normal((count, steps, X)).astype(np.float32)
 
 
-@pytest.mark.parametrize("state", ["none", "made"])
+@pytest.mark.parametrize("state", ["none", "made", "computed", "like", "ones"])
 def test_an_lstm_written_out_is_narrowed_gate_by_gate(state: State) -> None:
     model = lstm(state)
     x = sequences(model)
     result = shrink(model, x, width=0.5, multiple=1, refine=0)
     (group,) = result.report.groups
     assert (group.width, group.kept) == (H, H // 2)
-    assert relative(run(model, x[:9]), run(result.model, x[:9])) < 1e-4
+    for count in (9, 1):
+        assert relative(run(model, x[:count]), run(result.model, x[:count])) < 1e-4
     assert sum(weights_of(result.model)) < 0.5 * sum(weights_of(model))
     onnx.checker.check_model(result.model, full_check=True)
 
@@ -153,11 +159,19 @@ def test_what_shares_weights_side_by_side_is_no_cell() -> None:
     assert [cell.kind for cell in cells(blocks())] == ["RNN"]  # a block again and again is one, in depth
 
 
-@pytest.mark.parametrize("state, why", [("computed", "ConstantOfShape 's0'"), ("input", "the model's input 's0'")])
-def test_where_it_stays_it_is_listed_once_with_the_cause(state: State, why: str) -> None:
-    model = lstm(state, 6)
+def test_a_gru_that_starts_from_zeros_is_narrowed() -> None:
+    model = gru()
+    x = sequences(model)
+    result = shrink(model, x, width=0.5, multiple=1, refine=0)
+    (group,) = result.report.groups
+    assert (group.width, group.kept) == (H, H // 2)
+    assert relative(run(model, x[:9]), run(result.model, x[:9])) < 1e-4
+
+
+def test_where_it_stays_it_is_listed_once_with_the_cause() -> None:
+    model, why = lstm("input", 6), "the model's input 's0'"
     x = sequences(model, 40)
-    feeds = {"x": x, "s0": np.zeros((40, H), np.float32)} if state == "input" else x
+    feeds = {"x": x, "s0": np.zeros((40, H), np.float32)}
     with pytest.raises(NothingToShrinkError) as caught:
         shrink(model, feeds, width=0.5)
     (cell, output) = caught.value.reasons

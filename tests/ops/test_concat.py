@@ -251,21 +251,16 @@ def beside_input() -> onnx.ModelProto:
     return after(s, s.op("Concat", f"{h} {wide}", "m", axis=2), W)
 
 
-def foreign(op: str) -> onnx.ModelProto:
+def foreign() -> onnx.ModelProto:
     """A number of channels that becomes the size of something else."""
     s, h = stem()
     s.op("Shape", h, "shape"), s.keep("one", ints(1)), s.keep("lead", ints(-1)), s.keep("hw", ints(36))
     s.op("Gather", "shape one", "c")
-    if op == "Reshape":
-        s.op("Reshape", f"g {s.op('Concat', 'lead c hw', 'target', axis=0)}", "t")
-        s.nodes.insert(2, node("Conv", "x g.w", "g", pads=[1] * 4))
-        s.store("g.w", W, 3, 3, 3), s.keep("back", ints(0, W, 6, 6))
-        s.op("Reshape", "t back", "u")
-        s.op("Sum", f"{s.conv(h, 'z1', (W, 6))} {s.conv('u', 'z2', (W, 6))}", "m")
-    else:
-        s.op("ConstantOfShape", "c", "ones")
-        s.op("Reshape", f"ones {s.keep('back', ints(1, -1, 1, 1))}", "u")
-        return after(s, s.op("Add", f"{h} u", "m"), W)
+    s.op("Reshape", f"g {s.op('Concat', 'lead c hw', 'target', axis=0)}", "t")
+    s.nodes.insert(2, node("Conv", "x g.w", "g", pads=[1] * 4))
+    s.store("g.w", W, 3, 3, 3), s.keep("back", ints(0, W, 6, 6))
+    s.op("Reshape", "t back", "u")
+    s.op("Sum", f"{s.conv(h, 'z1', (W, 6))} {s.conv('u', 'z2', (W, 6))}", "m")
     return after(s, "m", 6)
 
 
@@ -307,8 +302,7 @@ FIXED: dict[str, tuple[Any, str]] = {
     ),
     "channels on several axes": (two_axes, "joins channels that lie on several axes"),
     "beside the model's input": (beside_input, "with a tensor's that must stay"),
-    "size of other channels": (lambda: foreign("Reshape"), "the number of channels is read by Reshape 't'"),
-    "size of a constant": (lambda: foreign("ConstantOfShape"), "the number of channels is read by Shape 'shape'"),
+    "size of other channels": (lambda: foreign(), "the number of channels is read by Reshape 't'"),
 }  # fmt: skip
 """Models whose first layer must stay, and what its reason says."""
 
