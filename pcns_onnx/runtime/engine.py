@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,18 @@ def providers() -> list[str]:
 def versions() -> dict[str, str]:
     """Version of onnxruntime, for reports."""
     return {"onnxruntime": str(_onnxruntime().__version__)}
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Without warnings on stderr by sessions that others open, whatever level they forget to set; after that they warn
+    as by default."""
+    ort = _onnxruntime()
+    ort.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(2)
 
 
 class Session:

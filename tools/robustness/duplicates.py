@@ -2,7 +2,7 @@
 
     python tools/robustness/duplicates.py --cases 500 --seed 0 [--only flattened] [--keep FOLDER]
 
-Half of every width is superfluous (`planted`, `planted_attention`, `planted_cells`). Each model is shrunk to that half
+Half of every width is superfluous (`planted` and its like). Each model is shrunk to that half
 on few samples or many (enough for every neuron to fire that fires at all), by `--width` or by the budget that the half
 costs, and has to answer other samples as the original does, to `LIMIT`. A case depends on its number and seed alone.
 """
@@ -33,12 +33,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from robustness.planted import KINDS, Array, Planted
 from robustness.planted_attention import attention
 from robustness.planted_cells import recurrent
+from robustness.planted_sequences import SEQUENCES
 
 LIMIT = 1e-3
 """Relative error of the outputs, root mean square, that rounding may leave."""
 RARE = 6
 """One in so many turns of the slowest kind is taken."""
-BUILDERS = {**KINDS, "attention": attention, "recurrent": recurrent}
+BUILDERS = {**KINDS, "attention": attention, "recurrent": recurrent, **SEQUENCES}
 FEW, MANY = (12, 16, 24, 40), (120, 400)
 
 

@@ -15,13 +15,13 @@ def recurrent(net: Planted) -> str:
     width, y = net.shape[-1], net.op("Transpose", "x", perm=[1, 0, 2])
     for _ in range(net.any(1, 2)):
         units, directions = 2 * int(net.rng.integers(2, 6)), net.any(1, 2)
-        states = _cell(net, y, width, units, directions)
+        states = cell(net, y, width, units, directions)
         width = directions * units
         y = net.op("Reshape", net.op("Transpose", states, perm=[0, 2, 1, 3]), net.keep([0, 0, width]))
     return net.matmul(net.op("Transpose", y, perm=[1, 0, 2]), net.reader(4, width))
 
 
-def _cell(net: Planted, x: str, width: int, units: int, directions: int) -> str:
+def cell(net: Planted, x: str, width: int, units: int, directions: int) -> str:
     """The states of a cell at all steps (T, D, N, H); the second half of its units are copies, in any order."""
     op = net.any(*GATES)
     gates, half = GATES[op], units // 2

@@ -262,7 +262,7 @@ def with_types(graph: Graph, kinds: Mapping[str, str]) -> Graph:
     keep_only(proto.graph.value_info, lambda value: value.name not in kinds)
     for name, kind in kinds.items():
         word = kind.removeprefix("tensor(").removesuffix(")").upper()
-        if word in TensorProto.DataType.keys():
+        if word in TensorProto.DataType.keys():  # noqa: SIM118  # no mapping
             element = TensorProto.DataType.Value(word)
             proto.graph.value_info.append(helper.make_tensor_value_info(name, element, None))
     return Graph(proto)

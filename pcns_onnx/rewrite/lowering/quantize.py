@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcns_onnx.errors import InputError, UnsupportedError
-from pcns_onnx.graph import Array, Graph, Node, at_least_opset, constant_weights, inlined
+from pcns_onnx.graph import Array, Graph, Node, constant_weights, inlined
 from pcns_onnx.graph.lowering.isolation import (
     named_again,
     numbered,
@@ -49,15 +49,12 @@ from pcns_onnx.graph.lowering.isolation import (
 )
 from pcns_onnx.graph.opset import without_named_axes
 from pcns_onnx.graph.protobuf import parse
-from pcns_onnx.numerics.arrays import to_numpy
 from pcns_onnx.rewrite.lowering.half_precision import half_precision, kinds_of, listed
+from pcns_onnx.rewrite.lowering.raised_opset import raised
 from pcns_onnx.rewrite.lowering.weight_scales import WeightScales, bits_lost, safe_scales
-from pcns_onnx.runtime.engine import Engine, versions
+from pcns_onnx.runtime.engine import Engine, silenced, versions
 from pcns_onnx.runtime.nonfinite import is_finite
 from pcns_onnx.runtime.samples import Samples
-
-OPSET = 13
-"""The first in which a DequantizeLinear has a scale per channel."""
 
 ENDINGS = ("_quantized", "_scale", "_zero_point", "_QuantizeLinear", "_DequantizeLinear", "_convert", "_Cast")
 """What onnxruntime's quantiser puts behind a tensor's name."""
@@ -74,8 +71,8 @@ MASKING = {"Add", "Sub", "Mul", "Div", "Where", "Pad", "Concat"}
 
 MOVING = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Expand", "Identity", "Cast", "Min", "Max", "Gather"}
 
-ROUNDING = 1e-3
-"""Of an output, between two versions of a float32 model that mean the same."""
+PER_TENSOR = "is out-of-range for weight"
+"""What it logs of a vector, such as a norm's, for which it takes one scale: nothing that a user has to do with."""
 
 WORTH_SAYING = 0.75
 """Bits of precision that weights may lose to be safe on every processor before the report says so."""
@@ -89,7 +86,8 @@ def in_precision(
     Raises `InputError` where they fail, and for models above 2 GB.
     """
     convert: Callable[[Graph, Samples, Engine], tuple[Any, list[str]]] = {"int8": _int8, "fp16": half_precision}[kind]
-    with _warnings() as warned, np.errstate(all="ignore"):  # ranges of what is not quantised may be infinite
+    # Ranges of what is not quantised may be infinite.
+    with silenced(), _warnings() as warned, np.errstate(all="ignore"):
         try:
             proto, notes = convert(inlined(constant_weights(small)), calibration, engine or Engine())
         except (InputError, UnsupportedError):
@@ -127,7 +125,7 @@ def _refuse_other_ends(small: Graph, lowered: Graph) -> None:
 
 def _int8(small: Graph, calibration: Samples, engine: Engine) -> tuple[Any, list[str]]:
     tools = _quantiser()
-    model, names = numbered(without_named_axes(_raised(small, calibration, engine)), ENDINGS)
+    model, names = numbered(without_named_axes(raised(small, calibration, engine)), ENDINGS)
     numbers = {name: number for number, name in names.items()}
     with tempfile.TemporaryDirectory(prefix="pcns-onnx-") as folder:
         source, prepared = (Path(folder) / f"{name}.onnx" for name in ("small", "prepared"))
@@ -276,34 +274,6 @@ def _has_bias_of_samples(graph: Graph, node: Node) -> bool:
     return bias is not None and not _is_row(bias)
 
 
-def _raised(small: Graph, calibration: Samples, engine: Engine) -> Graph:
-    """The model at the opset that int8 needs; raises `InputError` where onnx makes another model of it."""
-    raised = at_least_opset(small, OPSET)
-    if raised is not small:
-        batch = next(iter(calibration))
-        before, after = (engine.session(graph.program()).run(batch.feeds) for graph in (small, raised))
-        for name, value in before.items():
-            if not _is_close(value, after[name]):
-                raise InputError(
-                    f"onnx's version converter makes another model of it: at opset {OPSET}, which int8 needs, output "
-                    f"'{name}' differs; export the model at opset {OPSET} or later"
-                )
-    return raised
-
-
-def _is_close(a: Any, b: Any) -> bool:
-    """Whether two arrays (or texts, or sequences) are the same but for the rounding of float32."""
-    if isinstance(a, list):
-        return len(a) == len(b) and all(_is_close(*pair) for pair in zip(a, b, strict=True))
-    one, other = (to_numpy(value) for value in (a, b))
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if one.dtype.kind != "f":
-        return bool((one == other).all())
-    largest = np.abs(one[np.isfinite(one)]).max(initial=0)
-    return bool(np.allclose(one, other, rtol=ROUNDING, atol=ROUNDING * largest, equal_nan=True))
-
-
 def _override(entry: WeightScales) -> list[dict[str, Any]]:
     """The scales in the words of onnxruntime's quantiser: one entry per output channel."""
     where = {} if entry.axis is None else {"axis": entry.axis}
@@ -360,7 +330,9 @@ def _warnings() -> Iterator[list[str]]:
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            messages.append(" ".join(record.getMessage().split()))
+            text = " ".join(record.getMessage().split())
+            if PER_TENSOR not in text:
+                messages.append(text)
 
     root, keep = logging.getLogger(), Keep(logging.WARNING)
     root.addHandler(keep)
