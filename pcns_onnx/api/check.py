@@ -32,7 +32,7 @@ from pcns_onnx.planning.problem import Problem
 from pcns_onnx.planning.trial import Trial, trial_of
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.decisions_lost import decisions_lost
-from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, all_alike
+from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, all_alike, quoted
 from pcns_onnx.rewrite.canonical import Canonical, emit
 from pcns_onnx.rewrite.contract import as_narrowed
 from pcns_onnx.rewrite.patch import Patch
@@ -131,8 +131,11 @@ class Check:
     def _without_bound(self, weak: Sequence[str]) -> str | None:
         """Why no sample of the check proves anything."""
         checked = self.samples.summary
-        if self.solves and self.has_data and all_alike(self.running.samples(self.train, self.form.twin).summary):
-            return "it was solved on samples that are all alike"
+        if self.solves and self.has_data:
+            solved = self.running.samples(self.train, self.form.twin).summary
+            if all_alike(solved):
+                varies_not = "" if solved.distinct == 1 else f" in {quoted(solved.constant)}"
+                return f"it was solved on samples that are all the same{varies_not}"
         if (alike := all_alike(checked, "the check")) is not None:
             return alike
         if self.searches and self.judging is None:

@@ -18,6 +18,8 @@ from pcns_onnx.rewrite.layer_weights import stored_weight
 
 _WATCHED = 256
 """Rows of a batch of which is counted how often channels change from one to the next."""
+_PRODUCTS = 1 << 24
+"""Numbers that products of taps may take at a time."""
 
 
 class InputObserver:
@@ -109,6 +111,9 @@ class InputObserver:
         xp = namespace_of(rows)
         shape = (-1, self._taps, self._channels)
         weighted = xp.reshape(rows, shape) * xp.astype(xp.sqrt(self._energy), rows.dtype)
-        moment = xp.sum(weighted @ xp.permute_dims(weighted, (0, 2, 1)), axis=0)
+        moment, step = xp.zeros((self._taps, self._taps), dtype=rows.dtype), max(_PRODUCTS // self._taps**2, 1)
+        for start in range(0, int(weighted.shape[0]), step):  # a matrix of taps by taps for each row
+            part = weighted[start : start + step]
+            moment = moment + xp.sum(part @ xp.permute_dims(part, (0, 2, 1)), axis=0)
         _, vectors = eigh_descending(xp.astype(moment, xp.float64))
         return xp.astype(vectors[:, :keep], xp.float32)

@@ -157,7 +157,9 @@ def seconds_within(
         node = _node(graph, kernel)
         if node is not None and node.label in names:
             within[node.label] = within.get(node.label, 0.0) + seconds
-    return run.seconds, within
+    # Keeping time takes time itself, of which an If has that of all nodes within.
+    over = max(sum(within.values()) / run.seconds, 1.0) if run.seconds else 1.0
+    return run.seconds, {name: seconds / over for name, seconds in within.items()}
 
 
 class _Run(msgspec.Struct, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pcns_onnx.cost.model import ModelSize
 from pcns_onnx.data.fingerprints import SampleSummary
@@ -90,11 +90,19 @@ def all_alike(summary: SampleSummary, where: str = "the solve") -> str | None:
         zero = ", nothing but zeros" if summary.zero and len(summary.zero) == summary.inputs else ""
         return f"{samples}{zero}: give many, as the model meets them in use"
     if summary.constant:
-        names = ", ".join(f"'{name}'" for name in summary.constant)
         zero = ", zero," if set(summary.constant) <= set(summary.zero) else ""
         of_all = f"all {summary.count} samples of {where}"
-        return f"input {names} is the same{zero} in {of_all}: give samples in which it varies as in use"
+        if len(summary.constant) == 1:
+            named, they = f"input {quoted(summary.constant)} is", "it varies"
+        else:
+            named, they = f"inputs {quoted(summary.constant)} are", "they vary"
+        return f"{named} the same{zero} in {of_all}: give samples in which {they} as in use"
     return None
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Names as sentences have them."""
+    return ", ".join(f"'{name}'" for name in names)
 
 
 def degenerate(summary: SampleSummary, where: str = "the solve", *, counts: bool = True) -> list[str]:
