@@ -32,7 +32,7 @@ from pcns_onnx.planning.problem import Problem
 from pcns_onnx.planning.trial import Trial, trial_of
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.decisions_lost import decisions_lost
-from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, all_alike, quoted
+from pcns_onnx.report.warnings import NOTHING_CHECKED, SLOWER, all_alike, of_precision, quoted
 from pcns_onnx.rewrite.canonical import Canonical, emit
 from pcns_onnx.rewrite.contract import as_narrowed
 from pcns_onnx.rewrite.patch import Patch
@@ -201,6 +201,7 @@ class Check:
             engine, original, small, options.outputs.precisions, calibration, samples, timed, self.metric, proving,
             options.gates, running.progress, self.layout,
         )  # fmt: skip
+        warnings += [text for model in quantized.models for text in of_precision(model.precision)]
         return Evaluation(agreement, latency, gates, quantized, warnings)
 
 

@@ -26,7 +26,7 @@ from pcns_onnx.graph.model_source import ModelFolder
 from pcns_onnx.progress import Progress
 from pcns_onnx.report.html.page import check_page
 from pcns_onnx.report.schema import Report
-from pcns_onnx.report.warnings import degenerate, grown, put_right
+from pcns_onnx.report.warnings import degenerate, grown, of_precision, put_right
 from pcns_onnx.report.writer import finish
 from pcns_onnx.rewrite.canonical import Canonical
 
@@ -97,7 +97,13 @@ def _report(running: Run, quantized: QuantizedModel, kind: str, before: ModelSiz
         left_alone=[],
         folded=[],
         stages={},
-        warnings=[*notes, *quantized.warnings, *grown(before, after), *unsteady(precision.latency)],
+        warnings=[
+            *notes,
+            *quantized.warnings,
+            *of_precision(precision),
+            *grown(before, after),
+            *unsteady(precision.latency),
+        ],
         versions=library_versions(),
     )
 

@@ -5,7 +5,8 @@
     integers, text  the value itself (equal)
 
 A relative error says little of such outputs: a probability of 0.51 that becomes 0.49 is 4 % off, and another answer.
-Integers that no weight has a part in (a mask or ids handed on, lengths) decide nothing: no model gets them wrong.
+Integers that follow from the inputs by moving and comparing them (a mask or ids handed on, lengths) decide nothing: no
+model gets them wrong.
 Followed is what keeps a value what it is (shapes, slices, transposes), and what keeps it within [0, 1] (products,
 means); of a Concat that holds such values and others, the part that is bounded, where its place is known.
 """
@@ -31,6 +32,11 @@ _SAME_PLACES = frozenset({"Identity", "Cast", "Dropout", "Resize", "Upsample"})
 _OTHER_PLACES = frozenset(
     {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "Split", "Tile"}
     | {"AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceMin", "Sqrt"}
+)
+_HANDED_ON = frozenset(
+    {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Expand", "Tile"}
+    | {"Concat", "Split", "Shape", "Size", "ConstantOfShape", "Constant", "Range", "Where", "Not", "And", "Or", "Equal"}
+    | {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Add", "Sub", "Mul", "Div", "Min", "Max", "ReduceSum"}
 )
 _PRODUCTS = frozenset({"Mul", "Min", "Max"})
 
@@ -97,24 +103,25 @@ def decision_rules(graph: Graph) -> dict[str, DecisionRule]:
         if is_floating(output.dtype):
             rule = _rule(graph, output.name)
         else:
-            rule = DecisionRule("equal") if _is_learned(graph, output.name) else None
+            rule = None if _is_handed_on(graph, output.name) else DecisionRule("equal")
         if rule is not None:
             rules[output.name] = rule
     return rules
 
 
-def _is_learned(graph: Graph, name: str) -> bool:
-    """Whether weights have a part in a tensor; what subgraphs read is not looked into, and counts."""
+def _is_handed_on(graph: Graph, name: str) -> bool:
+    """Whether nothing but `_HANDED_ON` stands between the inputs and a tensor."""
     pending, visited = [name], set[str]()
     while pending:
         name = pending.pop()
         node = graph.producers.get(name)
-        if graph.is_weight(name) or (node is not None and node.inner):
-            return True
-        if node is not None and name not in visited:
-            visited.add(name)
-            pending += [source for source in (*node.inputs, *node.captures) if source]
-    return False
+        if node is None or name in visited:
+            continue
+        if node.domain or node.op not in _HANDED_ON:
+            return False
+        visited.add(name)
+        pending += [source for source in node.inputs if source]
+    return True
 
 
 def _rule(graph: Graph, name: str) -> DecisionRule | None:

@@ -176,7 +176,7 @@ def _stored_state(context: OpContext) -> Labels | None:
 
 
 @rule("ConstantOfShape")
-def filled(context: OpContext) -> OpFacts:
+def constant_of_shape(context: OpContext) -> OpFacts:
     """One number everywhere: as many channels as a tensor has whose size it takes, or as cells and layers behind it."""
     shape, count = context.outputs[0], context.size(context.node.inputs[0])
     if shape is None or count != (len(shape),):

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 
 from pcns_onnx.cost.model import ModelSize
 from pcns_onnx.data.fingerprints import SampleSummary
+from pcns_onnx.evaluation.precisions import Precision
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.strategy import Solution
 from pcns_onnx.numerics.confidence import LEAST
 from pcns_onnx.planning.problem import Problem
+from pcns_onnx.report.decisions_lost import decisions_lost
 from pcns_onnx.report.schema import GroupInfo
 from pcns_onnx.report.shares import share
 
@@ -98,6 +100,16 @@ def all_alike(summary: SampleSummary, where: str = "the solve") -> str | None:
             named, they = f"inputs {quoted(summary.constant)} are", "they vary"
         return f"{named} the same{zero} in {of_all}: give samples in which {they} as in use"
     return None
+
+
+def of_precision(precision: Precision) -> list[str]:
+    """What there is to say of a model in fewer bits: decisions that it loses, and whether it is slower."""
+    kind, lost, warnings = precision.kind, decisions_lost(precision.agreement), list[str]()
+    if lost is not None:
+        warnings.append(f"{kind}: {lost}, on the {precision.agreement.samples} samples of the check")
+    if precision.latency.ratio > 1:
+        warnings.append(f"{kind} is slower than the original here: it takes {precision.latency.ratio:.2f} of the time")
+    return warnings
 
 
 def quoted(names: Iterable[str]) -> str:

@@ -57,6 +57,12 @@ CASES: dict[str, tuple[Any, DecisionRule | None]] = {
     "two scores": (
         net([node("Sigmoid", "x", "a"), node("HardSigmoid", "x", "b"), node("Concat", "a b", "y", axis=1)]),
         DecisionRule("threshold")),
+    "a mask, handed on": (
+        net([node("Greater", "x t", "m"), node("Not", "m", "n"), node("Unsqueeze", "n one", "u"),
+             node("Squeeze", "u one", "y")], TensorProto.BOOL, t=F(0), one=np.array([1])), None),
+    "a mask of what a layer makes": (
+        net([node("MatMul", "x w", "h"), node("Greater", "h t", "y")], TensorProto.BOOL, t=F(0), w=np.eye(6, dtype=F)),
+        DecisionRule("equal")),
     "logits": (net([node("Identity", "x", "y")]), None),
     "classes": (net([node("ArgMax", "x", "y", axis=1)], TensorProto.INT64), DecisionRule("equal")),
 }  # fmt: skip
