@@ -20,7 +20,7 @@ from pcns_onnx.dependency.dependency_graph import DependencyGraph
 from pcns_onnx.dependency.groups import Group
 from pcns_onnx.graph import Graph
 from pcns_onnx.numerics.arrays import Array, namespace_of
-from pcns_onnx.numerics.linalg import eigh_descending
+from pcns_onnx.numerics.linalg import eigenvalues_descending, eigh_descending
 from pcns_onnx.numerics.moments import Moments
 from pcns_onnx.ops import LinearOp
 from pcns_onnx.rewrite.layer_weights import stored_weight
@@ -57,10 +57,10 @@ def output_spectra(
     sides = [_outputs(calibration, dependencies, group) for group in by_outputs]
     sides += [_inputs(calibration, dependencies, group) for group in by_inputs]
     gathered = _gathered(calibration, graph, sides)
-    for group in groups:
+    for group in calibration.progress.track(groups, "spectra", len(groups)):
         if group in by_outputs:
             moments = gathered[group.name]
-            yield group, eigh_descending(moments.covariance)[0], moments
+            yield group, eigenvalues_descending(moments.covariance), moments
         elif group in by_inputs:
             layer = dependencies.layer(group.name)
             matrix = layer.linear.op.matrix(stored_weight(graph, layer))
@@ -80,7 +80,7 @@ def _mapped(covariance: Array, matrix: NDArray[np.float64]) -> Array:
     xp = namespace_of(covariance)
     values, vectors = eigh_descending(covariance)
     half = vectors * xp.sqrt(xp.clip(values, 0.0, None))
-    return eigh_descending(half.T @ xp.asarray(matrix.T @ matrix) @ half)[0]
+    return eigenvalues_descending(half.T @ xp.asarray(matrix.T @ matrix) @ half)
 
 
 @dataclass(frozen=True)
