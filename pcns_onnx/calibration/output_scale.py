@@ -73,8 +73,12 @@ class OutputScale:
         return np.asarray(np.sqrt(missed / np.maximum(self.places, 1)) / self.scale)
 
     def missed(self, expected: Array, actual: Array) -> NDArray[np.float64]:
-        """(N, C): the sum of squares that each channel of each sample misses."""
-        return _missed(expected, actual, self.ids)
+        """(N, C): the sum of squares that each channel of each sample misses; equal parts of it where the tensor has
+        other channels."""
+        if all(a in (1, b) for a, b in zip(self.ids.shape, expected.shape, strict=False)):
+            return _missed(expected, actual, self.ids)
+        whole = _missed(expected, actual, np.zeros((1,) * expected.ndim, dtype=np.int64))
+        return np.repeat(whole / len(self.scale), len(self.scale), axis=1)
 
     def share(self, missed: NDArray[np.float64], samples: int) -> float:
         """e² from the sums of squares (C,) that the channels miss over so many samples."""
@@ -122,7 +126,7 @@ class SpreadTally:
         return self._known[key]
 
     def update(self, values: Array, batch: int | None = 0, samples: int | None = None) -> None:
-        """Take a batch (N, ...) in; one with another number of channels than the first is passed over.
+        """Take a batch (N, ...) in; from one with another number of channels than the first on, all are one.
 
         `batch` is the axis that samples were counted along before they were put in front, None for an added one;
         `samples` are how many there are, where that is not N.
@@ -138,8 +142,10 @@ class SpreadTally:
             self._pivot = _sums(values, ids, count).sum(axis=0) / np.maximum(places, 1)
             self._count, self._sum, self._squares = (np.zeros(count) for _ in range(3))
             self._low, self._high = np.full(count, np.inf), np.full(count, -np.inf)
-        if count != len(self._pivot):
-            return
+        if count != len(self._pivot):  # what was taken for channels is a length
+            self._take_as_one(values.ndim)
+            ids = self.channels(tuple(values.shape), batch)[0]
+            count, places = 1, np.full(1, float(values.size))
         shifted = values - namespace_of(values).asarray(self._pivot[ids], dtype=values.dtype)
         self._count += places
         self._sum += _sums(shifted, ids, count).sum(axis=0)
@@ -148,6 +154,18 @@ class SpreadTally:
         np.minimum.at(self._low, ids.reshape(-1), low)
         np.maximum.at(self._high, ids.reshape(-1), high)
         self._samples += int(values.shape[0]) if samples is None else samples
+
+    def _take_as_one(self, rank: int) -> None:
+        """Forget channels: sums about each one's pivot become sums about a common one."""
+        self._is_counted, self._axis, self._ids = True, None, np.zeros((1,) * rank, dtype=np.int64)
+        self._known.clear()
+        pivot = (self._count * self._pivot).sum(keepdims=True) / max(float(self._count.sum()), 1.0)
+        apart = self._pivot - pivot
+        squares = self._squares + 2 * apart * self._sum + self._count * apart**2
+        total = self._sum + self._count * apart
+        self._count, self._sum, self._squares = (part.sum(keepdims=True) for part in (self._count, total, squares))
+        self._low, self._high = self._low.min(keepdims=True), self._high.max(keepdims=True)
+        self._pivot = pivot
 
     def scale(self) -> OutputScale:
         """What the errors of this output are measured by."""
