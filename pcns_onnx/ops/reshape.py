@@ -189,7 +189,10 @@ def constant_of_shape(context: OpContext) -> OpFacts:
     }
     if not taken and _is_first_state(context, sizes):
         taken = {1: context.fresh(shape[1] or 0)}
-    labels = spread(*reversed(taken.popitem()), len(shape)) if len(taken) == 1 else None
+    labels = None
+    if len(taken) == 1:
+        ((axis, vector),) = taken.items()
+        labels = spread(vector, axis, len(shape))
     numbers, frozen = target(context, 0, labels)
     value = context.attr("value", None)
     is_zero = value is None or not np.any(array_of(value))

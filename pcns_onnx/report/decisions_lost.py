@@ -32,8 +32,8 @@ def decision_losses(output: OutputAgreement) -> Iterable[tuple[float, str]]:
         share = 1 - output.argmax_agreement
         yield share, f"the class of '{output.name}' differs on {100 * share:.1f}%"
     elif output.unusual_flips is not None and output.flips is not None:
-        share, of_all = f"{100 * output.unusual_flips:.1f}%", f"{100 * output.flips:.1f}%"
-        of = "decisions" if share == of_all else "those decisions that are not the usual one"
-        yield output.unusual_flips, f"'{output.name}' decides otherwise in {share} of {of}"
+        unusual, of_all = (f"{100 * part:.1f}%" for part in (output.unusual_flips, output.flips))
+        of = "decisions" if unusual == of_all else "those decisions that are not the usual one"
+        yield output.unusual_flips, f"'{output.name}' decides otherwise in {unusual} of {of}"
     elif output.flips is not None:
         yield output.flips, f"'{output.name}' differs in {100 * output.flips:.1f}% of its values"

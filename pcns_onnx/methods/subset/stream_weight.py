@@ -83,7 +83,8 @@ def _best(problem: Problem, importance: Importance, plans: Sequence[Decision], r
     if trial is None:
         return 0
     with problem.calibration.progress.stage("try"):
-        small = (apply(problem.whole, solve(trial.problem, plan, importance, request.scope, 0).patch) for plan in plans)
+        tried = problem.calibration.progress.track(plans, "plans", len(plans))
+        small = (apply(problem.whole, solve(trial.problem, plan, importance, request.scope, 0).patch) for plan in tried)
         errors = _errors(problem, trial.judged, small, len(plans))
     streams = {group.name for group in problem.groups if group.coupled}
     handicap = [1.0 if streams & plan.narrowed.keys() else MARGIN for plan in plans]
