@@ -2,6 +2,7 @@
 
 What counts is a user's own score, where there is one; else classes that differ, and decisions that flip. Of decisions
 that are nearly always the same (no face here, no speech now) those count that are another in one of the two models.
+Where no output decides anything (a score, an embedding, a signal), a large error is what is lost.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pcns_onnx.evaluation.output_tally import OutputAgreement
 
 MANY = 0.02
 """The share of decisions whose loss is said."""
+LARGE = 0.1
+"""The relative error that is said of outputs, where none of them decides anything."""
 
 
 def decisions_lost(agreement: Agreement) -> str | None:
@@ -22,8 +25,16 @@ def decisions_lost(agreement: Agreement) -> str | None:
         share = (a - b) / abs(a) if a else 0.0
         return f"the {agreement.score} falls from {a:.4g} to {b:.4g}" if share > MANY else None
     losses = [loss for output in agreement.outputs if output.weight > 0 for loss in decision_losses(output)]
-    share, what = max(losses, key=lambda loss: loss[0], default=(0.0, ""))
+    if not losses:
+        return _large_error(agreement)
+    share, what = max(losses, key=lambda loss: loss[0])
     return what if share > MANY else None
+
+
+def _large_error(agreement: Agreement) -> str | None:
+    errors = [(o.relative_error or 0.0, o.name) for o in agreement.outputs if o.weight > 0 and o.counts is None]
+    error, name = max((one for one in errors if one[0] > LARGE), default=(0.0, ""))  # NaN is nothing to say
+    return f"'{name}' errs by {error:.2g} of how much it varies" if name else None
 
 
 def decision_losses(output: OutputAgreement) -> Iterable[tuple[float, str]]:

@@ -68,7 +68,7 @@ def test_both_are_written_beside_and_reported_beside(made: tuple[str, Path, obje
 
 
 def test_onnxruntime_quantises_without_a_warning(made: tuple[str, Path, object]) -> None:
-    assert not [text for text in made[2].warnings if text.startswith(("int8", "fp16"))]  # type: ignore[attr-defined]
+    assert not [text for text in made[2].warnings if text.startswith(("int8:", "fp16:"))]  # type: ignore[attr-defined]
 
 
 def test_inputs_outputs_and_metadata_stay(made: tuple[str, Path, object]) -> None:

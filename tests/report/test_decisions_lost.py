@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from builders.mlp import mlp, rows
@@ -18,9 +20,13 @@ def agreement(*outputs: OutputAgreement, scores: tuple[float, float] | None = No
 
 
 def output(
-    agree: float | None = None, flips: float | None = None, unusual: float | None = None, weight: float = 1.0
+    agree: float | None = None,
+    flips: float | None = None,
+    unusual: float | None = None,
+    weight: float = 1.0,
+    error: float = 0.1,
 ) -> OutputAgreement:
-    return OutputAgreement("y", 0.1, 0.99, agree, flips=flips, unusual_flips=unusual, weight=weight)
+    return OutputAgreement("y", error, 0.99, agree, flips=flips, unusual_flips=unusual, weight=weight)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +40,10 @@ def output(
         (agreement(output(flips=0.4, unusual=0.4)), "40.0% of decisions"),
         (agreement(output(flips=0.03)), "3.0% of its values"),
         (agreement(output(0.5, weight=0.0)), None),
-        (agreement(output()), None),
+        (agreement(output()), None),  # an error of 0.1
+        (agreement(output(error=0.25), output()), "'y' errs by 0.25 of how much it varies"),
+        (agreement(output(error=0.25), output(flips=0.01)), None),  # what is decided has the word
+        (agreement(output(error=math.nan)), None),
         (agreement(output(0.5), scores=(80.0, 79.0)), None),  # the user's own score has the word
         (agreement(output(1.0), scores=(80.0, 70.0)), "accuracy falls from 80 to 70"),
         (agreement(output(1.0), scores=(0.0, 0.0)), None),
