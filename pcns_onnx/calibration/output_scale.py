@@ -10,7 +10,8 @@ spread, in a chain of steps below `LIKE`, share theirs: classes are compared wit
 varies, like the score of a class that no sample has, would turn rounding into errors; so s_c is at least `FLOOR` of
 the largest among its like: the channels that stay within 0 and 1 (scores), or those that a chain of spreads without
 a step of `APART` leads to. A channel that does not vary at all counts by its size, and one below `DEAD` of the largest
-for nothing of its own: a norm whose gain has decayed to 1e-33 is zero beside the others, and no unit.
+for nothing of its own: a norm whose gain has decayed to 1e-33 is zero beside the others, and no unit. Where no channel
+varies, all are of one scale.
 """
 
 from __future__ import annotations
@@ -317,10 +318,13 @@ def channel_scales(
     positive = np.flatnonzero(scale > 0)
     for run in _runs(scale[positive], LIKE):
         scale[positive[run]] = np.sqrt(np.mean(scale[positive[run]] ** 2))
+    # Where nothing varies, as in a single sample, sizes are what happened to come out, and no scales.
+    varies = bool((spread > 0).any())
+    bounded = bounded if varies else np.zeros_like(bounded)
     floor = np.zeros(len(scale))
     floor[bounded] = FLOOR * scale[bounded].max(initial=0.0)
     others = np.flatnonzero(~bounded & (scale > 0))
-    for part in _runs(scale[others], APART):
+    for part in _runs(scale[others], APART if varies else np.inf):
         floor[others[part]] = FLOOR * scale[others[part]].max()
     floor[scale < DEAD * scale.max(initial=0.0)] = FLOOR * scale.max(initial=0.0)
     scale = np.maximum(scale, floor)

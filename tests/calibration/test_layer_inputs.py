@@ -39,6 +39,7 @@ def test_taps_are_compressed_alike_part_by_part(monkeypatch: pytest.MonkeyPatch)
         one = observer()
         assert one.is_open
         one.begin(rows)
-        bases.append(one._basis)
+        assert one._basis is not None
+        bases.append(np.asarray(one._basis))
     for basis in bases[1:]:
         np.testing.assert_allclose(np.abs(bases[0].T @ basis), np.eye(8), atol=1e-3)

@@ -237,3 +237,13 @@ def test_channels_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has 8"):
         shrink(two_branches(1.0), {"x": samples(300)}, tmp_path / "o.onnx", budget="macs=0.6", output_weight="y[4:9]=2")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_sizes_of_a_single_sample_are_no_scales() -> None:
+    logits = np.array([[-1.5, 0.0004, 2.0, -0.9]], dtype=np.float32)
+    tally = SpreadTally("y", OutputLayout())
+    tally.update(logits)
+    scale = tally.scale()
+    assert scale.scale.min() >= FLOOR * 0.9
+    missed = scale.missed(logits, logits + 0.3)
+    assert np.sqrt(scale.per_sample(missed)).item() < 2

@@ -40,6 +40,12 @@ _FLOAT32_ONLY = {
     "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement",
 }  # fmt: skip
 
+_FLOAT32_REDUCTIONS = {
+    "ScatterElements": {b"add", b"mul"},
+    "ScatterND": {b"add", b"mul", b"max", b"min"},
+}
+"""What onnxruntime does in float32 only: it loads such a model in float16, and fails as it runs."""
+
 _PASSING = {"Identity", "Cast", "Dropout"}
 """Operators that onnxruntime sees through, or takes out, before it makes one of two others."""
 
@@ -65,7 +71,9 @@ class Probe:
 
 def probe_of(graph: Graph, names: Sequence[str], adding: Collection[str]) -> Probe:
     """The probe for these tensors of float32, and the nodes of the keys `adding`, which add up their first inputs."""
-    proto, stem = graph.extract([spec.name for spec in graph.inputs], names).proto, graph.fresh_name("peak")
+    proto, stem = graph.extract([spec.name for spec in graph.inputs], names).proto, "peak"
+    while any(name.startswith(f"{stem}.") for name in tensor_names(proto.graph)):
+        stem += "_"
     declared = {value.name: value for value in graph.proto.graph.input}
     for value in proto.graph.input:  # a Scan has to know shapes
         value.CopyFrom(declared.get(value.name, value))
@@ -94,8 +102,10 @@ def probe_of(graph: Graph, names: Sequence[str], adding: Collection[str]) -> Pro
         mean.name, mean.input[0], mean.output[0] = "", f"{name}.of", f"{name}.mean"
         append("Abs", [source], f"{name}.of")
         proto.graph.node.append(mean)
-        sizes = [append("Size", [tensor], f"{name}.{tensor}", TensorProto.INT64) for tensor in (source, key)]
-        sums[key] = peak(f"{name}.mean", f"{name}.peak"), sizes[0], sizes[1]
+        read, made = (
+            append("Size", [t], f"{name}.{n}", TensorProto.INT64) for t, n in ((source, "read"), (key, "made"))
+        )
+        sums[key] = peak(f"{name}.mean", f"{name}.peak"), read, made
     return Probe(Graph(proto), peaks, sums)
 
 
@@ -151,6 +161,8 @@ class _Lowering:
         if node.domain == ONNXRUNTIMES:
             return self._onnxruntimes
         if node.domain not in ("", "ai.onnx") or node.op_type in _FLOAT32_ONLY or self._sparse & {*node.input}:
+            return False
+        if any(a.name == "reduction" and a.s in _FLOAT32_REDUCTIONS.get(node.op_type, ()) for a in node.attribute):
             return False
         inputs, results = _definition(node.op_type, self._opset)
         if not inputs and not results:

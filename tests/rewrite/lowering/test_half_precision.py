@@ -127,6 +127,20 @@ FITS: dict[str, tuple[str, dict[str, object]]] = {
         "i = ArgMax <axis = 1, keepdims = 0> (b); o = OneHot(i, n, k); c = Add(b, o)",
         {"n": np.array(32), "k": [0.0, 1.0]},
     ),
+    "a tensor called mean": ("mean = ReduceMean <axes = [1], keepdims = 1> (b); c = Add(b, mean)", {}),
+    "tensors called like what looks at them": ("size = Abs(b); peak = Neg(size); c = Add(size, peak)", {}),
+    "scattered sums": (
+        'z = Mul(b, k); i = Cast <to = 7> (z); c = ScatterElements <axis = 1, reduction = "add"> (b, i, b)',
+        {"k": 0.0},
+    ),
+    "scattered maxima": (
+        'z = Mul(b, k); i = Cast <to = 7> (z); c = ScatterElements <axis = 1, reduction = "max"> (b, i, b)',
+        {"k": 0.0},
+    ),
+    "scattered rows": (
+        'c = ScatterND <reduction = "max"> (b, i, u)',
+        {"i": np.array([[0], [1]]), "u": np.ones((2, 32))},
+    ),
     "shared": (
         "t, places = TopK(k, n); l = Mul(b, k); c = Mul(l, t)",
         {"k": np.linspace(0.5, 2, 32)[None], "n": np.array([32])},
