@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from pcns_onnx.cost.model import ModelSize
 from pcns_onnx.data.fingerprints import SampleSummary
 from pcns_onnx.evaluation.precisions import Precision
 from pcns_onnx.graph import Graph
 from pcns_onnx.methods.strategy import Solution
+from pcns_onnx.numerics.arrays import namespace_of
 from pcns_onnx.numerics.confidence import LEAST
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.report.decisions_lost import decisions_lost
 from pcns_onnx.report.schema import GroupInfo
 from pcns_onnx.report.shares import share
+from pcns_onnx.rewrite.layer_weights import stored_weight
 
 FEW = 5.0
 """Samples per neuron below which a warning is given (the PCNS drafts ask for 5 to 10)."""
@@ -23,6 +27,8 @@ SLOWER = "the result is slower than the original here: --budget latency=F narrow
 NOTHING_CHECKED = "nothing was checked: there are no samples to compare on (latency is on noise); give --data or --eval"
 
 
+OVERGROWN = 100.0
+"""Times the largest weight of the original from which on that of a re-fit is said."""
 NOTE = 1024
 """Bytes that the note of provenance may take."""
 
@@ -148,6 +154,25 @@ def starved(solution: Solution, problem: Problem) -> list[str]:
     ]
 
 
+def overgrown(solution: Solution, problem: Problem) -> list[str]:
+    """Re-fits with weights far beyond any that the layer had: they multiply what hardly varies on these samples."""
+    fits = {name: fit for by_reader in solution.fits.values() for name, fit in by_reader.items()}
+    grown_by = dict[str, tuple[float, float, float]]()
+    for name, fit in fits.items():
+        was = float(np.abs(stored_weight(problem.graph, problem.dependencies.layer(name))).max(initial=0.0))
+        now = float(namespace_of(fit.matrix).abs(fit.matrix).max()) if fit.matrix.size else 0.0
+        if now > OVERGROWN * was > 0:
+            grown_by[name] = now / was, now, was
+    if not grown_by:
+        return []
+    name = max(grown_by, key=lambda one: grown_by[one])
+    _, now, was = grown_by[name]
+    return [
+        f"{len(grown_by)} of {len(fits)} re-fits have weights far beyond the original's (most: '{name}' {now:,.3g} "
+        f"where that has {was:,.3g}), for channels that hardly vary in these samples: give more samples"
+    ]
+
+
 def still(solution: Solution) -> list[str]:
     """Re-fits whose targets do not vary on the samples: a constant would meet them."""
     fits = {name: fit for by_reader in solution.fits.values() for name, fit in by_reader.items()}
@@ -160,10 +185,15 @@ def still(solution: Solution) -> list[str]:
     ]
 
 
+def doubts(solution: Solution, problem: Problem) -> list[str]:
+    """What makes a solve doubtful."""
+    return [*starved(solution, problem), *overgrown(solution, problem), *still(solution)]
+
+
 def of_samples(problem: Problem, solution: Solution) -> list[str]:
     """What must be known of the samples that a model was solved on."""
     summary = problem.calibration.samples.summary
     if all_alike(summary) is not None:
         return degenerate(summary)
     few = few_samples(problem)
-    return [*few, *degenerate(summary, counts=not few), *starved(solution, problem), *still(solution)]
+    return [*few, *degenerate(summary, counts=not few), *doubts(solution, problem)]

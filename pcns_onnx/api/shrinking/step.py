@@ -27,7 +27,7 @@ from pcns_onnx.planning.prepare import kept_whole
 from pcns_onnx.planning.problem import Problem
 from pcns_onnx.report.schema import GroupInfo
 from pcns_onnx.report.summary import group_infos
-from pcns_onnx.report.warnings import of_samples, starved, still
+from pcns_onnx.report.warnings import doubts, of_samples
 from pcns_onnx.rewrite.canonical import Canonical, emit
 from pcns_onnx.rewrite.contract import as_narrowed, close_states
 from pcns_onnx.rewrite.explicit_bias import explicit_biases
@@ -115,7 +115,7 @@ def take(step: Step) -> Narrowed:
     )
     return Narrowed(
         check, small, plan, own, groups, skipped, point_of(problem, decision), frontier, healing, notes,
-        [*starved(solution, problem), *still(solution)], of_samples(problem, solution) if strategy.solves else [],
+        doubts(solution, problem), of_samples(problem, solution) if strategy.solves else [],
         before, size_of(check, small),
     )  # fmt: skip
 
