@@ -102,10 +102,11 @@ def probe_of(graph: Graph, names: Sequence[str], adding: Collection[str]) -> Pro
         mean.name, mean.input[0], mean.output[0] = "", f"{name}.of", f"{name}.mean"
         append("Abs", [source], f"{name}.of")
         proto.graph.node.append(mean)
-        read, made = (
-            append("Size", [t], f"{name}.{n}", TensorProto.INT64) for t, n in ((source, "read"), (key, "made"))
-        )
-        sums[key] = peak(f"{name}.mean", f"{name}.peak"), read, made
+        counts = [
+            append("Size", [tensor], f"{name}.{end}", TensorProto.INT64)
+            for tensor, end in ((source, "elements"), (key, "parts"))
+        ]
+        sums[key] = peak(f"{name}.mean", f"{name}.peak"), counts[0], counts[1]
     return Probe(Graph(proto), peaks, sums)
 
 
