@@ -3,7 +3,8 @@
 The original is asked about the same image, so no label can be wrong. What it says of an image that it would never meet
 teaches little, though, and costs time: by itself photographs are mirrored (three channels, 16 pixels or more), single
 channels that are classified, and rows that are images, are shifted, and everything else is left as it is. Text is never
-mirrored: a model with a recurrent layer, or whose one output is a sequence of classes, is left alone.
+mirrored: a model with a recurrent layer, or whose one output is a sequence of classes, is left alone, and so are images
+far wider than high, which are lines of text or spectrograms.
 
     a row of L x L numbers is an image  if  its numbers correlate with those one line up (L places before) like with
                                         their neighbours, and more than with those half a line away
@@ -31,6 +32,8 @@ LEAST_WIDTH = 16
 SHIFT = 2
 _ALIKE, _APART = 0.4, 0.1
 """Correlation of a row's numbers with those above them, and how much less it is half a line away."""
+_LINE = 2.5
+"""Times that an image is wider than high, from which on it is a line: photographs are up to 16 : 9, panoramas rare."""
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN", "Scan", "Loop"})
 
 
@@ -107,6 +110,10 @@ def _by_itself(
 ) -> Augmentation:
     if _reads_in_order(graph):
         return Augmentation("none", {}, "the model reads a sequence, such as a line of text")
+    if any(
+        batches[0].feeds[name].shape[x] >= _LINE * batches[0].feeds[name].shape[y] for name, (y, x, _) in images.items()
+    ):
+        return Augmentation("none", {}, "images far wider than high, such as lines of text")
     channels = {count for _, _, count in images.values()}
     axes = {name: axes[:2] for name, axes in images.items()}
     classified = any(len(spec.shape) == 2 for spec in graph.outputs)

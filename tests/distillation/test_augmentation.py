@@ -73,6 +73,14 @@ def test_text_is_not_mirrored() -> None:
     assert chosen.kind == "none" and "text" in chosen.why
 
 
+@pytest.mark.parametrize(("width", "expected"), [(28, "mirror"), (48, "none")])
+def test_images_far_wider_than_high_are_lines(width: int, expected: str) -> None:
+    """A classifier of text's direction has neither a recurrent layer nor a sequence of classes."""
+    found = augmentation_of("auto", on_images(3), [batch(4, 3, 16, width)])
+    assert found.kind == expected
+    assert augmentation_of("mirror", on_images(3), [batch(4, 3, 16, width)]).kind == "mirror"
+
+
 def test_what_is_asked_for_is_done_or_refused() -> None:
     assert augmentation_of("none", on_images(3), [batch(4, 3, 16, 16)]).kind == "none"
     assert augmentation_of("shift", on_images(3), [batch(4, 3, 16, 16)]).inputs == {"x": (2, 3)}
