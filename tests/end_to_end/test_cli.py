@@ -95,7 +95,7 @@ def test_the_report_has_everything(cnn: Shrunk) -> None:
     assert report["schema"] == 1
     assert report["options"]["budget"] == "macs=0.5" and report["options"]["method"] == "obs"
     assert report["latency"].keys() == {
-        "batch", "threads", "provider", "rounds", "seconds_a", "seconds_b", "ratio", "times_a", "times_b",
+        "batch", "threads", "provider", "rounds", "seconds_a", "seconds_b", "ratio", "times_a", "times_b", "instead",
     }  # fmt: skip
     assert (report["latency"]["threads"], report["latency"]["provider"]) == (1, "CPUExecutionProvider")
     assert {"capture", "rank", "re-fit", "verify", "total"} <= report["stages"].keys()

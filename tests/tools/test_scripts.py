@@ -15,6 +15,7 @@ TOOLS = ROOT / "tools"
 NEEDS = {
     "benchmarks/frontier.py": "matplotlib",
     "docs/notebook.py": "nbformat",
+    "fixtures/decoder.py": "torch",
     "fixtures/minilm.py": "torch",
     "fixtures/reference_models.py": "torch",
     "papers/eigen/eigen.py": "matplotlib",

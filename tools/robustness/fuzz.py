@@ -31,7 +31,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pcns_onnx.cli import main as cli
 
 MEMORY = 1 << 30
-"""Bytes that a run may take at its peak, the interpreter and its libraries included."""
+"""Bytes that a run may take at its peak, beside the interpreter and its libraries."""
 SECONDS = 60
 """Processor time that a run may take: by the clock, a machine busy with other work would fail sound runs."""
 PATIENCE = 20 * SECONDS
@@ -52,7 +52,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its exit code (minus the signal that killed it), what it said, its peak in bytes."""
+    """How a run ended: its exit code (minus the signal that killed it), what it said, its peak in bytes.
+
+    That is beyond what the process held from which it was forked, which a whole test session may have filled.
+    """
 
     code: int
     said: str
@@ -218,9 +221,14 @@ def cases(sound: Path, folder: Path, count: int, seed: int, kinds: tuple[str, ..
         yield Case(here.name, here, (*command, *goal.get(kind, ("--width", "0.5")), *_QUICK))
 
 
+def _resident() -> int:
+    """Bytes that this process holds now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def run(argv: list[str] | tuple[str, ...], folder: Path) -> Outcome:
     """The command line in a forked process, in `folder`."""
-    before = set(os.listdir(folder))
+    before, held = set(os.listdir(folder)), _resident()
     with tempfile.TemporaryFile("w+", errors="replace") as said, open(os.devnull, "w") as nowhere:
         child = os.fork()
         if child == 0:
@@ -243,7 +251,7 @@ def run(argv: list[str] | tuple[str, ...], folder: Path) -> Outcome:
         _, status, usage = os.wait4(child, 0)
         said.seek(0)
         left = tuple(sorted(set(os.listdir(folder)) - before))
-        return Outcome(os.waitstatus_to_exitcode(status), said.read(), usage.ru_maxrss << 10, left)
+        return Outcome(os.waitstatus_to_exitcode(status), said.read(), max((usage.ru_maxrss << 10) - held, 0), left)
 
 
 def main() -> int:
