@@ -139,6 +139,10 @@ Rank = Callable[[Sequence[ReaderStats], int], Ranking]
 """From the readings of a group and its number of channels to a ranking."""
 
 
+FAINT = 0.03
+"""Of the median channel's standard deviation: a mixture that leans on less is a matter of luck."""
+
+
 def damping(reading: ReaderStats) -> float:
     """Relative ridge for a covariance of n columns from R rows: 1e-7, and 3 % of (n/R)² where rows are few."""
     return 1e-7 + 3e-2 * min(int(reading.covariance.shape[0]) / max(reading.rows, 1), 10.0) ** 2
@@ -147,16 +151,23 @@ def damping(reading: ReaderStats) -> float:
 def mixing(covariance: Array, keep: NDArray[np.int64], ridge: float = 1e-9) -> Array:
     """P (N, M): least squares of all N channels from the kept ones (ascending), from their covariance (N, N).
 
-    In the scale of each channel, so that weak ones count like strong ones. Those kept are themselves, and copies
-    of one of them follow that one alone: few rows cannot tell otherwise, and what was the same stays so.
+    In the scale of each channel, so that weak ones count like strong ones; but one below `FAINT` of the median is no
+    unit: what it does in these samples would be multiplied up to what the others do. Those kept are themselves, and
+    copies of one of them follow that one alone: few rows cannot tell otherwise, and what was the same stays so.
     """
     xp = namespace_of(covariance)
     if not len(keep):
         return xp.zeros((int(covariance.shape[0]), 0), dtype=covariance.dtype)
     index, variance = xp.asarray(keep), xp.linalg.diagonal(covariance)
     size = xp.sqrt(xp.where(variance > 0, variance, xp.ones_like(variance)))
+    least = FAINT * float(np.sqrt(np.median(np.clip(to_numpy(variance), 0.0, None))))
+    faint = to_numpy(xp.take(size, index, axis=0) < least)
+    size = xp.where(size < least, least * xp.ones_like(size), size)
     rows = xp.take(covariance / size[:, None] / size[None, :], index, axis=0)
     kept = xp.take(rows, index, axis=1)
+    if faint.any():
+        missing = np.where(faint, 1.0 - np.diagonal(to_numpy(kept)), 0.0)
+        kept = kept + xp.asarray(np.diag(missing), dtype=kept.dtype)
     mix = solve_spd(kept, rows, ridge).T * size[:, None] / xp.take(size, index, axis=0)[None, :]
     which, place, factor = copied(to_numpy(covariance), keep)
     known, exact = np.zeros((int(mix.shape[0]), 1), dtype=np.bool_), np.zeros(mix.shape)

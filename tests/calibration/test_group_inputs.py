@@ -260,3 +260,18 @@ def test_the_readers_of_a_part_are_told_apart_from_those_of_all(rng: np.random.G
 
 def readers(dependencies: DependencyGraph) -> list[Layer]:
     return [dependencies.layer(name) for name in dependencies.shrinkable[0].readers]
+
+
+def test_a_mixture_leans_on_no_channel_that_hardly_moves() -> None:
+    """With few samples, the last thousandth of a channel goes with anything: elsewhere it would be multiplied up."""
+    rng = np.random.default_rng(0)
+    seen, other = (rng.standard_normal((rows, 20)) for rows in (14, 2000))
+    size = np.ones(20)
+    size[:3] = 1e-3
+    seen, other = seen * size, other * np.where(size < 1, 0.05, 1.0)  # and elsewhere it moves
+    keep = np.arange(12)
+    mixture = mixing(np.cov(seen.T, bias=True), keep)
+    missed = other - other[:, keep] @ mixture.T
+    np.testing.assert_array_equal(mixture[keep], np.eye(12))
+    assert np.abs(mixture[:, :3]).max() <= 1 / 0.03
+    assert (missed**2).sum() < 10 * (other[:, 12:] ** 2).sum()
