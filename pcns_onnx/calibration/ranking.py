@@ -141,6 +141,8 @@ Rank = Callable[[Sequence[ReaderStats], int], Ranking]
 
 FAINT = 0.03
 """Of the median channel's standard deviation: a mixture that leans on less is a matter of luck."""
+EXACT = 1e-6
+"""The share of a channel's variance that a mixture misses at most which is exact."""
 
 
 def damping(reading: ReaderStats) -> float:
@@ -148,27 +150,37 @@ def damping(reading: ReaderStats) -> float:
     return 1e-7 + 3e-2 * min(int(reading.covariance.shape[0]) / max(reading.rows, 1), 10.0) ** 2
 
 
+def _mixed(covariance: Array, index: Array, size: Array, ridge: float) -> tuple[Array, Array]:
+    """P (N, M) with every channel in units of `size`, which what is kept has at least; the share (N,) it misses."""
+    xp = namespace_of(covariance)
+    rows = xp.take(covariance / size[:, None] / size[None, :], index, axis=0)
+    kept = xp.take(rows, index, axis=1)
+    own = xp.linalg.diagonal(kept)
+    if bool(xp.any((own > 0) & (own < 1.0 - EXACT))):
+        kept = kept + xp.where(own > 0, 1.0 - own, 0.0 * own) * xp.eye(int(kept.shape[0]), dtype=kept.dtype)
+    weights = solve_spd(kept, rows, ridge)
+    missed = xp.linalg.diagonal(covariance) / size**2 - xp.sum(weights * (2.0 * rows - kept @ weights), axis=0)
+    return weights.T * size[:, None] / xp.take(size, index, axis=0)[None, :], missed
+
+
 def mixing(covariance: Array, keep: NDArray[np.int64], ridge: float = 1e-9) -> Array:
     """P (N, M): least squares of all N channels from the kept ones (ascending), from their covariance (N, N).
 
-    In the scale of each channel, so that weak ones count like strong ones; but one below `FAINT` of the median is no
-    unit: what it does in these samples would be multiplied up to what the others do. Those kept are themselves, and
-    copies of one of them follow that one alone: few rows cannot tell otherwise, and what was the same stays so.
+    In the scale of each channel, so that weak ones count like strong ones. Where that is not exact, though, one below
+    `FAINT` of the median is no unit: what it does in these samples would be multiplied up to what the others do. Those
+    kept are themselves, and copies of one of them follow that one alone: few rows cannot tell otherwise, and what was
+    the same stays so.
     """
     xp = namespace_of(covariance)
     if not len(keep):
         return xp.zeros((int(covariance.shape[0]), 0), dtype=covariance.dtype)
     index, variance = xp.asarray(keep), xp.linalg.diagonal(covariance)
     size = xp.sqrt(xp.where(variance > 0, variance, xp.ones_like(variance)))
+    mix, missed = _mixed(covariance, index, size, ridge)
     least = FAINT * float(np.sqrt(np.median(np.clip(to_numpy(variance), 0.0, None))))
-    faint = to_numpy(xp.take(size, index, axis=0) < least)
-    size = xp.where(size < least, least * xp.ones_like(size), size)
-    rows = xp.take(covariance / size[:, None] / size[None, :], index, axis=0)
-    kept = xp.take(rows, index, axis=1)
-    if faint.any():
-        missing = np.where(faint, 1.0 - np.diagonal(to_numpy(kept)), 0.0)
-        kept = kept + xp.asarray(np.diag(missing), dtype=kept.dtype)
-    mix = solve_spd(kept, rows, ridge).T * size[:, None] / xp.take(size, index, axis=0)[None, :]
+    if bool(xp.any(xp.take(size, index, axis=0) < least)):
+        firm, _ = _mixed(covariance, index, xp.where(size < least, least * xp.ones_like(size), size), ridge)
+        mix = xp.where((missed > EXACT)[:, None], firm, mix)
     which, place, factor = copied(to_numpy(covariance), keep)
     known, exact = np.zeros((int(mix.shape[0]), 1), dtype=np.bool_), np.zeros(mix.shape)
     known[which], exact[which, place] = True, factor
