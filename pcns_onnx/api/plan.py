@@ -87,8 +87,8 @@ def plan(
         _, decision = strategy.settle(problem, decision)
         groups = _with_savings(problem, decision)
         chosen_on = sketch(importance.samples, SKETCH)
-        plan = Plan(SCHEMA, fingerprint(form.original), strategy.request.method.name, groups, samples=chosen_on)
-        plan.streams = dict(streams.plans)
+        origin, name = fingerprint(form.original), strategy.request.method.name
+        plan = Plan(SCHEMA, origin, name, groups, samples=chosen_on, streams=dict(streams.plans))
     if output is not None:
         write_plan(plan, output)
     drawn = [point_of(problem, decision)]

@@ -150,17 +150,23 @@ def damping(reading: ReaderStats) -> float:
     return 1e-7 + 3e-2 * min(int(reading.covariance.shape[0]) / max(reading.rows, 1), 10.0) ** 2
 
 
-def _mixed(covariance: Array, index: Array, size: Array, ridge: float) -> tuple[Array, Array]:
-    """P (N, M) with every channel in units of `size`, which what is kept has at least; the share (N,) it misses."""
+def _mixed(covariance: Array, index: Array, size: Array, ridge: float) -> Array:
+    """P (N, M) with every channel in units of `size`, which what is kept has at least."""
     xp = namespace_of(covariance)
     rows = xp.take(covariance / size[:, None] / size[None, :], index, axis=0)
     kept = xp.take(rows, index, axis=1)
     own = xp.linalg.diagonal(kept)
     if bool(xp.any((own > 0) & (own < 1.0 - EXACT))):
-        kept = kept + xp.where(own > 0, 1.0 - own, 0.0 * own) * xp.eye(int(kept.shape[0]), dtype=kept.dtype)
-    weights = solve_spd(kept, rows, ridge)
-    missed = xp.linalg.diagonal(covariance) / size**2 - xp.sum(weights * (2.0 * rows - kept @ weights), axis=0)
-    return weights.T * size[:, None] / xp.take(size, index, axis=0)[None, :], missed
+        kept = kept + xp.where(own > 0, 1.0 - own, xp.zeros_like(own)) * xp.eye(int(kept.shape[0]), dtype=kept.dtype)
+    return solve_spd(kept, rows, ridge).T * size[:, None] / xp.take(size, index, axis=0)[None, :]
+
+
+def _missed(covariance: Array, index: Array, mix: Array) -> Array:
+    """(N,): the variance of every channel that its mixture misses."""
+    xp = namespace_of(covariance)
+    columns = xp.take(covariance, index, axis=1)
+    kept = xp.take(columns, index, axis=0)
+    return xp.linalg.diagonal(covariance) - xp.sum(mix * (2.0 * columns - mix @ kept), axis=1)
 
 
 def mixing(covariance: Array, keep: NDArray[np.int64], ridge: float = 1e-9) -> Array:
@@ -176,11 +182,11 @@ def mixing(covariance: Array, keep: NDArray[np.int64], ridge: float = 1e-9) -> A
         return xp.zeros((int(covariance.shape[0]), 0), dtype=covariance.dtype)
     index, variance = xp.asarray(keep), xp.linalg.diagonal(covariance)
     size = xp.sqrt(xp.where(variance > 0, variance, xp.ones_like(variance)))
-    mix, missed = _mixed(covariance, index, size, ridge)
+    mix = _mixed(covariance, index, size, ridge)
     least = FAINT * float(np.sqrt(np.median(np.clip(to_numpy(variance), 0.0, None))))
     if bool(xp.any(xp.take(size, index, axis=0) < least)):
-        firm, _ = _mixed(covariance, index, xp.where(size < least, least * xp.ones_like(size), size), ridge)
-        mix = xp.where((missed > EXACT)[:, None], firm, mix)
+        firm = _mixed(covariance, index, xp.where(size < least, least * xp.ones_like(size), size), ridge)
+        mix = xp.where((_missed(covariance, index, mix) > EXACT * variance)[:, None], firm, mix)
     which, place, factor = copied(to_numpy(covariance), keep)
     known, exact = np.zeros((int(mix.shape[0]), 1), dtype=np.bool_), np.zeros(mix.shape)
     known[which], exact[which, place] = True, factor
