@@ -58,6 +58,11 @@ class Solution:
     refined: Mapping[str, Refined] = field(default_factory=dict)
     eigenvector_errors: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=dict)
 
+    @property
+    def by_layer(self) -> dict[str, Fit]:
+        """The fits by reader, of whichever group."""
+        return {name: fit for by_reader in self.fits.values() for name, fit in by_reader.items()}
+
 
 class Strategy(Protocol):
     """One family's answers to one request."""

@@ -142,7 +142,7 @@ def degenerate(summary: SampleSummary, where: str = "the solve", *, counts: bool
 def starved(solution: Solution, problem: Problem) -> list[str]:
     """Re-fits that have fewer different rows than unknowns: they can be met by chance."""
     summary = problem.calibration.samples.summary
-    fits = {name: fit for by_reader in solution.fits.values() for name, fit in by_reader.items()}
+    fits = solution.by_layer
     rows = {name: fit.rows * summary.distinct // max(summary.count, 1) for name, fit in fits.items()}
     short = {name: int(fit.matrix.shape[1]) for name, fit in fits.items() if rows[name] < int(fit.matrix.shape[1])}
     if not short:
@@ -156,7 +156,7 @@ def starved(solution: Solution, problem: Problem) -> list[str]:
 
 def overgrown(solution: Solution, problem: Problem) -> list[str]:
     """Re-fits with weights far beyond any that the layer had: they multiply what hardly varies on these samples."""
-    fits = {name: fit for by_reader in solution.fits.values() for name, fit in by_reader.items()}
+    fits = solution.by_layer
     grown_by = dict[str, tuple[float, float, float]]()
     for name, fit in fits.items():
         was = float(np.abs(stored_weight(problem.graph, problem.dependencies.layer(name))).max(initial=0.0))
@@ -175,7 +175,7 @@ def overgrown(solution: Solution, problem: Problem) -> list[str]:
 
 def still(solution: Solution) -> list[str]:
     """Re-fits whose targets do not vary on the samples: a constant would meet them."""
-    fits = {name: fit for by_reader in solution.fits.values() for name, fit in by_reader.items()}
+    fits = solution.by_layer
     names = [name for name, fit in fits.items() if fit.error != fit.error]
     if not names:
         return []
@@ -190,10 +190,10 @@ def doubts(solution: Solution, problem: Problem) -> list[str]:
     return [*starved(solution, problem), *overgrown(solution, problem), *still(solution)]
 
 
-def of_samples(problem: Problem, solution: Solution) -> list[str]:
-    """What must be known of the samples that a model was solved on."""
+def of_samples(problem: Problem, weak: Sequence[str]) -> list[str]:
+    """What must be known of the samples that a model was solved on; `weak`: the doubts about the solve."""
     summary = problem.calibration.samples.summary
     if all_alike(summary) is not None:
         return degenerate(summary)
     few = few_samples(problem)
-    return [*few, *degenerate(summary, counts=not few), *doubts(solution, problem)]
+    return [*few, *degenerate(summary, counts=not few), *weak]

@@ -113,10 +113,10 @@ def take(step: Step) -> Narrowed:
         strategy.curves if is_drawn else {},
         eigenvalue_shares(problem) if is_drawn and check.has_data else {},
     )
+    weak = doubts(solution, problem)
     return Narrowed(
         check, small, plan, own, groups, skipped, point_of(problem, decision), frontier, healing, notes,
-        doubts(solution, problem), of_samples(problem, solution) if strategy.solves else [],
-        before, size_of(check, small),
+        weak, of_samples(problem, weak) if strategy.solves else [], before, size_of(check, small),
     )  # fmt: skip
 
 
